@@ -1,0 +1,18 @@
+"""Crowd counting by enhanced blockwise classification (arXiv:2403.09281).
+
+``headcount.load("best_mae.pt").count("photo.jpg")`` counts the people in a photo.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["PhotoCounter", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: settings are checked, and refused, before torch is loaded.
+    if name in __all__:
+        from headcount.engine import predict
+
+        return getattr(predict, name)
+    raise AttributeError(f"module 'headcount' has no attribute {name!r}")

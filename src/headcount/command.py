@@ -1,0 +1,324 @@
+"""What train.py and eval.py share: compose, explain what is wrong, name the run, help.
+
+Hydra's own messages do not list what is allowed, so everything that was typed (each job of a
+sweep included) is composed once here, and refused in our words, before torch is loaded.
+"""
+
+import difflib
+import hashlib
+import itertools
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, register_schemas
+
+# Settings that do not change what is learned, and so are no part of a run's name.
+_NOT_IN_NAME = ("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "dataset.root")
+_LONGEST_NAME = 120
+_EXAMPLES = {
+    "train": """
+Train a crowd counter by enhanced blockwise classification (arXiv:2403.09281).
+
+  python train.py                                         the quickstart: generated crowds, nothing to download
+  python train.py dataset=sha model=mobilenet_v2 data_root=~/data      ShanghaiTech part A
+  python train.py dataset=sha model=vgg19 dry_run=true    build everything, say what it costs, stop
+  python train.py -m bins=fine,dynamic,coarse seed=1,2    a sweep of six runs
+  python train.py resume=true                             go on after an interruption, bit for bit
+""",
+    "eval": """
+Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
+
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt split=val
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/last.pt output_dir=/tmp/last
+  python eval.py ckpt=checkpoints/sha/mobilenet_v2_fine/seed1/best_mae.pt data_root=~/data
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt eval.pictures=20
+""",
+}
+_HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
+
+
+def command(task: Callable[[Any], None], script: str) -> None:
+    """Run ``task`` once for each job that was typed on the command line.
+
+    Args:
+        task: called with the typed config (``TrainConfig`` or ``EvalCommandConfig``).
+        script: path of train.py or eval.py; configs/ lies beside it, with a YAML file of its name.
+
+    Exits with status 2 on a :class:`ConfigError`, with a message and no stack trace.
+    """
+    config_name, config_dir = Path(script).stem, Path(script).resolve().parent / "configs"
+    register_schemas()
+    arguments = get_args_parser().parse_args()
+    if arguments.help:
+        print(help_page(config_name, config_dir=config_dir))
+        return
+    failed: list[str] = []
+    names: dict[frozenset[str], str] = {}
+
+    def job(cfg: DictConfig) -> None:
+        typed = HydraConfig.get().overrides.task
+        try:
+            config: Any = OmegaConf.to_object(cfg)
+            if isinstance(config, TrainConfig) and config.run_name == "auto":
+                config.run_name = names[frozenset(typed)]
+            task(config)
+        except ConfigError as error:
+            failed.append(" ".join(typed))
+            print(f"{config_name}.py: {error}", file=sys.stderr)
+
+    try:
+        if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
+            names = _refuse_early(arguments.overrides, bool(arguments.multirun), config_name, config_dir)
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+    except ConfigError as error:
+        print(f"{config_name}.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    if failed:
+        if arguments.multirun:
+            print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
+        sys.exit(2)
+
+
+# ------------------------------------------------------------------------------ composing what was typed
+
+
+def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> DictConfig:
+    """The config that Hydra composes of ``overrides``.
+
+    Raises:
+        ConfigError: names the key, the value, what is allowed, and the nearest match.
+    """
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        try:
+            return hydra.compose(config_name, list(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(_explain(overrides, error, config_name, config_dir)) from error
+
+
+def _refuse_early(
+    overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path
+) -> dict[frozenset[str], str]:
+    """Compose and check every job, and name its run, before the first one starts."""
+    names: dict[frozenset[str], str] = {}
+    for job in _jobs(overrides, multirun, config_name, config_dir):
+        cfg = compose(job, config_name=config_name, config_dir=config_dir)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
+        config = OmegaConf.to_object(cfg)
+        if isinstance(config, TrainConfig):
+            errors = check(config)
+            if multirun and config.runtime.devices > 1:
+                errors.append(
+                    f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the "
+                    "jobs one by one, or each as its own job on a SLURM cluster (hydra/launcher=submitit_slurm)"
+                )
+            if errors:
+                raise ConfigError("\n  ".join(errors))
+            typed = [o for o in job if not o.startswith("hydra")]
+            names[frozenset(typed)] = run_name(typed, config_name=config_name, config_dir=config_dir)
+    return names
+
+
+def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> Iterator[list[str]]:
+    """The overrides of each job: the product of all comma-separated choices of a multirun."""
+    choices: list[list[str]] = []
+    for override in _parse(overrides):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif multirun:
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m, or quote the value")
+    yield from (list(job) for job in itertools.product(*choices))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+            added_or_removed = parsed[-1].is_add() or parsed[-1].is_force_add() or parsed[-1].is_delete()
+            if added_or_removed and not str(parsed[-1].key_or_group).startswith("hydra"):
+                raise ConfigError(
+                    f"{text}: nothing can be added or removed, only set; type key=value without {text[0]!r}"
+                )
+        except HydraException as error:
+            raise ConfigError(
+                f"{text}: cannot be read; type key=value, and put quotes around values that hold "
+                f"spaces, '=', ',' or brackets: {text.partition('=')[0]}=\"'...'\""
+            ) from error
+    return parsed
+
+
+# --------------------------------------------------------------------------------------- explaining
+
+
+def _choices(config_dir: Path) -> dict[str, list[str]]:
+    """The groups and what can be chosen in each: the folders and files of ``config_dir``."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(config_dir.rglob("*.yaml")):
+        group = file.parent.relative_to(config_dir).as_posix()
+        if group != ".":
+            groups.setdefault(group.split("/")[0], []).append(
+                file.relative_to(config_dir / group.split("/")[0]).with_suffix("").as_posix()
+            )
+    return groups
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _explain(overrides: Sequence[str], error: Exception, config_name: str, config_dir: Path) -> str:
+    """Find the override that cannot be, and say what could."""
+    groups = _choices(config_dir)
+    parsed = [o for o in _parse(overrides) if not str(o.key_or_group).startswith("hydra")]
+    good: list[str] = []
+    for override in parsed:
+        key, value = str(override.key_or_group), override.value()
+        if key in groups:
+            if value not in groups[key]:
+                return f"{key}={value}: no such choice; allowed are {', '.join(groups[key])}" + _nearest(
+                    str(value), groups[key]
+                )
+            good.append(str(override.input_line))
+    base = hydra.compose(config_name, good)
+    for override in parsed:
+        key = str(override.key_or_group)
+        if key not in groups and (problem := _problem(base, key, override.value(), groups)):
+            return problem
+    return f"{' '.join(overrides)}: {error}"
+
+
+def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]]) -> str | None:
+    """Why ``key`` cannot be ``value`` in ``base``; None if it can."""
+    node: Any = base
+    path = ""
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            allowed = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
+            where = f"{path} has no {part}" if path else f"there is no setting {part}"
+            return (
+                f"{key}={value}: {where}; allowed are {', '.join(allowed) or 'none'}{_hint(base, path, part, allowed)}"
+            )
+        path = f"{path}.{part}" if path else part
+        parent, node = node, node._get_node(part)
+    try:
+        OmegaConf.update(parent, key.split(".")[-1], value)
+    except OmegaConfBaseException:
+        return f"{key}={value}: {path} takes {_type_words(node)}"
+    return None
+
+
+def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str:
+    """Where a key that ``path`` does not have may be instead."""
+    owners = [kind for kind, schema in SCHEMAS.get(path, {}).items() if hasattr(schema, part)]
+    if owners:
+        return f"; {part} is a setting of {path}={', '.join(owners)}"
+    if near := _nearest(part, allowed):
+        return near
+    inner = [f"{group}.{k}" for group, node in base.items() if isinstance(node, DictConfig) for k in node]
+    same = [key for key in inner if key.split(".")[-1] == part]
+    return f"; did you mean {' or '.join(same)}?" if same else ""
+
+
+def _type_words(node: Any) -> str:
+    reference = node._metadata.ref_type
+    optional = " or null" if node._metadata.optional else ""
+    if isinstance(reference, type) and issubclass(reference, Enum):
+        return "one of " + ", ".join(reference.__members__) + optional
+    if isinstance(node, DictConfig):
+        return "settings of its own (" + ", ".join(f"{node._key()}.{k}" for k in node) + ")"
+    if isinstance(node, ListConfig):
+        return "a list such as [0.5,0.5,0.5]" + optional
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(reference, str(reference)) + optional
+
+
+# -------------------------------------------------------------------------------------------- naming
+
+
+def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> str:
+    """A name for a run: model, bins, and every setting that differs from the defaults.
+
+    Without '=' (Hydra could not read a checkpoint's path), ',' or '/'; names over 120 characters
+    are cut and end in a hash of the whole.
+    """
+    groups = _choices(config_dir)
+    parsed = _parse(overrides)
+    chosen = {str(o.key_or_group): str(o.value()) for o in parsed if str(o.key_or_group) in groups}
+    default_choice = _default_choices(config_name, config_dir)
+    base = compose([f"{k}={v}" for k, v in chosen.items()], config_name=config_name, config_dir=config_dir)
+    full = compose(overrides, config_name=config_name, config_dir=config_dir)
+    parts = [chosen.get("model", default_choice["model"]), chosen.get("bins", default_choice["bins"])]
+    for key, value in sorted(chosen.items()):
+        if key not in ("model", "bins", "dataset", *_NOT_IN_NAME) and value != default_choice.get(key):
+            parts.append(f"{key}-{value}")
+    for override in sorted(parsed, key=lambda o: str(o.key_or_group)):
+        key = str(override.key_or_group)
+        if key in groups or any(key == skip or key.startswith(f"{skip}.") for skip in _NOT_IN_NAME):
+            continue
+        value = OmegaConf.select(full, key)
+        if value != OmegaConf.select(base, key):
+            text = value.name if isinstance(value, Enum) else str(value)
+            parts.append(f"{key}-{Path(text).stem if '/' in text else text}")
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", "_".join(parts)).strip("-")
+    if len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - 9]}-{digest}"
+    return name
+
+
+def _default_choices(config_name: str, config_dir: Path) -> dict[str, str]:
+    """Group -> choice of the defaults list of ``config_name``."""
+    entries = OmegaConf.load(config_dir / f"{config_name}.yaml")["defaults"]
+    return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def help_page(config_name: str, *, config_dir: Path) -> str:
+    """A page for people: what can be chosen, the settings outside the groups, examples."""
+    cfg = compose([], config_name=config_name, config_dir=config_dir)
+    defaults = _default_choices(config_name, config_dir)
+    lines = [_EXAMPLES[config_name].strip(), "", "Choices (the default is marked with *):", ""]
+    for group, names in _choices(config_dir).items():
+        if group in defaults or group == "experiment":
+            marked = [f"{n}*" if n == defaults.get(group) else n for n in names]
+            lines.append(textwrap.fill(f"  {group + '=':<10} {'  '.join(marked)}", 100, subsequent_indent=" " * 13))
+    lines += ["", "Settings:", ""]
+    for key in cfg:
+        if str(key) not in defaults:
+            value = "(needed)" if OmegaConf.is_missing(cfg, key) else cfg[key]
+            lines.append(f"  {key}={'null' if value is None else value}")
+    lines += [
+        "",
+        f"Every setting of every group:  python {config_name}.py --cfg job",
+        f"Only one group:                python {config_name}.py --cfg job --package {next(iter(defaults))}",
+        "Change any of them:            key=value, such as " + "runtime.workers=2",
+        "A sweep:                       -m key=value,value",
+    ]
+    return "\n".join(lines)

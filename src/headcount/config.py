@@ -1,0 +1,526 @@
+"""What can be configured: one dataclass for each config group and kind.
+
+Field docstrings give units. ``check`` collects every error that spans fields. Importing this
+module loads neither torch nor an image library, so that a wrong setting is told at once.
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work, in words for the person who typed them."""
+
+
+def number(default: Any, least: float = 0, most: float = math.inf) -> Any:
+    """A dataclass field whose value :func:`check` holds between ``least`` and ``most``."""
+    return field(default=default, metadata={"allowed": (least, most)})
+
+
+class Outside(Enum):
+    """What training does with an annotation outside its image."""
+
+    clamp = 1
+    drop = 2
+
+
+class Strategy(Enum):
+    """How many integers form a bin."""
+
+    fine = 1
+    dynamic = 2
+    coarse = 3
+
+
+class Last(Enum):
+    """Whether the last bin keeps counts above the maximum or caps them."""
+
+    open = 1
+    clipped = 2
+
+
+class Representatives(Enum):
+    """What a bin stands for: the mean of the blocks in it, or its middle."""
+
+    mean = 1
+    middle = 2
+
+
+class Reduction(Enum):
+    """How the transport term is taken over the images of a batch."""
+
+    mean = 1
+    sum = 2
+
+
+class Algorithm(Enum):
+    """Optimiser."""
+
+    adam = 1
+    adamw = 2
+
+
+class Schedule(Enum):
+    """Shape of the learning rate after warm-up."""
+
+    cosine = 1
+    cosine_restarts = 2
+
+
+class ScheduleStep(Enum):
+    """How often the learning rate moves."""
+
+    step = 1
+    epoch = 2
+
+
+class Accelerator(Enum):
+    """Where tensors live."""
+
+    auto = 1
+    cpu = 2
+    cuda = 3
+
+
+class Precision(Enum):
+    """Arithmetic of the network; losses and evaluation are always float32."""
+
+    float32 = 1
+    bf16 = 2
+    fp16 = 3
+
+
+# ----------------------------------------------------------------------------------------- dataset
+
+
+@dataclass
+class DatasetConfig:
+    """Fields that every dataset has."""
+
+    name: str = MISSING
+    """Name in the table of datasets."""
+    holdout: float = number(0.0, 0, 0.9)
+    """Share of the training images held out to select the checkpoint; 0 selects on the dataset's own split."""
+    outside: Outside = Outside.clamp
+    """Training annotations outside the image: moved onto its border, or dropped. Evaluation counts all."""
+    one_head_per_pixel: bool = False
+    """Keep one head in each pixel, as the released code's density maps do; off: every head counts."""
+    max_train_images: int | None = number(None, 1)
+    """Use the first so many training images; None for all."""
+    max_eval_images: int | None = number(None, 1)
+    """Evaluate the first so many images; None for all."""
+
+
+@dataclass
+class FolderDatasetConfig(DatasetConfig):
+    """A dataset read from its folder as distributed, resized once into a cache."""
+
+    root: str | None = None
+    """The dataset's folder; None looks below ``data_root``."""
+    cache_dir: str = "~/.cache/headcount"
+    """Where resized images go; never the dataset's own folder."""
+    min_side: int = number(448, 1)
+    """Images are enlarged until their short side has this many pixels."""
+    max_side: int | None = number(None, 1)
+    """Images are shrunk until their long side has at most this many pixels; None for no limit."""
+    side_multiple: int = number(32, 1)
+    """Both sides are cut to a multiple of this many pixels."""
+
+
+@dataclass
+class SyntheticConfig(DatasetConfig):
+    """Crowds drawn by code; nothing is downloaded or stored."""
+
+    name: str = "synthetic"
+    train_images: int = number(160, 1)
+    """Number of training images."""
+    val_images: int = number(24, 1)
+    """Number of images that select the checkpoint."""
+    test_images: int = number(48, 1)
+    """Number of images nobody selects on."""
+    width: int = number(384, 32)
+    """Width of an image, pixels."""
+    height: int = number(288, 32)
+    """Height of an image, pixels."""
+    max_people: int = number(150, 1)
+    """Most people in an image."""
+    seed: int = 0
+    """Another seed draws other crowds; independent of the training seed."""
+
+
+# ------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class ModelConfig:
+    """Fields that every model has."""
+
+    stride: ClassVar[int] = 1
+    """Pixels of the input between two features."""
+    name: str = MISSING
+    """Name of the architecture."""
+    mean: list[float] | None = None
+    """Mean of the red, green, blue input, in 0 to 1; None takes what the weights were trained with."""
+    std: list[float] | None = None
+    """Standard deviation of the input, in 0 to 1; None takes what the weights were trained with."""
+
+
+@dataclass
+class TinyConfig(ModelConfig):
+    """A small network that trains from nothing in seconds."""
+
+    stride: ClassVar[int] = 8
+    name: str = "tiny"
+    width: int = number(32, 4)
+    """Channels of the widest layers."""
+
+
+@dataclass
+class MobileNetV2Config(ModelConfig):
+    """torchvision's MobileNetV2 at stride 16."""
+
+    stride: ClassVar[int] = 16
+    name: str = "mobilenet_v2"
+    weights: str = "imagenet"
+    """``imagenet`` (downloaded once), ``none``, or the path of a state dict."""
+    stage: int = 320
+    """Channels of the last stage kept: 320 (its stride set to 1) or 160 (likewise)."""
+
+
+@dataclass
+class VGG19Config(ModelConfig):
+    """VGG19 with DM-Count's decoder, stride 16 up-sampled to 8."""
+
+    stride: ClassVar[int] = 16
+    name: str = "vgg19"
+    weights: str = "imagenet"
+    """``imagenet`` (downloaded once), ``none``, or the path of a state dict."""
+
+
+# -------------------------------------------------------------------------------------------- bins
+
+
+@dataclass
+class BinsConfig:
+    """Blocks and the bins of their counts."""
+
+    strategy: Strategy = Strategy.fine
+    """One integer a bin, two for large counts, or two for all but 0."""
+    block_size: int = number(8, 1)
+    """Side of a block, pixels (the paper's r)."""
+    min_head_px: int = number(4, 1)
+    """Side of the smallest head that can be recognised, pixels (the paper's s)."""
+    max_count: int | None = number(None, 1)
+    """Largest count with a meaning of its own; None gives (block_size // min_head_px)^2."""
+    last: Last = Last.open
+    """The last bin keeps counts above the maximum (released code) or caps labels at it (paper)."""
+    representatives: Representatives = Representatives.mean
+    """What a bin stands for: the mean of its training blocks, or its middle."""
+
+    @property
+    def m(self) -> int:
+        """The maximum count of a block, m = (r // s)^2 unless set (arXiv:2403.09281, III-A.2)."""
+        return self.max_count if self.max_count is not None else (self.block_size // self.min_head_px) ** 2
+
+
+# ----------------------------------------------------------------------------------------- augment
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training images (arXiv:2403.09281, section IV)."""
+
+    name: str = "ebc"
+    crop_size: int = number(224, 1)
+    """Side of a training crop, pixels; a multiple of the block size."""
+    min_scale: float = number(1.0, 0.05)
+    """Least side of the window that is cut out, in crop sizes; below 1 enlarges heads."""
+    max_scale: float = number(2.0, 0.05)
+    """Greatest side of the window that is cut out, in crop sizes; above 1 shrinks heads."""
+    flip: float = number(0.5, 0, 1)
+    """Probability of a left-right flip."""
+    jitter: float = number(0.1, 0, 1)
+    """Range of brightness, contrast and saturation changes, as a share."""
+    jitter_probability: float = number(0.2, 0, 1)
+    blur_size: int = number(5, 1)
+    """Side of the Gaussian blur's kernel, pixels, odd."""
+    blur_probability: float = number(0.2, 0, 1)
+    salt_pepper: float = number(1e-3, 0, 1)
+    """Share of pixels turned white, and as many black."""
+    salt_pepper_probability: float = number(0.5, 0, 1)
+
+
+# -------------------------------------------------------------------------------------------- loss
+
+
+@dataclass
+class TransportConfig:
+    """DM-Count's loss: optimal transport, total variation, count (arXiv:2009.13077)."""
+
+    ot_weight: float = number(0.8, 0)
+    """Weight of the transport term; 0.8 averaged equals the released 0.1 summed over 8 images."""
+    ot_reduction: Reduction = Reduction.mean
+    """Over the images of a batch: ``mean`` is independent of its size, ``sum`` is the released form."""
+    tv_weight: float = number(0.01, 0)
+    """Weight of the total-variation term."""
+    count_weight: float = number(1.0, 0)
+    """Weight of the absolute count error."""
+    regularisation: float = number(10.0, 0.001)
+    """Entropic regularisation, squared pixels."""
+    iterations: int = number(100, 1)
+    """Sinkhorn iterations; a published number needs exactly 100."""
+
+
+@dataclass
+class LossConfig:
+    """Fields that every loss has."""
+
+    name: str = MISSING
+
+
+@dataclass
+class DaceConfig(LossConfig):
+    """Cross-entropy over bins plus a count loss (arXiv:2403.09281, equation 3)."""
+
+    name: str = "dace"
+    weight: float = number(1.0, 0)
+    """Weight of the count loss (the paper's lambda)."""
+    transport: TransportConfig = field(default_factory=TransportConfig)
+
+
+# ------------------------------------------------------------------------------------------- optim
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser, learning rate, gradient clipping, weight averaging."""
+
+    algorithm: Algorithm = Algorithm.adam
+    lr: float = number(1e-4, 1e-12)
+    """Peak learning rate."""
+    weight_decay: float = number(1e-4, 0)
+    """Adam adds it to the gradient (L2), AdamW shrinks the weights."""
+    schedule: Schedule = Schedule.cosine_restarts
+    step: ScheduleStep = ScheduleStep.epoch
+    """The learning rate moves at every optimiser step, or once an epoch (released code)."""
+    warmup_epochs: float = number(0.0, 0)
+    """Epochs of linear warm-up from ``warmup_lr``."""
+    warmup_lr: float = number(1e-6, 0)
+    """Learning rate at the start of the warm-up."""
+    min_lr: float = number(1e-7, 0)
+    """Learning rate at the end of each cosine."""
+    restart_epochs: int = number(5, 1)
+    """Length of the first cosine with restarts, epochs (T_0)."""
+    restart_factor: int = number(2, 1)
+    """Each next cosine is so many times as long (T_mult)."""
+    max_grad_norm: float | None = number(None, 1e-06)
+    """Gradients are scaled down to this L2 norm; None leaves them."""
+    ema_decay: float | None = number(None, 0, 0.999999)
+    """Weights are averaged with this decay a step, and the average is evaluated; None does not average."""
+
+
+# ---------------------------------------------------------------------------- evaluation and runtime
+
+
+@dataclass
+class EvalConfig:
+    """How an image is evaluated, and what is written."""
+
+    name: str = "whole_image"
+    pictures: int = number(6, 0)
+    """Images drawn with truth and prediction side by side, worst errors first; 0 draws none."""
+
+
+@dataclass
+class RuntimeConfig:
+    """Processes, devices, arithmetic."""
+
+    accelerator: Accelerator = Accelerator.auto
+    devices: int = number(1, 1)
+    """Processes; each holds one device (or a share of the CPU) and one part of the batch."""
+    precision: Precision = Precision.float32
+    workers: int = number(1, 0)
+    """Processes that load images, for each training process; 0 loads in the training process."""
+    channels_last: bool = True
+    """Memory layout of the network; faster on most machines, same numbers to rounding."""
+
+
+# ------------------------------------------------------------------------------------------- whole
+
+
+@dataclass
+class TrainConfig:
+    """Everything a training run depends on; written beside its results."""
+
+    dataset: DatasetConfig = MISSING
+    model: ModelConfig = MISSING
+    bins: BinsConfig = MISSING
+    augment: AugmentConfig = MISSING
+    loss: LossConfig = MISSING
+    optim: OptimConfig = MISSING
+    eval: EvalConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    scale: str = "small"
+    """Which set of sizes was chosen; recorded, so that a shrunk run cannot pass for a full one."""
+    epochs: int = number(40, 1)
+    """Passes over the training images."""
+    batch_size: int = number(8, 1)
+    """Crops an optimiser step, over all processes."""
+    eval_every_epochs: int = number(5, 1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    seed: int = 1
+    """Seed of weights, order and augmentation."""
+    data_root: str | None = None
+    """Folder of the datasets; None takes the environment variable HEADCOUNT_DATA."""
+    output_dir: str = "checkpoints"
+    """Where runs go: <output_dir>/<dataset>/<run name>/seed<seed>."""
+    run_name: str = "auto"
+    """``auto`` names the run by model, bins and every setting that differs from the defaults."""
+    resume: bool = False
+    """Go on from last.pt of the same run directory."""
+    dry_run: bool = False
+    """Build everything, print a summary, stop."""
+    expected: dict[str, Any] | None = None
+    """Published result of this experiment: mae, rmse, source."""
+
+
+@dataclass
+class EvalCommandConfig:
+    """What ``eval.py`` reads; everything else comes from the checkpoint."""
+
+    ckpt: str = MISSING
+    """The checkpoint's file."""
+    split: str = "test"
+    """Which images: train, val or test, as far as the dataset has them."""
+    data_root: str | None = None
+    """Folder of the datasets; None takes the environment variable HEADCOUNT_DATA."""
+    max_images: int | None = number(None, 1)
+    """Evaluate the first so many images; None for all."""
+    output_dir: str | None = None
+    """Where results go; None writes to eval/<dataset>_<split> beside the checkpoint."""
+    eval: EvalConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+
+
+# Every kind of every group. The YAML of a choice names its kind in its defaults list.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "dataset": {"folder": FolderDatasetConfig, "synthetic": SyntheticConfig},
+    "model": {"tiny": TinyConfig, "mobilenet_v2": MobileNetV2Config, "vgg19": VGG19Config},
+    "bins": {"bins": BinsConfig},
+    "augment": {"ebc": AugmentConfig},
+    "loss": {"dace": DaceConfig},
+    "optim": {"optim": OptimConfig},
+    "eval": {"whole_image": EvalConfig},
+    "runtime": {"runtime": RuntimeConfig},
+}
+
+
+def register_schemas() -> None:
+    """Put every schema where the YAML files find it: ``/schema/<group>/<kind>``."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=TrainConfig)
+    store.store(group="schema", name="eval", node=EvalCommandConfig)
+    for group, kinds in SCHEMAS.items():
+        for kind, node in kinds.items():
+            store.store(group=f"schema/{group}", name=kind, node=node)
+
+
+# ---------------------------------------------------------------------------------- plain and back
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain values, with the kind of each group, for a checkpoint or a file."""
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
+    kinds = {}
+    for group, schemas in SCHEMAS.items():
+        node_type = type(getattr(config, group))
+        kinds[group] = next(kind for kind, schema in schemas.items() if schema is node_type)
+    return {"kinds": kinds, **plain}
+
+
+def from_plain(plain: dict[str, Any]) -> TrainConfig:
+    """The config that :func:`to_plain` wrote.
+
+    Raises:
+        ConfigError: if a key or value is none of this version's.
+    """
+    values = {k: v for k, v in plain.items() if k != "kinds"}
+    try:
+        config = OmegaConf.structured(TrainConfig)
+        for group, kind in plain["kinds"].items():
+            config[group] = OmegaConf.structured(SCHEMAS[group][kind])
+        return OmegaConf.to_object(OmegaConf.merge(config, values))  # type: ignore[return-value]
+    except (OmegaConfBaseException, KeyError) as error:
+        raise ConfigError(f"this configuration was written by another version of headcount: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------ checks
+
+
+def _range_errors(config: Any, path: str) -> list[str]:
+    """Numbers outside what their field's metadata allows, for a dataclass and those inside it."""
+    errors = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        key = f"{path}{item.name}"
+        if dataclasses.is_dataclass(value):
+            errors += _range_errors(value, f"{key}.")
+        elif value is not None and (allowed := item.metadata.get("allowed")):
+            least, most = allowed
+            if not least <= value <= most:
+                limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+                errors.append(f"{key}={value}: must be {limits}")
+    return errors
+
+
+def check(config: TrainConfig) -> list[str]:
+    """Every error of a training config that its types do not catch, one line each."""
+    errors = _range_errors(config, "")
+    if errors:  # the checks below divide by these numbers
+        return errors
+    block, crop = config.bins.block_size, config.augment.crop_size
+    if config.bins.m < 1:
+        errors.append(
+            f"bins.min_head_px={config.bins.min_head_px}: must be at most bins.block_size={block}; "
+            "or set bins.max_count"
+        )
+    step = math.lcm(block, config.model.stride)
+    if crop % step:
+        near = max(crop // step, 1) * step
+        errors.append(
+            f"augment.crop_size={crop}: must be a multiple of {step} (blocks of {block} px, "
+            f"{config.model.name} works at stride {config.model.stride}); nearest below or at: {near}"
+        )
+    if config.augment.min_scale > config.augment.max_scale:
+        errors.append(
+            f"augment.min_scale={config.augment.min_scale}: must not exceed "
+            f"augment.max_scale={config.augment.max_scale}"
+        )
+    if config.augment.blur_size % 2 == 0:
+        errors.append(f"augment.blur_size={config.augment.blur_size}: must be odd")
+    if config.batch_size % config.runtime.devices:
+        errors.append(
+            f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
+            "so that every process gets as many images"
+        )
+    for name, values in (("mean", config.model.mean), ("std", config.model.std)):
+        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+            errors.append(
+                f"model.{name}={values}: must be three numbers (red, green, blue){', above 0' * (name == 'std')}"
+            )
+    if isinstance(config.model, MobileNetV2Config) and config.model.stage not in (160, 320):
+        errors.append(f"model.stage={config.model.stage}: must be 160 or 320")
+    weights = getattr(config.model, "weights", "none")
+    if weights not in ("imagenet", "none") and not os.path.isfile(os.path.expanduser(weights)):
+        errors.append(f"model.weights={weights}: no such file; allowed are imagenet, none, or the path of a state dict")
+    if config.optim.warmup_epochs >= config.epochs:
+        errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
+    return errors

@@ -1,0 +1,17 @@
+"""Train a counter: ``python train.py dataset=sha model=mobilenet_v2``; ``--help`` lists the choices."""
+
+from headcount.command import command
+from headcount.config import TrainConfig
+
+
+def main(config: TrainConfig) -> None:  # noqa: D103
+    from headcount.report.pictures import curve_picture, density_picture
+
+    from headcount.engine.train import train  # loads torch: only once the settings are known to be good
+
+    if run := train(config, draw=density_picture):
+        curve_picture(run.metrics, run.folder / "curves.png")
+
+
+if __name__ == "__main__":
+    command(main, __file__)
