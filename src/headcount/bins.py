@@ -31,8 +31,8 @@ def integer_bins(strategy: Strategy, m: int) -> list[tuple[float, float]]:
     if m < 1:
         raise ValueError(f"the maximum count of a block is {m}, but bins need at least 1")
     pairs_from = {Strategy.fine: m, Strategy.dynamic: math.ceil(m / 2), Strategy.coarse: 1}[strategy]
-    bins: list[tuple[float, float]] = [(k, k) for k in range(pairs_from)]
-    first = pairs_from
+    bins = [(float(k), float(k)) for k in range(pairs_from)]
+    first = float(pairs_from)
     while strategy is not Strategy.fine and first + 1 < m:
         bins.append((first, first + 1))
         first += 2
@@ -134,12 +134,15 @@ class CountBins:
             for low, high in self.edges
         ]
 
+    def shares(self, histogram: Mapping[int, int]) -> list[float]:
+        """The share of the blocks of ``histogram`` that falls in each bin."""
+        total = max(sum(histogram.values()), 1)
+        return [sum(n for c, n in histogram.items() if low <= c <= high) / total for low, high in self.edges]
+
     def describe(self, histogram: Mapping[int, int]) -> str:
         """A table for people: each bin, its representative count and its share of the blocks."""
-        total = max(sum(histogram.values()), 1)
         rows = [f"{'bin':>10}  {'stands for':>10}  {'blocks':>9}"]
-        for name, value, (low, high) in zip(self.names(), self.representatives, self.edges, strict=True):
-            share = sum(n for c, n in histogram.items() if low <= c <= high) / total
+        for name, value, share in zip(self.names(), self.representatives, self.shares(histogram), strict=True):
             rows.append(f"{name:>10}  {value:>10.4f}  {share:>9.4%}")
         return "\n".join(rows)
 

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, register_schemas
 
 # Settings that do not change what is learned, and so are no part of a run's name.
-_NOT_IN_NAME = ("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "dataset.root")
+_NOT_IN_NAME = ("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "dataset.root", "dataset.cache_dir")
 _LONGEST_NAME = 120
 _EXAMPLES = {
     "train": """
@@ -105,6 +105,7 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
         ConfigError: names the key, the value, what is allowed, and the nearest match.
     """
     register_schemas()
+    _parse(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
@@ -269,12 +270,15 @@ def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) ->
     groups = _choices(config_dir)
     parsed = _parse(overrides)
     chosen = {str(o.key_or_group): str(o.value()) for o in parsed if str(o.key_or_group) in groups}
-    default_choice = _default_choices(config_name, config_dir)
+    default = _default_choices(config_name, config_dir)
     base = compose([f"{k}={v}" for k, v in chosen.items()], config_name=config_name, config_dir=config_dir)
     full = compose(overrides, config_name=config_name, config_dir=config_dir)
-    parts = [chosen.get("model", default_choice["model"]), chosen.get("bins", default_choice["bins"])]
+    # An experiment chooses its own model and bins: its name says which.
+    named = [] if "experiment" in chosen else ["model", "bins"]
+    parts = [chosen.get(group, default[group]) for group in named]
+    parts += [chosen["experiment"]] if "experiment" in chosen else []
     for key, value in sorted(chosen.items()):
-        if key not in ("model", "bins", "dataset", *_NOT_IN_NAME) and value != default_choice.get(key):
+        if key not in (*named, "experiment", "dataset", *_NOT_IN_NAME) and (not named or value != default[key]):
             parts.append(f"{key}-{value}")
     for override in sorted(parsed, key=lambda o: str(o.key_or_group)):
         key = str(override.key_or_group)
@@ -283,8 +287,8 @@ def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) ->
         value = OmegaConf.select(full, key)
         if value != OmegaConf.select(base, key):
             text = value.name if isinstance(value, Enum) else str(value)
-            parts.append(f"{key}-{Path(text).stem if '/' in text else text}")
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", "_".join(parts)).strip("-")
+            parts.append(f"{key}-{Path(text).stem if '/' in text else text.strip('[]')}")
+    name = re.sub(r"[^A-Za-z0-9._+]+", "-", "_".join(parts))
     if len(name) > _LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST_NAME - 9]}-{digest}"

@@ -171,6 +171,8 @@ class ModelConfig:
     """Mean of the red, green, blue input, in 0 to 1; None takes what the weights were trained with."""
     std: list[float] | None = None
     """Standard deviation of the input, in 0 to 1; None takes what the weights were trained with."""
+    prior_bias: bool = True
+    """Start the head at the share of training blocks in each bin; off (released code) at about equal shares."""
 
 
 @dataclass

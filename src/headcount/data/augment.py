@@ -1,0 +1,166 @@
+"""Random changes to a training image and its heads (arXiv:2403.09281, section IV).
+
+A square window is cut out and resized, which changes the heads' size; then flip, colour jitter,
+blur, salt and pepper. The pixels are torchvision's business, the points ours: its key points are
+mirrored to W - 1 - x and cut to integers. Images stay bytes throughout; the model normalises them
+on its device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torchvision.transforms.v2.functional as pixels
+from jaxtyping import Float, UInt8
+from torch import Generator, Tensor
+from torchvision.transforms import InterpolationMode
+
+from headcount.config import AugmentConfig, ConfigError
+from headcount.data import points as heads
+
+Image = UInt8[Tensor, "3 height width"]
+Window = UInt8[Tensor, "3 window window"]
+Crop = UInt8[Tensor, "3 side side"]
+Points = Float[Tensor, "_ 2"]
+
+BLUR_SIGMA = (0.1, 5.0)  # Range of the Gaussian blur's standard deviation, pixels.
+
+
+@dataclass(frozen=True)
+class TrainAugment:
+    """The paper's augmentation; the fields are those of ``AugmentConfig``."""
+
+    crop_size: int
+    min_scale: float = 1.0
+    max_scale: float = 2.0
+    flip: float = 0.5
+    jitter: float = 0.1
+    jitter_probability: float = 0.2
+    blur_size: int = 5
+    blur_probability: float = 0.2
+    salt_pepper: float = 1e-3
+    salt_pepper_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.crop_size < 1:
+            raise ConfigError(f"augment.crop_size is {self.crop_size}, but must be at least 1 pixel")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ConfigError(f"augment needs 0 < min_scale <= max_scale, got {self.min_scale} and {self.max_scale}")
+        if self.blur_size % 2 == 0 or not 1 <= self.blur_size <= self.crop_size:
+            raise ConfigError(f"augment.blur_size is {self.blur_size}, but must be odd and at most the crop_size")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"augment.jitter is {self.jitter}, but must lie in [0, 1)")
+        if not 0 <= self.salt_pepper <= 0.5:
+            raise ConfigError(f"augment.salt_pepper is {self.salt_pepper}, but must lie in [0, 0.5]")
+        for name in ("flip", "jitter_probability", "blur_probability", "salt_pepper_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}, but a probability lies in [0, 1]")
+
+    def __call__(self, image: Image, points: Points, generator: Generator) -> tuple[Crop, Points]:
+        """One random version of an image, ``crop_size`` x ``crop_size``.
+
+        Args:
+            points: inside the image; those the window cuts off are dropped.
+            generator: the only source of chance.
+        """
+        image, points = random_window(image, points, self.crop_size, self.min_scale, self.max_scale, generator)
+        image, points = resize(image, points, self.crop_size)
+        if happens(self.flip, generator):
+            image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
+        if happens(self.jitter_probability, generator):
+            image = jitter_colours(image, self.jitter, generator)
+        if happens(self.blur_probability, generator):
+            image = blur(image, self.blur_size, generator)
+        if happens(self.salt_pepper_probability, generator):
+            image = salt_and_pepper(image, self.salt_pepper, generator)
+        return image, points
+
+
+def build_augment(config: AugmentConfig) -> TrainAugment:
+    """The augmentation a config describes."""
+    return TrainAugment(
+        crop_size=config.crop_size,
+        min_scale=config.min_scale,
+        max_scale=config.max_scale,
+        flip=config.flip,
+        jitter=config.jitter,
+        jitter_probability=config.jitter_probability,
+        blur_size=config.blur_size,
+        blur_probability=config.blur_probability,
+        salt_pepper=config.salt_pepper,
+        salt_pepper_probability=config.salt_pepper_probability,
+    )
+
+
+def happens(probability: float, generator: Generator) -> bool:
+    """Whether an event of that probability happens this time."""
+    return uniform(0.0, 1.0, generator) < probability
+
+
+def uniform(low: float, high: float, generator: Generator) -> float:
+    """A number drawn evenly from [low, high)."""
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def random_window(
+    image: Image, points: Points, crop_size: int, min_scale: float, max_scale: float, generator: Generator
+) -> tuple[Window, Points]:
+    """Cut out a square of ``crop_size`` times a random factor, at most the image's short side."""
+    # Released code: enlarges an image smaller than the window, cuts, and shrinks again; here: the
+    # largest square of it, which shows nearly the same in one resampling.
+    height, width = image.shape[1:]
+    side = max(1, min(int(crop_size * uniform(min_scale, max_scale, generator)), height, width))
+    top = int(torch.randint(height - side + 1, (), generator=generator))
+    left = int(torch.randint(width - side + 1, (), generator=generator))
+    kept, _ = heads.crop(points, left=left, top=top, width=side, height=side)
+    return image[:, top : top + side, left : left + side], kept
+
+
+def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
+    """Resize a square image to ``side`` x ``side``; overshoot of the bicubic kernel is clamped."""
+    size = image.shape[2], image.shape[1]
+    image = pixels.resize(image, [side, side], InterpolationMode.BICUBIC, antialias=True)
+    return image, heads.scale(points, from_size=size, to_size=(side, side))
+
+
+def jitter_colours(image: Image, amount: float, generator: Generator) -> Image:
+    """Brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount)."""
+    changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
+    for k in torch.randperm(len(changes), generator=generator).tolist():
+        image = changes[k](image, uniform(1 - amount, 1 + amount, generator))
+    return image
+
+
+def blur(image: Image, size: int, generator: Generator) -> Image:
+    """Gaussian blur with a kernel of ``size`` pixels and a random standard deviation."""
+    # Released code: passes the range of sigma where torchvision expects (sigma_x, sigma_y), so
+    # that images are smeared vertically only; here: one sigma from that range, for both.
+    sigma = uniform(*BLUR_SIGMA, generator)
+    radius = size // 2
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    # In steps of 1/128, which 16-bit integers hold exactly: a fifth of the time of torchvision's
+    # blur in floats, and within three grey levels of it even on white noise.
+    weights = (128 * kernel / kernel.sum()).round().int().tolist()
+    weights[radius] += 128 - sum(weights)
+    result = image.permute(1, 2, 0)
+    for axis in (0, 1):
+        n = result.shape[axis]
+        before, after = result.narrow(axis, 1, radius), result.narrow(axis, n - 1 - radius, radius)
+        mirrored = torch.cat([before.flip(axis), result, after.flip(axis)], axis).short()
+        total = mirrored.narrow(axis, radius, n) * weights[radius]
+        for k in range(radius):
+            total.add_(mirrored.narrow(axis, k, n), alpha=weights[k])
+            total.add_(mirrored.narrow(axis, 2 * radius - k, n), alpha=weights[k])
+        result = total.add_(64).bitwise_right_shift_(7).to(torch.uint8)
+    return result.permute(2, 0, 1)
+
+
+def salt_and_pepper(image: Image, share: float, generator: Generator) -> Image:
+    """Turn ``share`` of the pixels white and as many black."""
+    # Released code: each channel on its own, which gives coloured dots; here: whole pixels, as
+    # salt and pepper are; the share of changed values is the same.
+    height, width = image.shape[1:]
+    spots = torch.randint(height * width, (2, round(share * height * width)), generator=generator)
+    image = image.clone()
+    for value, spot in zip((255, 0), spots, strict=True):
+        image[:, spot // width, spot % width] = value
+    return image

@@ -1,0 +1,132 @@
+"""Processes, devices, arithmetic and seeds: the only file that knows of them.
+
+A thin layer over Lightning Fabric. The rest of the package sees one process that may be one of
+several, and asks this object for sums over all of them.
+"""
+
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from headcount.config import Accelerator, ConfigError, Precision, RuntimeConfig
+from headcount.types import Batch
+
+T = TypeVar("T")
+
+_PRECISION = {Precision.float32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+
+
+class Runtime:
+    """The processes of one run.
+
+    Attributes:
+        rank, world: this process and how many there are.
+        is_main: whether this process writes files and talks.
+        device: where this process computes.
+    """
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        """Start the processes (for ``devices`` > 1, by running the same command again).
+
+        Raises:
+            ConfigError: if the machine lacks what was asked for.
+        """
+        gpus = torch.cuda.device_count()
+        on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
+        if on_gpu and gpus < config.devices:
+            raise ConfigError(
+                f"runtime.devices={config.devices}: this machine has {gpus} GPUs; "
+                "ask for as many, or set runtime.accelerator=cpu"
+            )
+        self.fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=config.devices,
+            strategy="ddp" if config.devices > 1 else "auto",
+            precision=_PRECISION[config.precision],  # type: ignore[arg-type]
+        )
+        self.fabric.launch()
+        self.rank = self.fabric.global_rank
+        self.world = self.fabric.world_size
+        self.is_main = self.rank == 0
+        self.device = self.fabric.device
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+
+    def seed(self, seed: int, epoch: int = 0) -> None:
+        """Reseed every global generator from (seed, epoch, rank), so that a resumed run repeats."""
+        value = int(np.random.SeedSequence((seed, epoch, self.rank)).generate_state(1)[0])
+        random.seed(value)
+        np.random.seed(value)  # noqa: NPY002  libraries may still draw from the global generator
+        torch.manual_seed(value)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        """Put both on the device, and behind the processes and the precision."""
+        return self.fabric.setup(model.to(memory_format=self.memory_format), optimizer)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Put a model that is only evaluated on the device."""
+        return model.to(device=self.device, memory_format=self.memory_format)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on this process's device."""
+        return batch.to(self.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``, averaged over the processes."""
+        self.fabric.backward(loss)
+
+    def clip_gradients(self, model: nn.Module, optimizer: Optimizer, max_norm: float | None) -> None:
+        """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them."""
+        if max_norm is not None:
+            # A non-finite norm is not an error here: the loop reports the files of the batch.
+            self.fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all processes, in the order of their ranks, on every process."""
+        if self.world == 1:
+            return list(items)
+        gathered: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(gathered, list(items))
+        return [item for part in gathered for item in part]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes, in float64 on the host."""
+        total = torch.tensor(list(values), dtype=torch.float64)
+        return [sum(parts) for parts in zip(*_split(self.gather(total.tolist()), self.world), strict=True)]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.fabric.barrier()
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Let the main process go through a block before the others (to fill a cache once)."""
+        if self.world == 1:
+            return nullcontext()
+        return self.fabric.rank_zero_first()
+
+    def scaler_state(self) -> dict[str, Any]:
+        """State of the gradient scaler (fp16 alone has one), which Fabric does not save."""
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        return scaler.state_dict() if scaler is not None else {}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`scaler_state` gave."""
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        if scaler is not None and state:
+            scaler.load_state_dict(state)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside what :meth:`Runtime.setup` returned."""
+    return getattr(model, "_original_module", model)
+
+
+def _split(values: list[T], parts: int) -> list[list[T]]:
+    size = len(values) // parts
+    return [values[i * size : (i + 1) * size] for i in range(parts)]

@@ -1,0 +1,71 @@
+"""What a run is about to do, in a page: data, bins, network, the cost of one step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from headcount.bins import CountBins
+from headcount.config import TrainConfig
+from headcount.data.datasets import CrowdDataset
+from headcount.models.counter import Counter
+from headcount.types import Batch
+
+
+def summarise(
+    config: TrainConfig,
+    train: CrowdDataset,
+    select: CrowdDataset,
+    selection: str,
+    bins: CountBins,
+    histogram: Mapping[int, int],
+    counter: Counter,
+    loss_fn: Callable[..., Any],
+) -> str:
+    """Text for people. With ``dry_run`` one small step is run to measure its cost."""
+    total = sum(p.numel() for p in counter.parameters())
+    trainable = sum(p.numel() for p in counter.parameters() if p.requires_grad)
+    dataset = config.dataset.name
+    lines = [
+        f"data: {dataset}, {len(train)} training images; the best checkpoint is selected on {len(select)} "
+        f"images of '{selection}'" + (" (the split the field reports: no unseen data remain)" * (selection == "test")),
+        *train.report(),
+        f"bins: blocks of {bins.block_size} px, m = {config.bins.m}",
+        bins.describe(histogram),
+        f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
+    ]
+    if config.dry_run:
+        macs, saved = step_cost(counter, loss_fn, crop=config.augment.crop_size)
+        lines.append(
+            f"step: {config.batch_size} crops of {config.augment.crop_size} px: "
+            f"{macs * config.batch_size / 1e9:.1f} GMACs forward, about {saved * config.batch_size / 2**20:,.0f} MiB of activations kept for backward, "
+            f"{4 * trainable * 4 / 2**20:,.0f} MiB of weights, gradients and Adam's moments"
+        )
+    return "\n".join(lines)
+
+
+def step_cost(counter: Counter, loss_fn: Callable[..., Any], *, crop: int) -> tuple[int, int]:
+    """Multiply-accumulates of one crop's forward pass, and bytes kept for its backward pass."""
+    counter.train()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameters = {p.untyped_storage().data_ptr() for p in counter.parameters()}
+    device = counter.mean.device
+    state = {k: v.clone() for k, v in counter.state_dict().items()}  # BatchNorm counts this pass
+    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Two images: BatchNorm needs more than one value a channel.
+        images = torch.zeros(2, 3, crop, crop, dtype=torch.uint8, device=device)
+        prediction = counter(images)
+        batch = Batch(images, [torch.zeros(0, 2)] * 2, torch.zeros_like(prediction.block_counts), ["", ""])
+        loss_fn(prediction, batch)
+    counter.load_state_dict(state)
+    saved = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    return flops.get_total_flops() // 2 // 2, saved // 2

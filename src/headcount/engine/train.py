@@ -1,0 +1,326 @@
+"""Training: ``train`` builds everything a config names, ``fit`` is the loop."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from headcount.bins import CountBins
+from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.data.augment import build_augment
+from headcount.data.datasets import CrowdDataset, open_split, selection_split, block_histogram
+from headcount.data.loading import TrainLoader, build_train_loader
+from headcount.engine import checkpoint
+from headcount.engine.evaluate import evaluate
+from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
+from headcount.engine.records import Meter, NoRecords, Records, read_metrics
+from headcount.engine.runtime import Runtime, unwrap
+from headcount.engine.summary import summarise
+from headcount.losses.build import build_loss
+from headcount.models.build import build_model
+from headcount.types import Batch, BlockPrediction, Evaluation, LossTerms, Sample
+
+Loss = Callable[[BlockPrediction, Batch], LossTerms]
+Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
+"""(sample, expected heads in each block, block size) -> picture (3, height, width) in bytes."""
+
+# Steps between looks at the loss: each look waits for the device.
+_LOOK_EVERY = 10
+# Evaluation images drawn into TensorBoard.
+_PICTURES = 3
+
+
+@dataclass
+class Data:
+    """What a run trains on, and what selects its checkpoint."""
+
+    train: CrowdDataset
+    loader: TrainLoader
+    select: CrowdDataset
+    selection: str
+    """Name of the split that selects; written into every record."""
+
+
+@dataclass
+class State:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    best: dict[str, Any] | None = None
+    """Epoch, MAE, RMSE and NAE of the best evaluation."""
+
+
+@dataclass
+class Run:
+    """What a training run leaves behind."""
+
+    folder: Path
+    metrics: list[dict[str, Any]]
+    """The records of metrics.jsonl, one an epoch."""
+
+
+def fit(
+    runtime: Runtime,
+    model: nn.Module,
+    loss_fn: Loss,
+    optimizer: Optimizer,
+    schedule: LearningRate,
+    average: WeightAverage | NoAverage,
+    data: Data,
+    config: TrainConfig,
+    state: State,
+    records: Records | NoRecords,
+    save: Callable[[State, bool], None],
+    draw: Draw | None,
+) -> None:
+    """Train from ``state.epoch`` to ``config.epochs``; save at each epoch's end.
+
+    Raises:
+        FloatingPointError: at a loss that is not finite; names the files of the batch.
+    """
+    progress = _progress_bar(runtime, data, config, state)
+    for epoch in range(state.epoch, config.epochs):
+        runtime.seed(config.seed, epoch)
+        model.train()
+        meter = Meter()
+        for batch in data.loader.epoch(epoch):
+            batch = runtime.to_device(batch)
+            prediction = model(batch.images)
+            loss = loss_fn(prediction, batch)  # float32, outside autocast
+            runtime.backward(loss.total)
+            runtime.clip_gradients(model, optimizer, config.optim.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            average.update(unwrap(model))
+            meter.add(loss, prediction, batch)  # no device sync here
+            progress.update(len(batch.names) * runtime.world)
+            if meter.steps % _LOOK_EVERY == 0:
+                progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.look()}")
+        state.epoch = epoch + 1
+        record = {"epoch": state.epoch, "lr": schedule.value, **meter.close(runtime)}
+        best = False
+        if state.epoch % config.eval_every_epochs == 0 or state.epoch == config.epochs:
+            evaluation = evaluate(
+                runtime, average.evaluated(unwrap(model)), data.select, workers=config.runtime.workers
+            )
+            record |= evaluation_record(evaluation, data.selection)
+            best = state.best is None or evaluation.errors.mae < state.best["mae"]
+            if best:
+                state.best = {"epoch": state.epoch, **dataclasses.asdict(evaluation.errors)}
+            records.pictures(_pictures(draw, data.select, evaluation, config), state.epoch)
+            if runtime.is_main:
+                progress.write(_evaluation_line(evaluation, state, data.selection), file=sys.stderr)
+        records.write(record)
+        save(state, best)
+    progress.close()
+
+
+def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
+    """Build what ``config`` names and train it; with ``dry_run`` only describe it (and return None).
+
+    Args:
+        draw: makes the density pictures for TensorBoard; None makes none.
+
+    Raises:
+        ConfigError: if the run directory is in use, or data or weights are missing.
+    """
+    runtime = Runtime(config.runtime)
+    folder = run_folder(config)
+    if runtime.is_main and not config.dry_run:
+        _refuse_used_folder(folder, config)
+    with runtime.main_first():  # the main process fills the caches, the others find them
+        data = _open_data(config, runtime)
+        histogram = block_histogram(data.train, config.bins.block_size)
+        bins = CountBins.from_histogram(
+            histogram,
+            block_size=config.bins.block_size,
+            strategy=config.bins.strategy,
+            m=config.bins.m,
+            last=config.bins.last,
+            representatives=config.bins.representatives,
+        )
+        runtime.seed(config.seed)
+        counter = build_model(config.model, bins)
+        if config.model.prior_bias:
+            counter.head.start_at(bins.shares(histogram))
+    loss_fn = build_loss(config.loss, bins)
+    description = summarise(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)
+    if config.dry_run:
+        if runtime.is_main:
+            print(description)
+        return None
+    model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
+    schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
+    average = build_average(config.optim, counter)
+    state = State()
+    if config.resume and (folder / checkpoint.LAST).exists():
+        content = checkpoint.read(folder / checkpoint.LAST)
+        _refuse_changed_config(config, content["config"])
+        counter.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        schedule.load_state_dict(content["schedule"])
+        average.load_state_dict(content["average"])
+        runtime.load_scaler_state(content["scaler"])
+        state = State(epoch=content["epoch"], best=content["best"])
+    records: Records | NoRecords = NoRecords()
+    if runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+        records = Records(folder, start_epoch=state.epoch)
+        print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
+
+    def save(state: State, is_best: bool) -> None:
+        if not runtime.is_main:
+            return
+        common = {
+            "commit": commit,
+            "config": to_plain(config),
+            "bins": bins.to_dict(),
+            "epoch": state.epoch,
+            "best": state.best,
+            "selection": {"split": data.selection, "dataset": config.dataset.name, "metric": "mae"},
+        }
+        training = {
+            "model": counter.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "average": average.state_dict(),
+            "scaler": runtime.scaler_state(),
+        }
+        if is_best:
+            checkpoint.save({**common, "model": average.evaluated(counter).state_dict()}, folder / checkpoint.BEST)
+        checkpoint.save({**common, **training}, folder / checkpoint.LAST)
+
+    commit = checkpoint.commit()
+    fit(runtime, model, loss_fn, optimizer, schedule, average, data, config, state, records, save, draw)
+    records.close()
+    if not runtime.is_main:
+        return None
+    best = state.best or {}
+    print(
+        f"best MAE {best['mae']:.2f}, RMSE {best['rmse']:.2f} at epoch {best['epoch']}, selected on "
+        f"'{data.selection}'; next: python eval.py ckpt={folder / checkpoint.BEST}",
+        file=sys.stderr,
+    )
+    return Run(folder=folder, metrics=read_metrics(folder))
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """<output_dir>/<dataset>/<run name>/seed<seed>: the same settings always give the same folder."""
+    return Path(config.output_dir).expanduser() / config.dataset.name / config.run_name / f"seed{config.seed}"
+
+
+# A run directory is never written over, and never continued with other settings.
+
+
+def _refuse_used_folder(folder: Path, config: TrainConfig) -> None:
+    if not config.resume and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} holds a run already; add resume=true to go on with it, run_name=NAME to keep both, "
+            "or remove the folder"
+        )
+
+
+# What may change between a run and its continuation: where and how, not what is learned.
+_MAY_CHANGE = ("resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "kinds")
+
+
+def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) -> None:
+    before, now = _flat(plain_before), _flat(to_plain(config))
+    changed = [
+        f"{key}={now.get(key)} (was {before.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and key.split(".")[0] not in _MAY_CHANGE
+        and key not in ("dataset.root", "dataset.cache_dir")
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume=true with other settings than the run has: {', '.join(changed)}; "
+            "go on with its own settings, or start another run with run_name=NAME"
+        )
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
+
+
+def _open_data(config: TrainConfig, runtime: Runtime) -> Data:
+    selection = selection_split(config.dataset)
+    train_set = open_split(
+        config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
+    )
+    select_set = open_split(config.dataset, selection, data_root=config.data_root)
+    loader = build_train_loader(
+        train_set,
+        batch_size_per_process=config.batch_size // runtime.world,
+        seed=config.seed,
+        block_size=config.bins.block_size,
+        workers=config.runtime.workers,
+        rank=runtime.rank,
+        world=runtime.world,
+        pin_memory=runtime.device.type == "cuda",
+    )
+    return Data(train_set, loader, select_set, selection)
+
+
+def _progress_bar(runtime: Runtime, data: Data, config: TrainConfig, state: State) -> Any:
+    images = len(data.loader) * config.batch_size
+    return tqdm(
+        total=config.epochs * images,
+        initial=state.epoch * images,
+        desc="training",
+        unit="img",
+        disable=not runtime.is_main,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        # A log file gets a line now and then, a terminal a moving bar.
+        mininterval=0.2 if sys.stderr.isatty() else 20,
+    )
+
+
+def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
+    """An evaluation as numbers for metrics.jsonl and TensorBoard."""
+    predicted, true = evaluation.spread()
+    return {
+        "eval/split": split,
+        **{f"eval/{key}": value for key, value in dataclasses.asdict(evaluation.errors).items()},
+        "eval/predicted_mean": sum(i.predicted for i in evaluation.images) / len(evaluation.images),
+        "eval/predicted_spread": predicted,
+        "eval/true_spread": true,
+        "eval/empty_blocks": evaluation.empty_blocks(),
+    }
+
+
+def _evaluation_line(evaluation: Evaluation, state: State, split: str) -> str:
+    errors, best = evaluation.errors, state.best or {}
+    predicted, true = evaluation.spread()
+    return (
+        f"epoch {state.epoch:>4}  {split}: MAE {errors.mae:.2f}  RMSE {errors.rmse:.2f}  NAE {errors.nae:.3f}  "
+        f"spread {predicted:.1f} (true {true:.1f})  best MAE {best['mae']:.2f} at epoch {best['epoch']}"
+    )
+
+
+def _pictures(
+    draw: Draw | None, dataset: CrowdDataset, evaluation: Evaluation, config: TrainConfig
+) -> dict[str, np.ndarray]:
+    if draw is None:
+        return {}
+    return {
+        f"eval/{image.name}": draw(dataset[image.index], image.blocks, config.bins.block_size)
+        for image in evaluation.images[:_PICTURES]
+    }

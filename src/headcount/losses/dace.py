@@ -1,0 +1,56 @@
+"""The DACE loss: cross-entropy over the bins of each block plus a loss of the expected counts.
+
+Implements arXiv:2403.09281, equation 3. The count loss is any that compares block counts.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from headcount.bins import CountBins
+from headcount.types import Batch, BlockPrediction, LossTerms
+
+
+@runtime_checkable
+class CountLoss(Protocol):
+    """A loss of block counts; see ``TransportLoss``."""
+
+    def __call__(self, predicted: Tensor, points: list[Tensor], true: Tensor) -> LossTerms:
+        """Compare ``predicted`` with ``true`` block counts, (batch, 1, rows, cols), and with the heads' points."""
+        ...
+
+
+class DaceLoss:
+    """Cross-entropy, summed over blocks and averaged over images, + ``weight`` times ``count_loss``."""
+
+    def __init__(self, count_loss: CountLoss, *, bins: CountBins, weight: float) -> None:
+        self.count_loss = count_loss
+        self.bins = bins
+        self.weight = weight
+
+    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+        """The loss of a prediction, in float32 even under autocast.
+
+        Returns:
+            The parts ``cross_entropy`` and those of the count loss, times ``weight`` where they are part of the sum.
+
+        Raises:
+            ValueError: if the prediction has no logits, or a true count lies in no bin.
+        """
+        if prediction.logits is None:
+            raise ValueError(
+                "the dace loss needs logits of bins, but the model regresses counts: choose a model with bins"
+            )
+        with torch.autocast(prediction.logits.device.type, enabled=False):
+            labels = self.bins.label(batch.block_counts)
+            entropies = functional.cross_entropy(prediction.logits.float(), labels, reduction="none")
+            cross_entropy = entropies.sum((1, 2)).mean()
+            counts = self.count_loss(prediction.block_counts.float(), batch.points, batch.block_counts)
+            # The transport cost is told, not minimised: it stays in squared pixels.
+            weighted = {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
+            return LossTerms(
+                total=cross_entropy + self.weight * counts.total,
+                parts={"cross_entropy": cross_entropy.detach(), **weighted},
+            )

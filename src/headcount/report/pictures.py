@@ -1,0 +1,226 @@
+"""Pictures of what a counter does: truth beside prediction, and training curves.
+
+Drawn through matplotlib's objects, never pyplot, so nothing global is touched and no display is
+needed. The maps show heads per block. Truth and prediction are smoothed alike, for the eye only:
+the counts in the texts are sums of the data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from headcount.types import Sample
+
+_COLOURS = "inferno"
+# A map whose blocks all stay below this is drawn dark: noise in an empty image must not glow.
+_LEAST_SCALE = 0.25
+# Standard deviation, blocks: single heads of the truth become as wide as a network's.
+_SMOOTHING = 1.0
+_LONGEST_NAME = 40
+_PANEL_INCHES = 3.6
+_DPI = 110
+# matplotlib refuses pictures of 65536 pixels; with very many rows each becomes smaller.
+_MOST_PIXELS = 60_000
+_TENSORBOARD_PANEL = 256
+_TENSORBOARD_GAP = 4
+
+
+@dataclass
+class ComparisonRow:
+    """One image of a comparison picture."""
+
+    image: UInt8[Tensor, "3 height width"]
+    points: Float[Tensor, "n 2"]
+    """True heads (x, y), pixels."""
+    true_count: float
+    predicted_blocks: Float[Tensor, "rows cols"]
+    """Expected heads in each block; those at the right and bottom may reach over the image."""
+    block_size: int
+    """Side of a block, pixels."""
+    name: str
+
+
+def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
+    """Draw each image in a row: photo with true heads, true density, predicted density.
+
+    Truth and prediction of a row have one colour scale.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError("a comparison picture needs at least one row")
+    # Very flat and very tall images get a panel of a sensible shape and blank space around them.
+    tall = [float(np.clip(row.image.shape[1] / row.image.shape[2], 0.3, 1.6)) for row in rows]
+    inches = (3 * _PANEL_INCHES + 0.9, sum(_PANEL_INCHES * t + 0.35 for t in tall) + 1.0)
+    figure = Figure(figsize=inches, dpi=min(_DPI, _MOST_PIXELS / inches[1]), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": tall})
+    for row, (photo, truth, prediction) in zip(rows, axes, strict=True):
+        _, height, width = row.image.shape
+        blocks = row.predicted_blocks.double().numpy()
+        predicted = float(blocks.sum())
+        maps = (_smooth(_true_blocks(row.points, blocks.shape, row.block_size)), _smooth(blocks))
+
+        frame = (0, width, height, 0)
+        photo.imshow(_thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
+        x, y = row.points.double().numpy().T
+        photo.scatter(x, y, s=np.clip(500 / max(len(x), 1), 1.5, 7), c="#ffdd00", edgecolors="black", linewidths=0.4)
+        scale = max(_LEAST_SCALE, *(float(m.max()) for m in maps))
+        whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
+        for axis, values in zip((truth, prediction), maps, strict=True):
+            drawn = axis.imshow(values, extent=whole_blocks, cmap=_COLOURS, vmin=0, vmax=scale)
+        figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False).set_label(
+            "heads per block"
+        )
+        for axis, text in (
+            (photo, _shorten(row.name)),
+            (truth, f"true {row.true_count:g}"),
+            (prediction, f"predicted {predicted:.1f}, error {predicted - row.true_count:+.1f}"),
+        ):
+            axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
+            axis.set_title(text, fontsize=11, parse_math=False)  # a dollar sign in a file name is no formula
+    for axis, head, note in zip(
+        axes[0],
+        ("PHOTO", "TRUTH", "PREDICTION"),
+        ("dots: annotated heads", "smoothed for display", "smoothed alike"),
+        strict=True,
+    ):
+        axis.annotate(
+            f"{head}\n{note}",
+            (0.5, 1),
+            xycoords="axes fraction",
+            xytext=(0, 26),
+            textcoords="offset points",
+            ha="center",
+            fontsize=12,
+            fontweight="bold",
+        )
+    figure.suptitle(title, fontsize=13, parse_math=False)
+    figure.savefig(path)
+
+
+def density_picture(
+    sample: Sample, predicted_blocks: Float[Tensor, "rows cols"], block_size: int
+) -> UInt8[np.ndarray, "3 height width"]:
+    """Photo, truth and prediction side by side, small and quick to make; for TensorBoard.
+
+    Args:
+        sample: the image and its heads.
+        predicted_blocks: expected heads in each block.
+        block_size: side of a block, pixels.
+    """
+    _, height, width = sample.image.shape
+    shape = (max(1, min(round(_TENSORBOARD_PANEL * height / width), 4 * _TENSORBOARD_PANEL)), _TENSORBOARD_PANEL)
+    blocks = predicted_blocks.double().numpy()
+    maps = [_true_blocks(sample.points, blocks.shape, block_size), blocks]
+    maps = [spread_blocks(_smooth(m), image=(height, width), panel=shape, block_size=block_size) for m in maps]
+    least = _LEAST_SCALE * height * width / (block_size**2 * shape[0] * shape[1])  # heads in a pixel of the panel
+    scale = max(least, *(float(m.max()) for m in maps))
+    photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(shape[::-1])
+    gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
+    panels = [np.asarray(photo)]
+    for m in maps:
+        panels += [gap, matplotlib.colormaps[_COLOURS](m / scale, bytes=True)[:, :, :3]]
+    return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
+
+
+def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the training loss, and MAE and RMSE of the evaluations with the best epoch marked.
+
+    Args:
+        records: one an epoch, as in metrics.jsonl: ``epoch``, and where known ``train/total``, ``eval/mae``,
+            ``eval/rmse``.
+        path: the picture's file.
+    """
+    figure = Figure(figsize=(8, 6.5), dpi=_DPI, layout="constrained")
+    loss, errors = figure.subplots(2, 1, sharex=True)
+    _curve(loss, records, "train/total", label="training loss", color="#0072b2")
+    loss.set_ylabel("loss")
+    _curve(errors, records, "eval/mae", label="MAE", color="#0072b2", marker="o")
+    _curve(errors, records, "eval/rmse", label="RMSE", color="#e69f00", marker="s")
+    errors.set(ylabel="error, heads an image", xlabel="epoch")
+    evaluated = [r for r in records if np.isfinite(r.get("eval/mae", np.nan))]
+    if evaluated:
+        best = min(evaluated, key=lambda r: r["eval/mae"])
+        errors.axvline(best["epoch"], color="black", linestyle="--", linewidth=1)
+        errors.set_title(f"best MAE {best['eval/mae']:.2f} at epoch {best['epoch']} (dashed)", fontsize=11)
+        errors.set_ylim(bottom=0)  # a loss may be negative, an error cannot
+    for axis in (loss, errors):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(loc="upper right")
+        else:
+            axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
+    figure.savefig(path)
+
+
+def spread_blocks(
+    blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
+) -> Float[np.ndarray, "height width"]:
+    """Draw block counts as a map of another size; the sum stays.
+
+    Each block's heads are spread evenly over the part of the block inside the image.
+
+    Args:
+        blocks: heads per block, the last ones may reach over the image.
+        image: height and width of the image, pixels.
+        panel: height and width of the map, pixels.
+        block_size: side of a block, pixels of the image.
+    """
+    down, across = (
+        _shares(n, side=side, pixels=pixels, block_size=block_size)
+        for n, side, pixels in zip(blocks.shape, image, panel, strict=True)
+    )
+    return down @ blocks @ across.T
+
+
+def _shares(n: int, *, side: int, pixels: int, block_size: int) -> Float[np.ndarray, "pixels n"]:
+    """Share of each of ``n`` blocks along a side of the image that falls into each pixel of the map."""
+    blocks = np.minimum(np.arange(n + 1) * block_size, side)
+    edges = np.linspace(0, side, pixels + 1)
+    low = np.maximum(edges[:-1, None], blocks[:-1])
+    high = np.minimum(edges[1:, None], blocks[1:])
+    return np.maximum(high - low, 0) / np.diff(blocks)
+
+
+def _true_blocks(
+    points: Float[Tensor, "n 2"], shape: tuple[int, int], block_size: int
+) -> Float[np.ndarray, "rows cols"]:
+    """Annotated heads in each block; one outside the image is shown at its border."""
+    counts = np.zeros(shape)
+    x, y = np.floor(points.double().numpy().T / block_size).astype(int)
+    np.add.at(counts, (y.clip(0, shape[0] - 1), x.clip(0, shape[1] - 1)), 1)
+    return counts
+
+
+def _smooth(blocks: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows cols"]:
+    return ndimage.gaussian_filter(blocks, _SMOOTHING, mode="reflect")  # reflection keeps the sum
+
+
+def _shorten(name: str) -> str:
+    """The name, without its middle where it would not fit over a panel."""
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+
+
+def _thumbnail(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[np.ndarray, "rows cols 3"]:
+    """The image, shrunk until no side is longer than twice ``side``."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((2 * side, 2 * side))
+    return np.asarray(picture)
+
+
+def _curve(axis: Axes, records: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
+    known = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+    if known:
+        axis.plot(*zip(*known, strict=True), **style)

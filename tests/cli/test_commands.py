@@ -1,0 +1,147 @@
+"""The commands as a user types them: train, evaluate, sweep, two processes, kill and resume."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import headcount
+from headcount.engine import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=96", "model.width=8", "runtime.accelerator=cpu"]
+FOLDER = "checkpoints/synthetic/tiny_fine_scale-smoke_dataset.height-96_dataset.width-96_model.width-8/seed1"
+
+
+def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
+    trained = run_command("train.py", *SMALL)
+    assert trained.returncode == 0, trained.stderr
+    run = tmp_path / FOLDER
+    assert f"next: python eval.py ckpt={FOLDER}/best_mae.pt" in trained.stderr
+    assert (run / "curves.png").stat().st_size > 1000
+
+    evaluated = run_command("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
+    assert evaluated.returncode == 0, evaluated.stderr
+    report = run / "eval" / "synthetic_test"
+    errors = json.loads((report / "errors.json").read_text())
+    rows = list(csv.DictReader((report / "counts.csv").open()))
+    assert len(rows) == errors["images"] == 3
+    by_hand = sum(abs(float(r["predicted"]) - float(r["true"])) for r in rows) / 3
+    assert errors["mae"] == pytest.approx(by_hand, abs=1e-3)
+    assert errors["selected_on"] == "val"
+    assert f"MAE {errors['mae']:.2f}" in evaluated.stdout
+    assert (report / "worst.png").stat().st_size > 10_000
+
+    # The paths it printed are there, and the checkpoint counts a picture in three lines of Python.
+    assert all((tmp_path / line.strip()).exists() for line in evaluated.stdout.splitlines() if line.startswith("  check"))
+    counter = headcount.load(run / "best_mae.pt")
+    prediction = counter.predict(report / "worst.png")
+    assert prediction.count == pytest.approx(float(prediction.block_counts.sum()), rel=1e-5)
+
+    again = run_command("train.py", *SMALL)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Path) -> None:
+    """The same checkpoint gives the same errors on one process and on two."""
+    two = ["runtime=ddp", "runtime.devices=2"]
+    trained = run_command("train.py", *SMALL, *two)
+    assert trained.returncode == 0, trained.stderr
+    records = [json.loads(line) for line in (tmp_path / FOLDER / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]  # one process writes, not two
+    errors = []
+    for processes in ([], two):
+        # Five images on two processes: neither one left out nor one counted twice.
+        done = run_command(
+            "eval.py",
+            f"ckpt={FOLDER}/last.pt",
+            "max_images=5",
+            "runtime.accelerator=cpu",
+            f"output_dir=out{len(processes)}",
+            *processes,
+        )
+        assert done.returncode == 0, done.stderr
+        errors.append(json.loads((tmp_path / f"out{len(processes)}" / "errors.json").read_text()))
+    assert errors[0]["images"] == errors[1]["images"] == 5
+    assert errors[0]["mae"] == pytest.approx(errors[1]["mae"], abs=1e-6)
+    assert errors[0]["rmse"] == pytest.approx(errors[1]["rmse"], abs=1e-6)
+
+
+def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
+    done = run_command("train.py", "-m", *SMALL, "bins=fine,coarse", "seed=1,2", "epochs=1")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(str(f.parent.relative_to(tmp_path / "checkpoints" / "synthetic")) for f in tmp_path.rglob("last.pt"))
+    assert len(folders) == 4
+    assert [f.split("/")[1] for f in folders] == ["seed1", "seed2", "seed1", "seed2"]
+    assert folders[0].startswith("tiny_coarse")
+    assert folders[2].startswith("tiny_fine")
+
+
+def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(run_command: Run, tmp_path: Path) -> None:
+    assert run_command("train.py", *SMALL, "epochs=1").returncode == 0
+    done = run_command("train.py", "-m", *SMALL, "epochs=1", "seed=1,2")
+    assert done.returncode == 2
+    assert "failed:\n" in done.stderr
+    assert "seed=1" in done.stderr.split("failed:")[1]
+    assert len(list(tmp_path.rglob("last.pt"))) == 2
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_gives_the_same_weights(run_command: Run, tmp_path: Path) -> None:
+    settings = [*SMALL, "epochs=12"]
+    assert run_command("train.py", *settings, "output_dir=whole").returncode == 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *settings, "output_dir=killed", "resume=true"],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        before = len(list(tmp_path.glob("killed/**/metrics.jsonl")))
+        while time.monotonic() < deadline and process.poll() is None and not list(tmp_path.glob("killed/**/last.pt")):
+            time.sleep(0.05)
+        time.sleep(0.3 + 0.1 * before)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run_command("train.py", *settings, "output_dir=killed", "resume=true").returncode == 0
+    whole, killed = (next(tmp_path.glob(f"{name}/**/last.pt")) for name in ("whole", "killed"))
+    for key, value in checkpoint.read(whole)["model"].items():
+        assert torch.equal(value, checkpoint.read(killed)["model"][key]), key
+    epochs = [json.loads(line)["epoch"] for line in (killed.parent / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 13))
+
+
+def test_a_dry_run_of_a_dataset_that_is_not_there_says_where_to_get_it(run_command: Run, tmp_path: Path) -> None:
+    done = run_command("train.py", "dataset=sha", "dry_run=true", f"data_root={tmp_path}", HEADCOUNT_DATA="")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for words in ("ShanghaiTech", str(tmp_path), "http"):
+        assert words in done.stderr
+
+
+def test_help_costs_no_torch(run_command: Run) -> None:
+    started = time.monotonic()
+    done = run_command("train.py", "--help")
+    assert done.returncode == 0
+    assert "a sweep of six runs" in done.stdout
+    assert time.monotonic() - started < 30  # a page, not a training run
+
+
+def test_a_missing_checkpoint_is_refused(run_command: Run) -> None:
+    done = run_command("eval.py", "ckpt=nowhere.pt")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "eval.py: ckpt=nowhere.pt: no such file"

@@ -1,0 +1,70 @@
+"""What every test may use: the folders of golden numbers and of real data, and a way to run commands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str) -> Path:
+    """The folder an environment variable names: skipped where it is unset, failed where it is wrong."""
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set")
+    folder = Path(os.environ[variable]).expanduser()
+    if not folder.is_dir():
+        pytest.fail(f"{variable}={folder} is no folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Numbers of the released implementation (HEADCOUNT_GOLDEN)."""
+    return _folder("HEADCOUNT_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real datasets (HEADCOUNT_DATA)."""
+    return _folder("HEADCOUNT_DATA")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A test that has what it needs and skips all the same has failed."""
+    report = yield
+    for mark, variable in (("golden", "HEADCOUNT_GOLDEN"), ("data", "HEADCOUNT_DATA")):
+        if report.skipped and item.get_closest_marker(mark) and os.environ.get(variable):
+            report.outcome = "failed"
+            report.longrepr = f"{variable} is set, and {item.nodeid} skipped: {report.longrepr}"
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for golden numbers or real data carries the mark of it."""
+    for item in items:
+        for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+
+
+@pytest.fixture
+def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run train.py, eval.py or a script as a user would; outputs go below ``tmp_path``."""
+
+    def run(script: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

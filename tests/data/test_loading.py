@@ -1,0 +1,136 @@
+"""Batches: complete, the same on any number of workers and processes, and after a resume."""
+
+import pytest
+import torch
+
+from headcount.config import AugmentConfig
+from headcount.data.augment import build_augment
+from headcount.data.datasets import CrowdDataset
+from headcount.data.loading import EpochSampler, TrainLoader, build_train_loader, collate, evaluation_samples
+from headcount.types import Batch, Sample
+
+
+def crowd(images: int, *, seed: int = 0, augmented: bool = True) -> CrowdDataset:
+    """Noise images of differing sizes, each named by its number, with as many heads plus one."""
+    rng = torch.Generator().manual_seed(17)
+    sizes = [(40 + k, 50 - k % 7) for k in range(images)]
+    pictures = [torch.randint(0, 256, (3, h, w), generator=rng, dtype=torch.uint8) for w, h in sizes]
+    points = [torch.rand(k + 1, 2, generator=rng) * torch.tensor(sizes[k]) for k in range(images)]
+    augment = build_augment(AugmentConfig(crop_size=32, max_scale=1.2)) if augmented else None
+    names = [str(k) for k in range(images)]
+    return CrowdDataset(
+        names, pictures.__getitem__, points, source_sizes=sizes, sizes=sizes, augment=augment, seed=seed
+    )
+
+
+def loader(dataset: CrowdDataset, *, batch: int = 4, workers: int = 0, rank: int = 0, world: int = 1) -> TrainLoader:
+    return build_train_loader(
+        dataset, batch_size_per_process=batch, seed=5, block_size=8, workers=workers, rank=rank, world=world
+    )
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        x.names == y.names
+        and torch.equal(x.images, y.images)
+        and torch.equal(x.block_counts, y.block_counts)
+        and all(torch.equal(p, q) for p, q in zip(x.points, y.points, strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_collate_stacks_images_and_counts_heads() -> None:
+    first = Sample(torch.full((3, 16, 24), 7, dtype=torch.uint8), torch.tensor([(0.0, 0.0), (23.0, 15.0)]), "a")
+    second = Sample(torch.arange(3 * 16 * 24).remainder(256).to(torch.uint8).view(3, 16, 24), torch.zeros(0, 2), "b")
+    batch = collate([first, second], block_size=8)
+    assert torch.equal(batch.images, torch.stack([first.image, second.image]))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.block_counts.tolist() == [[[[1, 0, 0], [0, 0, 1]]], [[[0, 0, 0], [0, 0, 0]]]]
+    assert batch.block_counts.dtype == torch.float32
+    assert batch.names == ["a", "b"]
+
+
+def test_collate_refuses_different_sizes() -> None:
+    samples = [Sample(torch.zeros(3, n, 8, dtype=torch.uint8), torch.zeros(0, 2), "x") for n in (8, 16)]
+    with pytest.raises(ValueError, match=r"one size, got .*\(8, 8\), \(16, 8\)"):
+        collate(samples, block_size=8)
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_drops_less_than_a_batch() -> None:
+    train = loader(crowd(10))
+    assert len(train) == 2
+    for epoch in range(3):
+        batches = list(train.epoch(epoch))
+        names = [name for batch in batches for name in batch.names]
+        assert [len(batch.names) for batch in batches] == [4, 4]
+        assert len(set(names)) == 8
+    orders = [[name for batch in train.epoch(epoch) for name in batch.names] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(("images", "batch", "world", "expected"), [(3, 8, 1, 3), (5, 8, 2, 2), (2, 1, 2, 1)])
+def test_a_dataset_smaller_than_a_batch_gives_one_smaller_batch(
+    images: int, batch: int, world: int, expected: int
+) -> None:
+    for rank in range(world):
+        train = loader(crowd(images), batch=batch, rank=rank, world=world)
+        assert [len(b.names) for b in train.epoch(0)] == [expected]
+        assert len(train) == 1
+
+
+def test_fewer_images_than_processes_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 training images cannot be shared among 3 processes"):
+        loader(crowd(2), world=3)
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    whole = list(EpochSampler(22, batch_size=6, seed=1))
+    parts = [list(EpochSampler(22, batch_size=2, seed=1, rank=rank, world=3)) for rank in range(3)]
+    assert len(whole) == 3
+    for step, keys in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert [len(share) for share in shares] == [2, 2, 2]
+        assert sorted(key for share in shares for key in share) == sorted(keys)
+
+
+def test_two_workers_give_the_samples_of_none() -> None:
+    dataset = crowd(8)
+    alone, helped = loader(dataset), loader(dataset, workers=2)
+    for epoch in (0, 1):
+        assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
+
+
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees() -> None:
+    through, resumed = loader(crowd(8)), loader(crowd(8))
+    epochs = [list(through.epoch(epoch)) for epoch in range(3)]
+    torch.rand(7)
+    assert same(list(resumed.epoch(2)), epochs[2])
+    assert not same(epochs[1], epochs[2])
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next() -> None:
+    train = loader(crowd(8), workers=1)
+    next(iter(train.epoch(0)))
+    assert same(list(train.epoch(1)), list(loader(crowd(8)).epoch(1)))
+
+
+def test_loading_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    list(loader(crowd(8)).epoch(0))
+    list(evaluation_samples(crowd(3)))
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_sees_every_image_once_and_whole(workers: int, world: int) -> None:
+    dataset = crowd(5)
+    seen = {}
+    for rank in range(world):
+        for index, sample in evaluation_samples(dataset, rank=rank, world=world, workers=workers):
+            assert index not in seen
+            assert index % world == rank
+            seen[index] = (sample.name, tuple(reversed(sample.image.shape[1:])), len(sample.points))
+    assert seen == {k: (str(k), dataset.sizes[k], k + 1) for k in range(5)}

@@ -1,0 +1,117 @@
+"""Files as they are found in the wild."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from headcount.data.readers import read_image, read_shanghaitech_mat
+
+
+def gradient(width: int = 40, height: int = 30) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([6 * x, 8 * y, 255 - 6 * x], axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_of_every_mode_become_the_rgb_that_pillow_gives(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    gradient().convert(mode).save(path, quality=95)
+    image = read_image(path)
+    assert image.shape == (3, 30, 40)
+    with Image.open(path) as file:
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(file.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
+def test_pngs_of_every_mode_become_rgb(mode: str, tmp_path: Path) -> None:
+    source = gradient().convert(mode)
+    source.save(tmp_path / "image.png")
+    image = read_image(tmp_path / "image.png").permute(1, 2, 0).numpy()
+    assert np.array_equal(image, np.asarray(source.convert("RGB")))
+
+
+def test_a_palette_with_transparency_is_read(tmp_path: Path) -> None:
+    source = gradient().convert("P")
+    source.save(tmp_path / "image.png", transparency=bytes([0, 128, 255]))
+    image = read_image(tmp_path / "image.png").permute(1, 2, 0).numpy()
+    assert np.array_equal(image, np.asarray(source.convert("RGB")))
+
+
+def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png")[:, 0].tolist() == 3 * [[0, 1, 128, 255]]
+
+
+def test_pixels_stay_as_stored_whatever_exif_says(tmp_path: Path) -> None:
+    """Annotations are given in stored pixels; turning the image would leave them behind."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn by 90 degrees when showing.
+    gradient(40, 30).save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("length", [40, 400])
+def test_a_damaged_image_names_itself(ending: str, length: int, tmp_path: Path) -> None:
+    path = tmp_path / f"broken.{ending}"
+    gradient(200, 200).save(path)
+    path.write_bytes(path.read_bytes()[:length] if length > 40 else b"\xff\xd8\xff\xe0" + bytes(36))
+    with pytest.raises(OSError, match=rf"broken\.{ending}"):
+        read_image(path)
+
+
+HEADS = [(1.5, 2.5), (1023.25, 767.5), (1.5, 2.5)]
+
+
+def nested(points: object, layers: int, field: str = "location") -> np.ndarray:
+    info = np.zeros((1, 1), dtype=[(field, object), ("number", object)])
+    info[0, 0][field] = points
+    info[0, 0]["number"] = np.array([[200]], dtype=np.uint8)
+    for _ in range(layers):
+        cell = np.empty((1, 1), dtype=object)
+        cell[0, 0] = info
+        info = cell
+    return info
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("field", ["location", "position"])
+def test_positions_are_found_however_deep_they_lie(layers: int, field: str, tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", {"image_info": nested(np.array(HEADS), layers, field)})
+    assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").tolist() == [list(p) for p in HEADS]
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros((0, 0)), np.zeros((1, 0))])
+def test_an_image_without_people_has_no_heads(empty: np.ndarray, tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", {"image_info": nested(empty, 1)})
+    assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"annPoints": np.array(HEADS)}, r"it holds \['annPoints'\], expected image_info"),
+        ({"image_info": nested(np.zeros((5, 3)), 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": nested("text", 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": nested(np.array([[1.0, np.nan]]), 1)}, "not finite"),
+    ],
+)
+def test_another_content_is_an_error_that_says_what_was_found(
+    content: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat")
+    assert "GT_IMG_1.mat" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no mat file at all", struct.pack("<5i", 0, 99, 99, 0, 5) + b"abcd"])
+def test_a_damaged_annotation_names_itself(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "GT_IMG_1.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"GT_IMG_1\.mat"):
+        read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat")

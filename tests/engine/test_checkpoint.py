@@ -1,0 +1,140 @@
+"""Checkpoints rebuild a counter from one file; what is no checkpoint is refused in words."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from headcount.bins import CountBins
+from headcount.command import compose
+from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.engine import checkpoint
+from headcount.engine.evaluate import count_blocks
+from headcount.models.build import build_model
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def write_checkpoint(folder: Path, *overrides: str) -> Path:
+    """The checkpoint of an untrained counter."""
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    bins = CountBins.from_histogram(
+        {0: 90, 1: 5, 4: 1}, block_size=config.bins.block_size, strategy=config.bins.strategy, m=config.bins.m
+    )
+    torch.manual_seed(0)
+    counter = build_model(config.model, bins)
+    content = {
+        "config": to_plain(config),
+        "bins": bins.to_dict(),
+        "model": counter.state_dict(),
+        "epoch": 3,
+        "best": None,
+        "commit": "abc",
+        "selection": {"split": "val", "dataset": "synthetic", "metric": "mae"},
+    }
+    checkpoint.save(content, folder / "best_mae.pt")
+    return folder / "best_mae.pt"
+
+
+@pytest.mark.parametrize("model", [["model=tiny"], ["model=mobilenet_v2", "model.weights=imagenet"]])
+def test_a_checkpoint_rebuilds_its_counter_without_network_or_weight_files(
+    tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weightless = [m.replace("imagenet", "none") for m in model]
+    file = write_checkpoint(tmp_path, *weightless)
+    content = checkpoint.read(file)
+    content["config"]["model"]["weights"] = "imagenet"  # where they came from does not matter any more
+    if model == ["model=tiny"]:
+        del content["config"]["model"]["weights"]
+    checkpoint.save(content, file)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("downloads"))
+    loaded = checkpoint.load(file)
+    assert not loaded.counter.training
+    assert loaded.bins.representatives == (0, 1, 2, 3, 4)
+    for key, value in content["model"].items():
+        assert torch.equal(loaded.counter.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 250), (64, 64), (33, 97)])
+def test_counts_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    counter = checkpoint.load(write_checkpoint(tmp_path)).counter
+    blocks = count_blocks(counter, torch.zeros(3, *size, dtype=torch.uint8))
+    assert blocks.shape == tuple(-(-side // 8) for side in size)
+    assert bool(blocks.isfinite().all())
+
+
+def test_padding_does_not_reach_the_counts_of_whole_blocks_far_away(tmp_path: Path) -> None:
+    """The blocks of an image that needs padding are those of the image, away from the border."""
+    counter = checkpoint.load(write_checkpoint(tmp_path)).counter
+    image = torch.randint(0, 256, (3, 160, 168), dtype=torch.uint8)
+    whole, cut = count_blocks(counter, image), count_blocks(counter, image[:, :, :161])
+    assert cut.shape == whole.shape
+    torch.testing.assert_close(cut[:, :10], whole[:, :10])
+    assert not torch.allclose(cut[:, 20], whole[:, 20])
+
+
+@pytest.mark.parametrize("cut", [10, 2000, -100])
+def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
+    file = write_checkpoint(tmp_path)
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(ConfigError, match=r"best_mae\.pt: (the file is truncated|not a checkpoint)"):
+        checkpoint.load(file)
+
+
+class _Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch was_here",)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "model": _Malicious()}, tmp_path / "bad.pt")
+    with pytest.raises(ConfigError, match="holds code, which is never run"):
+        checkpoint.load(tmp_path / "bad.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(_Malicious()))
+    with pytest.raises(ConfigError, match=r"old\.pt"):
+        checkpoint.load(tmp_path / "old.pt")
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "foreign.pt")
+    with pytest.raises(ConfigError, match="not a checkpoint of headcount"):
+        checkpoint.load(tmp_path / "foreign.pt")
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    torch.save({"format": checkpoint.FORMAT, "format_version": 99}, tmp_path / "new.pt")
+    with pytest.raises(ConfigError, match="format 99; this headcount reads up to"):
+        checkpoint.load(tmp_path / "new.pt")
+
+
+def test_a_missing_file_names_those_beside_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match=r"last\.pt: no such file; there is .*best_mae\.pt"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path)
+    content = checkpoint.read(file)
+    del content["model"]["head.to_logits.bias"]
+    checkpoint.save(content, file)
+    with pytest.raises(ConfigError, match="the weights do not fit"):
+        checkpoint.load(file)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_checkpoint(tmp_path)
+    before = file.read_bytes()
+
+    def killed(content: object, handle: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save({"epoch": 4}, file)
+    assert file.read_bytes() == before

@@ -1,0 +1,93 @@
+"""Learning rates against the released schedule's golden factors; optimisers and averages by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
+from headcount.engine.optim import LearningRate, NoAverage, build_average, build_optimizer, learning_rate_factor
+
+# Factors of the released schedule by epoch, with the settings that made them.
+GOLDEN = Path(__file__).parent.parent / "golden"
+CASES = ["default", "vit_run_sh", "T_mult1", "T_mult3"]
+# A rounding fault of the released code: with T_mult 3 the fifth restart comes an epoch late.
+LATE_RESTART = 605
+
+
+def config_of(case: str) -> OptimConfig:
+    values = json.loads((GOLDEN / "lr_schedule.json").read_text())[case]
+    return OptimConfig(
+        lr=values["base_lr"],
+        schedule=Schedule.cosine_restarts,
+        warmup_epochs=float(values["warmup_epochs"]),
+        warmup_lr=values["warmup_lr"],
+        min_lr=values["eta_min"],
+        restart_epochs=values["T_0"],
+        restart_factor=values["T_mult"],
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_learning_rates(case: str) -> None:
+    golden = np.load(GOLDEN / "lr_schedule.npz")[case]
+    ours = np.array([learning_rate_factor(config_of(case), e, epochs=len(golden)) for e in range(len(golden))])
+    if case == "T_mult3":
+        assert ours[LATE_RESTART] == 1
+        golden[LATE_RESTART] = 1
+    np.testing.assert_allclose(ours, golden, rtol=0, atol=1e-12)
+
+
+def test_one_cosine_ends_at_the_minimum() -> None:
+    config = OptimConfig(lr=2.0, schedule=Schedule.cosine, warmup_epochs=2.0, warmup_lr=0.0, min_lr=0.5)
+    factors = [learning_rate_factor(config, epoch, epochs=10) for epoch in (0, 1, 2, 6, 10)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.25 + 0.75 / 2, 0.25])
+
+
+@pytest.mark.parametrize(("step", "expected"), [(ScheduleStep.step, [0, 1, 2, 3]), (ScheduleStep.epoch, [0, 0, 2, 2])])
+def test_learning_rate_moves_by_step_or_epoch(step: ScheduleStep, expected: list[float]) -> None:
+    config = OptimConfig(lr=4.0, step=step, schedule=Schedule.cosine, warmup_epochs=2.0, warmup_lr=0.0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    schedule = LearningRate(config, optimizer, epochs=9, steps_per_epoch=2)
+    seen = []
+    for _ in range(4):
+        seen.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    assert seen == pytest.approx(expected)
+    again = LearningRate(config, optimizer, epochs=9, steps_per_epoch=2)
+    again.load_state_dict(schedule.state_dict())
+    assert again.value == schedule.value == 4
+
+
+def test_adamw_spares_biases_and_norms_and_adam_does_not() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    groups = build_optimizer(OptimConfig(algorithm=Algorithm.adamw, weight_decay=0.5), model).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.5, 1), (0.0, 3)]
+    groups = build_optimizer(OptimConfig(algorithm=Algorithm.adam, weight_decay=0.5), model).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.5, 4)]
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad = False
+    assert [len(g["params"]) for g in build_optimizer(OptimConfig(), model).param_groups] == [1]
+
+
+def test_weight_average_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = build_average(OptimConfig(ema_decay=0.75), model)
+    for weight in (8.0, 4.0, 0.0):  # taken over, then 0.75 * 8 + 0.25 * 4, then 0.75 * 7
+        nn.init.constant_(model.weight, weight)
+        average.update(model)
+    assert average.evaluated(model).weight.item() == pytest.approx(5.25)
+    assert model.weight.item() == 0
+
+
+def test_no_average_is_the_model_itself() -> None:
+    model = nn.Linear(1, 1)
+    average = build_average(OptimConfig(ema_decay=None), model)
+    assert isinstance(average, NoAverage)
+    assert average.evaluated(model) is model

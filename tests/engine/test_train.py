@@ -1,0 +1,193 @@
+"""The loop learns, resumes bit for bit, and stops at a loss that is not finite."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from headcount.command import compose
+from headcount.config import ConfigError, TrainConfig
+from headcount.engine import checkpoint
+from headcount.engine import train as engine_train
+from headcount.engine.records import Meter, read_metrics
+from headcount.engine.runtime import Runtime
+from headcount.engine.train import train
+from headcount.losses.dace import DaceLoss
+from headcount.types import Batch, BlockPrediction, CountErrors, LossTerms
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = ["dataset.width=96", "dataset.height=96", "dataset.max_people=12", "model.width=8", "runtime=cpu"]
+
+
+def config_of(folder: Path, *overrides: str) -> TrainConfig:
+    everything = ["scale=smoke", *SMALL, f"output_dir={folder}", "run_name=run", "runtime.workers=0", *overrides]
+    return OmegaConf.to_object(compose(everything, config_name="train", config_dir=CONFIGS))
+
+
+def weights(folder: Path, name: str = checkpoint.LAST) -> dict[str, torch.Tensor]:
+    return checkpoint.read(folder / name)["model"]
+
+
+def without_clock(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k not in ("train/seconds", "train/images_per_second")}
+
+
+@pytest.mark.parametrize("recipe", ["adamw_cosine", "adam_cosine_restarts"])
+def test_four_epochs_equal_two_and_two_bit_for_bit(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [f"optim={recipe}", "optim.warmup_epochs=1", "epochs=4"]
+    whole = train(config_of(tmp_path / "whole", *settings))
+    assert whole is not None
+
+    # The same run, stopped in its third epoch: its checkpoint is of the second.
+    class StopError(Exception): ...
+
+    steps = 0
+    add = Meter.add
+
+    def add_until(self: Meter, *values: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2 * 2 + 1:
+            raise StopError
+        add(self, *values)
+
+    monkeypatch.setattr(Meter, "add", add_until)
+    with pytest.raises(StopError):
+        train(config_of(tmp_path / "halves", *settings))
+    monkeypatch.setattr(Meter, "add", add)
+    folder = tmp_path / "halves" / "synthetic" / "run" / "seed1"
+    assert checkpoint.read(folder / checkpoint.LAST)["epoch"] == 2
+    halves = train(config_of(tmp_path / "halves", *settings, "resume=true", "runtime.workers=1"))
+    assert halves is not None
+
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        for key, value in weights(whole.folder, name).items():
+            assert torch.equal(value, weights(halves.folder, name)[key]), key
+    assert [without_clock(r) for r in halves.metrics] == [without_clock(r) for r in whole.metrics]
+    assert [r["epoch"] for r in whole.metrics] == [1, 2, 3, 4]
+
+
+def test_a_cut_record_is_repaired_on_resume(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    file = run.folder / "metrics.jsonl"
+    file.write_text(file.read_text() + '{"epoch": 3, "train/total"')
+    again = train(config_of(tmp_path, "resume=true"))
+    assert again is not None
+    assert again.metrics == run.metrics
+
+
+def test_a_used_folder_is_refused_and_nothing_lost(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    before = {f.name: f.read_bytes() for f in run.folder.iterdir() if f.is_file()}
+    with pytest.raises(ConfigError, match="holds a run already; add resume=true"):
+        train(config_of(tmp_path))
+    assert {f.name: f.read_bytes() for f in run.folder.iterdir() if f.is_file()} == before
+
+
+def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
+    train(config_of(tmp_path))
+    with pytest.raises(ConfigError, match=r"optim\.lr=0\.5 \(was 0\.001\)"):
+        train(config_of(tmp_path, "resume=true", "optim.lr=0.5", "runtime.workers=1"))
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    drawn = []
+
+    def draw(sample: Any, blocks: torch.Tensor, block_size: int) -> np.ndarray:
+        drawn.append((sample.name, tuple(blocks.shape), block_size))
+        return np.zeros((3, 8, 24), dtype=np.uint8)
+
+    run = train(config_of(tmp_path), draw=draw)
+    assert run is not None
+    assert run.folder == tmp_path / "synthetic" / "run" / "seed1"
+    names = {f.name.split(".")[0] for f in run.folder.iterdir()}
+    assert names == {"config", "metrics", "events", "last", "best_mae"}
+    assert len(drawn) == 2 * 3  # three images at each of two evaluations
+    assert drawn[0][1:] == ((12, 12), 8)
+    record = run.metrics[-1]
+    for key in ("train/total", "train/cross_entropy", "train/transport_cost", "train/empty_blocks"):
+        assert np.isfinite(record[key])
+    assert record["eval/split"] == "val"
+    assert record["eval/predicted_spread"] >= 0
+    content = checkpoint.read(run.folder / checkpoint.BEST)
+    assert content["selection"] == {"split": "val", "dataset": "synthetic", "metric": "mae"}
+    assert content["best"]["mae"] == min(r["eval/mae"] for r in run.metrics)
+    assert "optimizer" not in content
+
+
+def test_a_dry_run_describes_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config_of(tmp_path, "dry_run=true")) is None
+    text = capsys.readouterr().out
+    for words in ("4 training images", "selected on 3 images of 'val'", "stands for", "trainable", "GMACs", "MiB"):
+        assert words in text
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_files_of_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = DaceLoss.__call__
+    poisoned: list[list[str]] = []
+
+    def poison(self: DaceLoss, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+        terms = call(self, prediction, batch)
+        if poisoned or len(batch.names) < 2:
+            return terms
+        poisoned.append(batch.names)
+        return dataclasses.replace(terms, total=terms.total * float("nan"))
+
+    monkeypatch.setattr(DaceLoss, "__call__", poison)
+    with pytest.raises(FloatingPointError) as caught:
+        train(config_of(tmp_path))
+    for name in poisoned[0]:
+        assert name in str(caught.value)
+    assert not (tmp_path / "synthetic" / "run" / "seed1" / checkpoint.LAST).exists()
+
+
+def test_the_meter_measures_by_hand() -> None:
+    runtime = Runtime(config_of(Path()).runtime)
+    meter = Meter()
+    images = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
+    for total, counts in ((1.0, [[3.0, 0.2], [0.0, 1.0]]), (3.0, [[0.0, 0.0], [4.0, 0.0]])):
+        blocks = torch.tensor(counts).view(2, 1, 1, 2)
+        batch = Batch(images, [torch.zeros(0, 2)] * 2, blocks, ["a", "b"])
+        meter.add(LossTerms(torch.tensor(total), {"count": torch.tensor(2 * total)}), BlockPrediction(blocks), batch)
+    record = meter.close(runtime)
+    assert record["train/total"] == 2
+    assert record["train/count"] == 4
+    assert record["train/empty_blocks"] == pytest.approx((2 / 4 + 3 / 4) / 2)
+    assert record["train/predicted_mean"] == pytest.approx(8.2 / 4)
+    assert record["train/predicted_spread"] == pytest.approx(float(np.std([3.2, 1, 0, 4])), rel=1e-6)
+
+
+def test_errors_by_hand() -> None:
+    errors = CountErrors.from_counts([1.0, 5.0, 2.0], [3.0, 4.0, 0.0])
+    assert errors == CountErrors(mae=5 / 3, rmse=3**0.5, nae=(2 / 3 + 1 / 4) / 2, images=3)
+    with pytest.raises(ValueError, match="1 predicted, 2 true"):
+        CountErrors.from_counts([1.0], [1.0, 2.0])
+
+
+def test_it_overfits_four_images(tmp_path: Path) -> None:
+    settings = ["epochs=60", "eval_every_epochs=60", "augment.crop_size=96", "augment.max_scale=1", "augment.jitter=0"]
+    run = train(config_of(tmp_path, *settings, "model.width=16", "optim.lr=5e-3", "augment.blur_probability=0"))
+    assert run is not None
+    first, last = run.metrics[0], run.metrics[-1]
+    assert last["train/total"] < 0.25 * first["train/total"]
+    assert last["train/predicted_spread"] > 1  # it did not settle on one count
+
+
+def test_read_metrics_of_nothing(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n{")
+    assert read_metrics(tmp_path) == [{"epoch": 1}]
+
+
+def test_flat_names() -> None:
+    assert engine_train._flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

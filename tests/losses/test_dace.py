@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from headcount.bins import CountBins
+from headcount.config import DaceConfig, LossConfig, Reduction, TransportConfig
+from headcount.losses.build import build_loss
+from headcount.losses.dace import DaceLoss
+from headcount.types import Batch, BlockPrediction, LossTerms
+
+BINS = CountBins(8, ((0, 0), (1, 1), (2, float("inf"))), (0.0, 1.0, 2.5))
+
+
+def prediction_and_batch(*, rows=4, cols=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    points = [torch.rand(n, 2, generator=generator) * torch.tensor([8.0 * cols, 8.0 * rows]) for n in (9, 0, 4)]
+    counts = torch.zeros(3, 1, rows, cols)
+    for i, p in enumerate(points):
+        for x, y in (p // 8).long().tolist():
+            counts[i, 0, y, x] += 1
+    logits = torch.randn(3, 3, rows, cols, generator=generator).requires_grad_()
+    images = torch.zeros(3, 3, 8 * rows, 8 * cols, dtype=torch.uint8)
+    return logits, Batch(images, points, counts, ["a", "b", "c"])
+
+
+def predict(logits):
+    return BlockPrediction(BINS.expected_counts(logits.softmax(1)), logits)
+
+
+class FixedCounts:
+    """A count loss whose gradient is known."""
+
+    def __call__(self, predicted, points, true):
+        total = (predicted - true).square().sum()
+        return LossTerms(total, {"count": total.detach(), "transport_cost": total.new_tensor(5.0)})
+
+
+def test_gradient_of_the_chain_is_the_analytic_one():
+    logits, batch = prediction_and_batch()
+    terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.25)(predict(logits), batch)
+    found = torch.autograd.grad(terms.total, logits)[0]
+    p = logits.detach().softmax(1)
+    hot = torch.nn.functional.one_hot(BINS.label(batch.block_counts), 3).movedim(-1, 1)
+    expected = BINS.expected_counts(p)
+    values = torch.tensor(BINS.representatives).view(1, 3, 1, 1)
+    # d CE / d logit = p - hot, averaged over images; d E / d logit_k = p_k (a_k - E).
+    by_hand = (p - hot) / 3 + 0.25 * 2 * (expected - batch.block_counts) * p * (values - expected)
+    torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_is_summed_over_blocks_and_averaged_over_images():
+    logits, batch = prediction_and_batch()
+    uniform = torch.zeros_like(logits)
+    terms = DaceLoss(FixedCounts(), bins=BINS, weight=1.0)(predict(uniform), batch)
+    assert float(terms.parts["cross_entropy"]) == pytest.approx(20 * torch.log(torch.tensor(3.0)).item())
+
+
+def test_parts_are_weighted_but_for_the_transport_cost():
+    logits, batch = prediction_and_batch()
+    terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.5)(predict(logits), batch)
+    full = DaceLoss(FixedCounts(), bins=BINS, weight=1.0)(predict(logits), batch)
+    torch.testing.assert_close(2 * terms.parts["count"], full.parts["count"])
+    assert float(terms.parts["transport_cost"]) == 5
+    assert float(terms.total.detach()) == pytest.approx(float(terms.parts["cross_entropy"] + terms.parts["count"]))
+
+
+def test_autocast_changes_nothing():
+    class Product:
+        """Autocast takes a product of matrices in half precision; that of 1 + 2^-12 with itself tells."""
+
+        def __call__(self, predicted, points, true):
+            total = (torch.full((1, 1), 1 + 2**-12) @ torch.ones(1, 1)).sum()
+            return LossTerms(total, {"product": total})
+
+    logits, batch = prediction_and_batch()
+    prediction = predict(logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = DaceLoss(Product(), bins=BINS, weight=1.0)(prediction, batch)
+    assert terms.total.dtype == torch.float32
+    assert float(terms.parts["product"]) == 1 + 2**-12
+
+
+def test_half_precision_predictions_are_taken_in_float32():
+    logits, batch = prediction_and_batch()
+    half = BlockPrediction(predict(logits).block_counts.bfloat16(), logits.bfloat16())
+    exact = BlockPrediction(half.block_counts.float(), half.logits.float())
+    loss = build_loss(DaceConfig(), BINS)
+    torch.testing.assert_close(loss(half, batch).total, loss(exact, batch).total)
+
+
+def test_all_parts_are_reported_detached():
+    logits, batch = prediction_and_batch()
+    terms = build_loss(DaceConfig(), BINS)(predict(logits), batch)
+    assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport", "transport_cost"}
+    assert not any(v.requires_grad for v in terms.parts.values())
+    weighted = sum(float(v) for name, v in terms.parts.items() if name != "transport_cost")
+    assert float(terms.total.detach()) == pytest.approx(weighted, rel=1e-6)
+
+
+def test_every_setting_reaches_the_loss():
+    logits, batch = prediction_and_batch()
+
+    def gradient(**changes):
+        weight = changes.pop("weight", 1.0)
+        loss = build_loss(DaceConfig(weight=weight, transport=TransportConfig(**changes)), BINS)
+        return torch.autograd.grad(loss(predict(logits), batch).total, logits)[0]
+
+    default = gradient()
+    changes = (
+        {"weight": 2.0},
+        {"ot_weight": 0.1},
+        {"ot_reduction": Reduction.sum},
+        {"tv_weight": 1.0},
+        {"count_weight": 0.0},
+        {"regularisation": 30.0},
+        {"iterations": 3},
+    )
+    for change in changes:
+        assert float((gradient(**change) - default).norm() / default.norm()) > 1e-4, change
+
+
+def test_a_prediction_without_logits_is_refused():
+    _, batch = prediction_and_batch()
+    with pytest.raises(ValueError, match=r"needs logits.*choose a model with bins"):
+        build_loss(DaceConfig(), BINS)(BlockPrediction(batch.block_counts), batch)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there is: DaceConfig"):
+        build_loss(LossConfig(name="focal"), BINS)

@@ -1,0 +1,160 @@
+"""Wrong settings are refused in words, before torch; runs get names that do not collide."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount import command
+from headcount.config import ConfigError, TrainConfig, check, from_plain, to_plain
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def compose(*overrides: str, name: str = "train") -> TrainConfig:
+    return OmegaConf.to_object(command.compose(overrides, config_name=name, config_dir=CONFIGS))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", ["optim has no lrr", "allowed are", "weight_decay", "did you mean lr?"]),
+        ("optim.lr=fast", ["optim.lr=fast", "takes a number"]),
+        ("bins.block_size=eight", ["bins.block_size=eight", "a whole number"]),
+        ("bins.last=closed", ["one of open, clipped"]),
+        ("model=mobilnet", ["no such choice", "mobilenet_v2, tiny, vgg19", "did you mean mobilenet_v2?"]),
+        ("model.weights=none", ["model has no weights", "weights is a setting of model=mobilenet_v2, vgg19"]),
+        ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
+        ("loss=3", ["loss=3: no such choice", "dace"]),
+        ("resume=maybe", ["true or false"]),
+        ("model.mean=grey", ["a list such as"]),
+        ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
+        ("+speed=1", ["nothing can be added or removed"]),
+        ("~loss", ["nothing can be added or removed"]),
+    ],
+)
+def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(*override.split())
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("bins.block_size=0", "bins.block_size=0: must be at least 1"),
+        ("optim.lr=-1", "optim.lr=-1.0: must be at least"),
+        ("dataset.holdout=2", "dataset.holdout=2.0: must be from 0 to 0.9"),
+        ("loss.transport.iterations=0", "loss.transport.iterations=0: must be at least 1"),
+        ("model=vgg19 model.weights=none augment.crop_size=104", "must be a multiple of 16"),
+        ("bins.block_size=32 augment.crop_size=80", "must be a multiple of 32"),
+        ("bins.min_head_px=9", "must be at most bins.block_size=8"),
+        ("augment.min_scale=3", "must not exceed augment.max_scale"),
+        ("augment.blur_size=4", "must be odd"),
+        ("runtime.devices=3", "must be a multiple of runtime.devices=3"),
+        ("model.std=[1,1]", "must be three numbers"),
+        ("model.std=[1,1,0]", "must be three numbers"),
+        ("model=mobilenet_v2 model.stage=5", "must be 160 or 320"),
+        ("model=mobilenet_v2 model.weights=nowhere.pth", "no such file"),
+        ("optim.warmup_epochs=40", "must be below epochs=40"),
+    ],
+)
+def test_what_cannot_work_is_named(overrides: str, words: str) -> None:
+    assert any(words in error for error in check(compose(*overrides.split())))
+
+
+def test_every_error_is_told_at_once() -> None:
+    assert len(check(compose("batch_size=0", "epochs=0", "optim.lr=0"))) == 3
+
+
+def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train.py', '-m', 'bins=fine,coarse', 'optim.lr=1e-3,fast']\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "try: runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.strip() == "2 False"
+    assert "optim.lr=fast: optim.lr takes a number" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def name(*overrides: str) -> str:
+    return command.run_name(overrides, config_name="train", config_dir=CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "tiny_fine"),
+        (["model=tiny", "bins=fine", "seed=3", "runtime.workers=4", "optim.lr=0.001"], "tiny_fine"),
+        (["dataset=sha", "model=mobilenet_v2", "model.weights=/a/b/net.pth"], "mobilenet_v2_fine_model.weights-net"),
+        (["bins=coarse", "bins.block_size=16", "scale=smoke"], "tiny_coarse_scale-smoke_bins.block_size-16"),
+        (["bins.last=clipped", "model.mean=[0.5,0.5,0.5]"], "tiny_fine_bins.last-clipped_model.mean-0.5-0.5-0.5"),
+        (["optim=adam_cosine", "optim.lr=3e-4"], "tiny_fine_optim-adam_cosine_optim.lr-0.0003"),
+    ],
+)
+def test_run_names(overrides: list[str], expected: str) -> None:
+    assert name(*overrides) == expected
+
+
+def test_long_run_names_are_cut_and_stay_apart() -> None:
+    long = [f"augment.{key}=0.123456" for key in ("flip", "jitter", "min_scale", "blur_probability", "salt_pepper")]
+    names = {name(*long, f"optim.weight_decay={value}") for value in (0.5, 0.25)}
+    assert len(names) == 2
+    assert max(map(len, names)) <= 120
+
+
+def test_a_sweep_is_the_product_of_its_choices() -> None:
+    jobs = command._jobs(["bins=fine,coarse", "seed=range(1,3)", "optim.lr=1e-3"], True, "train", CONFIGS)
+    assert list(jobs) == [
+        [f"bins={bins}", f"seed={seed}", "optim.lr=1e-3"] for bins in ("fine", "coarse") for seed in (1, 2)
+    ]
+
+
+def test_several_values_without_m_are_refused() -> None:
+    with pytest.raises(ConfigError, match="add -m"):
+        list(command._jobs(["seed=1,2"], False, "train", CONFIGS))
+
+
+def test_several_processes_in_a_sweep_are_refused_and_the_way_out_named() -> None:
+    with pytest.raises(ConfigError, match="submitit_slurm"):
+        command._refuse_early(["seed=1,2", "runtime=ddp"], True, "train", CONFIGS)
+
+
+def test_a_setting_that_must_be_given_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="ckpt is not set: type ckpt="):
+        command._refuse_early([], False, "eval", CONFIGS)
+
+
+@pytest.mark.parametrize("page", ["train", "eval"])
+def test_help_names_every_choice(page: str) -> None:
+    text = command.help_page(page, config_dir=CONFIGS)
+    groups = ("dataset", "model", "bins", "loss", "optim") if page == "train" else ("eval", "runtime")
+    for group in groups:
+        for file in (CONFIGS / group).glob("*.yaml"):
+            assert file.stem in text
+    assert text.count(f"python {page}.py") >= 5
+    assert "schema" not in text
+
+
+def test_config_to_plain_values_and_back() -> None:
+    config = compose("dataset=sha", "model=mobilenet_v2", "bins.last=clipped", "optim.max_grad_norm=null")
+    plain = to_plain(config)
+    assert plain["kinds"]["dataset"] == "folder"
+    assert plain["bins"]["last"] == "clipped"
+    assert from_plain(plain) == config
+
+
+def test_a_config_of_another_version_is_refused() -> None:
+    plain = to_plain(compose())
+    plain["optim"]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match="another version of headcount"):
+        from_plain(plain)

@@ -1,0 +1,61 @@
+"""Every YAML file composes, passes the checks and builds."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount.bins import CountBins
+from headcount.command import compose
+from headcount.config import TrainConfig, check
+from headcount.data.augment import build_augment
+from headcount.data.datasets import dataset_info, selection_split
+from headcount.engine.optim import build_average, build_optimizer
+from headcount.losses.build import build_loss
+from headcount.models.build import build_model
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CHOICES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml") if f.parent != CONFIGS)
+# eval.py reads these two groups as well.
+SHARED = {"eval", "runtime"}
+HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 70: 1}
+
+
+def test_there_are_choices() -> None:
+    assert len(CHOICES) > 15
+
+
+@pytest.mark.parametrize("file", CHOICES, ids=str)
+def test_choice_composes_and_builds(file: Path) -> None:
+    group, choice = file.parts[0], file.relative_to(file.parts[0]).with_suffix("").as_posix()
+    # Published weights cannot be had without a network.
+    weights = ["model.weights=none"] if "weights" in (CONFIGS / file).read_text() or choice in ("mobilenet_v2", "vgg19") else []
+    # The released recipe's warm-up is longer than the default run.
+    epochs = ["epochs=100"] if choice == "adam_cosine_restarts" else []
+    cfg = compose([f"{group}={choice}", *weights, *epochs], config_name="train", config_dir=CONFIGS)
+    config: TrainConfig = OmegaConf.to_object(cfg)
+    assert check(config) == []
+    if group == "dataset":
+        assert config.dataset.name == choice
+        assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
+    bins = CountBins.from_histogram(
+        HISTOGRAM, block_size=config.bins.block_size, strategy=config.bins.strategy, m=config.bins.m, last=config.bins.last
+    )
+    counter = build_model(config.model, bins)
+    build_loss(config.loss, bins)
+    build_augment(config.augment)
+    build_optimizer(config.optim, counter)
+    build_average(config.optim, counter)
+
+
+@pytest.mark.parametrize("file", [f for f in CHOICES if f.parts[0] in SHARED], ids=str)
+def test_choice_composes_for_evaluation(file: Path) -> None:
+    cfg = compose(["ckpt=x.pt", f"{file.parts[0]}={file.stem}"], config_name="eval", config_dir=CONFIGS)
+    assert OmegaConf.to_object(cfg).ckpt == "x.pt"
+
+
+@pytest.mark.parametrize("file", CHOICES, ids=str)
+def test_choice_says_what_it_is(file: Path) -> None:
+    lines = (CONFIGS / file).read_text().splitlines()
+    comments = [line for line in lines if line.startswith("# ") and "@package" not in line]
+    assert comments, "a config is a document: begin it with a comment"
