@@ -47,7 +47,8 @@ def add_loss(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     command.add_argument("--seconds", type=float, default=8.0, help="time for each row of the table, at least 3 pairs")
     command.add_argument("--points", type=int, nargs="*", default=[50, 300, 1000, 3000], help="points an image")
-    command.add_argument("--data-root", type=Path, default=os.environ.get("HEADCOUNT_DATA"), help="folder of datasets")
+    root = os.environ.get("HEADCOUNT_DATA") or None
+    command.add_argument("--data-root", type=Path, default=root, help="folder of datasets")
     command.set_defaults(run=loss)
 
 
@@ -66,7 +67,7 @@ def loss(arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(0)
     cases = {str(n): [torch.rand(n, 2, generator=generator) * CROP_PX for _ in range(BATCH)] for n in arguments.points}
     if arguments.data_root:
-        cases |= shanghaitech_batches(Path(arguments.data_root), batches=4, generator=generator)
+        cases |= shanghaitech_batches(arguments.data_root, batches=4, generator=generator)
     side = CROP_PX // BLOCK_PX
     print(f"{'points an image':>36}   dense ms  ours ms  ratio   dense MB  ours MB  ratio", flush=True)
     for name, points in cases.items():

@@ -60,6 +60,11 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
     assert trained.returncode == 0, trained.stderr
     records = [json.loads(line) for line in (tmp_path / FOLDER / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2]  # one process writes, not two
+    # What two processes measured while training is what one measures of the checkpoint they wrote.
+    best = min(r["eval/mae"] for r in records)
+    done = run_command("eval.py", f"ckpt={FOLDER}/best_mae.pt", "split=val", "max_images=3", "runtime=cpu", "output_dir=v")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "v" / "errors.json").read_text())["mae"] == pytest.approx(best, abs=1e-6)
     errors = []
     for processes in ([], two):
         # Five images on two processes: neither one left out nor one counted twice.

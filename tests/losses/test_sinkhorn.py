@@ -109,7 +109,7 @@ def test_an_image_stops_at_the_released_threshold():
     np.testing.assert_allclose(solution.potentials[1].numpy(), other, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("at_once", [1, 128, 10_000])
+@pytest.mark.parametrize("at_once", [(1, 1), (128, 1024), (10_000, 10_000)])
 @pytest.mark.parametrize("vector_product", [True, False])
 def test_a_ragged_batch_is_its_images_one_at_a_time(monkeypatch, at_once, vector_product):
     if vector_product and not sinkhorn.VECTOR_PRODUCT_ON_CPU:
@@ -148,6 +148,20 @@ def test_equal_heads_are_several():
     points, blocks = crowd(5, 6, 6, seed=8)
     once, twice = solve([points], blocks[None]), solve([points.repeat(2, 1)], blocks[None])
     torch.testing.assert_close(twice.costs, once.costs)  # a = 1 / n: the same distribution
+
+
+def test_the_number_of_threads_is_given_back():
+    points, blocks = crowd(5, 6, 6, seed=9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        solve([points], blocks[None])
+        assert torch.get_num_threads() == 2
+        with pytest.raises(IndexError):
+            solve([points], torch.zeros(0, 6, 6))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nothing_is_differentiated():

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import EvalCommandConfig
+from headcount.config import EvalCommandConfig, FolderDatasetConfig
 from headcount.data.datasets import CrowdDataset, open_split
 from headcount.data.loading import evaluation_samples
 from headcount.engine import checkpoint
@@ -95,6 +95,8 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     loaded = checkpoint.load(config.ckpt)
     dataset_config = loaded.config.dataset
     dataset_config.max_eval_images = config.max_images
+    if config.data_root and isinstance(dataset_config, FolderDatasetConfig):
+        dataset_config.root = None  # where the data lay for training does not matter any more
     with runtime.main_first():
         dataset = open_split(dataset_config, config.split, data_root=config.data_root or loaded.config.data_root)
     counter = runtime.place(loaded.counter)

@@ -4,6 +4,7 @@ A thin layer over Lightning Fabric. The rest of the package sees one process tha
 several, and asks this object for sums over all of them.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -96,13 +97,15 @@ class Runtime:
         return [item for part in gathered for item in part]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, in float64 on the host."""
-        total = torch.tensor(list(values), dtype=torch.float64)
-        return [sum(parts) for parts in zip(*_split(self.gather(total.tolist()), self.world), strict=True)]
+        """Sums over all processes, exact to float64, on the host."""
+        return [math.fsum(parts) for parts in zip(*self.gather([list(values)]), strict=True)]
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.fabric.barrier()
+    def agree(self, model: nn.Module) -> nn.Module:
+        """Give every process the main one's normalisation statistics, which each gathers on its own."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return model
 
     def main_first(self) -> AbstractContextManager[None]:
         """Let the main process go through a block before the others (to fill a cache once)."""
@@ -126,7 +129,3 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network inside what :meth:`Runtime.setup` returned."""
     return getattr(model, "_original_module", model)
 
-
-def _split(values: list[T], parts: int) -> list[list[T]]:
-    size = len(values) // parts
-    return [values[i * size : (i + 1) * size] for i in range(parts)]

@@ -111,9 +111,8 @@ def fit(
         record = {"epoch": state.epoch, "lr": schedule.value, **meter.close(runtime)}
         best = False
         if state.epoch % config.eval_every_epochs == 0 or state.epoch == config.epochs:
-            evaluation = evaluate(
-                runtime, average.evaluated(unwrap(model)), data.select, workers=config.runtime.workers
-            )
+            evaluated = runtime.agree(average.evaluated(unwrap(model)))
+            evaluation = evaluate(runtime, evaluated, data.select, workers=config.runtime.workers)
             record |= evaluation_record(evaluation, data.selection)
             best = state.best is None or evaluation.errors.mae < state.best["mae"]
             if best:

@@ -14,6 +14,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,9 @@ KERNEL_SCALE = 2.0**60
 """The kernel is stored times this, which keeps it and its products with the scalings out of the denormal numbers:
 a CPU multiplies those a hundred times slower."""
 
-POINTS_AT_ONCE = {"cpu": 128, "cuda": 65536}
-"""Points that share one kernel, by device type: more save calls, fewer save memory."""
+POINTS_AT_ONCE = {"cpu": (128, 1024), "cuda": (65536, 65536)}
+"""Bounds of the points that share a kernel, by device type. Between them it is twice the points of the fullest image:
+more would save calls, fewer would save memory."""
 
 VECTOR_PRODUCT_ON_CPU = sys.platform == "linux" and torch.backends.mkl.is_available()
 """Whether torch can multiply a sparse matrix and a vector here; a matrix of one column takes twice as long."""
@@ -86,14 +88,14 @@ class TruncatedSinkhorn:
         # A block that no point reaches receives nothing: its v is b / EPSILON from the first iteration on.
         v = (blocks / EPSILON).flatten()
         costs = blocks.new_zeros(len(blocks))
-        for images in _chunks([len(p) for p in points], limit=POINTS_AT_ONCE[blocks.device.type]):
-            chunk = torch.cat([points[i].to(blocks) for i in images])
-            chosen = torch.tensor(images, device=blocks.device)
-            image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
-            pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularisation=self.regularisation)
-            costs.index_add_(
-                0, image, self._solve(pairs, a=1 / lengths[image].to(blocks), blocks=blocks, v_everywhere=v)
-            )
+        with _one_thread():
+            for images in _chunks([len(p) for p in points], *POINTS_AT_ONCE[blocks.device.type]):
+                chunk = torch.cat([points[i].to(blocks) for i in images])
+                chosen = torch.tensor(images, device=blocks.device)
+                image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
+                pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularisation=self.regularisation)
+                a = 1 / lengths[image].to(blocks)
+                costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, v_everywhere=v))
         potentials = v.add_(EPSILON).log_().mul_(self.regularisation).view_as(blocks)
         return TransportSolution(potentials.masked_fill_((lengths == 0)[:, None, None], 0), costs)
 
@@ -210,8 +212,9 @@ def _times(matrix: Tensor, vector: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
     return (matrix @ vector[:, None]).squeeze(1)
 
 
-def _chunks(lengths: list[int], *, limit: int) -> Iterator[list[int]]:
-    """Indices of the images that have points, in runs of at most ``limit`` points; a larger image stands alone."""
+def _chunks(lengths: list[int], at_least: int, at_most: int) -> Iterator[list[int]]:
+    """Indices of the images that have points, in runs within ``POINTS_AT_ONCE``; a larger image stands alone."""
+    limit = min(max(2 * max(lengths, default=0), at_least), at_most)
     chunk: list[int] = []
     total = 0
     for i, length in enumerate(lengths):
@@ -223,3 +226,18 @@ def _chunks(lengths: list[int], *, limit: int) -> Iterator[list[int]]:
             total += length
     if chunk:
         yield chunk
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one CPU thread meanwhile.
+
+    An operation here takes microseconds, in which several threads gain little; and where other processes want the
+    processors too, as loading workers do, they wait for each other some milliseconds at each of a thousand operations.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
