@@ -7,6 +7,7 @@ checkpoints/README.md for its keys.
 import os
 import pickle
 import subprocess
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def read(path: str | Path) -> dict[str, Any]:
         beside = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
         raise ConfigError(f"ckpt={path}: no such file" + (f"; there is {', '.join(beside)}" if beside else ""))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # a foreign file is refused below, in our words
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"ckpt={path}: not a checkpoint of headcount, or one that holds code, which is never run"

@@ -117,21 +117,23 @@ class TruncatedSinkhorn:
 
         # The scale of the kernel cancels where it multiplies the marginals and EPSILON, too.
         scaled_a, scaled_b, epsilon = KERNEL_SCALE * a, KERNEL_SCALE * b, KERNEL_SCALE * EPSILON
+        epsilon_a, epsilon_b = torch.full_like(a, epsilon), torch.full_like(b, epsilon)
         u, v = a, torch.zeros_like(b)
-        running = torch.ones_like(b, dtype=torch.bool)
+        running, some_done = torch.ones_like(b, dtype=torch.bool), False
         for i in range(self.iterations):
-            received = _times(to_blocks, u)
+            received = _add_product(epsilon_b, to_blocks, u)
             if i and i % CHECK_EVERY == 0:
-                errors = unreached.index_add(0, image, (v * received / KERNEL_SCALE - b).square())
-                running &= (errors > STOP_BELOW)[image]
-            # An image that is done keeps its v, and so its u, while others go on. Nothing waits for the device.
-            v = torch.where(running, scaled_b / received.add_(epsilon), v)
-            u = scaled_a / _times(to_points, v).add_(epsilon)
+                errors = (v * (received - epsilon) / KERNEL_SCALE - b).square()
+                running &= (unreached.index_add(0, image, errors) > STOP_BELOW)[image]
+                some_done = b.is_cuda or not bool(running.all())  # no device sync: a GPU is not asked
+            # An image that is done keeps its v, and so its u, while others go on.
+            v = torch.where(running, scaled_b / received, v) if some_done else scaled_b / received
+            u = scaled_a / _add_product(epsilon_a, to_points, v)
 
         # The plan is diag(u) K diag(v); its product with C, summed over the blocks.
         weighted = _sparse(pairs.starts, to_points.col_indices(), to_points.values() * pairs.cost, columns=len(reached))
         v_everywhere[reached] = v
-        return u * _times(weighted, v) / KERNEL_SCALE
+        return u * _add_product(torch.zeros_like(a), weighted, v) / KERNEL_SCALE
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,11 @@ def _sparse(starts: Int[Tensor, " starts"], column: Int[Tensor, " _"], value: Te
         return torch.sparse_csr_tensor(starts, column, value, (len(starts) - 1, columns), check_invariants=False)
 
 
-def _times(matrix: Tensor, vector: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
-    """Product of a sparse matrix and a vector."""
+def _add_product(offset: Float[Tensor, " m"], matrix: Tensor, vector: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+    """``offset`` + sparse ``matrix`` times ``vector``."""
     if vector.is_cuda or VECTOR_PRODUCT_ON_CPU:
-        return torch.mv(matrix, vector)
-    return (matrix @ vector[:, None]).squeeze(1)
+        return torch.addmv(offset, matrix, vector)
+    return torch.addmm(offset[:, None], matrix, vector[:, None]).squeeze(1)
 
 
 def _chunks(lengths: list[int], at_least: int, at_most: int) -> Iterator[list[int]]:
