@@ -5,9 +5,8 @@ from headcount.config import TrainConfig
 
 
 def main(config: TrainConfig) -> None:  # noqa: D103
-    from headcount.report.pictures import curve_picture, density_picture
-
     from headcount.engine.train import train  # loads torch: only once the settings are known to be good
+    from headcount.report.pictures import curve_picture, density_picture
 
     if run := train(config, draw=density_picture):
         curve_picture(run.metrics, run.folder / "curves.png")

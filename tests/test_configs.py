@@ -39,7 +39,11 @@ def test_choice_composes_and_builds(file: Path) -> None:
         assert config.dataset.name == choice
         assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
     bins = CountBins.from_histogram(
-        HISTOGRAM, block_size=config.bins.block_size, strategy=config.bins.strategy, m=config.bins.m, last=config.bins.last
+        HISTOGRAM,
+        block_size=config.bins.block_size,
+        strategy=config.bins.strategy,
+        m=config.bins.m,
+        last=config.bins.last,
     )
     counter = build_model(config.model, bins)
     build_loss(config.loss, bins)

@@ -36,7 +36,9 @@ def test_imports_go_down(file: Path) -> None:
 
 def test_an_upward_import_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
-    file.write_text("from headcount.engine.train import fit\nfrom headcount import losses\nimport headcount.report.pictures")
+    file.write_text(
+        "from headcount.engine.train import fit\nfrom headcount import losses\nimport headcount.report.pictures"
+    )
     assert imported_rooms(file) == {"engine", "losses", "report"}
 
 

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             points = np.empty((1, 1), dtype=object)
             points[0, 0] = {"location": rng.uniform(0, 96, (5 * k, 2)), "number": np.uint8(5 * k)}
             scipy.io.savemat(base / "ground-truth" / f"GT_IMG_{k}.mat", {"image_info": points})
-    weights = folder / "torch" / "hub" / "checkpoints" / Path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).name
+    weights = (
+        folder / "torch" / "hub" / "checkpoints" / Path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).name
+    )
     weights.parent.mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
     return folder

@@ -120,13 +120,6 @@ class CountBins:
         lows = torch.tensor([low for low, _ in self.edges], dtype=counts.dtype, device=counts.device)
         return torch.bucketize(counts, lows, right=True) - 1
 
-    def expected_counts(
-        self, probabilities: Float[Tensor, "batch bins rows cols"]
-    ) -> Float[Tensor, "batch 1 rows cols"]:
-        """Representative counts weighted by probability (equation 1)."""
-        values = probabilities.new_tensor(self.representatives)
-        return torch.einsum("bnhw,n->bhw", probabilities, values).unsqueeze(1)
-
     def names(self) -> list[str]:
         """Each bin as text: ``{0}``, ``[1, 2]``, ``[4, inf)``."""
         return [
@@ -165,3 +158,13 @@ class CountBins:
             representatives=tuple(float(v) for v in values["representatives"]),
             clip_at=float(values["clip_at"]),
         )
+
+
+def expected_counts(
+    probabilities: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
+) -> Float[Tensor, "batch 1 rows cols"]:
+    """Representative counts weighted by probability.
+
+    Source: arXiv:2403.09281, equation 1.
+    """
+    return (probabilities * representatives[:, None, None]).sum(1, keepdim=True)

@@ -28,7 +28,18 @@ from omegaconf.errors import OmegaConfBaseException
 from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, register_schemas
 
 # Settings that do not change what is learned, and so are no part of a run's name.
-_NOT_IN_NAME = ("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "dataset.root", "dataset.cache_dir")
+_NOT_IN_NAME = (
+    "seed",
+    "resume",
+    "dry_run",
+    "data_root",
+    "output_dir",
+    "run_name",
+    "runtime",
+    "eval",
+    "dataset.root",
+    "dataset.cache_dir",
+)
 _LONGEST_NAME = 120
 _EXAMPLES = {
     "train": """
@@ -240,7 +251,12 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
         return f"; {part} is a setting of {path}={', '.join(owners)}"
     if near := _nearest(part, allowed):
         return near
-    inner = [f"{group}.{k}" for group, node in base.items() if isinstance(node, DictConfig) for k in node]
+    inner = [
+        f"{group}.{k}"
+        for group, node in ((str(g), n) for g, n in base.items())
+        if isinstance(node, DictConfig)
+        for k in map(str, node)
+    ]
     same = [key for key in inner if key.split(".")[-1] == part]
     return f"; did you mean {' or '.join(same)}?" if same else ""
 
@@ -251,7 +267,7 @@ def _type_words(node: Any) -> str:
     if isinstance(reference, type) and issubclass(reference, Enum):
         return "one of " + ", ".join(reference.__members__) + optional
     if isinstance(node, DictConfig):
-        return "settings of its own (" + ", ".join(f"{node._key()}.{k}" for k in node) + ")"
+        return "settings of its own (" + ", ".join(f"{node._key()}.{k}" for k in map(str, node)) + ")"
     if isinstance(node, ListConfig):
         return "a list such as [0.5,0.5,0.5]" + optional
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -297,7 +313,7 @@ def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) ->
 
 def _default_choices(config_name: str, config_dir: Path) -> dict[str, str]:
     """Group -> choice of the defaults list of ``config_name``."""
-    entries = OmegaConf.load(config_dir / f"{config_name}.yaml")["defaults"]
+    entries: Any = OmegaConf.select(OmegaConf.load(config_dir / f"{config_name}.yaml"), "defaults")
     return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
 
 
@@ -314,8 +330,8 @@ def help_page(config_name: str, *, config_dir: Path) -> str:
             marked = [f"{n}*" if n == defaults.get(group) else n for n in names]
             lines.append(textwrap.fill(f"  {group + '=':<10} {'  '.join(marked)}", 100, subsequent_indent=" " * 13))
     lines += ["", "Settings:", ""]
-    for key in cfg:
-        if str(key) not in defaults:
+    for key in map(str, cfg):
+        if key not in defaults:
             value = "(needed)" if OmegaConf.is_missing(cfg, key) else cfg[key]
             lines.append(f"  {key}={'null' if value is None else value}")
     lines += [

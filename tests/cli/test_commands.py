@@ -42,7 +42,9 @@ def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
     assert (report / "worst.png").stat().st_size > 10_000
 
     # The paths it printed are there, and the checkpoint counts a picture in three lines of Python.
-    assert all((tmp_path / line.strip()).exists() for line in evaluated.stdout.splitlines() if line.startswith("  check"))
+    assert all(
+        (tmp_path / line.strip()).exists() for line in evaluated.stdout.splitlines() if line.startswith("  check")
+    )
     counter = headcount.load(run / "best_mae.pt")
     prediction = counter.predict(report / "worst.png")
     assert prediction.count == pytest.approx(float(prediction.block_counts.sum()), rel=1e-5)
@@ -62,7 +64,9 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
     assert [r["epoch"] for r in records] == [1, 2]  # one process writes, not two
     # What two processes measured while training is what one measures of the checkpoint they wrote.
     best = min(r["eval/mae"] for r in records)
-    done = run_command("eval.py", f"ckpt={FOLDER}/best_mae.pt", "split=val", "max_images=3", "runtime=cpu", "output_dir=v")
+    done = run_command(
+        "eval.py", f"ckpt={FOLDER}/best_mae.pt", "split=val", "max_images=3", "runtime=cpu", "output_dir=v"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "v" / "errors.json").read_text())["mae"] == pytest.approx(best, abs=1e-6)
     errors = []
@@ -86,7 +90,9 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
 def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
     done = run_command("train.py", "-m", *SMALL, "bins=fine,coarse", "seed=1,2", "epochs=1")
     assert done.returncode == 0, done.stderr
-    folders = sorted(str(f.parent.relative_to(tmp_path / "checkpoints" / "synthetic")) for f in tmp_path.rglob("last.pt"))
+    folders = sorted(
+        str(f.parent.relative_to(tmp_path / "checkpoints" / "synthetic")) for f in tmp_path.rglob("last.pt")
+    )
     assert len(folders) == 4
     assert [f.split("/")[1] for f in folders] == ["seed1", "seed2", "seed1", "seed2"]
     assert folders[0].startswith("tiny_coarse")

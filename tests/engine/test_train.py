@@ -38,7 +38,9 @@ def without_clock(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", ["adamw_cosine", "adam_cosine_restarts"])
-def test_four_epochs_equal_two_and_two_bit_for_bit(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_epochs_equal_two_and_two_bit_for_bit(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [f"optim={recipe}", "optim.warmup_epochs=1", "epochs=4"]
     whole = train(config_of(tmp_path / "whole", *settings))
     assert whole is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headcount.bins import CountBins
+from headcount.bins import CountBins, expected_counts
 from headcount.config import Reduction
 from headcount.losses.dace import DaceLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
@@ -49,7 +49,7 @@ class Case:
         logits = torch.from_numpy(self.numbers["logits"]).float().requires_grad_()
         size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
         batch = Batch(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
-        counts = self.bins.expected_counts(logits.softmax(1))
+        counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives))
         terms = DaceLoss(loss, bins=self.bins, weight=1.0)(BlockPrediction(counts, logits), batch)
         return terms, torch.autograd.grad(terms.total, logits)[0].numpy()
 

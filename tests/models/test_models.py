@@ -1,5 +1,6 @@
 """Shapes, parameter counts, resampling, normalisation and weights of the counters."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
 def test_parameter_counts_by_hand() -> None:
     """VGG19's sixteen convolutions from its table; MobileNetV2 less its classifier and last stage."""
     widths = [3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512]
-    encoder = sum(conv(a, b) for a, b in zip(widths, widths[1:], strict=False))
+    encoder = sum(conv(a, b) for a, b in itertools.pairwise(widths))
     decoder = conv(512, 256) + conv(256, 128)
     assert parameters(counter_of(VGG19Config(weights="none"))) == encoder + decoder + conv(128, 5, 1)
     published = 3_504_872  # torchvision's documented number for MobileNetV2
@@ -213,5 +214,7 @@ def test_imagenet_weights_are_read_from_torch_hubs_folder(tmp_path: Path, monkey
 def test_gradients_reach_every_parameter(config: ModelConfig) -> None:
     counter = counter_of(config).train()
     counter(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)).logits.square().mean().backward()
-    without = [name for name, p in counter.named_parameters() if p.grad is None or not math.isfinite(float(p.grad.norm()))]
+    without = [
+        name for name, p in counter.named_parameters() if p.grad is None or not math.isfinite(float(p.grad.norm()))
+    ]
     assert without == []

@@ -96,7 +96,7 @@ class WeightAverage:
         """Take in the weights after an optimiser step; the first time, take them over."""
         self.average.update_parameters(model)
 
-    def evaluated(self, model: nn.Module) -> nn.Module:
+    def evaluated(self, model: nn.Module) -> Any:
         """The network to evaluate and keep: the average."""
         return self.average.module
 
@@ -115,7 +115,7 @@ class NoAverage:
     def update(self, model: nn.Module) -> None:
         """Nothing to do."""
 
-    def evaluated(self, model: nn.Module) -> nn.Module:
+    def evaluated(self, model: nn.Module) -> Any:
         """The network itself."""
         return model
 

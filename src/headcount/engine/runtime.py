@@ -20,6 +20,7 @@ from headcount.config import Accelerator, ConfigError, Precision, RuntimeConfig
 from headcount.types import Batch
 
 T = TypeVar("T")
+Network = TypeVar("Network", bound=nn.Module)
 
 _PRECISION = {Precision.float32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
 
@@ -70,9 +71,9 @@ class Runtime:
         """Put both on the device, and behind the processes and the precision."""
         return self.fabric.setup(model.to(memory_format=self.memory_format), optimizer)
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: Network) -> Network:
         """Put a model that is only evaluated on the device."""
-        return model.to(device=self.device, memory_format=self.memory_format)
+        return model.to(self.device).to(memory_format=self.memory_format)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this process's device."""
@@ -100,7 +101,7 @@ class Runtime:
         """Sums over all processes, exact to float64, on the host."""
         return [math.fsum(parts) for parts in zip(*self.gather([list(values)]), strict=True)]
 
-    def agree(self, model: nn.Module) -> nn.Module:
+    def agree(self, model: Network) -> Network:
         """Give every process the main one's normalisation statistics, which each gathers on its own."""
         if self.world > 1:
             for buffer in model.buffers():
@@ -125,7 +126,6 @@ class Runtime:
             scaler.load_state_dict(state)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """The network inside what :meth:`Runtime.setup` returned."""
     return getattr(model, "_original_module", model)
-

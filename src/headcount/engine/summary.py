@@ -39,10 +39,12 @@ def summarise(
     ]
     if config.dry_run:
         macs, saved = step_cost(counter, loss_fn, crop=config.augment.crop_size)
+        mega = 2**20
         lines.append(
             f"step: {config.batch_size} crops of {config.augment.crop_size} px: "
-            f"{macs * config.batch_size / 1e9:.1f} GMACs forward, about {saved * config.batch_size / 2**20:,.0f} MiB of activations kept for backward, "
-            f"{4 * trainable * 4 / 2**20:,.0f} MiB of weights, gradients and Adam's moments"
+            f"{macs * config.batch_size / 1e9:.1f} GMACs forward; "
+            f"about {saved * config.batch_size / mega:,.0f} MiB of activations kept for backward, "
+            f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from headcount.bins import CountBins
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.data.augment import build_augment
-from headcount.data.datasets import CrowdDataset, open_split, selection_split, block_histogram
+from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split
 from headcount.data.loading import TrainLoader, build_train_loader
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate
@@ -175,7 +175,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+        OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
         records = Records(folder, start_epoch=state.epoch)
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
 

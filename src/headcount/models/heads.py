@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headcount.bins import CountBins
+from headcount.bins import CountBins, expected_counts
 from headcount.types import BlockPrediction
 
 
@@ -52,5 +52,4 @@ class BlockClassifier(nn.Module):
         one), so the convolution runs first, on the smaller map when enlarging.
         """
         logits = resample(self.to_logits(features), factor).float()
-        counts = (logits.softmax(1) * self.representatives[:, None, None]).sum(1, keepdim=True)
-        return BlockPrediction(block_counts=counts, logits=logits)
+        return BlockPrediction(block_counts=expected_counts(logits.softmax(1), self.representatives), logits=logits)
