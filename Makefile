@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
+# Two tests at a time, one thread each: threads of one test would wait for those of the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .PHONY: help quickstart test test-all lint clean
 
@@ -18,10 +20,10 @@ quickstart: $(VENV)/installed ## train, evaluate and picture a counter on genera
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/installed ## the tests anybody can run: no network, no GPU, under three minutes
-	$(BIN)/python -m pytest -m "not slow and not golden and not data and not gpu"
+	$(PYTEST) -m "not slow and not golden and not data and not gpu"
 
 test-all: $(VENV)/installed ## all tests; golden and real data where HEADCOUNT_GOLDEN and HEADCOUNT_DATA say
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,5 +1,6 @@
 """Wrong settings are refused in words, before torch; runs get names that do not collide."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def compose(*overrides: str, name: str = "train") -> TrainConfig:
         ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
         ("+speed=1", ["nothing can be added or removed"]),
         ("~loss", ["nothing can be added or removed"]),
+        ("expected={mae:1}", ["expected={'mae': 1}"]),
+        ("loss.transport=3", ["settings of its own: loss.transport.ot_weight"]),
     ],
 )
 def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -> None:
@@ -61,6 +64,15 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
         ("model=mobilenet_v2 model.stage=5", "must be 160 or 320"),
         ("model=mobilenet_v2 model.weights=nowhere.pth", "no such file"),
         ("optim.warmup_epochs=40", "must be below epochs=40"),
+        ("optim.lr=inf", "optim.lr=inf: must be at least 1e-12, and finite"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("augment.blur_size=301", "must be at most augment.crop_size=224"),
+        ("dataset.name=sha", "dataset.name=sha: is always synthetic"),
+        ("model.name=big", "model.name=big: is always tiny"),
+        ("dataset=sha dataset.min_side=450", "dataset.min_side=450: must be a multiple of dataset.side_multiple=32"),
+        ("dataset=sha dataset.max_side=320", "dataset.max_side=320: must be at least dataset.min_side=448"),
+        ("run_name=../away", "run_name=../away: may only hold"),
+        ("run_name=..", "run_name=..: may only hold"),
     ],
 )
 def test_what_cannot_work_is_named(overrides: str, words: str) -> None:
@@ -95,7 +107,9 @@ def name(*overrides: str) -> str:
     [
         ([], "tiny_fine"),
         (["model=tiny", "bins=fine", "seed=3", "runtime.workers=4", "optim.lr=0.001"], "tiny_fine"),
-        (["dataset=sha", "model=mobilenet_v2", "model.weights=/a/b/net.pth"], "mobilenet_v2_fine_model.weights-net"),
+        (["dataset=sha", "model=mobilenet_v2"], "mobilenet_v2_fine"),
+        (["runtime.precision=bf16", "runtime=ddp"], "tiny_fine_runtime.precision-bf16"),
+        (["experiment=sha_mobilenet_v2_released", "bins=coarse"], "sha_mobilenet_v2_released_bins-coarse"),
         (["bins=coarse", "bins.block_size=16", "scale=smoke"], "tiny_coarse_scale-smoke_bins.block_size-16"),
         (["bins.last=clipped", "model.mean=[0.5,0.5,0.5]"], "tiny_fine_bins.last-clipped_model.mean-0.5-0.5-0.5"),
         (["optim=adam_cosine", "optim.lr=3e-4"], "tiny_fine_optim-adam_cosine_optim.lr-0.0003"),
@@ -103,6 +117,20 @@ def name(*overrides: str) -> str:
 )
 def test_run_names(overrides: list[str], expected: str) -> None:
     assert name(*overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["model=vgg19", "model.weights=/a/net.pth"], ["model=vgg19", "model.weights=/b/net.pth"]),
+        (["model.mean=[0.1,0.2,0.3]"], ["model.mean=[-0.1,0.2,0.3]"]),
+        (["runtime.precision=bf16"], ["runtime.precision=fp16"]),
+    ],
+)
+def test_run_names_tell_settings_apart(one: list[str], other: list[str]) -> None:
+    names = {name(*one), name(*other)}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", n) for n in names)
 
 
 def test_long_run_names_are_cut_and_stay_apart() -> None:
@@ -127,6 +155,28 @@ def test_several_values_without_m_are_refused() -> None:
 def test_several_processes_in_a_sweep_are_refused_and_the_way_out_named() -> None:
     with pytest.raises(ConfigError, match="submitit_slurm"):
         command._refuse_early(["seed=1,2", "runtime=ddp"], True, "train", CONFIGS)
+
+
+def test_several_processes_of_a_cluster_job_are_not() -> None:
+    command._refuse_early(["seed=1,2", "runtime=ddp", "hydra/launcher=basic"], True, "train", CONFIGS)
+
+
+def test_values_that_cannot_be_enumerated_are_refused() -> None:
+    with pytest.raises(ConfigError, match="name the values"):
+        list(command._jobs(["optim.lr=interval(0,1)"], True, "train", CONFIGS))
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["ckpt=nowhere.pt"], "ckpt=nowhere.pt: no such file"),
+        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be at least 0"),
+        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be at least 1"),
+    ],
+)
+def test_evaluation_settings_are_checked(typed: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        command._refuse_early(typed, False, "eval", CONFIGS)
 
 
 def test_a_setting_that_must_be_given_is_asked_for() -> None:

@@ -28,9 +28,7 @@ def test_there_are_choices() -> None:
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_choice_composes_and_builds(file: Path) -> None:
     group, choice = file.parts[0], file.relative_to(file.parts[0]).with_suffix("").as_posix()
-    # The released recipe's warm-up is longer than the default run.
-    epochs = ["epochs=100"] if choice == "adam_cosine_restarts" else []
-    cfg = compose([f"{group}={choice}", *epochs], config_name="train", config_dir=CONFIGS)
+    cfg = compose([f"{group}={choice}"], config_name="train", config_dir=CONFIGS)
     config: TrainConfig = OmegaConf.to_object(cfg)
     if hasattr(config.model, "weights"):
         config.model.weights = "none"  # published weights cannot be had without a network

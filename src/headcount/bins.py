@@ -113,9 +113,10 @@ class CountBins:
             ValueError: if a count lies in no bin (negative, fractional or not finite).
         """
         counts = block_counts[:, 0].clamp(max=self.clip_at)
-        # The one device sync here; a count outside every bin would otherwise train a wrong class.
-        if bool(((counts < 0) | (counts != counts.round()) | ~counts.isfinite()).any()):
-            worst = block_counts[:, 0][(counts < 0) | (counts != counts.round()) | ~counts.isfinite()][0]
+        nowhere = (counts < 0) | (counts != counts.round()) | ~block_counts[:, 0].isfinite()
+        # Device sync; a count outside every bin would otherwise train a wrong class.
+        if bool(nowhere.any()):
+            worst = block_counts[:, 0][nowhere][0]
             raise ValueError(f"block count {float(worst):g} lies in no bin; allowed are the integers 0, 1, 2, ...")
         lows = torch.tensor([low for low, _ in self.edges], dtype=counts.dtype, device=counts.device)
         return torch.bucketize(counts, lows, right=True) - 1

@@ -25,20 +25,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, register_schemas
+from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, check_evaluation, register_schemas
 
 # Settings that do not change what is learned, and so are no part of a run's name.
 _NOT_IN_NAME = (
-    "seed",
-    "resume",
-    "dry_run",
-    "data_root",
-    "output_dir",
-    "run_name",
-    "runtime",
-    "eval",
-    "dataset.root",
-    "dataset.cache_dir",
+    *("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "eval", "dataset.root", "dataset.cache_dir"),
+    *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last"),
 )
 _LONGEST_NAME = 120
 _EXAMPLES = {
@@ -49,7 +41,7 @@ Train a crowd counter by enhanced blockwise classification (arXiv:2403.09281).
   python train.py dataset=sha model=mobilenet_v2 data_root=~/data      ShanghaiTech part A
   python train.py dataset=sha model=vgg19 dry_run=true    build everything, say what it costs, stop
   python train.py -m bins=fine,dynamic,coarse seed=1,2    a sweep of six runs
-  python train.py resume=true                             go on after an interruption, bit for bit
+  python train.py resume=true                             go on after an interruption
 """,
     "eval": """
 Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
@@ -80,14 +72,13 @@ def command(task: Callable[[Any], None], script: str) -> None:
         print(help_page(config_name, config_dir=config_dir))
         return
     failed: list[str] = []
-    names: dict[frozenset[str], str] = {}
 
     def job(cfg: DictConfig) -> None:
         typed = HydraConfig.get().overrides.task
         try:
             config: Any = OmegaConf.to_object(cfg)
             if isinstance(config, TrainConfig) and config.run_name == "auto":
-                config.run_name = names[frozenset(typed)]
+                config.run_name = run_name(typed, config_name=config_name, config_dir=config_dir)
             task(config)
         except ConfigError as error:
             failed.append(" ".join(typed))
@@ -95,7 +86,7 @@ def command(task: Callable[[Any], None], script: str) -> None:
 
     try:
         if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
-            names = _refuse_early(arguments.overrides, bool(arguments.multirun), config_name, config_dir)
+            _refuse_early(arguments.overrides, bool(arguments.multirun), config_name, config_dir)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
     except ConfigError as error:
         print(f"{config_name}.py: {error}", file=sys.stderr)
@@ -121,33 +112,28 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
             return hydra.compose(config_name, list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
             raise ConfigError(_explain(overrides, error, config_name, config_dir)) from error
 
 
-def _refuse_early(
-    overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path
-) -> dict[frozenset[str], str]:
-    """Compose and check every job, and name its run, before the first one starts."""
-    names: dict[frozenset[str], str] = {}
+def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> None:
+    """Compose and check every job before the first one starts."""
+    launched = any(o.startswith("hydra/launcher=") for o in overrides)
     for job in _jobs(overrides, multirun, config_name, config_dir):
         cfg = compose(job, config_name=config_name, config_dir=config_dir)
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
-        config = OmegaConf.to_object(cfg)
-        if isinstance(config, TrainConfig):
-            errors = check(config)
-            if multirun and config.runtime.devices > 1:
-                errors.append(
-                    f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the "
-                    "jobs one by one, or each as its own job on a SLURM cluster (hydra/launcher=submitit_slurm)"
-                )
-            if errors:
-                raise ConfigError("\n  ".join(errors))
-            typed = [o for o in job if not o.startswith("hydra")]
-            names[frozenset(typed)] = run_name(typed, config_name=config_name, config_dir=config_dir)
-    return names
+        config: Any = OmegaConf.to_object(cfg)
+        errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
+        if multirun and not launched and config.runtime.devices > 1:
+            errors.append(
+                f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the jobs "
+                "one by one, or each as a job of its own on a SLURM cluster with hydra/launcher=submitit_slurm "
+                "(pip install hydra-submitit-launcher)"
+            )
+        if errors:
+            raise ConfigError("\n  ".join(errors))
 
 
 def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> Iterator[list[str]]:
@@ -158,7 +144,10 @@ def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir
             choices.append([str(override.input_line)])
         elif multirun:
             key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException as error:  # a glob or an interval, which only other sweepers can enumerate
+                raise ConfigError(f"{override.input_line}: name the values, as in {key}=a,b ({error})") from error
         else:
             raise ConfigError(f"{override.input_line}: several values make a sweep; add -m, or quote the value")
     yield from (list(job) for job in itertools.product(*choices))
@@ -229,7 +218,7 @@ def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]
     node: Any = base
     path = ""
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, DictConfig) or part not in map(str, node):  # which a value still missing is in
             allowed = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
             where = f"{path} has no {part}" if path else f"there is no setting {part}"
             return (
@@ -239,7 +228,7 @@ def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]
         parent, node = node, node._get_node(part)
     try:
         OmegaConf.update(parent, key.split(".")[-1], value)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, AttributeError):  # OmegaConf fails in its own way on a null dictionary
         return f"{key}={value}: {path} takes {_type_words(node)}"
     return None
 
@@ -267,7 +256,7 @@ def _type_words(node: Any) -> str:
     if isinstance(reference, type) and issubclass(reference, Enum):
         return "one of " + ", ".join(reference.__members__) + optional
     if isinstance(node, DictConfig):
-        return "settings of its own (" + ", ".join(f"{node._key()}.{k}" for k in map(str, node)) + ")"
+        return "settings of its own: " + ", ".join(f"{node._get_full_key(k)}" for k in map(str, node))
     if isinstance(node, ListConfig):
         return "a list such as [0.5,0.5,0.5]" + optional
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -294,7 +283,7 @@ def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) ->
     parts = [chosen.get(group, default[group]) for group in named]
     parts += [chosen["experiment"]] if "experiment" in chosen else []
     for key, value in sorted(chosen.items()):
-        if key not in (*named, "experiment", "dataset", *_NOT_IN_NAME) and (not named or value != default[key]):
+        if key not in (*named, "experiment", "dataset", "eval", "runtime") and (not named or value != default[key]):
             parts.append(f"{key}-{value}")
     for override in sorted(parsed, key=lambda o: str(o.key_or_group)):
         key = str(override.key_or_group)
@@ -302,13 +291,19 @@ def run_name(overrides: Sequence[str], *, config_name: str, config_dir: Path) ->
             continue
         value = OmegaConf.select(full, key)
         if value != OmegaConf.select(base, key):
-            text = value.name if isinstance(value, Enum) else str(value)
-            parts.append(f"{key}-{Path(text).stem if '/' in text else text.strip('[]')}")
-    name = re.sub(r"[^A-Za-z0-9._+]+", "-", "_".join(parts))
+            parts.append(f"{key}-{_slug(value.name if isinstance(value, Enum) else str(value))}")
+    name = "_".join(parts).replace("/", "-")
     if len(name) > _LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST_NAME - 9]}-{digest}"
     return name
+
+
+def _slug(value: str) -> str:
+    """A value as part of a name; what cannot be written, a path's folders say, is told apart by a hash."""
+    plain = value.strip("[]").replace(", ", "-")
+    short = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(plain).stem if "/" in plain else plain)
+    return short if short == plain else f"{short}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
 
 
 def _default_choices(config_name: str, config_dir: Path) -> dict[str, str]:
@@ -328,12 +323,13 @@ def help_page(config_name: str, *, config_dir: Path) -> str:
     for group, names in _choices(config_dir).items():
         if group in defaults or group == "experiment":
             marked = [f"{n}*" if n == defaults.get(group) else n for n in names]
-            lines.append(textwrap.fill(f"  {group + '=':<10} {'  '.join(marked)}", 100, subsequent_indent=" " * 13))
+            lines.append(textwrap.fill(f"  {group + '=':<12} {'  '.join(marked)}", 100, subsequent_indent=" " * 15))
     lines += ["", "Settings:", ""]
     for key in map(str, cfg):
-        if key not in defaults:
+        if key not in (*defaults, "expected"):
             value = "(needed)" if OmegaConf.is_missing(cfg, key) else cfg[key]
-            lines.append(f"  {key}={'null' if value is None else value}")
+            shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
+            lines.append(f"  {key}={shown}")
     lines += [
         "",
         f"Every setting of every group:  python {config_name}.py --cfg job",

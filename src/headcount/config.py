@@ -7,8 +7,10 @@ module loads neither torch nor an image library, so that a wrong setting is told
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -112,7 +114,7 @@ class DatasetConfig:
     outside: Outside = Outside.clamp
     """Training annotations outside the image: moved onto its border, or dropped. Evaluation counts all."""
     one_head_per_pixel: bool = False
-    """Keep one head in each pixel, as the released code's density maps do; off: every head counts."""
+    """Count the heads of one pixel once in the labels, as the released code does; points keep all of them."""
     max_train_images: int | None = number(None, 1)
     """Use the first so many training images; None for all."""
     max_eval_images: int | None = number(None, 1)
@@ -152,7 +154,7 @@ class SyntheticConfig(DatasetConfig):
     """Height of an image, pixels."""
     max_people: int = number(150, 1)
     """Most people in an image."""
-    seed: int = 0
+    seed: int = number(0, 0)
     """Another seed draws other crowds; independent of the training seed."""
 
 
@@ -186,25 +188,29 @@ class TinyConfig(ModelConfig):
 
 
 @dataclass
-class MobileNetV2Config(ModelConfig):
+class PretrainedConfig(ModelConfig):
+    """Fields of a model whose backbone has published weights."""
+
+    weights: str = "imagenet"
+    """``imagenet`` (downloaded once), ``none``, or the path of a state dict."""
+
+
+@dataclass
+class MobileNetV2Config(PretrainedConfig):
     """torchvision's MobileNetV2 at stride 16."""
 
     stride: ClassVar[int] = 16
     name: str = "mobilenet_v2"
-    weights: str = "imagenet"
-    """``imagenet`` (downloaded once), ``none``, or the path of a state dict."""
     stage: int = 320
     """Channels of the last stage kept: 320 (its stride set to 1) or 160 (likewise)."""
 
 
 @dataclass
-class VGG19Config(ModelConfig):
+class VGG19Config(PretrainedConfig):
     """VGG19 with DM-Count's decoder, stride 16 up-sampled to 8."""
 
     stride: ClassVar[int] = 16
     name: str = "vgg19"
-    weights: str = "imagenet"
-    """``imagenet`` (downloaded once), ``none``, or the path of a state dict."""
 
 
 # -------------------------------------------------------------------------------------------- bins
@@ -240,7 +246,6 @@ class BinsConfig:
 class AugmentConfig:
     """Random changes to training images (arXiv:2403.09281, section IV)."""
 
-    name: str = "ebc"
     crop_size: int = number(224, 1)
     """Side of a training crop, pixels; a multiple of the block size."""
     min_scale: float = number(1.0, 0.05)
@@ -249,13 +254,13 @@ class AugmentConfig:
     """Greatest side of the window that is cut out, in crop sizes; above 1 shrinks heads."""
     flip: float = number(0.5, 0, 1)
     """Probability of a left-right flip."""
-    jitter: float = number(0.1, 0, 1)
+    jitter: float = number(0.1, 0, 0.99)
     """Range of brightness, contrast and saturation changes, as a share."""
     jitter_probability: float = number(0.2, 0, 1)
     blur_size: int = number(5, 1)
     """Side of the Gaussian blur's kernel, pixels, odd."""
     blur_probability: float = number(0.2, 0, 1)
-    salt_pepper: float = number(1e-3, 0, 1)
+    salt_pepper: float = number(1e-3, 0, 0.5)
     """Share of pixels turned white, and as many black."""
     salt_pepper_probability: float = number(0.5, 0, 1)
 
@@ -336,7 +341,6 @@ class OptimConfig:
 class EvalConfig:
     """How an image is evaluated, and what is written."""
 
-    name: str = "whole_image"
     pictures: int = number(6, 0)
     """Images drawn with truth and prediction side by side, worst errors first; 0 draws none."""
 
@@ -378,7 +382,7 @@ class TrainConfig:
     """Crops an optimiser step, over all processes."""
     eval_every_epochs: int = number(5, 1)
     """Epochs between evaluations; the last epoch is always evaluated."""
-    seed: int = 1
+    seed: int = number(1, 0)
     """Seed of weights, order and augmentation."""
     data_root: str | None = None
     """Folder of the datasets; None takes the environment variable HEADCOUNT_DATA."""
@@ -477,8 +481,8 @@ def _range_errors(config: Any, path: str) -> list[str]:
             errors += _range_errors(value, f"{key}.")
         elif value is not None and (allowed := item.metadata.get("allowed")):
             least, most = allowed
-            if not least <= value <= most:
-                limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            if not (least <= value <= most and math.isfinite(value)):
+                limits = f"at least {least:g}, and finite" if most == math.inf else f"from {least:g} to {most:g}"
                 errors.append(f"{key}={value}: must be {limits}")
     return errors
 
@@ -520,9 +524,45 @@ def check(config: TrainConfig) -> list[str]:
             )
     if isinstance(config.model, MobileNetV2Config) and config.model.stage not in (160, 320):
         errors.append(f"model.stage={config.model.stage}: must be 160 or 320")
-    weights = getattr(config.model, "weights", "none")
+    weights = config.model.weights if isinstance(config.model, PretrainedConfig) else "none"
     if weights not in ("imagenet", "none") and not os.path.isfile(os.path.expanduser(weights)):
         errors.append(f"model.weights={weights}: no such file; allowed are imagenet, none, or the path of a state dict")
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
+    if config.augment.blur_size > crop:
+        errors.append(f"augment.blur_size={config.augment.blur_size}: must be at most augment.crop_size={crop}")
+    for group in ("dataset", "model", "loss"):
+        fixed = {item.name: item.default for item in dataclasses.fields(getattr(config, group))}["name"]
+        name = getattr(config, group).name
+        if fixed not in (MISSING, name):
+            errors.append(f"{group}.name={name}: is always {fixed}; choose another with {group}=...")
+    if isinstance(config.dataset, FolderDatasetConfig):
+        errors += _size_errors(config.dataset)
+    if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
+        errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
     return errors
+
+
+def _size_errors(config: FolderDatasetConfig) -> list[str]:
+    """Limits of the one-time resize that contradict each other."""
+    errors = []
+    for key in ("min_side", "max_side"):
+        side = getattr(config, key)
+        if side is not None and side % config.side_multiple:
+            errors.append(f"dataset.{key}={side}: must be a multiple of dataset.side_multiple={config.side_multiple}")
+    if config.max_side is not None and config.max_side < config.min_side:
+        errors.append(f"dataset.max_side={config.max_side}: must be at least dataset.min_side={config.min_side}")
+    return errors
+
+
+def check_evaluation(config: EvalCommandConfig) -> list[str]:
+    """Every error of an evaluation's config that its types do not catch, one line each."""
+    errors = _range_errors(config, "")
+    path = Path(config.ckpt).expanduser()
+    return errors if path.is_file() else [*errors, missing_checkpoint(path)]
+
+
+def missing_checkpoint(path: Path) -> str:
+    """What to say of a checkpoint that is not there: its name, and those beside it."""
+    beside = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    return f"ckpt={path}: no such file" + (f"; there is {', '.join(beside)}" if beside else "")

@@ -33,7 +33,7 @@ def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     report = run / "eval" / "synthetic_test"
     errors = json.loads((report / "errors.json").read_text())
-    rows = list(csv.DictReader((report / "counts.csv").open()))
+    rows = list(csv.DictReader((report / "counts.csv").read_text().splitlines()))
     assert len(rows) == errors["images"] == 3
     by_hand = sum(abs(float(r["predicted"]) - float(r["true"])) for r in rows) / 3
     assert errors["mae"] == pytest.approx(by_hand, abs=1e-3)
@@ -88,17 +88,18 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
 
 
 def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
-    done = run_command("train.py", "-m", *SMALL, "bins=fine,coarse", "seed=1,2", "epochs=1")
+    done = run_command("train.py", "-m", *SMALL, "bins=fine,coarse", "optim.lr=1e-3,2e-3", "epochs=1", "resume=true")
     assert done.returncode == 0, done.stderr
     folders = sorted(
         str(f.parent.relative_to(tmp_path / "checkpoints" / "synthetic")) for f in tmp_path.rglob("last.pt")
     )
     assert len(folders) == 4
-    assert [f.split("/")[1] for f in folders] == ["seed1", "seed2", "seed1", "seed2"]
+    assert ["optim.lr-0.002" in f for f in folders] == [False, True, False, True]
     assert folders[0].startswith("tiny_coarse")
     assert folders[2].startswith("tiny_fine")
 
 
+@pytest.mark.slow
 def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(run_command: Run, tmp_path: Path) -> None:
     assert run_command("train.py", *SMALL, "epochs=1").returncode == 0
     done = run_command("train.py", "-m", *SMALL, "epochs=1", "seed=1,2")
@@ -142,14 +143,6 @@ def test_a_dry_run_of_a_dataset_that_is_not_there_says_where_to_get_it(run_comma
     assert "Traceback" not in done.stderr
     for words in ("ShanghaiTech", str(tmp_path), "http"):
         assert words in done.stderr
-
-
-def test_help_costs_no_torch(run_command: Run) -> None:
-    started = time.monotonic()
-    done = run_command("train.py", "--help")
-    assert done.returncode == 0
-    assert "a sweep of six runs" in done.stdout
-    assert time.monotonic() - started < 30  # a page, not a training run
 
 
 def test_a_missing_checkpoint_is_refused(run_command: Run) -> None:

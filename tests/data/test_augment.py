@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as pixels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headcount.config import AugmentConfig, ConfigError
+from headcount.config import AugmentConfig
 from headcount.data import augment
 from headcount.data.augment import TrainAugment, build_augment
 
@@ -180,29 +180,9 @@ def test_the_generator_alone_decides() -> None:
 
 
 def test_every_field_of_the_config_arrives() -> None:
-    values = {"name": "x", "crop_size": 96, "blur_size": 7} | {
+    values = {"crop_size": 96, "blur_size": 7} | {
         f.name: 0.01 * k for k, f in enumerate(fields(AugmentConfig), 1) if f.type is float or f.type == "float"
     }
     config = AugmentConfig(**values)
     built = build_augment(config)
-    assert {f.name: getattr(built, f.name) for f in fields(TrainAugment)} == {
-        key: value for key, value in vars(config).items() if key != "name"
-    }
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"crop_size": 0}, "crop_size is 0"),
-        ({"min_scale": 0.0}, "0 < min_scale"),
-        ({"min_scale": 3.0}, "min_scale <= max_scale, got 3.0 and 2.0"),
-        ({"blur_size": 4}, "blur_size is 4"),
-        ({"blur_size": 65}, "at most the crop_size"),
-        ({"flip": 1.5}, r"augment\.flip is 1\.5"),
-        ({"jitter": 1.0}, r"jitter is 1\.0"),
-        ({"salt_pepper": 0.6}, r"salt_pepper is 0\.6"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(setting: dict[str, float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        replace(GEOMETRY, **setting)
+    assert {f.name: getattr(built, f.name) for f in fields(TrainAugment)} == vars(config)

@@ -117,7 +117,8 @@ def test_heads_of_one_pixel_are_merged_in_training_if_asked(
     dataset = open_split(config, "train", data_root=root)
     assert dataset.merged == 2  # A duplicate in IMG_1, two close heads in IMG_3.
     assert [len(dataset.points(k)) for k in range(5)] == [2, 3, 2, 0, 4]
-    assert len(dataset[0, 0].points) == 2
+    samples = [dataset[0, 0], dataset[0, 2]]  # they keep every head: only labels count a pixel once
+    assert [len(sample.points) for sample in samples] == [3, 3]
     assert len(dataset[0].points) == dataset.count(0) == 3
 
 
@@ -140,9 +141,6 @@ def test_limits_take_the_first_images(make_shanghaitech: MakeFolder, config: Fol
     config.max_train_images, config.max_eval_images = 2, 1
     assert open_split(config, "train", data_root=root).names == ["IMG_1", "IMG_2"]
     assert open_split(config, "test", data_root=root).names == ["IMG_1"]
-    config.max_train_images = 0
-    with pytest.raises(ConfigError, match="max_train_images is 0"):
-        open_split(config, "train", data_root=root)
 
 
 def test_the_selection_split_is_the_fields_unless_images_are_held_out() -> None:
@@ -168,8 +166,8 @@ def test_the_histogram_counts_the_blocks_of_all_training_images() -> None:
     ("name", "split", "message"),
     [
         ("shc", "train", "no dataset 'shc'; there are sha, synthetic"),
-        ("sha", "val", "dataset sha has no split 'val'; it has train, test"),
-        ("sha", "holdout", "no split 'holdout'"),
+        ("sha", "val", "split=val: sha has train, test"),
+        ("sha", "holdout", "split=holdout: sha has train, test"),
     ],
 )
 def test_an_unknown_dataset_or_split_is_refused(

@@ -50,6 +50,15 @@ def test_collate_stacks_images_and_counts_heads() -> None:
     assert batch.names == ["a", "b"]
 
 
+def test_collate_counts_a_pixel_once_if_asked_and_keeps_the_points() -> None:
+    points = torch.tensor([[1.2, 1.0], [1.7, 1.9], [2.0, 1.0], [9.0, 9.0], [9.0, 9.0]])
+    sample = Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), points, "a")
+    assert collate([sample], block_size=8).block_counts.flatten().tolist() == [3, 0, 0, 2]
+    merged = collate([sample], block_size=8, merge=True)
+    assert merged.block_counts.flatten().tolist() == [2, 0, 0, 1]
+    assert len(merged.points[0]) == 5
+
+
 def test_collate_refuses_different_sizes() -> None:
     samples = [Sample(torch.zeros(3, n, 8, dtype=torch.uint8), torch.zeros(0, 2), "x") for n in (8, 16)]
     with pytest.raises(ValueError, match=r"one size, got .*\(8, 8\), \(16, 8\)"):

@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from headcount.config import ConfigError
 from headcount.data.readers import read_image, read_shanghaitech_mat
 
 
@@ -61,7 +62,7 @@ def test_a_damaged_image_names_itself(ending: str, length: int, tmp_path: Path) 
     path = tmp_path / f"broken.{ending}"
     gradient(200, 200).save(path)
     path.write_bytes(path.read_bytes()[:length] if length > 40 else b"\xff\xd8\xff\xe0" + bytes(36))
-    with pytest.raises(OSError, match=rf"broken\.{ending}"):
+    with pytest.raises(ConfigError, match=rf"broken\.{ending}"):
         read_image(path)
 
 

@@ -112,6 +112,14 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "new.pt")
 
 
+@pytest.mark.parametrize("damage", [{"config": 3}, {"bins": {}}, {"bins": None}, {"model": 1}])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    file = write_checkpoint(tmp_path)
+    checkpoint.save({**checkpoint.read(file), **damage}, file)
+    with pytest.raises(ConfigError, match=r"best_mae\.pt"):
+        checkpoint.load(file)
+
+
 def test_a_missing_file_names_those_beside_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match=r"last\.pt: no such file; there is .*best_mae\.pt"):

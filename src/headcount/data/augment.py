@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode
 
-from headcount.config import AugmentConfig, ConfigError
+from headcount.config import AugmentConfig
 from headcount.data import points as heads
 
 Image = UInt8[Tensor, "3 height width"]
@@ -39,21 +39,6 @@ class TrainAugment:
     blur_probability: float = 0.2
     salt_pepper: float = 1e-3
     salt_pepper_probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ConfigError(f"augment.crop_size is {self.crop_size}, but must be at least 1 pixel")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ConfigError(f"augment needs 0 < min_scale <= max_scale, got {self.min_scale} and {self.max_scale}")
-        if self.blur_size % 2 == 0 or not 1 <= self.blur_size <= self.crop_size:
-            raise ConfigError(f"augment.blur_size is {self.blur_size}, but must be odd and at most the crop_size")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"augment.jitter is {self.jitter}, but must lie in [0, 1)")
-        if not 0 <= self.salt_pepper <= 0.5:
-            raise ConfigError(f"augment.salt_pepper is {self.salt_pepper}, but must lie in [0, 0.5]")
-        for name in ("flip", "jitter_probability", "blur_probability", "salt_pepper_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}, but a probability lies in [0, 1]")
 
     def __call__(self, image: Image, points: Points, generator: Generator) -> tuple[Crop, Points]:
         """One random version of an image, ``crop_size`` x ``crop_size``.

@@ -150,7 +150,9 @@ class CrowdDataset(Dataset[Sample]):
         self.sizes = list(sizes)
         """(width, height) of each prepared image, pixels."""
         self._images = images
-        self._outside_rule, self._one_head_per_pixel = outside, one_head_per_pixel
+        self._outside_rule = outside
+        self.one_head_per_pixel = one_head_per_pixel
+        """Whether training counts the heads of one pixel once, in block counts."""
         self._augment, self._seed = augment, seed
         self._heads: list[Float[Tensor, "_ 2"]] = []
         self._inside: list[Bool[Tensor, " _"]] = []
@@ -167,8 +169,9 @@ class CrowdDataset(Dataset[Sample]):
         return float(len(self._heads[index]))
 
     def points(self, index: int) -> Float[Tensor, "n 2"]:
-        """Heads as training uses them, in pixels of the prepared image, before augmentation."""
-        return self._merge(self._for_training(index))
+        """Heads as training counts them, in pixels of the prepared image, before augmentation."""
+        points = self._for_training(index)
+        return one_head_per_pixel(points) if self.one_head_per_pixel else points
 
     def __getitem__(self, key: Key) -> Sample:
         if isinstance(key, int):
@@ -179,8 +182,7 @@ class CrowdDataset(Dataset[Sample]):
         if self._augment is not None:
             generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
             image, points = self._augment(image, points, generator)
-        # Merged last, in pixels of the crop, as the released code's density maps do.
-        return Sample(image, self._merge(points), self.names[index])
+        return Sample(image, points, self.names[index])
 
     @property
     def moved(self) -> int:
@@ -197,7 +199,7 @@ class CrowdDataset(Dataset[Sample]):
         """What a person should know of the annotations, a line each."""
         total = sum(len(points) for points in self._heads)
         done = "moved onto its border" if self._outside_rule is Outside.clamp else "dropped"
-        merging = "merged" if self._one_head_per_pixel else "each counted"
+        merging = "counted once in labels" if self.one_head_per_pixel else "each counted"
         return [
             f"{len(self)} images, {total} annotated heads, {sum(len(p) == 0 for p in self._heads)} images without any",
             f"{self.moved} heads lie outside their image: in training {done}, in evaluation counted",
@@ -207,9 +209,6 @@ class CrowdDataset(Dataset[Sample]):
     def _for_training(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
         return heads if self._outside_rule is Outside.clamp else heads[self._inside[index]]
-
-    def _merge(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "_ 2"]:
-        return one_head_per_pixel(points) if self._one_head_per_pixel else points
 
 
 def open_split(
@@ -233,11 +232,9 @@ def open_split(
         ConfigError: if dataset, split or files do not exist, saying what does.
     """
     info = dataset_info(config.name)
-    if not 0 <= config.holdout < 1:
-        raise ConfigError(f"dataset.holdout is {config.holdout}, but must be a share in [0, 1)")
     allowed = [*info.splits, HOLDOUT] if config.holdout > 0 else list(info.splits)
     if split not in allowed:
-        raise ConfigError(f"dataset {config.name} has no split {split!r}; it has {', '.join(allowed)}")
+        raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
     if isinstance(config, SyntheticConfig):
         return _open_synthetic(config, split, augment=augment, seed=seed)
     return _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
@@ -353,11 +350,7 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
         if len(held) == len(names):
             raise ConfigError(f"dataset.holdout {config.holdout} of {len(names)} images leaves none to train on")
         chosen = [k for k in chosen if (k in held) == (split == HOLDOUT)]
-    setting = "max_train_images" if split == "train" else "max_eval_images"
-    limit = getattr(config, setting)
-    if limit is not None and limit < 1:
-        raise ConfigError(f"dataset.{setting} is {limit}, but must be at least 1")
-    return chosen[:limit]
+    return chosen[: config.max_train_images if split == "train" else config.max_eval_images]
 
 
 def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | None) -> Path:
@@ -367,7 +360,7 @@ def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | Non
     base = config.root or data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if not base:
         raise ConfigError(
-            f"dataset {config.name}: no folder given; set dataset.root, data_root or the environment variable "
+            f"dataset={config.name}: no folder given; set dataset.root, data_root or the environment variable "
             f"{DATA_ROOT_VARIABLE}. {where}"
         )
     root = Path(base).expanduser()
@@ -379,7 +372,7 @@ def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | Non
             return folder
     looked = "\n".join(f"  {folder}" for folder in searched)
     raise ConfigError(
-        f"dataset {config.name}: found no folder with {files.marker} in it; {root} {_holds(root).removeprefix('it ')}. "
+        f"dataset={config.name}: found no folder with {files.marker} in it; {root} {_holds(root).removeprefix('it ')}. "
         f"Searched:\n{looked}\n{where}"
     )
 

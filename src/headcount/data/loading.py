@@ -12,13 +12,18 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from headcount.config import ConfigError
 from headcount.data.datasets import CrowdDataset, sample_seed
-from headcount.data.points import block_counts
+from headcount.data.points import block_counts, one_head_per_pixel
 from headcount.types import Batch, Sample
 
 
-def collate(samples: Sequence[Sample], *, block_size: int) -> Batch:
+def collate(samples: Sequence[Sample], *, block_size: int, merge: bool = False) -> Batch:
     """Samples of one size as a batch, with the heads in each block.
+
+    Args:
+        merge: count the heads of one pixel once, as the released code's density maps do; the points
+            of the batch, and so the count and the transport, keep all of them.
 
     Raises:
         ValueError: if sizes differ or are no multiples of ``block_size``.
@@ -27,7 +32,8 @@ def collate(samples: Sequence[Sample], *, block_size: int) -> Batch:
     if len(sizes) != 1:
         raise ValueError(f"images of one batch must have one size, got (height, width) {sorted(sizes)}")
     ((height, width),) = sizes
-    counts = [block_counts(s.points, height=height, width=width, block_size=block_size) for s in samples]
+    counted = [one_head_per_pixel(s.points) if merge else s.points for s in samples]
+    counts = [block_counts(points, height=height, width=width, block_size=block_size) for points in counted]
     return Batch(
         # Channels last in memory, as images are decoded and as convolutions like them.
         images=torch.stack([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2),
@@ -45,12 +51,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     many batches of equal size. A dataset smaller than one step gives one smaller batch.
 
     Raises:
-        ValueError: if there are fewer images than processes.
+        ConfigError: if there are fewer images than processes.
     """
 
     def __init__(self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         if images < world:
-            raise ValueError(f"{images} training images cannot be shared among {world} processes; use at most {images}")
+            raise ConfigError(
+                f"{images} training images cannot be shared among {world} processes; "
+                f"set runtime.devices={images} at most"
+            )
         self.epoch = 0
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
         # Per process; never more than its share of the dataset, or the epoch would be empty.
@@ -78,7 +87,7 @@ class TrainLoader:
             dataset,
             batch_sampler=sampler,
             num_workers=workers,  # Each runs torch on one thread: DataLoader's own rule.
-            collate_fn=partial(collate, block_size=block_size),
+            collate_fn=partial(collate, block_size=block_size, merge=dataset.one_head_per_pixel),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # Its draws mean nothing here; the global one is left alone.

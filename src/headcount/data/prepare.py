@@ -121,7 +121,7 @@ def _is_current(cached: Path, origin: bytes) -> bool:
     try:
         with open_pillow(cached) as image:
             return image.info.get("comment") == origin
-    except OSError:  # Missing, or no image.
+    except ConfigError:  # Missing, or no image.
         return False
 
 
@@ -132,9 +132,13 @@ def _resize(source: Path, target: PreparedImage) -> None:
     resized = read_pillow(source).resize(target.size, Image.Resampling.BICUBIC)
     temporary = target.path.with_name(f".{target.path.name}.{os.getpid()}.part")
     try:
-        # JPEG, not PNG: decoded three times as fast. Full colour resolution and quality 95 keep
+        # JPEG, not PNG, which takes far longer to decode. Full colour resolution and quality 95 keep
         # the second compression below the first one's noise.
         resized.save(temporary, "JPEG", quality=95, subsampling=0, comment=origin)
         os.replace(temporary, target.path)
+    except OSError as error:
+        raise ConfigError(
+            f"{source} could not be resized to {target.size[0]} x {target.size[1]} pixels into {target.path}: {error}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ import numpy as np
 import scipy.io
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from headcount.config import ConfigError
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
@@ -27,9 +29,9 @@ def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
         Channels first in shape, last in memory: what decoding yields and resizing is fastest on.
 
     Raises:
-        OSError: if the file is missing or no image.
+        ConfigError: if the file is missing or no image.
     """
-    data = np.fromfile(path, dtype=np.uint8)
+    data = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, dtype=np.uint8)
     image = _decode_jpeg(torch.from_numpy(data)) if data[:2].tolist() == [0xFF, 0xD8] else None
     if image is not None and len(image) == 3:
         return image
@@ -52,9 +54,14 @@ def _decode_jpeg(data: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, "channels heigh
             return None
 
 
-def read_pillow(path: Path) -> Image.Image:
-    """An image file of any mode as a Pillow image in RGB; see :func:`read_image`."""
-    with open_pillow(path) as image:
+def read_pillow(path: Path, *, upright: bool = False) -> Image.Image:
+    """An image file of any mode as a Pillow image in RGB; see :func:`read_image`.
+
+    Args:
+        upright: turn it as its EXIF orientation says.
+    """
+    with open_pillow(path) as file:
+        image = ImageOps.exif_transpose(file) if upright else file
         if image.mode.startswith("I"):  # 16 bits; Pillow would cut them at 255.
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         # Pillow warns where a palette with transparency becomes RGB at once.
@@ -68,7 +75,7 @@ def open_pillow(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except OSError as error:
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
+        raise ConfigError(f"{path} cannot be read as an image: {error}") from error
 
 
 def read_shanghaitech_mat(path: Path) -> Float[Tensor, "n 2"]:
@@ -78,12 +85,12 @@ def read_shanghaitech_mat(path: Path) -> Float[Tensor, "n 2"]:
     layers of 1 x 1 cells. The count stored beside them is not read: some files hold it as uint8.
 
     Raises:
-        ValueError: if there are no positions, naming what the file holds.
+        ConfigError: if there are no positions, naming what the file holds.
     """
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # Its reader raises half a dozen kinds on damaged files.
-        raise ValueError(f"{path} is no readable .mat file: {error}") from error
+        raise ConfigError(f"{path} is no readable .mat file: {error}") from error
     keys = sorted(key for key in content if not key.startswith("__"))
     node = content.get("image_info")
     while isinstance(node, np.ndarray | np.void) and (node.dtype.names or node.dtype == object):
@@ -102,7 +109,7 @@ def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
     if array.size == 0 and isinstance(values, np.ndarray):
         return torch.zeros(0, 2)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
-        raise ValueError(f"{path} has no (n, 2) head positions: {found}")
+        raise ConfigError(f"{path} has no (n, 2) head positions: {found}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{path} has head positions that are not finite; correct or remove them")
+        raise ConfigError(f"{path} has head positions that are not finite; correct or remove them")
     return torch.from_numpy(array.astype(np.float32))

@@ -17,7 +17,7 @@ import torch
 
 import headcount
 from headcount.bins import CountBins
-from headcount.config import ConfigError, TrainConfig, from_plain
+from headcount.config import ConfigError, TrainConfig, from_plain, missing_checkpoint
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 
@@ -58,8 +58,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-        raise ConfigError(f"ckpt={path}: no such file" + (f"; there is {', '.join(beside)}" if beside else ""))
+        raise ConfigError(missing_checkpoint(path))
     try:
         with warnings.catch_warnings(action="ignore"):  # a foreign file is refused below, in our words
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -68,8 +67,12 @@ def read(path: str | Path) -> dict[str, Any]:
             f"ckpt={path}: not a checkpoint of headcount, or one that holds code, which is never run"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"ckpt={path}: the file is truncated or no checkpoint ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError(f"ckpt={path}: the file is truncated or no checkpoint") from error
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or not isinstance(content["format_version"], int)
+    ):
         raise ConfigError(f"ckpt={path}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
     if content["format_version"] > FORMAT_VERSION:
         raise ConfigError(
@@ -95,11 +98,16 @@ def load(path: str | Path) -> Loaded:
         ConfigError: as :func:`read`, or if the weights do not fit the network.
     """
     content = read(path)
-    config = from_plain(content["config"])
-    bins = CountBins.from_dict(content["bins"])
+    try:
+        config = from_plain(content["config"])
+        bins = CountBins.from_dict(content["bins"])
+    except ConfigError as error:
+        raise ConfigError(f"ckpt={path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
     counter = build_model(config.model, bins, pretrained=False)
     try:
         counter.load_state_dict(content["model"])
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
     return Loaded(counter.eval(), config, bins, content)

@@ -4,6 +4,7 @@ Float32 throughout: a sum of thousands of small counts loses heads in less.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import EvalCommandConfig, FolderDatasetConfig
-from headcount.data.datasets import CrowdDataset, open_split
+from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig
+from headcount.data.datasets import DATA_ROOT_VARIABLE, CrowdDataset, open_split
 from headcount.data.loading import evaluation_samples
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
@@ -68,6 +69,9 @@ def evaluate(runtime: Runtime, counter: Counter, dataset: CrowdDataset, *, worke
     counter.train(was_training)
     images = sorted(runtime.gather(mine), key=lambda image: image.index)
     errors = CountErrors.from_counts([i.predicted for i in images], [i.true for i in images])
+    if not math.isfinite(errors.mae):
+        wrong = [image.name for image in images if not math.isfinite(image.predicted)]
+        raise FloatingPointError(f"the predicted counts are not finite on {', '.join(wrong[:5])}")
     return Evaluation(errors=errors, images=images)
 
 
@@ -94,23 +98,28 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
     dataset_config = loaded.config.dataset
-    dataset_config.max_eval_images = config.max_images
-    if config.data_root and isinstance(dataset_config, FolderDatasetConfig):
-        dataset_config.root = None  # where the data lay for training does not matter any more
+    dataset_config.max_train_images = dataset_config.max_eval_images = config.max_images
+    # Where the data lay for training matters only if nothing is said now.
+    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
+    if data_root and isinstance(dataset_config, FolderDatasetConfig):
+        dataset_config.root = None
+    folder = Path(config.ckpt).expanduser().parent / "eval" / f"{dataset_config.name}_{config.split}"
+    if config.output_dir:
+        folder = Path(config.output_dir).expanduser()
+    if runtime.is_main:
+        make_folder(folder, "output_dir")
     with runtime.main_first():
-        dataset = open_split(dataset_config, config.split, data_root=config.data_root or loaded.config.data_root)
+        dataset = open_split(dataset_config, config.split, data_root=data_root or loaded.config.data_root)
     counter = runtime.place(loaded.counter)
     evaluation = evaluate(runtime, counter, dataset, workers=config.runtime.workers)
     if not runtime.is_main:
         return None
-    beside = Path(config.ckpt).expanduser().parent / "eval" / f"{dataset_config.name}_{config.split}"
     content = loaded.content
     facts = {
         "checkpoint": str(config.ckpt),
         "dataset": dataset_config.name,
         "split": config.split,
         "images": len(dataset),
-        "trained_on": dataset_config.name,
         "epoch": content["epoch"],
         "selected_on": content["selection"]["split"],
         "scale": loaded.config.scale,
@@ -119,4 +128,16 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "block_size": loaded.bins.block_size,
         "pictures": config.eval.pictures,
     }
-    return Result(evaluation, dataset, Path(config.output_dir).expanduser() if config.output_dir else beside, facts)
+    return Result(evaluation, dataset, folder, facts)
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Make a folder to write into, before any work is done for it.
+
+    Raises:
+        ConfigError: names the ``setting`` to change if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error}); choose another with {setting}=...") from error

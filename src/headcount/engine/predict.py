@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, TrainConfig
+from headcount.config import FolderDatasetConfig, TrainConfig
+from headcount.data.prepare import prepared_size
+from headcount.data.readers import read_pillow
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import count_blocks
 from headcount.models.counter import Counter
@@ -27,7 +29,7 @@ class Prediction:
     block_counts: Float[Tensor, "rows cols"]
     """Expected people in each block; sums to ``count``."""
     block_size: int
-    """Side of a block, pixels of the picture."""
+    """Side of a block, pixels of the picture as it was resized."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class PhotoCounter:
     def predict(self, photo: Photo) -> Prediction:
         """Count the people in a picture of any size.
 
+        It is resized as the images of the counter's dataset were, so that an evaluation says the same.
+
         Args:
             photo: a file (its EXIF orientation is respected), a Pillow image, or bytes: a NumPy
                 array (height, width, 3) or a tensor (3, height, width), RGB.
@@ -49,7 +53,17 @@ class PhotoCounter:
             ValueError: if an array is not of that shape and type.
             ConfigError: if the file is missing or no picture.
         """
-        blocks = count_blocks(self.counter, _as_image(photo))
+        image = _as_image(photo)
+        dataset = self.config.dataset
+        if isinstance(dataset, FolderDatasetConfig):  # the counter knows heads of images of this size
+            height, width = image.shape[1:]
+            size = prepared_size(
+                width, height, min_side=dataset.min_side, max_side=dataset.max_side, multiple=dataset.side_multiple
+            )
+            if size != (width, height):
+                resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+                image = _as_image(resized)
+        blocks = count_blocks(self.counter, image)
         return Prediction(float(blocks.sum(dtype=torch.float64)), blocks, self.bins.block_size)
 
     def count(self, photo: Photo) -> float:
@@ -69,11 +83,7 @@ def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
 
 def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
     if isinstance(photo, str | Path):
-        try:
-            with Image.open(Path(photo).expanduser()) as file:
-                photo = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:  # missing, truncated, or of a kind Pillow does not know
-            raise ConfigError(f"{photo}: not a picture that can be read: {error}") from error
+        photo = read_pillow(Path(photo).expanduser(), upright=True)
     if isinstance(photo, Image.Image):
         photo = np.array(photo.convert("RGB"))
     if isinstance(photo, np.ndarray):

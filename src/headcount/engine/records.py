@@ -107,7 +107,7 @@ class Meter:
         if not all(finite):
             total, names = self.unseen[finite.index(False)]
             raise FloatingPointError(
-                f"the loss became {float(total)} on the batch of {', '.join(names)}; the last checkpoint is from "
+                f"the loss became {float(total)} on the batch of {', '.join(names)}; what was saved is from "
                 "before. A lower optim.lr, or optim.max_grad_norm=1, usually helps"
             )
         self.unseen.clear()

@@ -44,8 +44,8 @@ class Runtime:
         on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
         if on_gpu and gpus < config.devices:
             raise ConfigError(
-                f"runtime.devices={config.devices}: this machine has {gpus} GPUs; "
-                "ask for as many, or set runtime.accelerator=cpu"
+                f"runtime.accelerator={config.accelerator.name} runtime.devices={config.devices}: this machine has "
+                f"{gpus} GPUs; ask for as many, or set runtime.accelerator=cpu"
             )
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",

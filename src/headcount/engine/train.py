@@ -1,6 +1,8 @@
 """Training: ``train`` builds everything a config names, ``fit`` is the loop."""
 
 import dataclasses
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +22,15 @@ from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split
 from headcount.data.loading import TrainLoader, build_train_loader
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import evaluate
+from headcount.engine.evaluate import evaluate, make_folder
 from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
 from headcount.engine.records import Meter, NoRecords, Records, read_metrics
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarise
-from headcount.losses.build import build_loss
+from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model
-from headcount.types import Batch, BlockPrediction, Evaluation, LossTerms, Sample
+from headcount.types import Evaluation, Sample
 
-Loss = Callable[[BlockPrediction, Batch], LossTerms]
 Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
 """(sample, expected heads in each block, block size) -> picture (3, height, width) in bytes."""
 
@@ -105,7 +106,7 @@ def fit(
             average.update(unwrap(model))
             meter.add(loss, prediction, batch)  # no device sync here
             progress.update(len(batch.names) * runtime.world)
-            if meter.steps % _LOOK_EVERY == 0:
+            if meter.steps % _LOOK_EVERY == 1:
                 progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.look()}")
         state.epoch = epoch + 1
         record = {"epoch": state.epoch, "lr": schedule.value, **meter.close(runtime)}
@@ -163,6 +164,8 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
     average = build_average(config.optim, counter)
     state = State()
+    if config.resume and runtime.is_main and not (folder / checkpoint.LAST).exists():
+        print(f"nothing to resume in {folder}: starting at the first epoch", file=sys.stderr)
     if config.resume and (folder / checkpoint.LAST).exists():
         content = checkpoint.read(folder / checkpoint.LAST)
         _refuse_changed_config(config, content["config"])
@@ -174,17 +177,19 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         state = State(epoch=content["epoch"], best=content["best"])
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "output_dir")
         OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
         records = Records(folder, start_epoch=state.epoch)
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
+
+    commit, plain = checkpoint.commit(), to_plain(config)
 
     def save(state: State, is_best: bool) -> None:
         if not runtime.is_main:
             return
         common = {
             "commit": commit,
-            "config": to_plain(config),
+            "config": plain,
             "bins": bins.to_dict(),
             "epoch": state.epoch,
             "best": state.best,
@@ -201,7 +206,6 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             checkpoint.save({**common, "model": average.evaluated(counter).state_dict()}, folder / checkpoint.BEST)
         checkpoint.save({**common, **training}, folder / checkpoint.LAST)
 
-    commit = checkpoint.commit()
     fit(runtime, model, loss_fn, optimizer, schedule, average, data, config, state, records, save, draw)
     records.close()
     if not runtime.is_main:
@@ -209,7 +213,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     best = state.best or {}
     print(
         f"best MAE {best['mae']:.2f}, RMSE {best['rmse']:.2f} at epoch {best['epoch']}, selected on "
-        f"'{data.selection}'; next: python eval.py ckpt={folder / checkpoint.BEST}",
+        f"'{data.selection}'; next: python eval.py {shlex.quote(f'ckpt={_quoted(folder / checkpoint.BEST)}')}",
         file=sys.stderr,
     )
     return Run(folder=folder, metrics=read_metrics(folder))
@@ -231,8 +235,11 @@ def _refuse_used_folder(folder: Path, config: TrainConfig) -> None:
         )
 
 
-# What may change between a run and its continuation: where and how, not what is learned.
-_MAY_CHANGE = ("resume", "dry_run", "data_root", "output_dir", "run_name", "runtime", "eval", "kinds")
+# What may change between a run and its continuation: where things are, not what is learned.
+_MAY_CHANGE = (
+    *("resume", "dry_run", "data_root", "dataset.root", "dataset.cache_dir", "output_dir", "run_name", "eval.pictures"),
+    *("runtime.accelerator", "runtime.workers", "runtime.channels_last"),
+)
 
 
 def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) -> None:
@@ -240,15 +247,18 @@ def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) ->
     changed = [
         f"{key}={now.get(key)} (was {before.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and key.split(".")[0] not in _MAY_CHANGE
-        and key not in ("dataset.root", "dataset.cache_dir")
+        if before.get(key) != now.get(key) and key not in _MAY_CHANGE
     ]
     if changed:
         raise ConfigError(
             f"resume=true with other settings than the run has: {', '.join(changed)}; "
             "go on with its own settings, or start another run with run_name=NAME"
         )
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra reads it: in quotes where it holds more than plain characters."""
+    return str(path) if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)) else f"'{path}'"
 
 
 def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -52,9 +52,9 @@ class TransportLoss:
         """Compare ``predicted`` with ``true`` block counts, and with the ``points`` they were counted from.
 
         Returns:
-            The parts ``count``, ``total_variation`` and ``transport``, weighted; and ``transport_cost``, <P, C> in
-            squared pixels, 0 in an image without heads, which is only told. ``transport`` is zero but for rounding:
-            it has the gradient of the transport distance, not its value.
+            The parts ``count``, ``total_variation`` and ``transport``, weighted; and ``transport_cost``, the
+            mean <P, C> in squared pixels, 0 in an image without heads, which is only told. ``transport`` is zero but
+            for rounding: it has the gradient of the transport distance, not its value.
         """
         predicted, true = predicted.squeeze(1), true.squeeze(1).to(predicted)
         heads = torch.tensor([len(p) for p in points], dtype=predicted.dtype, device=predicted.device)
@@ -74,7 +74,7 @@ class TransportLoss:
         }
         return LossTerms(
             total=torch.stack(list(parts.values())).sum(),
-            parts={name: part.detach() for name, part in parts.items()} | {"transport_cost": reduce(solution.costs)},
+            parts={name: part.detach() for name, part in parts.items()} | {"transport_cost": solution.costs.mean()},
         )
 
 

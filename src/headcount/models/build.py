@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, VGG19_Weights, WeightsEnum
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, MobileNetV2Config, ModelConfig, TinyConfig, VGG19Config
+from headcount.config import ConfigError, MobileNetV2Config, ModelConfig, PretrainedConfig, TinyConfig, VGG19Config
 from headcount.models import backbones
 from headcount.models.counter import Counter
 from headcount.models.heads import BlockClassifier
@@ -36,8 +36,8 @@ def build_model(config: ModelConfig, bins: CountBins, *, pretrained: bool = True
         decoder = backbones.dm_count_decoder(backbone.channels)
     else:
         raise ConfigError(f"no network is built from a {type(config).__name__}")
-    if published is not None and pretrained:
-        load_backbone(backbone, getattr(config, "weights"), published)  # noqa: B009
+    if published is not None and isinstance(config, PretrainedConfig) and pretrained:
+        load_backbone(backbone, config.weights, published)
     return Counter(
         backbone,
         BlockClassifier(128 if decoder is not None else backbone.channels, bins),

@@ -33,6 +33,7 @@ def write_evaluation(evaluation: Evaluation, dataset: CrowdDataset, folder: Path
                 [image.name, f"{image.true:g}", f"{image.predicted:.4f}", f"{image.predicted - image.true:.4f}"]
             )
     worst = sorted(evaluation.images, key=lambda image: -abs(image.predicted - image.true))[: facts["pictures"]]
+    (folder / PICTURE).unlink(missing_ok=True)  # one of an earlier evaluation would show other errors
     if worst:
         rows = [
             ComparisonRow(
@@ -56,5 +57,7 @@ def write_evaluation(evaluation: Evaluation, dataset: CrowdDataset, folder: Path
         + "".join(f"  {folder / name}\n" for name in (ERRORS, COUNTS, *([PICTURE] if worst else []))),
         end="",
     )
-    if facts["selected_on"] == facts["split"]:
+    if facts["split"] == "train":
+        print("  The counter was trained on these images: the error on unseen images is larger.")
+    elif facts["selected_on"] == facts["split"]:
         print("  This split selected the checkpoint: the error on unseen images is larger.")
