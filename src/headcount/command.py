@@ -41,7 +41,7 @@ Train a crowd counter by enhanced blockwise classification (arXiv:2403.09281).
   python train.py dataset=sha model=mobilenet_v2 data_root=~/data      ShanghaiTech part A
   python train.py dataset=sha model=vgg19 dry_run=true    build everything, say what it costs, stop
   python train.py -m bins=fine,dynamic,coarse seed=1,2    a sweep of six runs
-  python train.py resume=true                             go on after an interruption
+  python train.py resume=true                             go on after an interruption; works for sweeps too
 """,
     "eval": """
 Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
