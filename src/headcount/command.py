@@ -326,7 +326,7 @@ def help_page(config_name: str, *, config_dir: Path) -> str:
             lines.append(textwrap.fill(f"  {group + '=':<12} {'  '.join(marked)}", 100, subsequent_indent=" " * 15))
     lines += ["", "Settings:", ""]
     for key in map(str, cfg):
-        if key not in (*defaults, "expected"):
+        if key not in defaults:
             value = "(needed)" if OmegaConf.is_missing(cfg, key) else cfg[key]
             shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
             lines.append(f"  {key}={shown}")

@@ -394,8 +394,6 @@ class TrainConfig:
     """Go on from last.pt of the same run directory."""
     dry_run: bool = False
     """Build everything, print a summary, stop."""
-    expected: dict[str, Any] | None = None
-    """Published result of this experiment: mae, rmse, source."""
 
 
 @dataclass

@@ -73,6 +73,7 @@ class Run:
 def fit(
     runtime: Runtime,
     model: nn.Module,
+    *,
     loss_fn: Loss,
     optimizer: Optimizer,
     schedule: LearningRate,
@@ -85,6 +86,10 @@ def fit(
     draw: Draw | None,
 ) -> None:
     """Train from ``state.epoch`` to ``config.epochs``; save at each epoch's end.
+
+    Args:
+        save: called with the state, and whether this epoch is the best so far.
+        draw: makes the pictures for TensorBoard; None makes none.
 
     Raises:
         FloatingPointError: at a loss that is not finite; names the files of the batch.
@@ -206,7 +211,20 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             checkpoint.save({**common, "model": average.evaluated(counter).state_dict()}, folder / checkpoint.BEST)
         checkpoint.save({**common, **training}, folder / checkpoint.LAST)
 
-    fit(runtime, model, loss_fn, optimizer, schedule, average, data, config, state, records, save, draw)
+    fit(
+        runtime,
+        model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        schedule=schedule,
+        average=average,
+        data=data,
+        config=config,
+        state=state,
+        records=records,
+        save=save,
+        draw=draw if runtime.is_main else None,
+    )
     records.close()
     if not runtime.is_main:
         return None
