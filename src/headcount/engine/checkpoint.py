@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-import headcount
 from headcount.bins import CountBins
 from headcount.config import ConfigError, TrainConfig, from_plain, missing_checkpoint
 from headcount.models.build import build_model
@@ -29,7 +28,7 @@ BEST = "best_mae.pt"
 
 def commit() -> str:
     """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside one."""
-    folder = Path(headcount.__file__).parent
+    folder = Path(__file__).parent
     try:
         run = {"cwd": folder, "capture_output": True, "text": True, "check": True, "timeout": 10}
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
