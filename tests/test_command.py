@@ -35,7 +35,7 @@ def compose(*overrides: str, name: str = "train") -> TrainConfig:
         ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
         ("+speed=1", ["nothing can be added or removed"]),
         ("~loss", ["nothing can be added or removed"]),
-        ("optim={lr:1}", ["optim={'lr': 1}: cannot be read"]),
+        ("optim={lr:1}", ["optim={'lr': 1}: no such choice"]),
         ("loss.transport=3", ["settings of its own: loss.transport.ot_weight"]),
     ],
 )

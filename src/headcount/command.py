@@ -107,7 +107,11 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
         ConfigError: names the key, the value, what is allowed, and the nearest match.
     """
     register_schemas()
-    _parse(overrides)
+    groups = _choices(config_dir)
+    for override in _parse(overrides):
+        key, value = str(override.key_or_group), override.value()
+        if key in groups and not isinstance(value, str | None):  # Hydra would merge a dictionary into the group
+            raise ConfigError(_no_choice(key, value, groups[key]))
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
@@ -192,6 +196,10 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def _no_choice(group: str, value: Any, choices: Sequence[str]) -> str:
+    return f"{group}={value}: no such choice; allowed are {', '.join(choices)}" + _nearest(str(value), choices)
+
+
 def _explain(overrides: Sequence[str], error: Exception, config_name: str, config_dir: Path) -> str:
     """Find the override that cannot be, and say what could."""
     groups = _choices(config_dir)
@@ -200,10 +208,8 @@ def _explain(overrides: Sequence[str], error: Exception, config_name: str, confi
     for override in parsed:
         key, value = str(override.key_or_group), override.value()
         if key in groups:
-            if value not in groups[key]:
-                return f"{key}={value}: no such choice; allowed are {', '.join(groups[key])}" + _nearest(
-                    str(value), groups[key]
-                )
+            if value is not None and value not in groups[key]:
+                return _no_choice(key, value, groups[key])
             good.append(str(override.input_line))
     base = hydra.compose(config_name, good)
     for override in parsed:
