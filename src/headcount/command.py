@@ -110,7 +110,7 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
     groups = _choices(config_dir)
     for override in _parse(overrides):
         key, value = str(override.key_or_group), override.value()
-        if key in groups and not isinstance(value, str | None):  # Hydra would merge a dictionary into the group
+        if key in groups and not isinstance(value, str):  # Hydra would merge a dictionary into the group
             raise ConfigError(_no_choice(key, value, groups[key]))
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
@@ -208,7 +208,7 @@ def _explain(overrides: Sequence[str], error: Exception, config_name: str, confi
     for override in parsed:
         key, value = str(override.key_or_group), override.value()
         if key in groups:
-            if value is not None and value not in groups[key]:
+            if value not in groups[key]:
                 return _no_choice(key, value, groups[key])
             good.append(str(override.input_line))
     base = hydra.compose(config_name, good)
