@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from headcount.bins import CountBins
+from headcount.bins import build_bins
 from headcount.command import compose
 from headcount.config import TrainConfig, check
 from headcount.data.augment import build_augment
@@ -36,13 +36,7 @@ def test_choice_composes_and_builds(file: Path) -> None:
     if group == "dataset":
         assert config.dataset.name == choice
         assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
-    bins = CountBins.from_histogram(
-        HISTOGRAM,
-        block_size=config.bins.block_size,
-        strategy=config.bins.strategy,
-        m=config.bins.m,
-        last=config.bins.last,
-    )
+    bins = build_bins(config.bins, HISTOGRAM)
     counter = build_model(config.model, bins)
     build_loss(config.loss, bins)
     build_augment(config.augment)

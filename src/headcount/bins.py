@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from headcount.config import Last, Representatives, Strategy
+from headcount.config import BinsConfig, Last, Representatives, Strategy
 
 
 def integer_bins(strategy: Strategy, m: int) -> list[tuple[float, float]]:
@@ -169,3 +169,15 @@ def expected_counts(
     Source: arXiv:2403.09281, equation 1.
     """
     return (probabilities * representatives[:, None, None]).sum(1, keepdim=True)
+
+
+def build_bins(config: BinsConfig, histogram: Mapping[int, int]) -> CountBins:
+    """The bins of a config, for the block counts of the training images."""
+    return CountBins.from_histogram(
+        histogram,
+        block_size=config.block_size,
+        strategy=config.strategy,
+        m=config.m,
+        last=config.last,
+        representatives=config.representatives,
+    )

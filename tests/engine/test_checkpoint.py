@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from headcount.bins import CountBins
+from headcount.bins import build_bins
 from headcount.command import compose
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.engine import checkpoint
@@ -21,9 +21,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def write_checkpoint(folder: Path, *overrides: str) -> Path:
     """The checkpoint of an untrained counter."""
     config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
-    bins = CountBins.from_histogram(
-        {0: 90, 1: 5, 4: 1}, block_size=config.bins.block_size, strategy=config.bins.strategy, m=config.bins.m
-    )
+    bins = build_bins(config.bins, {0: 90, 1: 5, 4: 1})
     torch.manual_seed(0)
     counter = build_model(config.model, bins)
     content = {

@@ -1,7 +1,6 @@
 """What a run is about to do, in a page: data, bins, network, the cost of one step."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from headcount.bins import CountBins
 from headcount.config import TrainConfig
 from headcount.data.datasets import CrowdDataset
+from headcount.losses.build import Loss
 from headcount.models.counter import Counter
 from headcount.types import Batch
 
@@ -23,7 +23,7 @@ def summarise(
     bins: CountBins,
     histogram: Mapping[int, int],
     counter: Counter,
-    loss_fn: Callable[..., Any],
+    loss_fn: Loss,
 ) -> str:
     """Text for people. With ``dry_run`` one small step is run to measure its cost."""
     total = sum(p.numel() for p in counter.parameters())
@@ -49,7 +49,7 @@ def summarise(
     return "\n".join(lines)
 
 
-def step_cost(counter: Counter, loss_fn: Callable[..., Any], *, crop: int) -> tuple[int, int]:
+def step_cost(counter: Counter, loss_fn: Loss, *, crop: int) -> tuple[int, int]:
     """Multiply-accumulates of one crop's forward pass, and bytes kept for its backward pass."""
     counter.train()
     kept: dict[int, int] = {}

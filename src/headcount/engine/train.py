@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from headcount.bins import CountBins
+from headcount.bins import build_bins
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split
@@ -144,19 +144,13 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     folder = run_folder(config)
     if runtime.is_main and not config.dry_run:
         _refuse_used_folder(folder, config)
+    resuming = config.resume and (folder / checkpoint.LAST).exists()
     with runtime.main_first():  # the main process fills the caches, the others find them
         data = _open_data(config, runtime)
         histogram = block_histogram(data.train, config.bins.block_size)
-        bins = CountBins.from_histogram(
-            histogram,
-            block_size=config.bins.block_size,
-            strategy=config.bins.strategy,
-            m=config.bins.m,
-            last=config.bins.last,
-            representatives=config.bins.representatives,
-        )
+        bins = build_bins(config.bins, histogram)
         runtime.seed(config.seed)
-        counter = build_model(config.model, bins)
+        counter = build_model(config.model, bins, pretrained=not resuming)
         if config.model.prior_bias:
             counter.head.start_at(bins.shares(histogram))
     loss_fn = build_loss(config.loss, bins)
@@ -169,9 +163,9 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
     average = build_average(config.optim, counter)
     state = State()
-    if config.resume and runtime.is_main and not (folder / checkpoint.LAST).exists():
+    if config.resume and not resuming and runtime.is_main:
         print(f"nothing to resume in {folder}: starting at the first epoch", file=sys.stderr)
-    if config.resume and (folder / checkpoint.LAST).exists():
+    if resuming:
         content = checkpoint.read(folder / checkpoint.LAST)
         _refuse_changed_config(config, content["config"])
         counter.load_state_dict(content["model"])
@@ -180,14 +174,13 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         average.load_state_dict(content["average"])
         runtime.load_scaler_state(content["scaler"])
         state = State(epoch=content["epoch"], best=content["best"])
+    commit, plain = checkpoint.commit(), to_plain(config)
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
         make_folder(folder, "output_dir")
-        OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
         records = Records(folder, start_epoch=state.epoch)
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
-
-    commit, plain = checkpoint.commit(), to_plain(config)
 
     def save(state: State, is_best: bool) -> None:
         if not runtime.is_main:

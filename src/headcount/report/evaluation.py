@@ -37,14 +37,14 @@ def write_evaluation(evaluation: Evaluation, dataset: CrowdDataset, folder: Path
     if worst:
         rows = [
             ComparisonRow(
-                image=dataset[image.index].image,
-                points=dataset[image.index].points,
+                image=sample.image,
+                points=sample.points,
                 true_count=image.true,
                 predicted_blocks=image.blocks,
                 block_size=facts["block_size"],
                 name=image.name,
             )
-            for image in worst
+            for image, sample in ((image, dataset[image.index]) for image in worst)
         ]
         title = (
             f"{facts['dataset']} {facts['split']}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"
