@@ -1,6 +1,7 @@
 """Wrong settings are refused in words, before torch; runs get names that do not collide."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,11 @@ def compose(*overrides: str, name: str = "train") -> TrainConfig:
         ("optim.lr=fast", ["optim.lr=fast", "takes a number"]),
         ("bins.block_size=eight", ["bins.block_size=eight", "a whole number"]),
         ("bins.last=closed", ["one of open, clipped"]),
-        ("model=mobilnet", ["no such choice", "mobilenet_v2, tiny, vgg19", "did you mean mobilenet_v2?"]),
-        ("model.weights=none", ["model has no weights", "weights is a setting of model=mobilenet_v2, vgg19"]),
+        (
+            "model=mobilnet",
+            ["no such choice", "mobilenet_v2, resnet101, timm, tiny, vgg16", "did you mean mobilenet_v2?"],
+        ),
+        ("model.weights=none", ["model has no weights", "weights is a setting of model=cannet, clip_rn101", "vgg19"]),
         ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
         ("loss=3", ["loss=3: no such choice", "dace"]),
         ("resume=maybe", ["true or false"]),
@@ -68,7 +72,26 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
         ("seed=-1", "seed=-1: must be at least 0"),
         ("augment.blur_size=301", "must be at most augment.crop_size=224"),
         ("dataset.name=sha", "dataset.name=sha: is always synthetic"),
-        ("model.name=big", "model.name=big: is always tiny"),
+        ("model.name=big", "model.name=big: must be tiny"),
+        ("model=csrnet model.name=clip_rn50", "model.name=clip_rn50: must be vgg16, vgg19, dmcount"),
+        ("model.head=regression", "model.head=regression: predicts counts without bins; add bins=none loss=dm"),
+        ("bins=none loss=dm", "bins=none: leaves model.head=ebc nothing to classify; add model.head=regression"),
+        ("model.head=regression bins=none", "loss=dace: classifies blocks into bins"),
+        ("model=clip_rn50 bins.block_size=32 augment.crop_size=80", "must be a multiple of 32"),
+        ("model=clip_vit_l14 scale=smoke", "clip_vit_l14 works at stride 14"),
+        (
+            "model=clip_vit_l14 model.input_size=256",
+            "must be a multiple of the patches' 14 px; nearest below or at: 252",
+        ),
+        ("model=clip_vit_b16 model.layers=[3,4]", "model.layers=[3, 4]: must be 1 whole number above 0"),
+        ("model=clip_rn50 model.layers=[3,4]", "model.layers=[3, 4]: must be 4 whole numbers above 0"),
+        ("model=clip_rn50 model.decoder_channels=[]", "must be one or more numbers above 0"),
+        ("model=clip_rn50 model.decoder=none model.decoder_channels=[8]", "has no decoder to size"),
+        ("model=clip_rn50 model.prior_bias=true", "the cosine head has no bias"),
+        ("model=clip_rn50 model.quick_gelu=false", "OpenAI's weights were trained with QuickGELU"),
+        ("model=clip_rn50 model.weights=here/RN50.pt", "no such file; allowed are openai, a tag of open_clip, none"),
+        ("model=clip_rn50 'model.prompts.many=People'", "must hold {count}, and may hold {noun}"),
+        ("model=timm model.name=resnet18 model.weights=nowhere.pth", "allowed are pretrained, none"),
         ("dataset=sha dataset.min_side=450", "dataset.min_side=450: must be a multiple of dataset.side_multiple=32"),
         ("dataset=sha dataset.max_side=320", "dataset.max_side=320: must be at least dataset.min_side=448"),
         ("run_name=../away", "run_name=../away: may only hold"),
@@ -76,7 +99,7 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
     ],
 )
 def test_what_cannot_work_is_named(overrides: str, words: str) -> None:
-    assert any(words in error for error in check(compose(*overrides.split())))
+    assert any(words in error for error in check(compose(*shlex.split(overrides))))
 
 
 def test_every_error_is_told_at_once() -> None:

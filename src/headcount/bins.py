@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from headcount.config import BinsConfig, Last, Representatives, Strategy
+from headcount.config import BinsConfig, BlocksConfig, ConfigError, Last, Representatives, Strategy
 
 
 def integer_bins(strategy: Strategy, m: int) -> list[tuple[float, float]]:
@@ -80,6 +80,7 @@ class CountBins:
         m: int,
         last: Last = Last.open,
         representatives: Representatives = Representatives.mean,
+        given: Sequence[float] | None = None,
     ) -> "CountBins":
         """Bins of ``strategy`` up to ``m``, with representative counts from the training blocks.
 
@@ -92,8 +93,20 @@ class CountBins:
                 stands for (the paper).
             representatives: ``mean`` of the blocks in a bin (equation 2, |B_i| being their
                 number), or ``middle`` of the bin.
+            given: what each bin stands for, instead of either.
+
+        Raises:
+            ValueError: if ``given`` are not as many as the bins, or one lies outside its bin.
         """
         edges = integer_bins(strategy, m)
+        clip_at = float(m) if last is Last.clipped else math.inf
+        if given is not None:
+            if len(given) != len(edges) or not all(a <= v <= b for v, (a, b) in zip(given, edges, strict=True)):
+                raise ValueError(
+                    f"representative counts {list(given)} do not fit the {len(edges)} bins: one is needed inside each "
+                    f"of {', '.join(_names(edges))}"
+                )
+            return cls(block_size, tuple(edges), tuple(map(float, given)), clip_at=clip_at)
         values = []
         for low, high in edges:
             inside = {c: n for c, n in histogram.items() if low <= c <= high and n > 0}
@@ -104,7 +117,7 @@ class CountBins:
                 values.append(sum(c * n for c, n in inside.items()) / sum(inside.values()))
             else:
                 values.append(low if is_last else (low + high) / 2)
-        return cls(block_size, tuple(edges), tuple(values), clip_at=float(m) if last is Last.clipped else math.inf)
+        return cls(block_size, tuple(edges), tuple(values), clip_at=clip_at)
 
     def label(self, block_counts: Float[Tensor, "batch 1 rows cols"]) -> Int64[Tensor, "batch rows cols"]:
         """The index of the bin each block's count lies in.
@@ -123,10 +136,7 @@ class CountBins:
 
     def names(self) -> list[str]:
         """Each bin as text: ``{0}``, ``[1, 2]``, ``[4, inf)``."""
-        return [
-            f"[{low:g}, inf)" if high == math.inf else f"{{{low:g}}}" if low == high else f"[{low:g}, {high:g}]"
-            for low, high in self.edges
-        ]
+        return _names(self.edges)
 
     def shares(self, histogram: Mapping[int, int]) -> list[float]:
         """The share of the blocks of ``histogram`` that falls in each bin."""
@@ -161,6 +171,13 @@ class CountBins:
         )
 
 
+def _names(edges: Sequence[tuple[float, float]]) -> list[str]:
+    return [
+        f"[{low:g}, inf)" if high == math.inf else f"{{{low:g}}}" if low == high else f"[{low:g}, {high:g}]"
+        for low, high in edges
+    ]
+
+
 def expected_counts(
     probabilities: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
 ) -> Float[Tensor, "batch 1 rows cols"]:
@@ -171,13 +188,23 @@ def expected_counts(
     return (probabilities * representatives[:, None, None]).sum(1, keepdim=True)
 
 
-def build_bins(config: BinsConfig, histogram: Mapping[int, int]) -> CountBins:
-    """The bins of a config, for the block counts of the training images."""
-    return CountBins.from_histogram(
-        histogram,
-        block_size=config.block_size,
-        strategy=config.strategy,
-        m=config.m,
-        last=config.last,
-        representatives=config.representatives,
-    )
+def build_bins(config: BlocksConfig, histogram: Mapping[int, int]) -> CountBins | None:
+    """The bins of a config, for the block counts of the training images; None for blocks without bins.
+
+    Raises:
+        ConfigError: if the representative counts that are given do not fit the bins.
+    """
+    if not isinstance(config, BinsConfig):
+        return None
+    try:
+        return CountBins.from_histogram(
+            histogram,
+            block_size=config.block_size,
+            strategy=config.strategy,
+            m=config.m,
+            last=config.last,
+            representatives=config.representatives,
+            given=config.representative_counts,
+        )
+    except ValueError as error:
+        raise ConfigError(f"bins.representative_counts: {error}") from error

@@ -120,15 +120,24 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
             raise ConfigError(_explain(overrides, error, config_name, config_dir)) from error
 
 
+def to_config(cfg: DictConfig) -> Any:
+    """The typed config of a composed one.
+
+    Raises:
+        ConfigError: if something is not set.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
+    return OmegaConf.to_object(cfg)
+
+
 def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> None:
     """Compose and check every job before the first one starts."""
     launched = any(o.startswith("hydra/launcher=") for o in overrides)
     for job in _jobs(overrides, multirun, config_name, config_dir):
         cfg = compose(job, config_name=config_name, config_dir=config_dir)
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
-        config: Any = OmegaConf.to_object(cfg)
+        config = to_config(cfg)
         errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
         if multirun and not launched and config.runtime.devices > 1:
             errors.append(
@@ -214,12 +223,12 @@ def _explain(overrides: Sequence[str], error: Exception, config_name: str, confi
     base = hydra.compose(config_name, good)
     for override in parsed:
         key = str(override.key_or_group)
-        if key not in groups and (problem := _problem(base, key, override.value(), groups)):
+        if key not in groups and (problem := _problem(base, key, override.value(), config_dir)):
             return problem
     return f"{' '.join(overrides)}: {error}"
 
 
-def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]]) -> str | None:
+def _problem(base: DictConfig, key: str, value: Any, config_dir: Path) -> str | None:
     """Why ``key`` cannot be ``value`` in ``base``; None if it can."""
     node: Any = base
     path = ""
@@ -227,9 +236,8 @@ def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]
         if not isinstance(node, DictConfig) or part not in map(str, node):  # which a value still missing is in
             allowed = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
             where = f"{path} has no {part}" if path else f"there is no setting {part}"
-            return (
-                f"{key}={value}: {where}; allowed are {', '.join(allowed) or 'none'}{_hint(base, path, part, allowed)}"
-            )
+            hint = _hint(base, path, part, allowed, config_dir)
+            return f"{key}={value}: {where}; allowed are {', '.join(allowed) or 'none'}{hint}"
         path = f"{path}.{part}" if path else part
         parent, node = node, node._get_node(part)
     try:
@@ -239,9 +247,9 @@ def _problem(base: DictConfig, key: str, value: Any, groups: dict[str, list[str]
     return None
 
 
-def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str:
+def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str], config_dir: Path) -> str:
     """Where a key that ``path`` does not have may be instead."""
-    owners = [kind for kind, schema in SCHEMAS.get(path, {}).items() if hasattr(schema, part)]
+    owners = [choice for choice, schema in _schemas(path, config_dir).items() if hasattr(schema, part)]
     if owners:
         return f"; {part} is a setting of {path}={', '.join(owners)}"
     if near := _nearest(part, allowed):
@@ -254,6 +262,15 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
     ]
     same = [key for key in inner if key.split(".")[-1] == part]
     return f"; did you mean {' or '.join(same)}?" if same else ""
+
+
+def _schemas(group: str, config_dir: Path) -> dict[str, type]:
+    """The schema of each choice of ``group``, which its defaults list names."""
+    schemas = {}
+    for file in sorted((config_dir / group).glob("*.yaml")) if group in SCHEMAS else []:
+        if named := re.search(rf"/schema/{group}/(\w+)@", file.read_text()):
+            schemas[file.stem] = SCHEMAS[group][named[1]]
+    return schemas
 
 
 def _type_words(node: Any) -> str:

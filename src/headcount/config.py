@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+import string
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -32,6 +33,41 @@ class Outside(Enum):
 
     clamp = 1
     drop = 2
+
+
+class Head(Enum):
+    """What stands on the features: a classifier of blocks into bins, or a regression of their counts."""
+
+    ebc = 1
+    regression = 2
+
+
+class Decoder(Enum):
+    """What stands between CLIP's features and the projection: the released block, or nothing (paper)."""
+
+    released = 1
+    none = 2
+
+
+class PromptDepth(Enum):
+    """Prompt tokens of their own before every layer, or before the first alone."""
+
+    deep = 1
+    shallow = 2
+
+
+class CountStyle(Enum):
+    """How a prompt writes a count: "two" or "2"."""
+
+    word = 1
+    number = 2
+
+
+class LastPrompt(Enum):
+    """How the prompt of the open bin [m, inf) reads: "more than m" (released, paper) or "m or more"."""
+
+    more_than = 1
+    m_or_more = 2
 
 
 class Strategy(Enum):
@@ -165,10 +201,12 @@ class SyntheticConfig(DatasetConfig):
 class ModelConfig:
     """Fields that every model has."""
 
-    stride: ClassVar[int] = 1
-    """Pixels of the input between two features."""
+    names: ClassVar[dict[str, int | None]] = {}
+    """The names this kind may have, with the pixels between two features; None: known once it is built."""
     name: str = MISSING
     """Name of the architecture."""
+    head: Head = Head.ebc
+    """``ebc`` classifies blocks into bins; ``regression`` predicts their counts, and takes ``bins=none``."""
     mean: list[float] | None = None
     """Mean of the red, green, blue input, in 0 to 1; None takes what the weights were trained with."""
     std: list[float] | None = None
@@ -176,12 +214,16 @@ class ModelConfig:
     prior_bias: bool = True
     """Start the head at the share of training blocks in each bin; off (released code) at about equal shares."""
 
+    def stride(self, block_size: int) -> int | None:
+        """Pixels of the input between two features, for blocks of ``block_size`` px; None: known once built."""
+        return self.names.get(self.name)
+
 
 @dataclass
 class TinyConfig(ModelConfig):
     """A small network that trains from nothing in seconds."""
 
-    stride: ClassVar[int] = 8
+    names: ClassVar[dict[str, int | None]] = {"tiny": 8}
     name: str = "tiny"
     width: int = number(32, 4)
     """Channels of the widest layers."""
@@ -196,34 +238,141 @@ class PretrainedConfig(ModelConfig):
 
 
 @dataclass
+class ImageNetConfig(PretrainedConfig):
+    """A network of torchvision, whole or as the encoder of a counting network."""
+
+    names: ClassVar[dict[str, int | None]] = {
+        **{"vgg16": 16, "vgg19": 16, "dmcount": 16, "csrnet": 8, "cannet": 8},
+        **{"resnet101": 16, "densenet201": 16},
+    }
+
+
+@dataclass
 class MobileNetV2Config(PretrainedConfig):
     """torchvision's MobileNetV2 at stride 16."""
 
-    stride: ClassVar[int] = 16
+    names: ClassVar[dict[str, int | None]] = {"mobilenet_v2": 16}
     name: str = "mobilenet_v2"
     stage: int = 320
     """Channels of the last stage kept: 320 (its stride set to 1) or 160 (likewise)."""
 
 
 @dataclass
-class VGG19Config(PretrainedConfig):
-    """VGG19 with DM-Count's decoder, stride 16 up-sampled to 8."""
+class TimmConfig(PretrainedConfig):
+    """Any model of timm that offers feature maps; ``name`` is timm's."""
 
-    stride: ClassVar[int] = 16
-    name: str = "vgg19"
+    weights: str = "pretrained"
+    """``pretrained`` (timm's default for the name), ``none``, or the path of a state dict."""
+    max_stride: int = number(16, 1)
+    """The stride is lowered to this where the architecture allows it."""
+
+
+@dataclass
+class PromptsConfig:
+    """The text that describes each bin to CLIP (arXiv:2403.09281, section III-B).
+
+    In a phrase, ``{noun}`` is the singular for 0 and 1 and else the plural; ``{count}``, ``{low}``
+    and ``{high}`` are counts.
+    """
+
+    style: CountStyle = CountStyle.word
+    """Counts as words ("two") or numbers ("2")."""
+    singular: str = "person"
+    """Noun of what is counted."""
+    plural: str = "people"
+    """Its plural."""
+    one: str = "There is {count} {noun}."
+    """A bin of 0 ("no person") or 1."""
+    many: str = "There are {count} {noun}."
+    """A bin of one count above 1."""
+    between: str = "There are between {low} and {high} {noun}."
+    """A bin of several counts."""
+    more_than: str = "There are more than {low} {noun}."
+    """The open bin."""
+    m_or_more: str = "There are {low} or more {noun}."
+    """The open bin, if ``last`` says so."""
+    last: LastPrompt = LastPrompt.more_than
+    """How the prompt of the open bin [m, inf) reads."""
+
+
+@dataclass
+class ClipConfig(PretrainedConfig):
+    """Fields of a model whose backbone is CLIP's image encoder; sizes left None are the architecture's own."""
+
+    weights: str = "openai"
+    """A tag of open_clip's table, ``none``, or a file: OpenAI's archive, open_clip's .bin or .safetensors."""
+    quick_gelu: bool | None = None
+    """The activation the weights were trained with; None follows them (``none`` counts as OpenAI's)."""
+    prior_bias: bool = False
+    """The cosine head has no bias to start at the bins' shares; of use with head=regression alone."""
+    decoder: Decoder = Decoder.released
+    """One residual block at the resolution of the blocks before the projection, or none."""
+    decoder_channels: list[int] | None = None
+    """Channels of each residual block of the decoder."""
+    embed_dim: int | None = number(None, 1)
+    """Dimensions of the space images and texts share."""
+    width: int | None = number(None, 1)
+    """Channels of the image encoder's first stage (ResNet) or of all layers (ViT)."""
+    layers: list[int] | None = None
+    """Blocks of each of the image encoder's four stages (ResNet), or the number of layers (ViT)."""
+    text_width: int | None = number(None, 1)
+    """Channels of the text encoder."""
+    text_heads: int | None = number(None, 1)
+    """Attention heads of the text encoder."""
+    text_layers: int | None = number(None, 1)
+    """Layers of the text encoder."""
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+
+
+@dataclass
+class ClipResNetConfig(ClipConfig):
+    """CLIP's ResNet without its attention pooling."""
+
+    names: ClassVar[dict[str, int | None]] = {"clip_rn50": 16, "clip_rn101": 16, "clip_rn50x4": 16, "clip_rn50x16": 16}
+    name: str = "clip_rn50"
+
+    def stride(self, block_size: int) -> int:
+        """16, where the last stage has lost its stride, up to blocks of 16 px, and 32 above (released code)."""
+        return 16 if block_size <= 16 else 32
+
+
+@dataclass
+class ClipViTConfig(ClipConfig):
+    """CLIP's vision transformer without its pooling, tuned whole or through prompt tokens."""
+
+    names: ClassVar[dict[str, int | None]] = {"clip_vit_b16": 16, "clip_vit_b32": 32, "clip_vit_l14": 14}
+    name: str = "clip_vit_b16"
+    heads: int | None = number(None, 1)
+    """Attention heads of the image encoder."""
+    input_size: int = number(224, 1)
+    """Side of the images whose grid of positions is kept, pixels; others are interpolated from it."""
+    frozen: bool = True
+    """Keep the image encoder as it was pretrained: prompt tokens, decoder and head learn (version 2 of the paper)."""
+    prompt_tokens: int = number(32, 0)
+    """Learned tokens beside the patches (visual prompt tuning); 0 for none."""
+    prompt_depth: PromptDepth = PromptDepth.deep
+    """Tokens of their own before every layer, or before the first alone."""
+    prompt_dropout: float = number(0.0, 0, 0.99)
+    """Probability that a value of a prompt token is dropped in training."""
 
 
 # -------------------------------------------------------------------------------------------- bins
 
 
 @dataclass
-class BinsConfig:
+class BlocksConfig:
+    """Blocks alone, without bins, for a head that regresses their counts."""
+
+    block_size: int = number(8, 1)
+    """Side of a block, pixels (the paper's r)."""
+
+
+@dataclass
+class BinsConfig(BlocksConfig):
     """Blocks and the bins of their counts."""
 
     strategy: Strategy = Strategy.fine
     """One integer a bin, two for large counts, or two for all but 0."""
-    block_size: int = number(8, 1)
-    """Side of a block, pixels (the paper's r)."""
     min_head_px: int = number(4, 1)
     """Side of the smallest head that can be recognised, pixels (the paper's s)."""
     max_count: int | None = number(None, 1)
@@ -232,6 +381,8 @@ class BinsConfig:
     """The last bin keeps counts above the maximum (released code) or caps labels at it (paper)."""
     representatives: Representatives = Representatives.mean
     """What a bin stands for: the mean of its training blocks, or its middle."""
+    representative_counts: list[float] | None = None
+    """What each bin stands for, if it is given (published values); None computes it."""
 
     @property
     def m(self) -> int:
@@ -303,6 +454,14 @@ class DaceConfig(LossConfig):
     transport: TransportConfig = field(default_factory=TransportConfig)
 
 
+@dataclass
+class DmConfig(LossConfig):
+    """DM-Count's loss of the block counts alone (arXiv:2009.13077)."""
+
+    name: str = "dm"
+    transport: TransportConfig = field(default_factory=TransportConfig)
+
+
 # ------------------------------------------------------------------------------------------- optim
 
 
@@ -368,7 +527,7 @@ class TrainConfig:
 
     dataset: DatasetConfig = MISSING
     model: ModelConfig = MISSING
-    bins: BinsConfig = MISSING
+    bins: BlocksConfig = MISSING
     augment: AugmentConfig = MISSING
     loss: LossConfig = MISSING
     optim: OptimConfig = MISSING
@@ -414,13 +573,22 @@ class EvalCommandConfig:
     runtime: RuntimeConfig = MISSING
 
 
+MODELS: dict[str, type[ModelConfig]] = {
+    "tiny": TinyConfig,
+    "mobilenet_v2": MobileNetV2Config,
+    "imagenet": ImageNetConfig,
+    "timm": TimmConfig,
+    "clip_resnet": ClipResNetConfig,
+    "clip_vit": ClipViTConfig,
+}
+
 # Every kind of every group. The YAML of a choice names its kind in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
     "dataset": {"folder": FolderDatasetConfig, "synthetic": SyntheticConfig},
-    "model": {"tiny": TinyConfig, "mobilenet_v2": MobileNetV2Config, "vgg19": VGG19Config},
-    "bins": {"bins": BinsConfig},
+    "model": {**MODELS},
+    "bins": {"bins": BinsConfig, "none": BlocksConfig},
     "augment": {"ebc": AugmentConfig},
-    "loss": {"dace": DaceConfig},
+    "loss": {"dace": DaceConfig, "dm": DmConfig},
     "optim": {"optim": OptimConfig},
     "eval": {"whole_image": EvalConfig},
     "runtime": {"runtime": RuntimeConfig},
@@ -490,19 +658,10 @@ def check(config: TrainConfig) -> list[str]:
     errors = _range_errors(config, "")
     if errors:  # the checks below divide by these numbers
         return errors
-    block, crop = config.bins.block_size, config.augment.crop_size
-    if config.bins.m < 1:
-        errors.append(
-            f"bins.min_head_px={config.bins.min_head_px}: must be at most bins.block_size={block}; "
-            "or set bins.max_count"
-        )
-    step = math.lcm(block, config.model.stride)
-    if crop % step:
-        near = max(crop // step, 1) * step
-        errors.append(
-            f"augment.crop_size={crop}: must be a multiple of {step} (blocks of {block} px, "
-            f"{config.model.name} works at stride {config.model.stride}); nearest below or at: {near}"
-        )
+    errors += _head_errors(config)
+    stride = config.model.stride(config.bins.block_size)
+    if stride is not None and (wrong := crop_error(config, stride)):
+        errors.append(wrong)
     if config.augment.min_scale > config.augment.max_scale:
         errors.append(
             f"augment.min_scale={config.augment.min_scale}: must not exceed "
@@ -515,21 +674,15 @@ def check(config: TrainConfig) -> list[str]:
             f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
             "so that every process gets as many images"
         )
-    for name, values in (("mean", config.model.mean), ("std", config.model.std)):
-        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
-            errors.append(
-                f"model.{name}={values}: must be three numbers (red, green, blue){', above 0' * (name == 'std')}"
-            )
-    if isinstance(config.model, MobileNetV2Config) and config.model.stage not in (160, 320):
-        errors.append(f"model.stage={config.model.stage}: must be 160 or 320")
-    weights = config.model.weights if isinstance(config.model, PretrainedConfig) else "none"
-    if weights not in ("imagenet", "none") and not os.path.isfile(os.path.expanduser(weights)):
-        errors.append(f"model.weights={weights}: no such file; allowed are imagenet, none, or the path of a state dict")
+    errors += _model_errors(config.model)
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
-    if config.augment.blur_size > crop:
-        errors.append(f"augment.blur_size={config.augment.blur_size}: must be at most augment.crop_size={crop}")
-    for group in ("dataset", "model", "loss"):
+    if config.augment.blur_size > config.augment.crop_size:
+        errors.append(
+            f"augment.blur_size={config.augment.blur_size}: must be at most "
+            f"augment.crop_size={config.augment.crop_size}"
+        )
+    for group in ("dataset", "loss"):
         fixed = {item.name: item.default for item in dataclasses.fields(getattr(config, group))}["name"]
         name = getattr(config, group).name
         if fixed not in (MISSING, name):
@@ -538,6 +691,106 @@ def check(config: TrainConfig) -> list[str]:
         errors += _size_errors(config.dataset)
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
+    return errors
+
+
+def crop_error(config: TrainConfig, stride: int) -> str | None:
+    """What is wrong with the size of training crops for a model of this ``stride`` (px)."""
+    block, crop = config.bins.block_size, config.augment.crop_size
+    step = math.lcm(block, stride)
+    if crop % step == 0:
+        return None
+    near = max(crop // step, 1) * step
+    return (
+        f"augment.crop_size={crop}: must be a multiple of {step} (blocks of {block} px, "
+        f"{config.model.name} works at stride {stride}); nearest below or at: {near}"
+    )
+
+
+def _head_errors(config: TrainConfig) -> list[str]:
+    """Head, bins and loss that do not belong together."""
+    errors = []
+    head, bins = config.model.head, config.bins
+    if isinstance(bins, BinsConfig):
+        if head is Head.regression:
+            errors.append("model.head=regression: predicts counts without bins; add bins=none loss=dm")
+        if bins.m < 1:
+            errors.append(
+                f"bins.min_head_px={bins.min_head_px}: must be at most bins.block_size={bins.block_size}; "
+                "or set bins.max_count"
+            )
+    else:
+        if head is Head.ebc:
+            errors.append("bins=none: leaves model.head=ebc nothing to classify; add model.head=regression")
+        if isinstance(config.loss, DaceConfig):
+            errors.append("loss=dace: classifies blocks into bins, and bins=none has none; choose loss=dm")
+    return errors
+
+
+def _model_errors(model: ModelConfig) -> list[str]:
+    """Settings of a model that cannot be."""
+    errors = []
+    if model.names and model.name not in model.names:
+        errors.append(f"model.name={model.name}: must be {', '.join(model.names)}; choose another with model=...")
+    for name, values in (("mean", model.mean), ("std", model.std)):
+        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+            errors.append(
+                f"model.{name}={values}: must be three numbers (red, green, blue){', above 0' * (name == 'std')}"
+            )
+    if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
+        errors.append(f"model.stage={model.stage}: must be 160 or 320")
+    if isinstance(model, PretrainedConfig):
+        errors += _weights_errors(model)
+    if isinstance(model, ClipConfig):
+        errors += _clip_errors(model)
+    return errors
+
+
+def _weights_errors(model: PretrainedConfig) -> list[str]:
+    """Weights that are neither a known word nor a file that is there."""
+    weights = model.weights
+    words = {f.name: f.default for f in dataclasses.fields(model)}["weights"]
+    # A bare word may be a tag of open_clip's table, which is not loaded yet.
+    may_be_tag = isinstance(model, ClipConfig) and os.path.basename(weights) == weights and "." not in weights
+    if weights in (words, "none") or may_be_tag or os.path.isfile(os.path.expanduser(weights)):
+        return []
+    tag = "a tag of open_clip, " if isinstance(model, ClipConfig) else ""
+    return [f"model.weights={weights}: no such file; allowed are {words}, {tag}none, or the path of a file of weights"]
+
+
+def _clip_errors(model: ClipConfig) -> list[str]:
+    """Sizes and prompts of CLIP that cannot be."""
+    errors = []
+    stages = 4 if isinstance(model, ClipResNetConfig) else 1
+    if model.layers is not None and (len(model.layers) != stages or min(model.layers) < 1):
+        errors.append(f"model.layers={model.layers}: must be {stages} whole number{'s' * (stages > 1)} above 0")
+    if model.decoder_channels is not None and min(model.decoder_channels, default=0) < 1:
+        errors.append(f"model.decoder_channels={model.decoder_channels}: must be one or more numbers above 0")
+    if model.decoder_channels is not None and model.decoder is Decoder.none:
+        errors.append("model.decoder_channels: model.decoder=none has no decoder to size")
+    if model.prior_bias and model.head is Head.ebc:
+        errors.append("model.prior_bias=True: the cosine head has no bias; of use with model.head=regression alone")
+    if model.quick_gelu is False and model.weights == "openai":
+        errors.append("model.quick_gelu=False: OpenAI's weights were trained with QuickGELU; leave it to the weights")
+    if isinstance(model, ClipViTConfig):
+        patch = model.names.get(model.name) or 1
+        if model.input_size % patch:
+            near = max(model.input_size // patch, 1) * patch
+            errors.append(
+                f"model.input_size={model.input_size}: must be a multiple of the patches' {patch} px; "
+                f"nearest below or at: {near}"
+            )
+    allowed = {"one": {"count"}, "many": {"count"}, "between": {"low", "high"}, "more_than": {"low"}}
+    allowed["m_or_more"] = {"low"}
+    for key, counts in allowed.items():
+        phrase = getattr(model.prompts, key)
+        try:
+            found = {name for _, name, _, _ in string.Formatter().parse(phrase) if name is not None}
+        except ValueError:
+            found = {phrase}
+        if not counts <= found <= counts | {"noun"}:
+            needed = " and ".join(f"{{{name}}}" for name in sorted(counts))
+            errors.append(f"model.prompts.{key}={phrase}: must hold {needed}, and may hold {{noun}}, nothing else")
     return errors
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from headcount.bins import CountBins
@@ -24,6 +25,11 @@ FORMAT = "headcount checkpoint"
 FORMAT_VERSION = 1
 LAST = "last.pt"
 BEST = "best_mae.pt"
+_scalar: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]
+_NUMPY_NUMBERS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+]
 
 
 def commit() -> str:
@@ -48,6 +54,27 @@ def save(content: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
+def read_plain(path: Path, *, setting: str) -> Any:
+    """What torch saved in a file, if it is plain values and tensors, on the CPU.
+
+    Args:
+        setting: what the file was given as, for the error.
+
+    Raises:
+        ConfigError: if the file is truncated, no such file, or holds code.
+    """
+    try:
+        # A foreign file is refused below, in our words. NumPy's numbers (losses, errors) run nothing.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{setting}={path}: not a checkpoint of headcount, or one that holds code, which is never run"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{setting}={path}: the file is truncated or no checkpoint") from error
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
@@ -58,15 +85,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(missing_checkpoint(path))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # a foreign file is refused below, in our words
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"ckpt={path}: not a checkpoint of headcount, or one that holds code, which is never run"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"ckpt={path}: the file is truncated or no checkpoint") from error
+    content = read_plain(path, setting="ckpt")
     if (
         not isinstance(content, dict)
         or content.get("format") != FORMAT
@@ -86,7 +105,8 @@ class Loaded:
 
     counter: Counter
     config: TrainConfig
-    bins: CountBins
+    bins: CountBins | None
+    """None for a counter that regresses."""
     content: dict[str, Any]
 
 
@@ -99,12 +119,12 @@ def load(path: str | Path) -> Loaded:
     content = read(path)
     try:
         config = from_plain(content["config"])
-        bins = CountBins.from_dict(content["bins"])
+        bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
+        counter = build_model(config.model, bins, block_size=config.bins.block_size, pretrained=False)
     except ConfigError as error:
         raise ConfigError(f"ckpt={path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
-    counter = build_model(config.model, bins, pretrained=False)
     try:
         counter.load_state_dict(content["model"])
     except (RuntimeError, KeyError, TypeError) as error:

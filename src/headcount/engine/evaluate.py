@@ -33,7 +33,7 @@ def count_blocks(counter: Counter, image: UInt8[Tensor, "3 height width"]) -> Fl
     """
     device = counter.mean.device
     height, width = image.shape[-2:]
-    multiple = math.lcm(counter.backbone.stride, counter.block_size)
+    multiple = math.lcm(counter.stride, counter.block_size)
     pad_right, pad_bottom = -width % multiple, -height % multiple
     pixels = counter.normalise(image[None].to(device))
     # Zero is the mean colour of normalised pixels.
@@ -125,7 +125,7 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "scale": loaded.config.scale,
         "seed": loaded.config.seed,
         "commit": content["commit"],
-        "block_size": loaded.bins.block_size,
+        "block_size": loaded.config.bins.block_size,
         "pictures": config.eval.pictures,
     }
     return Result(evaluation, dataset, folder, facts)

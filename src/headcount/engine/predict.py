@@ -38,7 +38,8 @@ class PhotoCounter:
 
     counter: Counter
     config: TrainConfig
-    bins: CountBins
+    bins: CountBins | None
+    """None for a counter that regresses."""
 
     def predict(self, photo: Photo) -> Prediction:
         """Count the people in a picture of any size.
@@ -64,7 +65,7 @@ class PhotoCounter:
                 resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
                 image = _as_image(resized)
         blocks = count_blocks(self.counter, image)
-        return Prediction(float(blocks.sum(dtype=torch.float64)), blocks, self.bins.block_size)
+        return Prediction(float(blocks.sum(dtype=torch.float64)), blocks, self.counter.block_size)
 
     def count(self, photo: Photo) -> float:
         """The expected number of people in a picture; see :meth:`predict`."""

@@ -8,10 +8,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import CountBins
-from headcount.config import TrainConfig
+from headcount.config import BinsConfig, ClipConfig, TrainConfig
 from headcount.data.datasets import CrowdDataset
 from headcount.losses.build import Loss
 from headcount.models.counter import Counter
+from headcount.models.prompts import write_prompts
 from headcount.types import Batch
 
 
@@ -20,7 +21,7 @@ def summarise(
     train: CrowdDataset,
     select: CrowdDataset,
     selection: str,
-    bins: CountBins,
+    bins: CountBins | None,
     histogram: Mapping[int, int],
     counter: Counter,
     loss_fn: Loss,
@@ -33,8 +34,7 @@ def summarise(
         f"data: {dataset}, {len(train)} training images; the best checkpoint is selected on {len(select)} "
         f"images of '{selection}'" + (" (the split the field reports: no unseen data remain)" * (selection == "test")),
         *train.report(),
-        f"bins: blocks of {bins.block_size} px, m = {config.bins.m}",
-        bins.describe(histogram),
+        *_blocks_and_bins(config, bins, histogram),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]
     if config.dry_run:
@@ -47,6 +47,15 @@ def summarise(
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
+
+
+def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Mapping[int, int]) -> list[str]:
+    if bins is None or not isinstance(config.bins, BinsConfig):
+        return [f"blocks of {config.bins.block_size} px, without bins"]
+    lines = [f"bins: blocks of {bins.block_size} px, m = {config.bins.m}", bins.describe(histogram)]
+    if isinstance(config.model, ClipConfig):
+        lines.append("prompts: " + " ".join(write_prompts(bins.edges, config.model.prompts)))
+    return lines
 
 
 def step_cost(counter: Counter, loss_fn: Loss, *, crop: int) -> tuple[int, int]:

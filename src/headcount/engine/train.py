@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from headcount.bins import build_bins
-from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.config import ConfigError, TrainConfig, crop_error, to_plain
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split
 from headcount.data.loading import TrainLoader, build_train_loader
@@ -28,7 +28,7 @@ from headcount.engine.records import Meter, NoRecords, Records, read_metrics
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarise
 from headcount.losses.build import Loss, build_loss
-from headcount.models.build import build_model
+from headcount.models.build import build_model, follow_weights
 from headcount.types import Evaluation, Sample
 
 Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
@@ -141,6 +141,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         ConfigError: if the run directory is in use, or data or weights are missing.
     """
     runtime = Runtime(config.runtime)
+    config = dataclasses.replace(config, model=follow_weights(config.model))
     folder = run_folder(config)
     if runtime.is_main and not config.dry_run:
         _refuse_used_folder(folder, config)
@@ -150,10 +151,12 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         histogram = block_histogram(data.train, config.bins.block_size)
         bins = build_bins(config.bins, histogram)
         runtime.seed(config.seed)
-        counter = build_model(config.model, bins, pretrained=not resuming)
-        if config.model.prior_bias:
-            counter.head.start_at(bins.shares(histogram))
-    loss_fn = build_loss(config.loss, bins)
+        counter = build_model(
+            config.model, bins, block_size=config.bins.block_size, histogram=histogram, pretrained=not resuming
+        )
+    if wrong := crop_error(config, counter.stride):
+        raise ConfigError(wrong)
+    loss_fn = build_loss(config.loss, bins, block_size=config.bins.block_size)
     description = summarise(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)
     if config.dry_run:
         if runtime.is_main:
@@ -188,7 +191,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         common = {
             "commit": commit,
             "config": plain,
-            "bins": bins.to_dict(),
+            "bins": None if bins is None else bins.to_dict(),
             "epoch": state.epoch,
             "best": state.best,
             "selection": {"split": data.selection, "dataset": config.dataset.name, "metric": "mae"},

@@ -4,13 +4,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from headcount.models.backbones import Backbone
-from headcount.models.heads import BlockClassifier, resample
+from headcount.models.heads import Head, resample
 from headcount.types import BlockPrediction
 
 
 class Counter(nn.Module):
     """Backbone, optional decoder at the resolution of the blocks, head.
+
+    A backbone is a module that states its ``channels`` and its ``stride`` in pixels, and gives one
+    feature for every whole stride.
 
     Source: arXiv:2403.09281, section III.
     """
@@ -20,8 +22,8 @@ class Counter(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
-        head: BlockClassifier,
+        backbone: nn.Module,
+        head: Head,
         *,
         block_size: int,
         mean: tuple[float, ...],
@@ -30,6 +32,7 @@ class Counter(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.stride = int(backbone.stride)  # type: ignore[arg-type]
         self.decoder = decoder
         self.head = head
         self.block_size = block_size
@@ -53,7 +56,7 @@ class Counter(nn.Module):
         if images.dtype == torch.uint8:
             images = self.normalise(images)
         features = self.backbone(images)
-        factor = self.backbone.stride / self.block_size
+        factor = self.stride / self.block_size
         if self.decoder is None:
             return self.head(features, factor=factor)
         return self.head(self.decoder(resample(features, factor)), factor=1)

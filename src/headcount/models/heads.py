@@ -1,9 +1,13 @@
-"""The shared block-classification head: features to one logit a bin, logits to expected counts.
+"""What stands on the features: bins of blocks by 1x1 convolutions or by CLIP's texts, or counts.
 
-Implements equation 1 of arXiv:2403.09281. It knows no backbone and no loss.
+Implements equation 1 of arXiv:2403.09281. A head knows no backbone and no loss. Each takes features
+on a grid that is ``factor`` times coarser than the blocks; whatever commutes with bilinear
+resampling (a 1x1 convolution does: the weights of a resampled value sum to one) runs on the
+smaller map.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +16,9 @@ from torch import Tensor, nn
 
 from headcount.bins import CountBins, expected_counts
 from headcount.types import BlockPrediction
+
+# More channels than this pass a hidden layer of this width before the bins (released code).
+_HIDDEN = 512
 
 
 def resample(maps: Float[Tensor, "batch channels h w"], factor: float) -> Float[Tensor, "batch channels rows cols"]:
@@ -24,32 +31,103 @@ def resample(maps: Float[Tensor, "batch channels h w"], factor: float) -> Float[
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-class BlockClassifier(nn.Module):
-    """One 1x1 convolution to a logit for each bin; a block's count is the softmax expectation."""
+class Head(nn.Module):
+    """Predicts blocks from features; the interface of the heads below."""
+
+    def start_at(self, histogram: Mapping[int, int]) -> None:
+        """Let the untrained head predict the blocks of ``histogram`` (block count -> blocks).
+
+        Nearly all blocks are empty: from equal shares the first epochs only unlearn crowds.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
+        """Predict blocks from features on a grid that is ``factor`` times coarser than the blocks."""
+        raise NotImplementedError
+
+
+class BlockClassifier(Head):
+    """1x1 convolutions to a logit for each bin; a block's count is the softmax expectation."""
 
     representatives: Tensor
 
     def __init__(self, channels: int, bins: CountBins) -> None:
         super().__init__()
-        self.to_logits = nn.Conv2d(channels, len(bins), 1)
+        self.bins = bins
+        self.hidden = channels > _HIDDEN
+        self.to_logits: nn.Module = nn.Conv2d(min(channels, _HIDDEN), len(bins), 1)
+        if self.hidden:
+            self.to_logits = nn.Sequential(nn.Conv2d(channels, _HIDDEN, 1), nn.ReLU(inplace=True), self.to_logits)
         # A buffer: it follows the model to its device, and no step copies it from the host.
         self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
 
-    def start_at(self, shares: Sequence[float]) -> None:
-        """Set the biases so that an untrained head predicts these shares of the bins.
-
-        Nearly all blocks are empty: from equal shares the first epochs only unlearn crowds.
-        """
+    def start_at(self, histogram: Mapping[int, int]) -> None:
+        """See :class:`Head`."""
         # A bin nobody has fallen into yet must stay within reach of the gradient.
-        prior = torch.tensor(shares).clamp(min=1e-5)
+        prior = torch.tensor(self.bins.shares(histogram)).clamp(min=1e-5)
+        last = list(self.to_logits.modules())[-1]
         with torch.no_grad():
-            self.to_logits.bias.copy_((prior / prior.sum()).log())  # type: ignore[union-attr]
+            last.bias.copy_((prior / prior.sum()).log())  # type: ignore[operator]
 
     def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
-        """Predict blocks from features on a grid that is ``factor`` times coarser than the blocks.
-
-        A 1x1 convolution and bilinear resampling commute (the weights of a resampled value sum to
-        one), so the convolution runs first, on the smaller map when enlarging.
-        """
-        logits = resample(self.to_logits(features), factor).float()
+        """See :class:`Head`."""
+        if self.hidden:  # its ReLU does not commute
+            logits = self.to_logits(resample(features, factor)).float()
+        else:
+            logits = resample(self.to_logits(features), factor).float()
         return BlockPrediction(block_counts=expected_counts(logits.softmax(1), self.representatives), logits=logits)
+
+
+class CosineClassifier(Head):
+    """Cosine similarity of projected features with the text features of each bin's prompt.
+
+    The texts are constants: encoded once, kept with the weights. Without a decoder the projection
+    runs before up-sampling; the norm, which does not commute, is taken after it.
+
+    Source: arXiv:2403.09281, section III-B.
+    """
+
+    representatives: Tensor
+    text_features: Tensor
+
+    def __init__(self, channels: int, bins: CountBins, text_features: Float[Tensor, "bins embed"]) -> None:
+        super().__init__()
+        embed = text_features.shape[1]
+        self.projection: nn.Module = nn.Identity() if channels == embed else nn.Conv2d(channels, embed, 1)
+        # Released code: starts at 1 / 0.07, as CLIP itself did, not where CLIP's training ended.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_buffer("text_features", text_features)
+        self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
+
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
+        """See :class:`Head`."""
+        projected = resample(self.projection(features), factor)
+        # Cosines need the digits that bfloat16 does not have.
+        with torch.autocast(features.device.type, enabled=False):
+            directions = F.normalize(projected.float(), dim=1)
+            texts = F.normalize(self.text_features.float(), dim=1)
+            logits = self.logit_scale.exp() * F.conv2d(directions, texts[:, :, None, None])
+        return BlockPrediction(block_counts=expected_counts(logits.softmax(1), self.representatives), logits=logits)
+
+
+class CountRegressor(Head):
+    """One 1x1 convolution and ReLU to the count of each block.
+
+    Source: arXiv:2009.13077; the comparison without bins in arXiv:2403.09281, table I.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_counts = nn.Conv2d(channels, 1, 1)
+        # Where every count starts below zero, ReLU passes no gradient.
+        nn.init.kaiming_normal_(self.to_counts.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.to_counts.bias)  # type: ignore[arg-type]
+
+    def start_at(self, histogram: Mapping[int, int]) -> None:
+        """See :class:`Head`."""
+        mean = sum(c * n for c, n in histogram.items()) / max(sum(histogram.values()), 1)
+        nn.init.constant_(self.to_counts.bias, mean)  # type: ignore[arg-type]
+
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
+        """See :class:`Head`."""
+        return BlockPrediction(block_counts=resample(self.to_counts(features), factor).float().relu())

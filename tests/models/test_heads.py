@@ -1,0 +1,70 @@
+"""Heads: what commutes with resampling, hidden layers, regression."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from headcount.bins import CountBins
+from headcount.config import ConfigError, Head, Strategy, TinyConfig
+from headcount.models.build import build_model
+from headcount.models.heads import BlockClassifier, CountRegressor, resample
+
+HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1}
+BINS = CountBins.from_histogram(HISTOGRAM, block_size=8, strategy=Strategy.fine, m=4)
+
+
+@pytest.mark.parametrize("factor", [2, 0.5, 14 / 8])
+@pytest.mark.parametrize("channels", [16, 600])
+def test_a_classifier_equals_resampling_first(channels: int, factor: float) -> None:
+    torch.manual_seed(0)
+    head = BlockClassifier(channels, BINS).double()
+    features = torch.randn(2, channels, 6, 8, dtype=torch.float64)
+    expected = head.to_logits(resample(features, factor)).softmax(1)
+    torch.testing.assert_close(head(features, factor=factor).logits.softmax(1).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_more_than_512_channels_pass_a_hidden_layer() -> None:
+    """The released rule: 512 channels still go to the bins directly."""
+    assert isinstance(BlockClassifier(512, BINS).to_logits, nn.Conv2d)
+    hidden = BlockClassifier(513, BINS).to_logits
+    assert [type(layer) for layer in hidden] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
+    assert sum(p.numel() for p in hidden.parameters()) == 513 * 512 + 512 + 512 * 5 + 5
+
+
+@pytest.mark.parametrize("channels", [16, 600])
+def test_biases_start_at_the_shares(channels: int) -> None:
+    head = BlockClassifier(channels, BINS)
+    head.start_at(HISTOGRAM)
+    for parameter in list(head.parameters())[-2:-1]:
+        nn.init.zeros_(parameter)
+    shares = head(torch.randn(1, channels, 2, 2), factor=1).logits.softmax(1)[0, :, 0, 0]
+    expected = torch.tensor([0.90, 0.05, 0.03, 1e-5, 0.02])
+    torch.testing.assert_close(shares, expected / expected.sum())
+
+
+def test_regression_is_a_rectified_convolution_of_resampled_features() -> None:
+    torch.manual_seed(0)
+    head = CountRegressor(16)
+    features = torch.randn(2, 16, 6, 8)
+    expected = F.relu(head.to_counts(resample(features, 2)))
+    prediction = head(features, factor=2)
+    assert prediction.logits is None
+    torch.testing.assert_close(prediction.block_counts, expected, rtol=1e-5, atol=1e-6)
+    assert (prediction.block_counts >= 0).all()
+
+
+def test_regression_starts_at_the_mean_count() -> None:
+    head = CountRegressor(4)
+    head.start_at(HISTOGRAM)
+    mean = (5 * 1 + 3 * 2 + 4 + 9) / 100
+    torch.testing.assert_close(head(torch.zeros(1, 4, 1, 1), factor=1).block_counts, torch.full((1, 1, 1, 1), mean))
+
+
+def test_head_and_bins_must_agree() -> None:
+    with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
+        build_model(TinyConfig(head=Head.regression), BINS)
+    with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
+        build_model(TinyConfig(), None, block_size=8)
+    with pytest.raises(ValueError, match="block_size is needed"):
+        build_model(TinyConfig(head=Head.regression), None)
