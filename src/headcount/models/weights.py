@@ -1,0 +1,109 @@
+"""Pretrained weights: found, read without running anything in them, and put into a backbone.
+
+A file that does not fit says which layer does not, before any weight is changed. CLIP's weights
+and the released checkpoints bring names of their own (``clip``, ``released``).
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from headcount.config import ConfigError
+from headcount.models.backbones import Backbone
+
+
+def load_backbone(backbone: Backbone, weights: str, published: WeightsEnum | None) -> None:
+    """Fill ``backbone`` from ``imagenet``, or from a file; ``none`` leaves it as it is.
+
+    A file holds the state dict of torchvision's (or timm's) classifier of the same architecture,
+    with any number of classes: only the layers the backbone has are read. What the backbone puts on
+    top of them (``context``) is in no such file, and keeps its values.
+
+    Args:
+        published: what ``imagenet`` stands for; None if it stands for nothing.
+
+    Raises:
+        ConfigError: names what is missing, and where to put it.
+    """
+    if weights == "none":
+        return
+    state = _download(published) if weights == "imagenet" and published is not None else read_state_dict(weights)
+    own = backbone.features.state_dict()
+    found = {
+        name: value
+        for key, value in state.items()
+        if key.startswith(backbone.prefix)
+        for name in _names(key.removeprefix(backbone.prefix))
+        if name in own
+    }
+    # BatchNorm's step counter is absent from old files and changes nothing.
+    missing = [k for k in own if k not in found and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in own if k in found and found[k].shape != own[k].shape]
+    if missing or wrong:
+        problem = (
+            f"{backbone.prefix}{missing[0]} is missing"
+            if missing
+            else f"{backbone.prefix}{wrong[0]} is {tuple(found[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+        )
+        raise ConfigError(
+            f"model.weights={weights}: not this architecture's weights: {problem} "
+            f"({len(missing)} missing, {len(wrong)} of another shape)"
+        )
+    backbone.features.load_state_dict({k: found.get(k, v) for k, v in own.items()})
+
+
+# DenseNet's published files are older than the rule that a layer's name has no dot: norm.1 became norm1.
+_OLD_DENSE_LAYER = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
+
+def _names(key: str) -> tuple[str, ...]:
+    """What a layer of a published file may be called in a backbone.
+
+    timm's feature extractors keep a classifier's names, join the first two parts
+    (``stages.0.blocks`` to ``stages_0.blocks``), or hold it whole under a name.
+    """
+    key = _OLD_DENSE_LAYER.sub(r"\1", key)
+    return key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}"
+
+
+def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
+    url = published.url
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    file = os.path.join(folder, os.path.basename(url))
+    try:
+        return published.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:  # no network, a wrong hash, or a file in that folder that is cut short
+        raise ConfigError(
+            f"model.weights=imagenet: {os.path.basename(url)} could not be had ({error}). Without a network, put the "
+            f"file from {url} at {file}, name a state dict with model.weights=FILE, or train from nothing with "
+            "model.weights=none"
+        ) from error
+
+
+def read_state_dict(file: str) -> Mapping[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, or of one that torch saved; nothing in it is executed.
+
+    Raises:
+        ConfigError: if there is no such file, it cannot be read, or it holds something else.
+    """
+    path = os.path.expanduser(file)
+    if not os.path.isfile(path):
+        raise ConfigError(f"model.weights={file}: no such file")
+    try:
+        state: Any
+        if path.endswith(".safetensors"):
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both raise many kinds for a file that is truncated, foreign or unsafe
+        reason = str(error) or "it is empty"  # of which torch says nothing
+        raise ConfigError(f"model.weights={file}: not a readable state dict: {reason}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"model.weights={file}: holds {type(state).__name__}, not a state dict of tensors")
+    return state

@@ -1,0 +1,335 @@
+"""Strides, parameters and features of the backbones, against arithmetic and against timm's own networks."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from headcount.config import ConfigError
+from headcount.models import backbones
+from headcount.models.backbones import Backbone, ContextModule, timm_backbone
+
+STRIDES = {"vgg16": 16, "vgg19": 16, "dmcount": 16, "csrnet": 8, "cannet": 8, "resnet101": 16, "densenet201": 16}
+CHANNELS = {**dict.fromkeys(STRIDES, 512), "resnet101": 2048, "densenet201": 1920}
+TIMM = {  # channels and stride of the last map, where at most 16 is asked for
+    "resnet18": (512, 16),
+    "mobilenetv3_small_100": (576, 16),
+    "convnext_atto": (320, 16),
+    "vit_tiny_patch16_224": (192, 16),
+    "eva02_tiny_patch14_224": (192, 14),
+    "swin_tiny_patch4_window7_224": (768, 32),
+    "test_vit2": (64, 16),
+}
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def on_meta(build: Callable[[], Any]) -> Any:
+    """Shapes without values: nothing is drawn, so networks of full size are counted at once."""
+    with torch.device("meta"):
+        return build()
+
+
+# -------------------------------------------------------------------------------------- architectures
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+    return inputs * outputs * kernel**2 + outputs
+
+
+def vgg_classifier() -> int:
+    return 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
+
+
+CONTEXT = 4 * 512 * 512 + conv(512, 512, 1) + conv(1024, 512, 1)
+LEFT_OUT = {  # what the classifier, whose parameters torchvision documents, has and the backbone does not
+    "vgg16": vgg_classifier(),
+    "vgg19": vgg_classifier(),
+    "dmcount": vgg_classifier(),
+    "csrnet": vgg_classifier() + 3 * conv(512, 512),
+    "cannet": vgg_classifier() + 3 * conv(512, 512) - CONTEXT,
+    "resnet101": 2048 * 1000 + 1000,
+    "densenet201": 1920 * 1000 + 1000,
+}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_parameters_are_those_torchvision_documents(name: str) -> None:
+    network = backbones.NETWORKS[name]
+    assert parameters(on_meta(network.build)) == network.published.meta["num_params"] - LEFT_OUT[name]
+
+
+def test_parameters_of_the_decoders() -> None:
+    six = [512, 512, 512, 512, 256, 128, 64]
+    assert parameters(on_meta(backbones.csrnet_decoder)) == sum(conv(a, b) for a, b in itertools.pairwise(six))
+    assert parameters(on_meta(backbones.dm_count_decoder)) == conv(512, 256) + conv(256, 128)
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_a_network_gives_one_feature_for_every_whole_stride(name: str) -> None:
+    backbone = backbones.NETWORKS[name].build().eval()
+    assert (backbone.stride, backbone.channels) == (STRIDES[name], CHANNELS[name])
+    for height, width in [(104, 136), (100, 150)]:
+        with torch.no_grad():
+            maps = backbone(torch.rand(2, 3, height, width))
+        assert maps.shape == (2, CHANNELS[name], height // STRIDES[name], width // STRIDES[name])
+
+
+@pytest.mark.parametrize("name", ["dmcount", "vgg19", "csrnet", "cannet"])
+def test_a_decoder_takes_what_its_encoder_gives_and_keeps_its_size(name: str) -> None:
+    network = backbones.NETWORKS[name]
+    assert network.decoder is not None
+    decoder = on_meta(network.decoder)
+    assert decoder(torch.empty(1, CHANNELS[name], 5, 7, device="meta")).shape == (1, network.decoder_channels, 5, 7)
+
+
+def test_layers_have_the_names_of_published_checkpoints() -> None:
+    cannet, resnet, densenet = (on_meta(getattr(backbones, n)) for n in ("cannet", "resnet101", "densenet201"))
+    assert {k.split(".")[0] for k in cannet.state_dict()} == {"features", "context"}
+    assert {k for k in cannet.state_dict() if k.startswith("context")} == {
+        *(f"context.scales.{i}.1.weight" for i in range(4)),
+        *(f"context.{layer}.{kind}" for layer in ("weight_net", "bottleneck") for kind in ("weight", "bias")),
+    }
+    assert list(cannet.features.state_dict())[-1] == "21.bias"
+    assert "features.layer4.0.downsample.0.weight" in resnet.state_dict()
+    assert "features.denseblock4.denselayer32.conv2.weight" in densenet.state_dict()
+    indices = {int(k.split(".")[0]) for k in on_meta(backbones.csrnet_decoder).state_dict()}
+    assert indices == {0, 2, 4, 6, 8, 10}
+
+
+def disturb(module: nn.Module) -> None:
+    """Statistics and weights of normalisation away from 0 and 1, where a lost one would not be seen."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.0)
+            nn.init.uniform_(layer.bias, -0.2, 0.2)
+            nn.init.uniform_(layer.running_mean, -0.2, 0.2)
+            nn.init.uniform_(layer.running_var, 0.8, 1.5)
+
+
+def resnet_of_timm(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    network = timm.create_model("resnet101", features_only=True)
+    network.load_state_dict(backbone.features.state_dict())
+    network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
+    return lambda images: network.eval()(images)[-1]
+
+
+def densenet_of_timm(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    network = timm.create_model("densenet201", features_only=True)
+    network.load_state_dict({f"features_{k}": v for k, v in backbone.features.state_dict().items()})
+    network.features_transition3.pool = nn.Identity()
+    return lambda images: network.eval()(images)[-1]
+
+
+def vgg_of_timm(name: str, stage: int) -> Callable[[Backbone], Callable[[Tensor], Tensor]]:
+    """The map before the pooling that ends each stage, of the ReLU after its last convolution."""
+
+    def build(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+        network = timm.create_model(name, features_only=True)
+        own = {f"features_{k}": v for k, v in backbone.features.state_dict().items()}
+        network.load_state_dict({k: own.get(k, v) for k, v in network.state_dict().items()})
+        return lambda images: network.eval()(images)[stage]
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("resnet101", resnet_of_timm),
+        ("densenet201", densenet_of_timm),
+        ("vgg16", vgg_of_timm("vgg16", 4)),
+        ("vgg19", vgg_of_timm("vgg19", 4)),
+        ("csrnet", vgg_of_timm("vgg16", 3)),
+    ],
+)
+def test_features_are_those_of_timms_network_with_the_same_weights(
+    name: str, build: Callable[[Backbone], Callable[[Tensor], Tensor]]
+) -> None:
+    torch.manual_seed(0)
+    backbone = backbones.NETWORKS[name].build().eval()
+    disturb(backbone)
+    reference = build(backbone)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = backbone(images), reference(images)
+    assert float(expected.std()) > 1e-3  # else everything would be close
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+# ------------------------------------------------------------------------------- context and decoders
+
+
+def set_weight(layer: nn.Module, weight: list[list[float]], bias: list[float] | None = None) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight)[:, :, None, None])
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
+
+
+def test_context_of_a_ramp_by_hand() -> None:
+    """With equal weights and unchanged averages, one row of six columns 0, 1, ..., 5 can be done on paper."""
+    module = ContextModule(1, 2)
+    for scale in module.scales:
+        set_weight(scale[1], [[1.0]])
+    set_weight(module.weight_net, [[0.0]], [0.3])
+    set_weight(module.bottleneck, [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    with torch.no_grad():
+        average, maps = module(torch.arange(6.0).expand(1, 1, 6, 6))[0]
+    by_scale = torch.tensor(
+        [
+            [2.5, 2.5, 2.5, 2.5, 2.5, 2.5],
+            [1.0, 1.0, 2.0, 3.0, 4.0, 4.0],  # halves of mean 1 and 4, at columns 1 and 4
+            [0.5, 1.0, 2.0, 3.0, 4.0, 4.5],  # thirds of mean 0.5, 2.5, 4.5
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+        ]
+    )
+    torch.testing.assert_close(average, by_scale.mean(0).expand(6, 6), rtol=1e-5, atol=1e-5)
+    assert torch.equal(maps, torch.arange(6.0).expand(6, 6))
+
+
+def test_context_weighs_by_the_difference_from_the_average() -> None:
+    """Of a constant map every average is the map itself, through each scale's own convolution."""
+    module = ContextModule(2, 2)
+    factors = [0.5, 1.0, 2.0, 3.0]
+    for scale, factor in zip(module.scales, factors, strict=True):
+        set_weight(scale[1], [[factor, 0.0], [0.0, factor]])
+    set_weight(module.weight_net, [[1.0, 0.0], [0.0, 2.0]], [0.1, -0.2])
+    set_weight(module.bottleneck, [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 4.0]], [0.0, 0.5])
+    value = torch.tensor([0.7, 1.3])
+    with torch.no_grad():
+        found = module(value.view(1, 2, 1, 1).expand(1, 2, 5, 7))
+    averages = torch.tensor(factors)[:, None] * value
+    weights = ((value - averages) * torch.tensor([1.0, 2.0]) + torch.tensor([0.1, -0.2])).sigmoid()
+    average = (weights * averages).sum(0) / weights.sum(0)
+    expected = torch.stack([average[0], 4 * value[1] - average[1] + 0.5])
+    torch.testing.assert_close(found, expected.view(1, 2, 1, 1).expand(1, 2, 5, 7), rtol=1e-4, atol=1e-4)
+
+
+def test_context_is_never_negative() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        refined = ContextModule(8, 16)(torch.randn(1, 8, 9, 7))
+    assert refined.shape == (1, 16, 9, 7)
+    assert float(refined.min()) == 0
+
+
+def test_csrnets_decoder_sees_12_places_far_in_steps_of_2() -> None:
+    decoder = backbones.csrnet_decoder()
+    for parameter in decoder.parameters():
+        nn.init.constant_(parameter, 1e-3)
+    maps = torch.ones(1, 512, 29, 29, requires_grad=True)
+    decoder(maps)[0, 0, 14, 14].backward()
+    assert maps.grad is not None
+    rows, cols = maps.grad[0, 0].nonzero().T.unique(dim=1)
+    assert sorted(set(rows.tolist())) == sorted(set(cols.tolist())) == list(range(2, 27, 2))
+    assert len(rows) == 13 * 13
+
+
+def test_decoders_keep_the_size_of_what_passes_them() -> None:
+    """He's start: the mean square of what leaves a ReLU layer is about that of what entered it."""
+    torch.manual_seed(0)
+    maps = torch.randn(1, 512, 24, 24).relu()
+    with torch.no_grad():
+        ratio = [backbones.csrnet_decoder()(maps), backbones.dm_count_decoder()(maps)]
+    # fan_out: a layer from c to c / 2 channels doubles it.
+    for decoded, growth in zip(ratio, (8, 4), strict=True):
+        assert 0.3 * growth < float(decoded.square().mean() / maps.square().mean()) < 3 * growth
+
+
+# ----------------------------------------------------------------------------------------------- timm
+
+
+@pytest.mark.parametrize(("name", "expected"), TIMM.items())
+def test_networks_of_timm_give_one_feature_for_every_whole_stride(name: str, expected: tuple[int, int]) -> None:
+    backbone = timm_backbone(name, max_stride=16, pretrained=False)
+    assert (backbone.channels, backbone.stride) == expected
+    assert backbone.training
+    for height, width in [(104, 136), (100, 150)]:
+        with torch.no_grad():
+            maps = backbone.eval()(torch.rand(1, 3, height, width))
+        assert maps.shape == (1, expected[0], height // expected[1], width // expected[1])
+
+
+@pytest.mark.parametrize(("max_stride", "stride"), [(64, 32), (32, 32), (31, 16), (16, 16), (8, 8), (3, 8)])
+def test_the_stride_is_lowered_as_far_as_the_architecture_allows(max_stride: int, stride: int) -> None:
+    backbone = timm_backbone("resnet18", max_stride=max_stride, pretrained=False)
+    with torch.no_grad():
+        assert backbone.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 512, 64 // stride, 96 // stride)
+
+
+def test_an_architecture_that_cannot_lower_its_stride_keeps_it() -> None:
+    assert timm_backbone("pvt_v2_b0", max_stride=8, pretrained=False).stride == 32
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_transformer_for_any_size_is_the_same_network(name: str) -> None:
+    """At the size timm builds it for, without being asked for others."""
+    torch.manual_seed(0)
+    backbone = timm_backbone(name, max_stride=16, pretrained=False).eval()
+    classifier = timm.create_model(name).eval()
+    own = {k.removeprefix("model."): v for k, v in backbone.features.state_dict().items()}
+    names = {k: k.replace(".", "_", 1) if k.replace(".", "_", 1) in own else k for k in classifier.state_dict()}
+    classifier.load_state_dict({k: own.get(names[k], v) for k, v in classifier.state_dict().items()})
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = classifier.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")[-1]
+        torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mean_and_std_are_those_of_the_weights() -> None:
+    assert timm_backbone("resnet18", max_stride=16, pretrained=False).std == backbones.IMAGENET_STD
+    vit = timm_backbone("vit_tiny_patch16_224", max_stride=16, pretrained=False)
+    assert (vit.mean, vit.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert backbones.vgg16().mean == backbones.IMAGENET_MEAN
+
+
+@pytest.mark.parametrize(("name", "near"), [("convnext_att", "convnext_atto"), ("resnet19", "resnet18")])
+def test_an_unknown_name_is_told_its_neighbours(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.name={name}: timm has no such model; near: .*\b{near}\b") as caught:
+        timm_backbone(name, max_stride=16, pretrained=False)
+    assert str(caught.value).count(",") <= 4
+
+
+def test_a_name_like_no_other() -> None:
+    with pytest.raises(ConfigError, match="near: none"):
+        timm_backbone("@@@", max_stride=16, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gmlp_b16_224", r"doesn't match model \(224\)"),  # of one size only
+        ("crossvit_9_240", r"64 x 96 px gave \(1, 256, 14, 14\), not \(1, 256, 3, 5\)"),
+        ("resnet18.nobody_trained_this", "nobody_trained_this"),
+    ],
+)
+def test_a_network_that_cannot_be_a_backbone_is_refused_by_name(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.name={name}: cannot be a backbone .*{reason}"):
+        timm_backbone(name, max_stride=16, pretrained=False)
+
+
+def test_a_network_without_features_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *, features_only: bool, **options: Any) -> None:
+        raise RuntimeError("features_only not implemented for this model.")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ConfigError, match=r"model\.name=resnet18: .* features_only not implemented"):
+        timm_backbone("resnet18", max_stride=16, pretrained=False)
+
+
+def test_pretrained_weights_offline_name_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise OSError("Name or service not known\nand more")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", offline)
+    with pytest.raises(ConfigError) as caught:
+        timm_backbone("resnet18", max_stride=16, pretrained=True)
+    for words in ("weights of resnet18", "not known)", "model.weights=FILE", "model.weights=none"):
+        assert words in str(caught.value)
