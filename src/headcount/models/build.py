@@ -1,102 +1,121 @@
-"""From a model's config to a counter, and pretrained weights into it."""
+"""From a model's config to a counter."""
 
-import os
 from collections.abc import Mapping
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights, VGG19_Weights, WeightsEnum
+from torch import nn
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, MobileNetV2Config, ModelConfig, PretrainedConfig, TinyConfig, VGG19Config
-from headcount.models import backbones
+from headcount.config import (
+    ClipConfig,
+    ConfigError,
+    Head,
+    ImageNetConfig,
+    MobileNetV2Config,
+    ModelConfig,
+    TimmConfig,
+    TinyConfig,
+)
+from headcount.models import backbones, heads
 from headcount.models.counter import Counter
-from headcount.models.heads import BlockClassifier
+from headcount.models.weights import load_backbone
 
 
-def build_model(config: ModelConfig, bins: CountBins, *, pretrained: bool = True) -> Counter:
+def build_model(
+    config: ModelConfig,
+    bins: CountBins | None,
+    *,
+    block_size: int | None = None,
+    histogram: Mapping[int, int] | None = None,
+    pretrained: bool = True,
+) -> Counter:
     """The counter that ``config`` describes.
 
     Args:
-        bins: give the head its classes and the block size.
+        bins: the classes of the head; None for a head that regresses counts.
+        block_size: side of a block, pixels; needed without bins, which else say it.
+        histogram: block count -> number of training blocks; where ``prior_bias`` is set, the head
+            starts at them. None leaves it.
         pretrained: False builds the same network without its weights, for a checkpoint to fill.
 
     Raises:
         ConfigError: if weights are missing, or do not fit.
     """
-    decoder: nn.Module | None = None
-    published: WeightsEnum | None = None
-    if isinstance(config, TinyConfig):
-        backbone = backbones.tiny(config.width)
-    elif isinstance(config, MobileNetV2Config):
-        backbone, published = backbones.mobilenet_v2(config.stage), MobileNet_V2_Weights.IMAGENET1K_V1
-    elif isinstance(config, VGG19Config):
-        backbone, published = backbones.vgg19(), VGG19_Weights.IMAGENET1K_V1
-        decoder = backbones.dm_count_decoder(backbone.channels)
+    if (bins is None) is not (config.head is Head.regression):
+        raise ConfigError(f"model.head={config.head.name}: ebc needs bins, regression bins=none")
+    block_size = block_size if bins is None else bins.block_size
+    if block_size is None:
+        raise ValueError("block_size is needed where no bins say it")
+    if isinstance(config, ClipConfig):
+        counter = _build_clip(config, bins, block_size=block_size, pretrained=pretrained)
     else:
-        raise ConfigError(f"no network is built from a {type(config).__name__}")
-    if published is not None and isinstance(config, PretrainedConfig) and pretrained:
-        load_backbone(backbone, config.weights, published)
-    return Counter(
-        backbone,
-        BlockClassifier(128 if decoder is not None else backbone.channels, bins),
-        block_size=bins.block_size,
-        mean=tuple(config.mean or backbones.IMAGENET_MEAN),
-        std=tuple(config.std or backbones.IMAGENET_STD),
-        decoder=decoder,
-    )
+        backbone, decoder, channels = _build_backbone(config, pretrained=pretrained)
+        counter = Counter(
+            backbone,
+            heads.CountRegressor(channels) if bins is None else heads.BlockClassifier(channels, bins),
+            block_size=block_size,
+            mean=tuple(config.mean or backbone.mean),
+            std=tuple(config.std or backbone.std),
+            decoder=decoder,
+        )
+    if histogram is not None and config.prior_bias:
+        counter.head.start_at(histogram)
+    return counter
 
 
-def load_backbone(backbone: backbones.Backbone, weights: str, published: WeightsEnum) -> None:
-    """Fill ``backbone`` from ``imagenet``, or from a file; ``none`` leaves it as it is.
-
-    A file holds the state dict of torchvision's classifier of the same architecture, with any
-    number of classes: only the layers the backbone has are read.
+def follow_weights(config: ModelConfig) -> ModelConfig:
+    """The config with what its weights decide filled in, so that a checkpoint rebuilds without them.
 
     Raises:
-        ConfigError: names what is missing, and where to put it.
+        ConfigError: if the config contradicts its weights, or there are no such weights.
     """
-    if weights == "none":
-        return
-    state = _download(published) if weights == "imagenet" else _read(os.path.expanduser(weights))
-    own = backbone.features.state_dict()
-    found = {k.removeprefix(backbone.prefix): v for k, v in state.items() if k.startswith(backbone.prefix)}
-    # BatchNorm's step counter is absent from old files and changes nothing.
-    missing = [k for k in own if k not in found and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in own if k in found and found[k].shape != own[k].shape]
-    if missing or wrong:
-        problem = (
-            f"{backbone.prefix}{missing[0]} is missing"
-            if missing
-            else f"{backbone.prefix}{wrong[0]} is {tuple(found[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
-        )
-        raise ConfigError(
-            f"model.weights={weights}: not this architecture's weights: {problem} "
-            f"({len(missing)} missing, {len(wrong)} of another shape)"
-        )
-    backbone.features.load_state_dict({k: found.get(k, v) for k, v in own.items()})
+    if not isinstance(config, ClipConfig):
+        return config
+    from headcount.models import clip
+
+    return clip.follow_weights(config)
 
 
-def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
-    url = published.url
-    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    file = os.path.join(folder, os.path.basename(url))
-    try:
-        return published.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash a RuntimeError
-        raise ConfigError(
-            f"model.weights=imagenet: {os.path.basename(url)} could not be had ({error}). Without a network, put the "
-            f"file from {url} at {file}, name a state dict with model.weights=FILE, or train from nothing with "
-            "model.weights=none"
-        ) from error
+def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones.Backbone, nn.Module | None, int]:
+    """Feature extractor, decoder, and the channels that the head gets."""
+    match config:
+        case TinyConfig():
+            backbone = backbones.tiny(config.width)
+        case MobileNetV2Config():
+            backbone = backbones.mobilenet_v2(config.stage)
+            if pretrained:
+                load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
+        case ImageNetConfig():
+            network = backbones.NETWORKS[config.name]
+            backbone = network.build()
+            if pretrained:
+                load_backbone(backbone, config.weights, network.published)
+            if network.decoder is not None:
+                assert network.decoder_channels is not None
+                return backbone, network.decoder(), network.decoder_channels
+        case TimmConfig():
+            published = pretrained and config.weights == "pretrained"
+            backbone = backbones.timm_backbone(config.name, max_stride=config.max_stride, pretrained=published)
+            if pretrained and config.weights not in ("pretrained", "none"):
+                load_backbone(backbone, config.weights, None)
+        case _:
+            raise ConfigError(f"no network is built from a {type(config).__name__}")
+    return backbone, None, backbone.channels
 
 
-def _read(file: str) -> Mapping[str, Tensor]:
-    try:
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or unsafe
-        raise ConfigError(f"model.weights={file}: not a readable state dict: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"model.weights={file}: holds {type(state).__name__}, not a state dict of tensors")
-    return state
+def _build_clip(config: ClipConfig, bins: CountBins | None, *, block_size: int, pretrained: bool) -> Counter:
+    # Imported when it is needed: open_clip takes seconds to load.
+    from headcount.models.clip import build_clip
+    from headcount.models.prompts import write_prompts
+
+    prompts = write_prompts(bins.edges, config.prompts) if bins is not None else []
+    clip = build_clip(config, prompts, block_size=block_size, pretrained=pretrained)
+    return Counter(
+        clip.backbone,
+        heads.CountRegressor(clip.channels)
+        if bins is None
+        else heads.CosineClassifier(clip.channels, bins, clip.text_features),
+        block_size=block_size,
+        mean=tuple(config.mean or clip.mean),
+        std=tuple(config.std or clip.std),
+        decoder=clip.decoder,
+    )
