@@ -6,13 +6,14 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["PhotoCounter", "load"]
+__all__ = ["PhotoCounter", "convert_released", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: settings are checked, and refused, before torch is loaded.
     if name in __all__:
         from headcount.engine import predict
+        from headcount.models import released
 
-        return getattr(predict, name)
+        return getattr(released if name == "convert_released" else predict, name)
     raise AttributeError(f"module 'headcount' has no attribute {name!r}")

@@ -1,0 +1,111 @@
+"""convert_checkpoint.py as a user runs it, and eval.py on what it wrote."""
+
+import pickle
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headcount.bins import CountBins
+from headcount.config import ConfigError, Head, ImageNetConfig
+from headcount.models.build import build_model
+
+BINS = CountBins(8, (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2))
+COUNTS = "bins.representative_counts=[0,1,2,3,4.2]"
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPT = "scripts/convert_checkpoint.py"
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, torch.Tensor]:
+    """CSRNet's parameters under the released names."""
+    torch.manual_seed(0)
+    state = build_model(ImageNetConfig(name="csrnet", weights="none"), BINS).state_dict()
+    names = {k: k.replace("head.to_logits", "classifier") for k in state if k not in ("mean", "std")}
+    return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
+
+
+def test_a_training_checkpoint_converts_and_evaluates(
+    run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
+) -> None:
+    scores = {"mae": [np.float64(71.5), torch.inf], "rmse": [np.float32(120.0)]}
+    losses = {"loss": np.float64(3.0)}
+    content = {"epoch": 12, "model_state_dict": released, "hist_scores": scores, "loss_info": losses}
+    torch.save(content, tmp_path / "ckpt.pth")
+    done = run_command(SCRIPT, "ckpt.pth", "converted/csrnet.pt", "model=csrnet", COUNTS)
+    assert done.returncode == 0, done.stderr
+    assert "next: python eval.py ckpt=converted/csrnet.pt" in done.stdout
+    saved = torch.load(tmp_path / "converted" / "csrnet.pt", weights_only=True)
+    assert saved["epoch"] == 12
+    assert saved["bins"]["representatives"] == [0, 1, 2, 3, 4.2]
+    assert saved["config"]["model"]["mean"] == [0.485, 0.456, 0.406]
+    done = run_command("eval.py", "ckpt=converted/csrnet.pt", "max_images=2", "runtime=cpu")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "converted" / "eval" / "synthetic_test" / "errors.json").is_file()
+    again = run_command(SCRIPT, "ckpt.pth", "converted/csrnet.pt", "model=csrnet", COUNTS)
+    assert again.returncode == 2
+    assert "exists; name another file" in again.stderr
+
+
+def test_a_bare_state_dict_takes_the_published_counts(
+    run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
+) -> None:
+    torch.save(released, tmp_path / "best_mae.pth")
+    done = run_command(SCRIPT, "best_mae.pth", "out.pt", "model=csrnet", "dataset=sha")
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "out.pt", weights_only=True)["bins"]["representatives"] == [0, 1, 2, 3, 4.29992]
+    done = run_command(SCRIPT, "best_mae.pth", "other.pt", "model=csrnet")
+    assert done.returncode == 2
+    assert "no representative counts are published for dataset=synthetic bins=fine" in done.stderr
+
+
+def test_what_cannot_be_converted(
+    tmp_path: Path, released: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert = runpy.run_path(str(ROOT / SCRIPT))["convert"]
+    torch.save({**released, "extra.weight": torch.zeros(1)}, tmp_path / "extra.pth")
+    torch.save(released, tmp_path / "whole.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:10000])
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb()))
+    torch.save([1, 2], tmp_path / "list.pth")
+    cases = {
+        ("extra.pth", "model=csrnet", COUNTS): "no place for extra.weight",
+        ("whole.pth", "model=dmcount", COUNTS): "no place for",
+        ("half.pth", "model=csrnet", COUNTS): "released=half.pth: the file is truncated",
+        ("bomb.pth", "model=csrnet", COUNTS): "holds code, which is never run",
+        ("list.pth", "model=csrnet", COUNTS): "not a checkpoint of the released code",
+        ("none.pth", "model=csrnet", COUNTS): "none.pth: no such file",
+        ("whole.pth", "model=csrnett", COUNTS): "did you mean csrnet?",
+        ("whole.pth", "model=csrnet", "bins.representative_counts=[0,1,2]"): "do not fit the 5 bins",
+    }
+    for (file, *settings), message in cases.items():
+        with pytest.raises(ConfigError) as caught:
+            convert(Path(file), Path("out.pt"), settings)
+        assert message in str(caught.value)
+    assert not (tmp_path / "out.pt").exists()
+    assert not (tmp_path / "bomb-went-off").exists()
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("bomb-went-off").touch, ())
+
+
+def test_a_regression_model(run_command: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = build_model(ImageNetConfig(name="vgg16", weights="none", head=Head.regression), None, block_size=16)
+    names = {k: k.replace("head.to_counts", "regressor.0") for k in state.state_dict() if k not in ("mean", "std")}
+    torch.save({n: state.state_dict()[k] for k, n in names.items()}, tmp_path / "r.pth")
+    settings = ["model=vgg16", "model.head=regression", "bins=none", "bins.block_size=16", "loss=dm"]
+    done = run_command(SCRIPT, "r.pth", "out.pt", *settings)
+    assert done.returncode == 0, done.stderr
+    done = run_command("eval.py", "ckpt=out.pt", "max_images=2", "runtime=cpu")
+    assert done.returncode == 0, done.stderr
