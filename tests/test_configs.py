@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
@@ -21,6 +22,21 @@ SHARED = {"eval", "runtime"}
 HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 70: 1}
 
 
+# What a choice does not go without.
+WITH = {
+    ("model", "timm"): ["model.name=resnet18"],
+    ("bins", "none"): ["model.head=regression", "loss=dm"],
+}
+
+
+def config_of(group: str, choice: str) -> TrainConfig:
+    overrides = [f"{group}={choice}", *WITH.get((group, choice), [])]
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    if hasattr(config.model, "weights"):
+        config.model.weights = "none"  # published weights cannot be had without a network
+    return config
+
+
 def test_there_are_choices() -> None:
     assert len(CHOICES) > 15
 
@@ -28,20 +44,32 @@ def test_there_are_choices() -> None:
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_choice_composes_and_builds(file: Path) -> None:
     group, choice = file.parts[0], file.relative_to(file.parts[0]).with_suffix("").as_posix()
-    cfg = compose([f"{group}={choice}"], config_name="train", config_dir=CONFIGS)
-    config: TrainConfig = OmegaConf.to_object(cfg)
-    if hasattr(config.model, "weights"):
-        config.model.weights = "none"  # published weights cannot be had without a network
+    config = config_of(group, choice)
     assert check(config) == []
     if group == "dataset":
         assert config.dataset.name == choice
         assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
     bins = build_bins(config.bins, HISTOGRAM)
-    counter = build_model(config.model, bins)
-    build_loss(config.loss, bins)
+    block_size = config.bins.block_size
+    # Without memory: the largest have hundreds of millions of parameters.
+    with torch.device("meta" if config.model.name != "resnet18" else "cpu"):  # timm's probe computes
+        counter = build_model(config.model, bins, block_size=block_size, histogram=HISTOGRAM, pretrained=False)
+    build_loss(config.loss, bins, block_size=block_size)
     build_augment(config.augment)
     build_optimizer(config.optim, counter)
     build_average(config.optim, counter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(f.stem for f in CHOICES if f.parts[0] == "model"))
+def test_model_counts_at_full_size(name: str) -> None:
+    """Text encoder and all, without published weights."""
+    config = config_of("model", name)
+    counter = build_model(config.model, build_bins(config.bins, HISTOGRAM), histogram=HISTOGRAM).eval()
+    with torch.inference_mode():
+        prediction = counter(torch.zeros(1, 3, 112, 224, dtype=torch.uint8))
+    assert prediction.block_counts.shape == (1, 1, 112 // counter.stride * counter.stride // 8, 28)
+    assert prediction.block_counts.isfinite().all()
 
 
 @pytest.mark.parametrize("file", [f for f in CHOICES if f.parts[0] in SHARED], ids=str)

@@ -15,6 +15,10 @@ import torch
 import torchvision
 from PIL import Image
 
+from headcount.bins import build_bins
+from headcount.config import BinsConfig, ImageNetConfig
+from headcount.models.build import build_model
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.S) for kind in ("sh", "python")}
@@ -38,12 +42,21 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             points = np.empty((1, 1), dtype=object)
             points[0, 0] = {"location": rng.uniform(0, 96, (5 * k, 2)), "number": np.uint8(5 * k)}
             scipy.io.savemat(base / "ground-truth" / f"GT_IMG_{k}.mat", {"image_info": points})
+    torch.save(released_csrnet(), folder / "best_mae.pth")
     weights = (
         folder / "torch" / "hub" / "checkpoints" / Path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).name
     )
     weights.parent.mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
     return folder
+
+
+def released_csrnet() -> dict[str, torch.Tensor]:
+    """A checkpoint of the released code, untrained."""
+    bins = build_bins(BinsConfig(), {0: 1})
+    state = build_model(ImageNetConfig(name="csrnet", weights="none"), bins).state_dict()
+    names = {k: k.replace("head.to_logits", "classifier") for k in state if k not in ("mean", "std")}
+    return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -90,7 +103,7 @@ def test_commands_run_in_order(workplace: Path) -> None:
         done = run(command, workplace)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     pictures = list(workplace.rglob("worst.png"))
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert len(list(workplace.rglob("last.pt"))) >= 8
 
 
