@@ -70,6 +70,52 @@ class LastPrompt(Enum):
     m_or_more = 2
 
 
+class Cache(Enum):
+    """What is kept of the images between epochs."""
+
+    none = 1
+    decoded = 2
+
+
+class Counted(Enum):
+    """Where representative counts are counted: the grid of blocks, or every window of a block's size."""
+
+    blocks = 1
+    windows = 2
+
+
+class CountTerm(Enum):
+    """The count loss of DACE: DM-Count's, or an absolute or squared error of every block."""
+
+    dm = 1
+    mae = 2
+    mse = 3
+
+
+class Solver(Enum):
+    """How the transport is solved: the released iteration, or one that never underflows."""
+
+    released = 1
+    stable = 2
+
+
+class Kernel(Enum):
+    """Width of the Gaussian on each head: one for all, or by the distance to its neighbours."""
+
+    fixed = 1
+    adaptive = 2
+
+
+class PointsFormat(Enum):
+    """How a folder of one's own keeps its head positions; ``auto`` goes by the file's ending."""
+
+    auto = 1
+    csv = 2
+    json = 3
+    npy = 4
+    mat = 5
+
+
 class Strategy(Enum):
     """How many integers form a bin."""
 
@@ -151,6 +197,8 @@ class DatasetConfig:
     """Training annotations outside the image: moved onto its border, or dropped. Evaluation counts all."""
     one_head_per_pixel: bool = False
     """Count the heads of one pixel once in the labels, as the released code does; points keep all of them."""
+    train_fraction: float = number(1.0, 1e-4, 1)
+    """Share of the training images that is used; a smaller share is part of a larger one, whatever the seed."""
     max_train_images: int | None = number(None, 1)
     """Use the first so many training images; None for all."""
     max_eval_images: int | None = number(None, 1)
@@ -171,6 +219,41 @@ class FolderDatasetConfig(DatasetConfig):
     """Images are shrunk until their long side has at most this many pixels; None for no limit."""
     side_multiple: int = number(32, 1)
     """Both sides are cut to a multiple of this many pixels."""
+    cache: Cache = Cache.none
+    """``decoded`` keeps the pixels of all images uncompressed in ``cache_dir``, and reads only the crop."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read or have no usable annotation, and say so; else they stop the run."""
+
+
+@dataclass
+class UcfCc50Config(FolderDatasetConfig):
+    """UCF_CC_50, which has no split of its own: five folds."""
+
+    fold: int = number(1, 1, 5)
+    """Images 10k - 9 to 10k are tested in fold k; the others train."""
+
+
+@dataclass
+class CustomConfig(FolderDatasetConfig):
+    """Images and points of one's own, in one folder or three."""
+
+    name: str = "custom"
+    train: str | None = None
+    """Folder of the training images; None takes ``root``, split by ``split_file`` or by fractions."""
+    val: str | None = None
+    """Folder of the images that select the checkpoint."""
+    test: str | None = None
+    """Folder of the images nobody selects on."""
+    points: str | None = None
+    """Folder or single file of the head positions; None looks beside the images and in sibling folders."""
+    points_format: PointsFormat = PointsFormat.auto
+    """How the head positions are kept."""
+    split_file: str | None = None
+    """A csv or json file that gives each image's split; None splits by the fractions below."""
+    val_fraction: float = number(0.1, 0, 0.9)
+    """Share of one folder's images that selects, chosen by a hash of their names."""
+    test_fraction: float = number(0.2, 0, 0.9)
+    """Share of one folder's images that is only tested, chosen likewise."""
 
 
 @dataclass
@@ -368,6 +451,18 @@ class BlocksConfig:
 
 
 @dataclass
+class BlockwiseConfig(BlocksConfig):
+    """Bordering real-valued intervals of Gaussian-smoothed counts (Liu et al., ICCV 2019)."""
+
+    sigma: float = number(4.0, 1e-3)
+    """Standard deviation of the Gaussian on each head, pixels of the training crop."""
+    edges: list[float] | None = None
+    """Upper ends of the intervals after {0}; None takes ``step``, up to the largest count of the training blocks."""
+    step: float = number(0.05, 1e-4)
+    """Width of the intervals where ``edges`` are not given, heads."""
+
+
+@dataclass
 class BinsConfig(BlocksConfig):
     """Blocks and the bins of their counts."""
 
@@ -381,6 +476,10 @@ class BinsConfig(BlocksConfig):
     """The last bin keeps counts above the maximum (released code) or caps labels at it (paper)."""
     representatives: Representatives = Representatives.mean
     """What a bin stands for: the mean of its training blocks, or its middle."""
+    counted: Counted = Counted.blocks
+    """Where that mean is taken: over the grid of blocks, or over all overlapping windows as published values are."""
+    label_correction: bool = True
+    """Off: one bin for every integer up to the largest block count of the training images (fine bins alone)."""
     representative_counts: list[float] | None = None
     """What each bin stands for, if it is given (published values); None computes it."""
 
@@ -435,6 +534,10 @@ class TransportConfig:
     """Entropic regularisation, squared pixels."""
     iterations: int = number(100, 1)
     """Sinkhorn iterations; a published number needs exactly 100."""
+    solver: Solver = Solver.released
+    """``released`` is the iteration of published numbers, ``stable`` the same problem without underflow."""
+    tolerance: float | None = number(None, 0)
+    """``stable`` goes on until the marginals err by less than this share; None takes ``iterations``."""
 
 
 @dataclass
@@ -451,7 +554,33 @@ class DaceConfig(LossConfig):
     name: str = "dace"
     weight: float = number(1.0, 0)
     """Weight of the count loss (the paper's lambda)."""
+    count_loss: CountTerm = CountTerm.dm
+    """DM-Count's loss, or the absolute or squared error of the blocks."""
     transport: TransportConfig = field(default_factory=TransportConfig)
+
+
+@dataclass
+class CrossEntropyConfig(LossConfig):
+    """Cross-entropy over bins alone."""
+
+    name: str = "cross_entropy"
+
+
+@dataclass
+class MseConfig(LossConfig):
+    """Squared error of the block counts against heads smoothed by a Gaussian (CSRNet, arXiv:1802.10062)."""
+
+    name: str = "mse"
+    kernel: Kernel = Kernel.fixed
+    """One width for all heads, or by the distance to the neighbours (geometry-adaptive)."""
+    sigma: float = number(15.0, 1e-3)
+    """Standard deviation of the fixed kernel, pixels of the training crop."""
+    neighbours: int = number(3, 1)
+    """Heads whose mean distance sets the adaptive kernel."""
+    beta: float = number(0.3, 1e-3)
+    """Adaptive standard deviation as a share of that distance."""
+    scale: float = number(1.0, 1e-6)
+    """Factor on the loss; block counts are small, and so are their squared errors."""
 
 
 @dataclass
@@ -584,11 +713,16 @@ MODELS: dict[str, type[ModelConfig]] = {
 
 # Every kind of every group. The YAML of a choice names its kind in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "dataset": {"folder": FolderDatasetConfig, "synthetic": SyntheticConfig},
+    "dataset": {
+        "folder": FolderDatasetConfig,
+        "ucf_cc_50": UcfCc50Config,
+        "custom": CustomConfig,
+        "synthetic": SyntheticConfig,
+    },
     "model": {**MODELS},
-    "bins": {"bins": BinsConfig, "none": BlocksConfig},
+    "bins": {"bins": BinsConfig, "blockwise": BlockwiseConfig, "none": BlocksConfig},
     "augment": {"ebc": AugmentConfig},
-    "loss": {"dace": DaceConfig, "dm": DmConfig},
+    "loss": {"dace": DaceConfig, "cross_entropy": CrossEntropyConfig, "dm": DmConfig, "mse": MseConfig},
     "optim": {"optim": OptimConfig},
     "eval": {"whole_image": EvalConfig},
     "runtime": {"runtime": RuntimeConfig},

@@ -33,6 +33,8 @@ class Batch:
     block_counts: Float[Tensor, "batch 1 rows cols"]
     """Heads in each block; sums to the number of points."""
     names: list[str]
+    smoothed: Float[Tensor, "batch 1 rows cols"] | None = None
+    """Heads in each block after a Gaussian has spread them, mass kept inside the image; None unless asked for."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
@@ -41,6 +43,7 @@ class Batch:
             points=[p.to(device, non_blocking=True) for p in self.points],
             block_counts=self.block_counts.to(device, non_blocking=True),
             names=self.names,
+            smoothed=None if self.smoothed is None else self.smoothed.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> "Batch":
@@ -50,6 +53,7 @@ class Batch:
             points=[p.pin_memory() for p in self.points],
             block_counts=self.block_counts.pin_memory(),
             names=self.names,
+            smoothed=None if self.smoothed is None else self.smoothed.pin_memory(),
         )
 
 
