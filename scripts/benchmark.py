@@ -59,8 +59,12 @@ def loss(arguments: argparse.Namespace) -> None:
     formed. Memory is the most that tensors hold at once beyond what they held before: on the CPU the storages
     that torch operations return, on CUDA what the allocator says. The last rows draw their crops, at a scale of 1
     to 2, from ShanghaiTech A (they need --data-root or HEADCOUNT_DATA). The two must agree, or the run fails.
+
+    Rows that say "stable" take the fullest image of the batch alone, and compare the solver that never underflows
+    with the textbook in logarithms: as many iterations, two sums of exponentials in each.
     """
     from headcount.losses.sinkhorn import TruncatedSinkhorn
+    from headcount.losses.stable import StableSinkhorn
     from headcount.losses.transport import TransportSolver, transport_surrogate
 
     torch.set_num_threads(arguments.threads)
@@ -85,15 +89,46 @@ def loss(arguments: argparse.Namespace) -> None:
 
             return run
 
-        dense, ours = step(dense_sinkhorn), step(TruncatedSinkhorn(regularisation=10.0, iterations=100))
-        torch.testing.assert_close(ours(), dense(), rtol=0, atol=1e-3 * float(dense().abs().max()))
-        times = interleaved([dense, ours], seconds=arguments.seconds, device=arguments.device)
-        peaks = [peak_bytes(f, device=arguments.device) / 1e6 for f in (dense, ours)]
-        print(
-            f"{name:>36}  {times[0] * 1e3:9.1f} {times[1] * 1e3:8.1f} {times[0] / times[1]:5.1f}x"
-            f"  {peaks[0]:9.2f} {peaks[1]:8.2f} {peaks[0] / peaks[1]:5.1f}x",
-            flush=True,
-        )
+        fullest = max(range(BATCH), key=lambda k: len(points[k]))
+        alone = predicted.detach()[fullest : fullest + 1].requires_grad_()
+        few = [points[fullest]]
+        compared = {
+            name: (step(dense_sinkhorn), step(TruncatedSinkhorn(regularisation=10.0, iterations=100)), 1e-3),
+            f"{len(points[fullest])} stable": (
+                step(log_sinkhorn, alone, few),
+                step(StableSinkhorn(10.0, 100), alone, few),
+                1e-4,
+            ),
+        }
+        for row, (dense, ours, tolerance) in compared.items():
+            torch.testing.assert_close(ours(), dense(), rtol=0, atol=tolerance * float(dense().abs().max()))
+            times = interleaved([dense, ours], seconds=arguments.seconds, device=arguments.device)
+            peaks = [peak_bytes(f, device=arguments.device) / 1e6 for f in (dense, ours)]
+            print(
+                f"{row:>36}  {times[0] * 1e3:9.1f} {times[1] * 1e3:8.1f} {times[0] / times[1]:5.1f}x"
+                f"  {peaks[0]:9.2f} {peaks[1]:8.2f} {peaks[0] / peaks[1]:5.1f}x",
+                flush=True,
+            )
+
+
+def log_sinkhorn(points: list[Tensor], blocks: Tensor, *, block_size: int) -> "TransportSolution":
+    """The textbook solver in logarithms: no kernel, but two sums of exponentials an iteration."""
+    from headcount.losses.sinkhorn import TransportSolution
+
+    potentials, costs = torch.zeros_like(blocks), blocks.new_zeros(len(blocks))
+    row, col = (block_size * (torch.arange(k, device=blocks.device) + 0.5) for k in blocks.shape[1:])
+    for i, p in enumerate(points):
+        if not len(p):
+            continue
+        cost = ((p[:, 1:] - row).square()[:, :, None] + (p[:, :1] - col).square()[:, None, :]).flatten(1)
+        a, b = p.new_tensor(1 / len(p)).log(), blocks[i].flatten().log()
+        f = torch.zeros_like(p[:, :1])
+        for _ in range(100):
+            g = b - torch.logsumexp(f - cost / 10, 0)
+            f = (a - torch.logsumexp(g - cost / 10, 1))[:, None]
+        potentials[i] = (10 * (g - g @ blocks[i].flatten())).view_as(potentials[i])
+        costs[i] = ((f + g - cost / 10).exp() * cost).sum()
+    return TransportSolution(potentials, costs)
 
 
 def dense_sinkhorn(points: list[Tensor], blocks: Tensor, *, block_size: int) -> "TransportSolution":

@@ -1,12 +1,32 @@
 """Bins against the released sets, the paper's equation, and counts that lie in none."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from headcount.bins import CountBins, integer_bins
-from headcount.config import BinsConfig, Last, Representatives, Strategy
+from headcount.bins import CountBins, build_bins, integer_bins
+from headcount.command import compose
+from headcount.config import (
+    ZERO_BELOW,
+    BinsConfig,
+    BlockwiseConfig,
+    ConfigError,
+    Counted,
+    FolderDatasetConfig,
+    Last,
+    Representatives,
+    Strategy,
+    TrainConfig,
+    check,
+)
+from headcount.data.datasets import block_histogram, open_split
+from headcount.engine import checkpoint
+from headcount.engine.train import train
+from headcount.models.prompts import write_prompts
 
 INF = math.inf
 # The bins of the released implementation for blocks of 16 (m = 8) and 32 (m = 19) pixels.
@@ -112,3 +132,244 @@ def test_description_names_every_bin_and_its_share() -> None:
     assert "[5, inf)" in text
     assert "47.6190%" in text
     assert "6.0000" in text
+
+
+# ---------------------------------------------------------------- without label correction, windows
+
+
+def test_without_label_correction_every_integer_has_a_bin() -> None:
+    bins = build_bins(BinsConfig(label_correction=False), HISTOGRAM)
+    assert bins is not None
+    assert bins.edges == (*((k, k) for k in range(9)), (9, INF))
+    assert bins.representatives == tuple(range(10))
+    assert bins.label(torch.tensor([[[[0.0, 5.0, 9.0, 30.0]]]])).tolist() == [[[0, 5, 9, 9]]]
+    clipped = build_bins(BinsConfig(label_correction=False, last=Last.clipped), HISTOGRAM)
+    assert clipped is not None
+    assert (clipped.clip_at, clipped.representatives[-1]) == (9, 9)
+
+
+def test_prompts_go_on_without_label_correction() -> None:
+    bins = build_bins(BinsConfig(label_correction=False), HISTOGRAM)
+    assert bins is not None
+    prompts = write_prompts(bins.edges, config_of("model=clip_rn50").model.prompts)
+    assert prompts[8:] == ["There are eight people.", "There are more than nine people."]
+
+
+@pytest.mark.parametrize("histogram", [{}, {0: 7}])
+def test_images_without_anybody_have_two_bins(histogram: dict[int, int]) -> None:
+    bins = build_bins(BinsConfig(label_correction=False), histogram)
+    assert bins is not None
+    assert bins.edges == ((0, 0), (1, INF))
+
+
+def test_windows_give_the_means_and_blocks_the_shares() -> None:
+    config = BinsConfig(counted=Counted.windows, max_count=2)
+    bins = build_bins(config, {0: 3, 2: 1}, windows={0: 100, 1: 7, 2: 3, 6: 1})
+    assert bins is not None
+    assert bins.representatives == (0, 1, 3)
+    assert bins.shares({0: 3, 2: 1}) == [0.75, 0, 0.25]
+
+
+def test_windows_go_as_far_as_the_blocks_without_label_correction() -> None:
+    config = BinsConfig(counted=Counted.windows, label_correction=False)
+    bins = build_bins(config, {0: 3, 2: 1}, windows={0: 100, 2: 3, 6: 1})
+    assert bins is not None
+    assert bins.edges[-1] == (2, INF)
+    assert bins.representatives[-1] == 3
+
+
+def test_published_representative_counts(golden_dir: Path) -> None:
+    """Their histograms, and every published value to five decimals."""
+    rows = json.loads((golden_dir / "bins" / "anchor_check.json").read_text())
+    assert len(rows) == 35
+    for row in rows:
+        block, m = int(row["config"].removesuffix(".json").split("_")[1]), int(row["truncation"])
+        file = golden_dir / "bins" / "counts" / row["exact_matches"][0] / f"counts_{block}.json"
+        windows = {int(count): n for count, n in json.loads(file.read_text()).items()}
+        config = BinsConfig(
+            block_size=block, max_count=m, strategy=Strategy[row["granularity"]], counted=Counted.windows
+        )
+        bins = build_bins(config, {}, windows=windows)
+        assert bins is not None
+        k = bins.edges.index((float(row["bin"][0]), float(row["bin"][1])))
+        assert abs(bins.representatives[k] - row["config_average"]) < 5.0001e-6, row
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("one_head_per_pixel", [False, True])
+def test_windows_of_shanghaitech_a_give_its_published_count(
+    one_head_per_pixel: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    config = FolderDatasetConfig(name="sha", cache_dir=str(tmp_path), one_head_per_pixel=one_head_per_pixel)
+    dataset = open_split(config, "train", data_root=str(data_dir))
+    windows = block_histogram(dataset, 8, counted=Counted.windows)
+    assert sum(windows.values()) == 169_581_420
+    assert sum(count * n for count, n in windows.items()) == 10_311_306
+    bins = build_bins(BinsConfig(counted=Counted.windows), block_histogram(dataset, 8), windows=windows)
+    assert bins is not None
+    assert round(bins.representatives[-1], 5) == 4.29992
+    grid = build_bins(BinsConfig(), block_histogram(dataset, 8))
+    assert grid is not None
+    assert grid.representatives[-1] == pytest.approx(4.29992, abs=0.05)
+
+
+# ------------------------------------------------------------------------------ smoothed counts
+
+
+def test_intervals_by_hand() -> None:
+    bins = CountBins.from_edges([0.5, 1.0, 2.0], block_size=8)
+    assert bins.edges == ((0, 0), (0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, INF))
+    assert bins.representatives == (0, 0.25, 0.75, 1.5, 2.5)
+    assert bins.names() == ["{0}", "(0, 0.5]", "(0.5, 1]", "(1, 2]", "(2, inf)"]
+    counts = torch.tensor([[[[0.0, ZERO_BELOW, 2 * ZERO_BELOW, 0.5, 0.501, 1.0, 2.0, 2.001, 300.0]]]])
+    assert bins.label(counts).tolist() == [[[0, 0, 1, 1, 2, 2, 3, 4, 4]]]
+    assert bins.label(counts.double()).tolist() == bins.label(counts).tolist()
+
+
+def test_the_default_intervals_reach_the_largest_count() -> None:
+    smoothed = {0.0: 90, 1e-4: 5, 0.03: 3, 0.05: 2, 0.4: 1, 0.92: 1}
+    bins = build_bins(BlockwiseConfig(), {}, smoothed=smoothed)
+    assert bins is not None
+    assert len(bins) == 1 + 19
+    assert bins.edges[1:3] == ((0, 0.05), (0.05, 0.1))
+    assert bins.edges[-1] == (0.9, INF)  # holds the largest
+    assert bins.representatives[-1] == pytest.approx(0.925)
+    assert bins.representatives[1] == pytest.approx(0.025)
+    shares = [95 / 102, 5 / 102, *[0] * 6, 1 / 102, *[0] * 10, 1 / 102]
+    assert bins.shares({0: 1}) == pytest.approx(shares)
+    assert "(0.9, inf)" in bins.describe({})
+    assert "(20 bins)" in bins.describe({})
+
+
+@pytest.mark.parametrize(("largest", "bounded"), [(0.0, 0), (0.04, 0), (0.05, 0), (0.06, 1), (0.1, 1), (5.0, 99)])
+def test_the_open_interval_is_never_without_blocks(largest: float, bounded: int) -> None:
+    bins = build_bins(BlockwiseConfig(), {}, smoothed={0.0: 5, largest: 1})
+    assert bins is not None
+    assert len(bins) == 2 + bounded
+    assert all(math.isfinite(value) for value in bins.representatives)
+    assert bins.shares({})[-1] == pytest.approx(1 / 6 if largest else 0)
+
+
+def test_given_edges_and_integers_in_place_of_smoothed_counts() -> None:
+    bins = build_bins(BlockwiseConfig(edges=[1.0, 2.0]), {0: 6, 1: 2, 2: 1, 7: 1})
+    assert bins is not None
+    assert bins.shares({0: 6, 1: 2, 2: 1, 7: 1}) == [0.6, 0.2, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("count", [-0.5, math.nan, math.inf])
+def test_a_smoothed_count_in_no_interval_is_refused_by_value(count: float) -> None:
+    with pytest.raises(ValueError, match=f"block count {count:g} lies in no bin; allowed are numbers from 0"):
+        CountBins.from_edges([0.5], block_size=8).label(torch.tensor([[[[0.0, count]]]]))
+
+
+@pytest.mark.parametrize("edges", [[0.5, 0.5], [1.0, 0.5], [0.0, 1.0], [-1.0], [1e-5, 1.0], [math.nan], [INF]])
+def test_edges_that_do_not_increase_from_zero_are_refused(edges: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"bins\.edges: edges must increase, and begin above 0\.0001"):
+        build_bins(BlockwiseConfig(edges=edges), {})
+    config = config_of("bins=blockwise")
+    config.bins = BlockwiseConfig(edges=edges)
+    assert any(line.startswith("bins.edges=") for line in check(config))
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (((0, 0), (0.5, INF)), r"leave a gap at \(0\.5, inf\)"),
+        (((0, 0), (0, 1), (0.5, INF)), r"overlap at \(0\.5, inf\)"),
+        (((0, 0), (0, 1), (1, 1), (1, INF)), r"overlap at"),
+        (((0, 1), (1, INF)), r"first bin of smoothed counts must be \{0\}"),
+        (((0, 0), (0, 1)), r"last bin \(0, 1\] must end at inf"),
+    ],
+)
+def test_intervals_that_overlap_or_leave_a_gap_are_refused(
+    edges: tuple[tuple[float, float], ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CountBins(8, edges, tuple(float(low) for low, _ in edges), smoothed=True)
+
+
+def test_smoothed_bins_as_plain_values_and_back() -> None:
+    bins = build_bins(BlockwiseConfig(), {}, smoothed={0.0: 5, 0.3: 1})
+    assert bins is not None
+    assert CountBins.from_dict(json.loads(json.dumps(bins.to_dict()))) == bins
+
+
+# ------------------------------------------------------------------------------ the paper's table III
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TABLE_III = {
+    "blockwise": ["bins=blockwise", "loss=cross_entropy"],
+    "enhanced bins": ["bins.label_correction=false", "loss=cross_entropy"],
+    "label correction": ["loss=cross_entropy"],
+    **{f"lambda {weight}": [f"loss.weight={weight}"] for weight in (0, 0.01, 0.1, 1, 2)},
+}
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    return config
+
+
+def small(folder: Path, *overrides: str) -> TrainConfig:
+    sizes = ["dataset.width=64", "dataset.height=64", "dataset.max_people=40", "model.width=8", "runtime=cpu"]
+    few = ["dataset.train_images=4", "dataset.val_images=2", "augment.crop_size=64", "epochs=1", "batch_size=2"]
+    where = [f"output_dir={folder}", "run_name=run", "runtime.workers=0"]
+    return config_of("scale=smoke", *sizes, *few, *where, *overrides)
+
+
+@pytest.mark.parametrize("row", TABLE_III)
+def test_every_row_of_table_iii_builds(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small(tmp_path, "dry_run=true", *TABLE_III[row])
+    assert check(config) == []
+    train(config)
+    described = capsys.readouterr().out
+    says = {"blockwise": "intervals of smoothed counts", "enhanced bins": "no label correction, up to"}
+    assert says.get(row, "m = 4") in described
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["bins=blockwise", "loss=cross_entropy"],
+        ["bins=blockwise", "loss=dace", "bins.edges=[0.1,0.3,1]"],
+        ["model.head=regression", "bins=none", "loss=mse", "loss.kernel=adaptive"],
+        ["bins.counted=windows", "loss=dace_mae", "bins.label_correction=false"],
+        ["loss=dace_mse", "bins=coarse"],
+        ["loss=dm", "loss.transport.solver=stable", "loss.transport.tolerance=1e-2"],
+    ],
+    ids=" ".join,
+)
+def test_it_trains_and_its_checkpoint_rebuilds_it(overrides: list[str], tmp_path: Path) -> None:
+    config = small(tmp_path, *overrides)
+    assert check(config) == []
+    run = train(config)
+    assert run is not None
+    loaded = checkpoint.load(run.folder / checkpoint.BEST)
+    assert math.isfinite(run.metrics[-1]["train/total"])
+    assert (loaded.bins is None) == ("bins=none" in overrides)
+    if "bins=blockwise" in overrides:
+        assert loaded.bins is not None
+        assert loaded.bins.smoothed
+        assert sum(loaded.bins.shares({})) == pytest.approx(1)
+        head = loaded.counter.head
+        assert torch.equal(head.representatives, torch.tensor(loaded.bins.representatives))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bins=blockwise", "model.head=regression"], "model.head=regression: predicts counts without bins"),
+        (["bins=blockwise", "model=clip_rn50"], "bins=blockwise: clip_rn50 reads a sentence about each bin"),
+        (["bins=none", "model.head=regression", "loss=cross_entropy"], "loss=cross_entropy: classifies blocks"),
+        (["bins=coarse", "bins.label_correction=false"], "bins.strategy=coarse: bins.label_correction=false"),
+        (["bins.max_count=5", "bins.label_correction=false"], "bins.max_count=5: bins.label_correction=false"),
+        (["loss.transport.tolerance=1e-3"], "loss.transport.tolerance=0.001: the released solver"),
+    ],
+)
+def test_settings_that_contradict_are_refused_early(overrides: list[str], message: str) -> None:
+    assert any(line.startswith(message) for line in check(config_of(*overrides)))
+
+
+def test_no_maximum_is_no_error_without_label_correction() -> None:
+    assert check(config_of("bins.min_head_px=9", "bins.label_correction=false")) == []

@@ -5,6 +5,7 @@ module loads neither torch nor an image library, so that a wrong setting is told
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -450,6 +451,10 @@ class BlocksConfig:
     """Side of a block, pixels (the paper's r)."""
 
 
+ZERO_BELOW = 1e-4
+"""Heads; up to so many a smoothed count is labelled 0, which no Gaussian leaves exactly."""
+
+
 @dataclass
 class BlockwiseConfig(BlocksConfig):
     """Bordering real-valued intervals of Gaussian-smoothed counts (Liu et al., ICCV 2019)."""
@@ -457,8 +462,9 @@ class BlockwiseConfig(BlocksConfig):
     sigma: float = number(4.0, 1e-3)
     """Standard deviation of the Gaussian on each head, pixels of the training crop."""
     edges: list[float] | None = None
-    """Upper ends of the intervals after {0}; None takes ``step``, up to the largest count of the training blocks."""
-    step: float = number(0.05, 1e-4)
+    """Upper ends of the intervals after {0}, to which an open one is added; None takes multiples of ``step`` below
+    the largest count of the training blocks."""
+    step: float = number(0.05, 1e-3)
     """Width of the intervals where ``edges`` are not given, heads."""
 
 
@@ -477,7 +483,8 @@ class BinsConfig(BlocksConfig):
     representatives: Representatives = Representatives.mean
     """What a bin stands for: the mean of its training blocks, or its middle."""
     counted: Counted = Counted.blocks
-    """Where that mean is taken: over the grid of blocks, or over all overlapping windows as published values are."""
+    """Where that mean is taken: over the grid of blocks, or over all overlapping windows, where a pixel counts once,
+    as published values are."""
     label_correction: bool = True
     """Off: one bin for every integer up to the largest block count of the training images (fine bins alone)."""
     representative_counts: list[float] | None = None
@@ -537,7 +544,8 @@ class TransportConfig:
     solver: Solver = Solver.released
     """``released`` is the iteration of published numbers, ``stable`` the same problem without underflow."""
     tolerance: float | None = number(None, 0)
-    """``stable`` goes on until the marginals err by less than this share; None takes ``iterations``."""
+    """``stable`` goes on until the shares of all blocks err by less than this in sum, at most 10,000 iterations;
+    None takes ``iterations``."""
 
 
 @dataclass
@@ -844,21 +852,62 @@ def crop_error(config: TrainConfig, stride: int) -> str | None:
 def _head_errors(config: TrainConfig) -> list[str]:
     """Head, bins and loss that do not belong together."""
     errors = []
-    head, bins = config.model.head, config.bins
-    if isinstance(bins, BinsConfig):
+    head, bins, loss = config.model.head, config.bins, config.loss
+    if isinstance(bins, (BinsConfig, BlockwiseConfig)):
         if head is Head.regression:
             errors.append("model.head=regression: predicts counts without bins; add bins=none loss=dm")
-        if bins.m < 1:
-            errors.append(
-                f"bins.min_head_px={bins.min_head_px}: must be at most bins.block_size={bins.block_size}; "
-                "or set bins.max_count"
-            )
+        errors += _bins_errors(bins)
     else:
         if head is Head.ebc:
             errors.append("bins=none: leaves model.head=ebc nothing to classify; add model.head=regression")
-        if isinstance(config.loss, DaceConfig):
-            errors.append("loss=dace: classifies blocks into bins, and bins=none has none; choose loss=dm")
+        if isinstance(loss, (DaceConfig, CrossEntropyConfig)):
+            errors.append(f"loss={loss.name}: classifies blocks into bins, and bins=none has none; choose loss=dm")
+    if isinstance(bins, BlockwiseConfig) and isinstance(config.model, ClipConfig):
+        errors.append(
+            f"bins=blockwise: {config.model.name} reads a sentence about each bin, and there are none about intervals "
+            "of smoothed counts; choose bins=fine, bins=dynamic or bins=coarse, or a model without texts"
+        )
+    transport = loss.transport if isinstance(loss, (DaceConfig, DmConfig)) else None
+    if transport is not None and transport.tolerance is not None and transport.solver is Solver.released:
+        errors.append(
+            f"loss.transport.tolerance={transport.tolerance:g}: the released solver makes a number of iterations; "
+            "add loss.transport.solver=stable"
+        )
     return errors
+
+
+def _bins_errors(bins: BinsConfig | BlockwiseConfig) -> list[str]:
+    """Settings of bins that contradict each other."""
+    if isinstance(bins, BlockwiseConfig):
+        wrong = edges_error(bins.edges or [])
+        return [f"bins.edges={bins.edges}: {wrong}"] if wrong else []
+    errors = []
+    if bins.label_correction and bins.m < 1:
+        errors.append(
+            f"bins.min_head_px={bins.min_head_px}: must be at most bins.block_size={bins.block_size}; "
+            "or set bins.max_count"
+        )
+    if not bins.label_correction:
+        if bins.strategy is not Strategy.fine:
+            errors.append(
+                f"bins.strategy={bins.strategy.name}: bins.label_correction=false gives every integer a bin of its "
+                "own; choose bins=fine"
+            )
+        if bins.max_count is not None:
+            errors.append(
+                f"bins.max_count={bins.max_count}: bins.label_correction=false goes up to the largest block of the "
+                "training images; leave one of them out"
+            )
+    return errors
+
+
+def edges_error(edges: list[float]) -> str | None:
+    """What is wrong with the upper ends of intervals of smoothed counts."""
+    if all(math.isfinite(e) for e in edges) and all(
+        low < high for low, high in itertools.pairwise([ZERO_BELOW, *edges])
+    ):
+        return None
+    return f"edges must increase, and begin above {ZERO_BELOW:g}, up to which a smoothed count is 0; got {edges}"
 
 
 def _model_errors(model: ModelConfig) -> list[str]:

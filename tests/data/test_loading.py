@@ -3,10 +3,18 @@
 import pytest
 import torch
 
-from headcount.config import AugmentConfig
+from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, DaceConfig, Kernel, MseConfig
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset
-from headcount.data.loading import EpochSampler, TrainLoader, build_train_loader, collate, evaluation_samples
+from headcount.data.loading import (
+    EpochSampler,
+    TrainLoader,
+    build_smoothing,
+    build_train_loader,
+    collate,
+    evaluation_samples,
+)
+from headcount.data.points import Smoothing
 from headcount.types import Batch, Sample
 
 
@@ -23,9 +31,24 @@ def crowd(images: int, *, seed: int = 0, augmented: bool = True) -> CrowdDataset
     )
 
 
-def loader(dataset: CrowdDataset, *, batch: int = 4, workers: int = 0, rank: int = 0, world: int = 1) -> TrainLoader:
+def loader(
+    dataset: CrowdDataset,
+    *,
+    batch: int = 4,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    smoothing: Smoothing | None = None,
+) -> TrainLoader:
     return build_train_loader(
-        dataset, batch_size_per_process=batch, seed=5, block_size=8, workers=workers, rank=rank, world=world
+        dataset,
+        batch_size_per_process=batch,
+        seed=5,
+        block_size=8,
+        workers=workers,
+        rank=rank,
+        world=world,
+        smoothing=smoothing,
     )
 
 
@@ -57,6 +80,39 @@ def test_collate_counts_a_pixel_once_if_asked_and_keeps_the_points() -> None:
     merged = collate([sample], block_size=8, merge=True)
     assert merged.block_counts.flatten().tolist() == [2, 0, 0, 1]
     assert len(merged.points[0]) == 5
+
+
+def test_collate_smooths_if_asked() -> None:
+    points = torch.tensor([[1.2, 1.0], [1.7, 1.9], [9.0, 9.0]])
+    samples = [Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), p, "a") for p in (points, points[:0])]
+    assert collate(samples, block_size=8).smoothed is None
+    smoothed = collate(samples, block_size=8, smoothing=Smoothing(2.0)).smoothed
+    assert smoothed is not None
+    assert smoothed.shape == (2, 1, 2, 2)
+    assert smoothed.dtype == torch.float32
+    assert smoothed.sum((1, 2, 3)).tolist() == pytest.approx([3, 0])
+    merged = collate(samples, block_size=8, smoothing=Smoothing(2.0), merge=True).smoothed
+    assert merged is not None
+    assert float(merged.sum()) == pytest.approx(2)
+
+
+def test_two_workers_smooth_as_none_does() -> None:
+    dataset = crowd(8)
+    smoothing = Smoothing(4.0, neighbours=3)
+    alone, helped = (list(loader(dataset, workers=workers, smoothing=smoothing).epoch(0)) for workers in (0, 2))
+    for a, b in zip(alone, helped, strict=True):
+        assert a.smoothed is not None
+        assert b.smoothed is not None
+        assert torch.equal(a.smoothed, b.smoothed)
+        torch.testing.assert_close(a.smoothed.sum(), a.block_counts.sum())
+
+
+def test_heads_are_smoothed_for_the_loss_or_else_the_bins() -> None:
+    assert build_smoothing(BinsConfig(), DaceConfig()) is None
+    assert build_smoothing(BlockwiseConfig(sigma=3.0), DaceConfig()) == Smoothing(3.0)
+    assert build_smoothing(BlockwiseConfig(sigma=3.0), MseConfig(sigma=9.0)) == Smoothing(9.0)
+    adaptive = MseConfig(kernel=Kernel.adaptive, sigma=9.0, neighbours=2, beta=0.1)
+    assert build_smoothing(BinsConfig(), adaptive) == Smoothing(9.0, neighbours=2, beta=0.1)
 
 
 def test_collate_refuses_different_sizes() -> None:

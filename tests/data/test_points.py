@@ -1,7 +1,9 @@
 """Heads keep their place: counted in the block they are in, whatever is done to the image."""
 
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -128,3 +130,78 @@ def test_one_head_per_pixel_keeps_the_first_of_each(image: tuple[torch.Tensor, i
     for x, y in points.tolist():
         first.setdefault((int(x), int(y)), [x, y])
     assert heads.one_head_per_pixel(points).tolist() == list(first.values())
+
+
+# ----------------------------------------------------------------------------- windows, smoothing
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 8, 13, 300])
+def test_windows_are_counted_as_one_by_one(window: int) -> None:
+    rng = np.random.default_rng(window)
+    height, width = (25, 18) if window < 300 else (302, 301)
+    points = torch.from_numpy(rng.uniform(0, (width, height), (40, 2)))
+    points = torch.cat([points, points[:5], torch.tensor([[float(width), 1.0], [-0.5, 2.0]])])  # twice, and outside
+    pixels = np.zeros((height, width), dtype=int)
+    for x, y in points[:40].long().tolist():
+        pixels[y, x] = 1
+    tops, lefts = range(height - window + 1), range(width - window + 1)
+    expected = Counter(int(pixels[t : t + window, k : k + window].sum()) for t in tops for k in lefts)
+    assert heads.window_counts(points, height=height, width=width, window=window) == expected
+
+
+def test_windows_of_images_that_are_empty_or_small() -> None:
+    nobody = torch.zeros(0, 2)
+    assert heads.window_counts(nobody, height=10, width=9, window=8) == {0: 6}
+    assert heads.window_counts(nobody, height=7, width=9, window=8) == {}
+
+
+def smooth(points: torch.Tensor, sigma: float, *, height: int = 40, width: int = 64) -> torch.Tensor:
+    return heads.smoothed_counts(points, torch.full((len(points),), sigma), height=height, width=width, block_size=8)
+
+
+@given(images_with_heads(), st.floats(0.1, 300), st.integers(1, 4))
+def test_smoothing_keeps_every_head_inside(
+    image: tuple[torch.Tensor, int, int, int], sigma: float, neighbours: int
+) -> None:
+    points, width, height, block = image
+    for smoothing in (heads.Smoothing(sigma), heads.Smoothing(sigma, neighbours=neighbours)):
+        counts = heads.smoothed_counts(points, smoothing.sigmas(points), height=height, width=width, block_size=block)
+        assert counts.shape == (height // block, width // block)
+        assert float(counts.sum()) == pytest.approx(len(points), rel=1e-9)
+        assert (counts >= 0).all()
+
+
+def test_a_gaussian_is_integrated_over_each_block() -> None:
+    """Against a sum over points a tenth of a pixel apart, cut off at the border and scaled to 1."""
+    x, y, sigma = 9.3, 35.1, 6.0
+    at = (np.arange(640) + 0.5) / 10
+    dense = np.exp(-((at[:400, None] - y) ** 2 + (at[None] - x) ** 2) / (2 * sigma**2))
+    expected = dense.reshape(5, 80, 8, 80).sum((1, 3)) / dense.sum()
+    found = smooth(torch.tensor([[x, y]]), sigma).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+
+
+def test_narrow_gaussians_are_block_counts_and_wide_ones_even() -> None:
+    points = torch.tensor([[4.0, 4.0], [4.0, 5.0], [60.0, 36.0]])
+    counts = heads.block_counts(points, height=40, width=64, block_size=8)
+    torch.testing.assert_close(smooth(points, 0.1), counts.double())
+    torch.testing.assert_close(smooth(points, 1e5), torch.full((5, 8), 3 / 40, dtype=torch.float64))
+
+
+def test_smoothed_heads_add_up_and_mirror() -> None:
+    points = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([64.0, 40.0])
+    whole = smooth(points, 5.0)
+    torch.testing.assert_close(smooth(points[:9], 5.0) + smooth(points[9:], 5.0), whole)
+    torch.testing.assert_close(smooth(heads.flip(points, width=64), 5.0), whole.flip(1), rtol=1e-5, atol=1e-7)
+
+
+def test_adaptive_widths_by_hand() -> None:
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 10.0], [30.0, 0.0]])
+    two = heads.Smoothing(15.0, neighbours=2, beta=0.3).sigmas(points)
+    assert two[0].item() == pytest.approx(0.3 * (5 + 10) / 2)
+    assert two[3].item() == pytest.approx(0.3 * (30 + math.hypot(27, 4)) / 2)
+    assert heads.Smoothing(15.0, neighbours=4).sigmas(points).tolist() == [15] * 4  # three others are too few
+    assert heads.Smoothing(15.0).sigmas(points).tolist() == [15] * 4
+    equal = heads.Smoothing(15.0, neighbours=2).sigmas(torch.ones(5, 2))
+    assert equal.tolist() == [heads.MIN_SIGMA] * 5
+    assert heads.Smoothing(15.0, neighbours=2).sigmas(torch.zeros(0, 2)).shape == (0,)

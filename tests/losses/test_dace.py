@@ -1,8 +1,10 @@
+import dataclasses
+
 import pytest
 import torch
 
 from headcount.bins import CountBins, expected_counts
-from headcount.config import DaceConfig, LossConfig, Reduction, TransportConfig
+from headcount.config import CountTerm, CrossEntropyConfig, DaceConfig, LossConfig, Reduction, Solver, TransportConfig
 from headcount.losses.build import build_loss
 from headcount.losses.dace import DaceLoss
 from headcount.types import Batch, BlockPrediction, LossTerms
@@ -113,6 +115,8 @@ def test_every_setting_reaches_the_loss():
         {"count_weight": 0.0},
         {"regularisation": 30.0},
         {"iterations": 3},
+        {"solver": Solver.stable},
+        {"solver": Solver.stable, "tolerance": 1e-4},
     )
     for change in changes:
         assert float((gradient(**change) - default).norm() / default.norm()) > 1e-4, change
@@ -124,6 +128,47 @@ def test_a_prediction_without_logits_is_refused():
         build_loss(DaceConfig(), BINS)(BlockPrediction(batch.block_counts), batch)
 
 
+def test_without_a_weight_nothing_is_transported():
+    def never(predicted, points, true):
+        raise AssertionError("the count loss was computed")
+
+    logits, batch = prediction_and_batch()
+    terms = DaceLoss(never, bins=BINS, weight=0.0)(predict(logits), batch)
+    alone = build_loss(CrossEntropyConfig(), BINS)(predict(logits), batch)
+    assert set(terms.parts) == set(alone.parts) == {"cross_entropy"}
+    torch.testing.assert_close(terms.total, alone.total)
+    assert float(terms.total.detach()) == float(terms.parts["cross_entropy"]) > 0
+
+
+@pytest.mark.parametrize("term", [CountTerm.mae, CountTerm.mse])
+def test_count_loss_of_every_block(term):
+    logits, batch = prediction_and_batch()
+    prediction = predict(logits)
+    terms = build_loss(DaceConfig(weight=2.0, count_loss=term), BINS)(prediction, batch)
+    error = (prediction.block_counts - batch.block_counts).detach().flatten(1)
+    by_hand = 2 * (error.abs() if term is CountTerm.mae else error.square()).sum() / 3
+    name = {CountTerm.mae: "absolute_error", CountTerm.mse: "squared_error"}[term]
+    torch.testing.assert_close(terms.parts[name], by_hand)
+    torch.testing.assert_close(terms.total.detach(), by_hand + terms.parts["cross_entropy"])
+
+
+def test_bins_of_smoothed_counts_are_labelled_by_those():
+    bins = CountBins.from_edges([0.5], block_size=8)  # as many as above
+    logits, batch = prediction_and_batch()
+    smoothed = torch.full_like(batch.block_counts, 0.3)
+    for loss in (build_loss(CrossEntropyConfig(), bins), build_loss(DaceConfig(weight=0.0), bins)):
+        found = loss(predict(logits), dataclasses.replace(batch, smoothed=smoothed)).total
+        torch.testing.assert_close(found, -logits.log_softmax(1)[:, 1].sum((1, 2)).mean())
+        with pytest.raises(ValueError, match="bins are of smoothed counts, but the batch has none"):
+            loss(predict(logits), batch)
+
+
+@pytest.mark.parametrize("config", [DaceConfig(), CrossEntropyConfig()])
+def test_a_loss_of_bins_says_that_it_needs_them(config):
+    with pytest.raises(ValueError, match=f"the {config.name} loss classifies blocks into bins, and there are none"):
+        build_loss(config, None, block_size=8)
+
+
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there is: DaceConfig"):
+    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there are DaceConfig"):
         build_loss(LossConfig(name="focal"), BINS)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from headcount.bins import CountBins, expected_counts
-from headcount.config import Reduction
-from headcount.losses.dace import DaceLoss
+from headcount.config import CountTerm, Reduction
+from headcount.losses.blocks import BlockError
+from headcount.losses.dace import CountLoss, DaceLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.transport import TransportLoss
 from headcount.types import Batch, BlockPrediction
@@ -40,17 +41,17 @@ class Case:
             count_weight=count,
         )
 
-    def gradient(self, loss: TransportLoss) -> np.ndarray:
+    def gradient(self, loss: CountLoss) -> np.ndarray:
         total = loss(self.predicted, self.points, self.target).total
         return torch.autograd.grad(total, self.predicted)[0].numpy()
 
-    def dace(self, loss: TransportLoss) -> tuple:
+    def dace(self, loss: CountLoss, *, weight=1.0) -> tuple:
         """Terms of the whole loss, and the gradient by the logits."""
         logits = torch.from_numpy(self.numbers["logits"]).float().requires_grad_()
         size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
         batch = Batch(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
         counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives))
-        terms = DaceLoss(loss, bins=self.bins, weight=1.0)(BlockPrediction(counts, logits), batch)
+        terms = DaceLoss(loss, bins=self.bins, weight=weight)(BlockPrediction(counts, logits), batch)
         return terms, torch.autograd.grad(terms.total, logits)[0].numpy()
 
 
@@ -114,6 +115,30 @@ def compare_dace(case: Case) -> None:
         assert relative(found, case.numbers["f32_dace_dmcount_chain_grad_logits"]) < 1e-4
 
 
+def compare_block_errors(case: Case, name: str) -> None:
+    for kind in ("mae", "mse"):
+        loss, gradient = BlockError(CountTerm[kind]), f"f32_dace_{kind}_grad_density"
+        error = loss(case.predicted, case.points, case.target).total
+        assert float(error.detach()) == pytest.approx(case.scalars[f"dace_{kind}_{kind}_loss"], rel=1e-5)
+        found, golden = case.gradient(loss), case.numbers[gradient]
+        if kind == "mae" and name.endswith("sharp"):  # the sign of an error where there is none
+            settled = (case.predicted.detach() - case.target).abs().numpy() >= 1e-6
+            assert settled.sum() > 1000
+            found, golden = found[settled], golden[settled]
+        assert relative(found, golden) < 1e-5
+
+
+def compare_weighted_dace(case: Case) -> None:
+    logits = torch.from_numpy(case.numbers["logits"]).float()
+    size = (len(case.points), 3, *(case.block_size * k for k in case.target.shape[2:]))
+    batch = Batch(torch.zeros(size, dtype=torch.uint8), case.points, case.target, [""] * len(case.points))
+    losses = {"mae": BlockError(CountTerm.mae), "mse": BlockError(CountTerm.mse), "dmcount_w0.25": case.loss()}
+    for name, loss in losses.items():
+        dace = DaceLoss(loss, bins=case.bins, weight=0.25 if "0.25" in name else 1.0)
+        total = dace(BlockPrediction(case.predicted.detach(), logits), batch).total
+        assert float(total) == pytest.approx(case.scalars[f"dace_{name}_loss"], rel=1e-5)
+
+
 SMALL = ["dm224_r8_good", "dm224_r8_sharp", "dm224_r8_zeros"]
 
 
@@ -130,6 +155,21 @@ def test_potentials(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_gradient_of_the_weighted_sum(name):
     compare_weighted_gradient(Case(HERE, name), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "absolute", "squared"),
+    [
+        ("dm224_r8_good", 72.17498779296875, 1425.5126953125),
+        ("dm224_r8_sharp", 243.81069946289062, 1875.7841796875),
+        ("dm224_r8_zeros", 261.27313232421875, 2060.6484375),
+    ],
+)
+def test_errors_of_blocks(name, absolute, squared):
+    case = Case(HERE, name)
+    for kind, golden in ((CountTerm.mae, absolute), (CountTerm.mse, squared)):
+        found = BlockError(kind)(case.predicted, case.points, case.target).total
+        assert float(found.detach()) == pytest.approx(golden, rel=1e-5)
 
 
 def test_labels_cross_entropy_and_chain():
@@ -153,3 +193,5 @@ def test_every_golden_case(golden_dir):
         compare_potentials(case)
         compare_weighted_gradient(case, name)
         compare_dace(case)
+        compare_block_errors(case, name)
+        compare_weighted_dace(case)

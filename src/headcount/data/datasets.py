@@ -20,9 +20,27 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from headcount.config import ConfigError, DatasetConfig, FolderDatasetConfig, Outside, SyntheticConfig
+from headcount.config import (
+    ZERO_BELOW,
+    ConfigError,
+    Counted,
+    DatasetConfig,
+    FolderDatasetConfig,
+    Outside,
+    SyntheticConfig,
+)
 from headcount.data.augment import TrainAugment
-from headcount.data.points import block_counts, clamp_into, crop, inside, one_head_per_pixel, scale
+from headcount.data.points import (
+    Smoothing,
+    block_counts,
+    clamp_into,
+    crop,
+    inside,
+    one_head_per_pixel,
+    scale,
+    smoothed_counts,
+    window_counts,
+)
 from headcount.data.prepare import cache_folder, prepare_images
 from headcount.data.readers import read_image, read_shanghaitech_mat
 from headcount.types import Sample
@@ -256,22 +274,50 @@ def selection_split(config: DatasetConfig) -> str:
     return HOLDOUT if config.holdout > 0 else dataset_info(config.name).selection
 
 
-def block_histogram(dataset: CrowdDataset, block_size: int) -> dict[int, int]:
+def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted = Counted.blocks) -> dict[int, int]:
     """How many blocks of the prepared training images hold 0, 1, 2, ... heads.
 
     Blocks form a grid from the top left corner; what is left of an image beyond its last whole
     block is not counted, as no training crop has such blocks. Not cached: the points are in memory.
 
-    Source: arXiv:2403.09281, section III-A.3, the B_i of equation 2.
+    Args:
+        counted: ``windows`` takes all of a block's size that lie in an image instead, wherever they
+            begin, in which the heads of one pixel count once.
+
+    Source: arXiv:2403.09281, section III-A.3, the B_i of equation 2; for windows, the published values.
     """
     histogram: Counter[int] = Counter()
-    for index, (width, height) in enumerate(dataset.sizes):
+    many = counted is Counted.windows and len(dataset) > 100
+    for index, (width, height) in enumerate(
+        tqdm(dataset.sizes, desc="counting windows", unit="image", disable=not many)
+    ):
+        if counted is Counted.windows:
+            histogram += window_counts(dataset.points(index), height=height, width=width, window=block_size)
+            continue
         width, height = width // block_size * block_size, height // block_size * block_size
         if width and height:
             kept, _ = crop(dataset.points(index), left=0, top=0, width=width, height=height)
             counts = block_counts(kept, height=height, width=width, block_size=block_size)
             histogram.update(counts.flatten().int().tolist())
     return dict(sorted(histogram.items()))
+
+
+def smoothed_histogram(dataset: CrowdDataset, block_size: int, smoothing: Smoothing) -> dict[float, int]:
+    """How many blocks of the prepared training images hold how many heads once these are smoothed.
+
+    Counts are rounded up to multiples of ``ZERO_BELOW``; blocks are those of :func:`block_histogram`.
+    """
+    histogram: Counter[int] = Counter()
+    for index, (width, height) in enumerate(
+        tqdm(dataset.sizes, desc="smoothing heads", unit="image", disable=len(dataset) <= 100)
+    ):
+        width, height = width // block_size * block_size, height // block_size * block_size
+        if width and height:
+            kept, _ = crop(dataset.points(index), left=0, top=0, width=width, height=height)
+            counts = smoothed_counts(kept, smoothing.sigmas(kept), height=height, width=width, block_size=block_size)
+            steps, blocks = (counts / ZERO_BELOW).ceil().long().unique(return_counts=True)
+            histogram.update(dict(zip(steps.tolist(), blocks.tolist(), strict=True)))
+    return {round(step * ZERO_BELOW, 10): blocks for step, blocks in sorted(histogram.items())}
 
 
 def sample_seed(*key: int) -> int:

@@ -12,16 +12,27 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from headcount.config import ConfigError
+from headcount.config import BlocksConfig, BlockwiseConfig, ConfigError, Kernel, LossConfig, MseConfig
 from headcount.data.datasets import CrowdDataset, sample_seed
-from headcount.data.points import block_counts, one_head_per_pixel
+from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
 from headcount.types import Batch, Sample
 
 
-def collate(samples: Sequence[Sample], *, block_size: int, merge: bool = False) -> Batch:
+def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
+    """How heads are smoothed for a loss, or else for the labels of ``bins``; None where neither asks for it."""
+    if isinstance(loss, MseConfig):
+        adaptive = loss.kernel is Kernel.adaptive
+        return Smoothing(loss.sigma, loss.neighbours if adaptive else None, loss.beta)
+    return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
+
+
+def collate(
+    samples: Sequence[Sample], *, block_size: int, merge: bool = False, smoothing: Smoothing | None = None
+) -> Batch:
     """Samples of one size as a batch, with the heads in each block.
 
     Args:
+        smoothing: how the heads of ``smoothed`` are spread; None leaves it out.
         merge: count the heads of one pixel once, as the released code's density maps do; the points
             of the batch, and so the count and the transport, keep all of them.
 
@@ -34,12 +45,18 @@ def collate(samples: Sequence[Sample], *, block_size: int, merge: bool = False) 
     ((height, width),) = sizes
     counted = [one_head_per_pixel(s.points) if merge else s.points for s in samples]
     counts = [block_counts(points, height=height, width=width, block_size=block_size) for points in counted]
+    smoothed = None
+    if smoothing is not None:
+        size = {"height": height, "width": width, "block_size": block_size}
+        smoothed = torch.stack([smoothed_counts(p, smoothing.sigmas(p), **size) for p in counted])
+        smoothed = smoothed.float().unsqueeze(1)
     return Batch(
         # Channels last in memory, as images are decoded and as convolutions like them.
         images=torch.stack([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2),
         points=[s.points for s in samples],
         block_counts=torch.stack(counts).unsqueeze(1),
         names=[s.name for s in samples],
+        smoothed=smoothed,
     )
 
 
@@ -80,14 +97,21 @@ class TrainLoader:
     """Training batches, epoch by epoch; worker processes live as long as this does."""
 
     def __init__(
-        self, dataset: CrowdDataset, sampler: EpochSampler, *, block_size: int, workers: int, pin_memory: bool
+        self,
+        dataset: CrowdDataset,
+        sampler: EpochSampler,
+        *,
+        block_size: int,
+        workers: int,
+        pin_memory: bool,
+        smoothing: Smoothing | None = None,
     ) -> None:
         self._sampler = sampler
         self._loader: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,  # Each runs torch on one thread: DataLoader's own rule.
-            collate_fn=partial(collate, block_size=block_size, merge=dataset.one_head_per_pixel),
+            collate_fn=partial(collate, block_size=block_size, merge=dataset.one_head_per_pixel, smoothing=smoothing),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # Its draws mean nothing here; the global one is left alone.
@@ -113,15 +137,19 @@ def build_train_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
+    smoothing: Smoothing | None = None,
 ) -> TrainLoader:
     """The training batches of one process out of ``world``.
 
     Args:
         batch_size_per_process: crops a batch on this process; smaller where the dataset is.
         seed: of the order; the samples' own chance is the dataset's.
+        smoothing: fills ``Batch.smoothed``; None leaves it out.
     """
     sampler = EpochSampler(len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world)
-    return TrainLoader(dataset, sampler, block_size=block_size, workers=workers, pin_memory=pin_memory)
+    return TrainLoader(
+        dataset, sampler, block_size=block_size, workers=workers, pin_memory=pin_memory, smoothing=smoothing
+    )
 
 
 def evaluation_samples(

@@ -1,4 +1,4 @@
-"""Head positions as plain tensors: count them in blocks, crop, flip, scale and tidy them.
+"""Head positions as plain tensors: count them in blocks and windows, smooth, crop, flip, scale and tidy them.
 
 A point (x, y) is a position in pixels, x right, y down; an image covers [0, width) x [0, height).
 Every function returns new tensors and keeps points inside that half-open area, whatever rounding
@@ -6,9 +6,17 @@ does: a head must not leave its image, nor change its block, because of a last b
 touches pixels (``data.augment``).
 """
 
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
 from torch import Tensor
+
+MIN_SIGMA = 0.1
+"""Pixels; heads on one spot have no distance to adapt to, and a narrower Gaussian differs from a point in no block."""
 
 
 def block_counts(
@@ -41,6 +49,93 @@ def block_counts(
     # Whole pixels first: a float division may round a point just left of an edge onto it.
     block = points.floor().long() // block_size
     return torch.bincount(block[:, 1] * cols + block[:, 0], minlength=rows * cols).view(rows, cols).float()
+
+
+def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, window: int) -> Counter[int]:
+    """How many windows of an image hold 0, 1, 2, ... heads: all of ``window`` x ``window`` px, one a pixel apart.
+
+    Two heads in one pixel count as one, and heads outside the image as none: published representative
+    counts are means over these windows. Windows lie within the image; a smaller image has none.
+    """
+    if min(height, width) < window:
+        return Counter()
+    column, row = points[inside(points, width=width, height=height)].floor().long().unbind(1)
+    # Few bits, since it is the memory's speed that counts: an image has as many windows as pixels.
+    heads = np.zeros((height, width), dtype=np.uint16 if window < 256 else np.uint32)
+    heads[row.numpy(), column.numpy()] = 1
+    sums = _sliding_sum(_sliding_sum(heads, window).T, window)
+    numbers = np.bincount(sums[sums > 0], minlength=1)  # most windows are empty
+    numbers[0] = sums.size - numbers.sum()
+    return Counter({count: n for count, n in enumerate(numbers.tolist()) if n})
+
+
+def _sliding_sum(values: np.ndarray, n: int) -> np.ndarray:
+    """Sums of each ``n`` neighbours along the first axis."""
+    # Sums of 1, 2, 4, ... neighbours; those that n is made of are put side by side.
+    run, length, total, covered = values, 1, None, 0
+    outputs = len(values) - n + 1
+    while covered < n:
+        if n & length:
+            piece = run[covered : covered + outputs]
+            total = piece if total is None else total + piece
+            covered += length
+        if covered < n:
+            run, length = run[:-length] + run[length:], 2 * length
+    assert total is not None
+    return total
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Width of the Gaussian on each head."""
+
+    sigma: float
+    """Standard deviation, pixels."""
+    neighbours: int | None = None
+    """Take ``beta`` times the mean distance to so many nearest heads instead, where there are so many others."""
+    beta: float = 0.3
+
+    def sigmas(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+        """The standard deviation at each head, pixels.
+
+        Source of the geometry-adaptive width: Zhang et al., CVPR 2016; arXiv:1802.10062, equation 1.
+        """
+        if self.neighbours is None or len(points) <= self.neighbours:
+            return torch.full((len(points),), self.sigma, dtype=torch.float64)
+        distances, _ = KDTree(points.numpy()).query(points.numpy(), k=self.neighbours + 1)  # the nearest is itself
+        return torch.from_numpy(self.beta * distances[:, 1:].mean(axis=1)).clamp(min=MIN_SIGMA)
+
+
+def smoothed_counts(
+    points: Float[Tensor, "n 2"], sigmas: Float[Tensor, " n"], *, height: int, width: int, block_size: int
+) -> Float[Tensor, "rows cols"]:
+    """Heads in each block after a Gaussian has spread each of them inside the image.
+
+    Each Gaussian is integrated over the blocks, not sampled, and what of it lies outside the image is
+    given back to the blocks inside in proportion.
+
+    Args:
+        points: inside the image.
+        sigmas: standard deviation at each point, pixels, above 0.
+
+    Returns:
+        Heads per block, in float64; sums to ``n``.
+    """
+    by_column, by_row = (
+        _gaussian_shares(points[:, axis], sigmas, blocks=size // block_size, block_size=block_size)
+        for axis, size in ((0, width), (1, height))
+    )
+    return by_row.T @ by_column
+
+
+def _gaussian_shares(
+    x: Float[Tensor, " n"], sigmas: Float[Tensor, " n"], *, blocks: int, block_size: int
+) -> Float[Tensor, "n blocks"]:
+    """Along one axis: the share of each Gaussian in each block; those of a point sum to 1. In float64."""
+    ends = block_size * torch.arange(blocks + 1, dtype=torch.float64)
+    below = torch.special.ndtr((ends - x.double()[:, None]) / sigmas.double()[:, None])
+    shares = below.diff(dim=1).clamp(min=0)  # a last bit of two ends far from the head may say less than nothing
+    return shares / shares.sum(1, keepdim=True)
 
 
 def inside(points: Float[Tensor, "n 2"], *, width: int, height: int) -> Bool[Tensor, " n"]:

@@ -50,9 +50,13 @@ def summarise(
 
 
 def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Mapping[int, int]) -> list[str]:
-    if bins is None or not isinstance(config.bins, BinsConfig):
+    if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
-    lines = [f"bins: blocks of {bins.block_size} px, m = {config.bins.m}", bins.describe(histogram)]
+    kind = "intervals of smoothed counts"
+    if isinstance(config.bins, BinsConfig):
+        corrected = config.bins.label_correction
+        kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
+    lines = [f"bins: blocks of {bins.block_size} px, {kind}", bins.describe(histogram)]
     if isinstance(config.model, ClipConfig):
         lines.append("prompts: " + " ".join(write_prompts(bins.edges, config.model.prompts)))
     return lines
@@ -75,7 +79,8 @@ def step_cost(counter: Counter, loss_fn: Loss, *, crop: int) -> tuple[int, int]:
         # Two images: BatchNorm needs more than one value a channel.
         images = torch.zeros(2, 3, crop, crop, dtype=torch.uint8, device=device)
         prediction = counter(images)
-        batch = Batch(images, [torch.zeros(0, 2)] * 2, torch.zeros_like(prediction.block_counts), ["", ""])
+        nobody = torch.zeros_like(prediction.block_counts)
+        batch = Batch(images, [torch.zeros(0, 2)] * 2, nobody, ["", ""], smoothed=nobody)
         loss_fn(prediction, batch)
     counter.load_state_dict(state)
     saved = sum(size for pointer, size in kept.items() if pointer not in parameters)

@@ -16,11 +16,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from headcount.bins import build_bins
-from headcount.config import ConfigError, TrainConfig, crop_error, to_plain
+from headcount.bins import CountBins, build_bins
+from headcount.config import (
+    BinsConfig,
+    BlocksConfig,
+    BlockwiseConfig,
+    ConfigError,
+    Counted,
+    Representatives,
+    TrainConfig,
+    crop_error,
+    to_plain,
+)
 from headcount.data.augment import build_augment
-from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split
-from headcount.data.loading import TrainLoader, build_train_loader
+from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split, smoothed_histogram
+from headcount.data.loading import TrainLoader, build_smoothing, build_train_loader
+from headcount.data.points import Smoothing
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate, make_folder
 from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
@@ -149,7 +160,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     with runtime.main_first():  # the main process fills the caches, the others find them
         data = _open_data(config, runtime)
         histogram = block_histogram(data.train, config.bins.block_size)
-        bins = build_bins(config.bins, histogram)
+        bins = _count_bins(config, data.train, histogram)
         runtime.seed(config.seed)
         counter = build_model(
             config.model, bins, block_size=config.bins.block_size, histogram=histogram, pretrained=not resuming
@@ -297,8 +308,29 @@ def _open_data(config: TrainConfig, runtime: Runtime) -> Data:
         rank=runtime.rank,
         world=runtime.world,
         pin_memory=runtime.device.type == "cuda",
+        smoothing=build_smoothing(config.bins, config.loss),
     )
     return Data(train_set, loader, select_set, selection)
+
+
+def _count_bins(config: TrainConfig, dataset: CrowdDataset, histogram: dict[int, int]) -> CountBins | None:
+    """The bins, with what they need to know of the training images beside the ``histogram`` of their blocks."""
+    bins, windows, smoothed = config.bins, None, None
+    if isinstance(bins, BlockwiseConfig):
+        smoothed = smoothed_histogram(dataset, bins.block_size, Smoothing(bins.sigma))
+    elif _takes_windows(bins):
+        windows = block_histogram(dataset, bins.block_size, counted=Counted.windows)
+    return build_bins(bins, histogram, windows=windows, smoothed=smoothed)
+
+
+def _takes_windows(bins: BlocksConfig) -> bool:
+    """Whether there are representative counts to be taken from windows: there are many millions of them."""
+    return (
+        isinstance(bins, BinsConfig)
+        and bins.counted is Counted.windows
+        and bins.representatives is Representatives.mean
+        and bins.representative_counts is None
+    )
 
 
 def _progress_bar(runtime: Runtime, data: Data, config: TrainConfig, state: State) -> Any:

@@ -3,11 +3,23 @@
 from collections.abc import Callable
 
 from headcount.bins import CountBins
-from headcount.config import DaceConfig, DmConfig, LossConfig, TransportConfig
-from headcount.losses.dace import DaceLoss
+from headcount.config import (
+    CountTerm,
+    CrossEntropyConfig,
+    DaceConfig,
+    DmConfig,
+    LossConfig,
+    MseConfig,
+    Solver,
+    TransportConfig,
+)
+from headcount.losses.blocks import BlockError, MseLoss
+from headcount.losses.cross_entropy import CrossEntropyLoss
+from headcount.losses.dace import CountLoss, DaceLoss
 from headcount.losses.dm import DmLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
-from headcount.losses.transport import TransportLoss
+from headcount.losses.stable import StableSinkhorn
+from headcount.losses.transport import TransportLoss, TransportSolver
 from headcount.types import Batch, BlockPrediction, LossTerms
 
 Loss = Callable[[BlockPrediction, Batch], LossTerms]
@@ -27,18 +39,39 @@ def build_loss(config: LossConfig, bins: CountBins | None, *, block_size: int | 
     if block_size is None:
         raise ValueError("block_size is needed where no bins say it")
     match config:
+        case DaceConfig() | CrossEntropyConfig() if bins is None:
+            raise ValueError(f"the {config.name} loss classifies blocks into bins, and there are none")
         case DaceConfig():
-            if bins is None:
-                raise ValueError("the dace loss classifies blocks into bins, and there are none")
-            return DaceLoss(_build_transport(config.transport, block_size), bins=bins, weight=config.weight)
+            assert bins is not None
+            return DaceLoss(_build_count_loss(config, block_size), bins=bins, weight=config.weight)
+        case CrossEntropyConfig():
+            assert bins is not None
+            return CrossEntropyLoss(bins)
         case DmConfig():
             return DmLoss(_build_transport(config.transport, block_size))
-    raise ValueError(f"no loss of kind {type(config).__name__} ({config.name}); there are DaceConfig, DmConfig")
+        case MseConfig():
+            return MseLoss(config.scale)
+    raise ValueError(
+        f"no loss of kind {type(config).__name__} ({config.name}); "
+        "there are DaceConfig, CrossEntropyConfig, DmConfig, MseConfig"
+    )
+
+
+def _build_count_loss(config: DaceConfig, block_size: int) -> CountLoss:
+    if config.count_loss is CountTerm.dm:
+        return _build_transport(config.transport, block_size)
+    return BlockError(config.count_loss)
 
 
 def _build_transport(config: TransportConfig, block_size: int) -> TransportLoss:
+    solver: TransportSolver
+    match config.solver:
+        case Solver.released:
+            solver = TruncatedSinkhorn(regularisation=config.regularisation, iterations=config.iterations)
+        case Solver.stable:
+            solver = StableSinkhorn(config.regularisation, config.iterations, config.tolerance)
     return TransportLoss(
-        TruncatedSinkhorn(regularisation=config.regularisation, iterations=config.iterations),
+        solver,
         block_size=block_size,
         ot_weight=config.ot_weight,
         ot_reduction=config.ot_reduction,

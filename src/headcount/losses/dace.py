@@ -7,15 +7,15 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from headcount.bins import CountBins
+from headcount.losses.cross_entropy import cross_entropy
 from headcount.types import Batch, BlockPrediction, LossTerms
 
 
 @runtime_checkable
 class CountLoss(Protocol):
-    """A loss of block counts; see ``TransportLoss``."""
+    """A loss of block counts; see ``TransportLoss`` and ``BlockError``."""
 
     def __call__(self, predicted: Tensor, points: list[Tensor], true: Tensor) -> LossTerms:
         """Compare ``predicted`` with ``true`` block counts, (batch, 1, rows, cols), and with the heads' points."""
@@ -23,7 +23,10 @@ class CountLoss(Protocol):
 
 
 class DaceLoss:
-    """Cross-entropy, summed over blocks and averaged over images, + ``weight`` times ``count_loss``."""
+    """Cross-entropy, summed over blocks and averaged over images, + ``weight`` times ``count_loss``.
+
+    Without a weight the count loss is not computed.
+    """
 
     def __init__(self, count_loss: CountLoss, *, bins: CountBins, weight: float) -> None:
         self.count_loss = count_loss
@@ -33,24 +36,20 @@ class DaceLoss:
     def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
         """The loss of a prediction, in float32 even under autocast.
 
+        The expected counts are compared with the heads themselves, even where the bins are of smoothed counts.
+
         Returns:
             The parts ``cross_entropy`` and those of the count loss, times ``weight`` where they are part of the sum.
 
         Raises:
             ValueError: if the prediction has no logits, or a true count lies in no bin.
         """
-        if prediction.logits is None:
-            raise ValueError(
-                "the dace loss needs logits of bins, but the model regresses counts: choose a model with bins"
-            )
-        with torch.autocast(prediction.logits.device.type, enabled=False):
-            labels = self.bins.label(batch.block_counts)
-            entropies = functional.cross_entropy(prediction.logits.float(), labels, reduction="none")
-            cross_entropy = entropies.sum((1, 2)).mean()
+        with torch.autocast(prediction.block_counts.device.type, enabled=False):
+            classification = cross_entropy(prediction, batch, self.bins, name="dace")
+            parts = {"cross_entropy": classification.detach()}
+            if self.weight == 0:
+                return LossTerms(total=classification, parts=parts)
             counts = self.count_loss(prediction.block_counts.float(), batch.points, batch.block_counts)
             # The transport cost is told, not minimised: it stays in squared pixels.
-            weighted = {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
-            return LossTerms(
-                total=cross_entropy + self.weight * counts.total,
-                parts={"cross_entropy": cross_entropy.detach(), **weighted},
-            )
+            parts |= {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
+            return LossTerms(total=classification + self.weight * counts.total, parts=parts)

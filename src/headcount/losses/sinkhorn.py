@@ -88,7 +88,7 @@ class TruncatedSinkhorn:
         # A block that no point reaches receives nothing: its v is b / EPSILON from the first iteration on.
         v = (blocks / EPSILON).flatten()
         costs = blocks.new_zeros(len(blocks))
-        with _one_thread():
+        with one_thread():
             for images in _chunks([len(p) for p in points], *POINTS_AT_ONCE[blocks.device.type]):
                 chunk = torch.cat([points[i].to(blocks) for i in images])
                 chosen = torch.tensor(images, device=blocks.device)
@@ -231,7 +231,7 @@ def _chunks(lengths: list[int], at_least: int, at_most: int) -> Iterator[list[in
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one CPU thread meanwhile.
 
     An operation here takes microseconds, in which several threads gain little; and where other processes want the

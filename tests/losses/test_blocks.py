@@ -1,0 +1,53 @@
+"""Errors of blocks by hand; CSRNet's loss against smoothed heads."""
+
+import pytest
+import torch
+
+from headcount.config import CountTerm, MseConfig
+from headcount.losses.blocks import BlockError, MseLoss
+from headcount.losses.build import build_loss
+from headcount.types import Batch, BlockPrediction
+
+PREDICTED = torch.tensor([[[[1.0, 3.0]]], [[[0.0, 0.5]]]])
+TRUE = torch.tensor([[[[2.0, 1.0]]], [[[0.0, 0.0]]]])
+
+
+def batch_of(smoothed: torch.Tensor | None) -> Batch:
+    images = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
+    return Batch(images, [torch.zeros(0, 2)] * 2, torch.full((2, 1, 1, 2), 9.0), ["a", "b"], smoothed)
+
+
+def test_sums_over_blocks_are_averaged_over_images() -> None:
+    absolute = BlockError(CountTerm.mae)(PREDICTED, [], TRUE)
+    squared = BlockError(CountTerm.mse)(PREDICTED, [], TRUE)
+    assert float(absolute.total) == float(absolute.parts["absolute_error"]) == (1 + 2 + 0.5) / 2
+    assert float(squared.total) == float(squared.parts["squared_error"]) == (1 + 4 + 0.25) / 2
+
+
+def test_the_error_of_a_block_is_no_transport() -> None:
+    with pytest.raises(ValueError, match="no error of a block called dm; there are mae, mse"):
+        BlockError(CountTerm.dm)
+
+
+def test_mse_is_half_the_squared_error_against_smoothed_heads() -> None:
+    terms = MseLoss()(BlockPrediction(PREDICTED.clone().requires_grad_()), batch_of(TRUE))
+    assert float(terms.total.detach()) == (1 + 4 + 0.25) / 4
+    assert not terms.parts["squared_error"].requires_grad
+
+
+def test_the_scale_of_the_mse_reaches_its_gradient() -> None:
+    predicted = PREDICTED.clone().requires_grad_()
+    loss = build_loss(MseConfig(scale=100.0), None, block_size=8)
+    found = torch.autograd.grad(loss(BlockPrediction(predicted), batch_of(TRUE)).total, predicted)[0]
+    torch.testing.assert_close(found, 100 * (PREDICTED - TRUE) / 2)
+
+
+def test_mse_without_smoothed_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="mse loss compares with smoothed counts, but the batch has none"):
+        MseLoss()(BlockPrediction(PREDICTED), batch_of(None))
+
+
+def test_autocast_changes_nothing() -> None:
+    prediction = BlockPrediction(PREDICTED.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert MseLoss()(prediction, batch_of(TRUE + 2**-12)).total.dtype == torch.float32
