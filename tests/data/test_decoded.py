@@ -1,0 +1,69 @@
+"""Images decoded once: the same pixels, read where they are used, made anew when their source changes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headcount.config import ConfigError
+from headcount.data import decoded
+from headcount.data.decoded import decode_images, open_decoded
+from headcount.data.prepare import PreparedImage
+from headcount.data.readers import read_image
+
+
+def image_in(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (40, 30)) -> PreparedImage:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / name, quality=95)
+    return PreparedImage(folder / name, size, size)
+
+
+def test_the_same_pixels(tmp_path: Path) -> None:
+    images = [image_in(tmp_path, "a.jpg"), image_in(tmp_path, "b.png", seed=1), image_in(tmp_path, "a-b.jpg", seed=2)]
+    for image, file in zip(images, decode_images(images, tmp_path / "cache", label="x"), strict=True):
+        assert torch.equal(open_decoded(file), read_image(image.path))
+
+
+def test_what_is_there_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [image_in(tmp_path, "a.jpg")]
+    files = decode_images(images, tmp_path / "cache", label="x")
+    monkeypatch.setattr(decoded, "read_image", lambda path: pytest.fail("reads the image"))
+    assert decode_images(images, tmp_path / "cache", label="x") == files
+
+
+def test_a_changed_source_is_decoded_anew_and_the_old_file_goes(tmp_path: Path) -> None:
+    other = decode_images([image_in(tmp_path, "a-b.jpg")], tmp_path / "cache", label="x")
+    before = decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "cache", label="x")
+    changed = image_in(tmp_path, "a.jpg", seed=3, size=(50, 20))
+    after = decode_images([changed], tmp_path / "cache", label="x")
+    assert after != before
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([*other, *after])
+    assert torch.equal(open_decoded(after[0]), read_image(changed.path))
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [image_in(tmp_path, "a.jpg")]
+    usage = decoded.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(ConfigError, match=r"1 images take 0\.0 GB.*dataset\.cache_dir"):
+        decode_images(images, tmp_path / "cache", label="x")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_broken_image_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"a\.jpg"):
+        decode_images([PreparedImage(tmp_path / "a.jpg", (4, 4), (4, 4))], tmp_path / "cache", label="x")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_window_reads_no_more_than_itself(tmp_path: Path) -> None:
+    """Writing to the tensor leaves the file alone, and a window is a view of the mapping."""
+    (file,) = decode_images([image_in(tmp_path, "a.png")], tmp_path / "cache", label="x")
+    image = open_decoded(file)
+    window = image[:, 5:10, 5:10]
+    assert window.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+    image.zero_()
+    assert int(open_decoded(file).max()) > 0
