@@ -831,6 +831,8 @@ def check(config: TrainConfig) -> list[str]:
             errors.append(f"{group}.name={name}: is always {fixed}; choose another with {group}=...")
     if isinstance(config.dataset, FolderDatasetConfig):
         errors += _size_errors(config.dataset)
+    if isinstance(config.dataset, CustomConfig):
+        errors += _custom_errors(config.dataset)
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
     return errors
@@ -986,6 +988,27 @@ def _size_errors(config: FolderDatasetConfig) -> list[str]:
             errors.append(f"dataset.{key}={side}: must be a multiple of dataset.side_multiple={config.side_multiple}")
     if config.max_side is not None and config.max_side < config.min_side:
         errors.append(f"dataset.max_side={config.max_side}: must be at least dataset.min_side={config.min_side}")
+    return errors
+
+
+def _custom_errors(config: CustomConfig) -> list[str]:
+    """Settings of a dataset of one's own that contradict each other."""
+    given = {f"dataset.{k}": folder for k in ("train", "val", "test") if (folder := getattr(config, k)) is not None}
+    shares = f"dataset.val_fraction={config.val_fraction:g} dataset.test_fraction={config.test_fraction:g}"
+    errors = []
+    if given and config.train is None:
+        errors.append(f"{next(iter(given))}: needs dataset.train as well")
+    if given and config.split_file is not None:
+        errors.append(f"dataset.split_file={config.split_file}: splits one folder; leave out {', '.join(given)}")
+    if len({os.path.abspath(folder) for folder in given.values()}) < len(given):
+        errors.append(f"{', '.join(given)}: two of these are one folder, whose images would be trained on and tested")
+    if list(given) == ["dataset.train"] and config.holdout == 0:
+        errors.append("dataset.train: add dataset.val or dataset.test to select on, or dataset.holdout=0.1")
+    if not given and config.split_file is None:
+        if config.val_fraction + config.test_fraction >= 1:
+            errors.append(f"{shares}: leave no images to train on; their sum must be below 1")
+        if config.val_fraction + config.test_fraction + config.holdout == 0:
+            errors.append(f"{shares}: leave no images to select on; raise one, or add dataset.holdout=0.1")
     return errors
 
 

@@ -165,7 +165,7 @@ def test_the_histogram_counts_the_blocks_of_all_training_images() -> None:
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("shc", "train", "no dataset 'shc'; there are sha, synthetic"),
+        ("shc", "train", "no dataset 'shc'; there are sha, shb, qnrf, nwpu, jhu, ucf_cc_50, mall, custom, synthetic"),
         ("sha", "val", "split=val: sha has train, test"),
         ("sha", "holdout", "split=holdout: sha has train, test"),
     ],

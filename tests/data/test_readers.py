@@ -9,7 +9,7 @@ import scipy.io
 from PIL import Image
 
 from headcount.config import ConfigError
-from headcount.data.readers import read_image, read_shanghaitech_mat
+from headcount.data.readers import check_image, read_image, read_mall_mat, read_shanghaitech_mat
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
@@ -66,6 +66,47 @@ def test_a_damaged_image_names_itself(ending: str, length: int, tmp_path: Path) 
         read_image(path)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp", "tif"])
+def test_an_image_is_whole_or_not(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{ending}"
+    gradient(200, 200).save(path)
+    check_image(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:4], b"", b"<html>log in to download</html>"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"image\.{ending} cannot be read as an image"):
+            check_image(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        check_image(path)
+
+
+def test_a_jpeg_with_something_after_its_end_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    gradient(200, 200).save(path)
+    path.write_bytes(path.read_bytes() + bytes(100))
+    check_image(path)
+
+
+def test_damage_amid_a_png_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    gradient(200, 200).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"image\.png cannot be read"):
+        check_image(path)
+    with pytest.raises(ConfigError, match=r"image\.png cannot be read"):
+        read_image(path)
+
+
+def test_an_image_too_large_for_memory_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient(200, 200).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ConfigError, match=r"image\.png cannot be read as an image: .*40000 pixels"):
+        check_image(tmp_path / "image.png")
+
+
 HEADS = [(1.5, 2.5), (1023.25, 767.5), (1.5, 2.5)]
 
 
@@ -116,3 +157,36 @@ def test_a_damaged_annotation_names_itself(content: bytes, tmp_path: Path) -> No
     (tmp_path / "GT_IMG_1.mat").write_bytes(content)
     with pytest.raises(ValueError, match=r"GT_IMG_1\.mat"):
         read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat")
+
+
+@pytest.mark.parametrize("nested_structs", [False, True])
+def test_all_frames_of_mall_are_read(nested_structs: bool, tmp_path: Path) -> None:
+    """A cell of structs, as distributed, or an array of structs; one frame is empty."""
+    positions = [np.array(HEADS), np.zeros((0, 0)), np.array([[3.0, 4.0]])]
+    frames = np.zeros((1, 3), dtype=object if nested_structs else [("loc", object)])
+    for k, points in enumerate(positions):
+        if nested_structs:
+            frames[0, k] = {"loc": points}
+        else:
+            frames[0, k]["loc"] = points
+    scipy.io.savemat(tmp_path / "mall_gt.mat", {"frame": frames, "count": np.array([[3], [0], [1]], dtype=np.uint8)})
+    assert [frame.tolist() for frame in read_mall_mat(tmp_path / "mall_gt.mat")] == [
+        [list(head) for head in HEADS],
+        [],
+        [[3, 4]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"count": np.ones((2, 1))}, r"holds \['count'\], expected frame"),
+        ({"frame": np.ones((1, 2))}, "frame 1 has no"),
+    ],
+)
+def test_a_mall_file_without_frames_says_what_it_holds(
+    content: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    scipy.io.savemat(tmp_path / "mall_gt.mat", content)
+    with pytest.raises(ConfigError, match=message):
+        read_mall_mat(tmp_path / "mall_gt.mat")

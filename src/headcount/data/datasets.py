@@ -1,12 +1,10 @@
-"""The datasets: what splits they have, how their folders look, and how they become samples.
+"""The datasets: what splits they have, where their folders are, and how they become samples.
 
-A new dataset is one row of ``DATASETS``, a function that lists its files and, if its annotation
-format is new, one in ``data.readers``.
+A new dataset is one row of ``DATASETS``, a function in ``data.layouts`` that lists its files and, if
+its annotation format is new, one in ``data.readers``.
 """
 
-import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +22,16 @@ from headcount.config import (
     ZERO_BELOW,
     ConfigError,
     Counted,
+    CustomConfig,
     DatasetConfig,
     FolderDatasetConfig,
     Outside,
     SyntheticConfig,
+    UcfCc50Config,
 )
+from headcount.data import layouts
 from headcount.data.augment import TrainAugment
+from headcount.data.layouts import Listed
 from headcount.data.points import (
     Smoothing,
     block_counts,
@@ -42,7 +44,7 @@ from headcount.data.points import (
     window_counts,
 )
 from headcount.data.prepare import cache_folder, prepare_images
-from headcount.data.readers import read_image, read_shanghaitech_mat
+from headcount.data.readers import check_image, read_image
 from headcount.types import Sample
 
 HOLDOUT = "holdout"  # The split made of the training images that are held out.
@@ -58,12 +60,12 @@ class FileSet:
 
     folders: tuple[str, ...]
     """Where it may lie below the data root."""
-    marker: str
-    """What a folder must contain to be this dataset's."""
-    pairs: Callable[[Path, str], list[tuple[Path, Path]]]
-    """Image and annotation files of a split, in order."""
-    read_points: Callable[[Path], Float[Tensor, "n 2"]]
-    """Head positions from an annotation file, in pixels of the stored image."""
+    markers: tuple[str, ...]
+    """Of these a folder must contain one to be this dataset's, in any case."""
+    list_split: Callable[[Path, str, FolderDatasetConfig], list[Listed]]
+    """The images of a split, in order; a function of ``data.layouts``."""
+    settings: type[FolderDatasetConfig] = FolderDatasetConfig
+    """The config it is read with."""
 
 
 @dataclass(frozen=True)
@@ -77,53 +79,100 @@ class DatasetInfo:
     splits: tuple[str, ...]
     selection: str
     """The split that selects the checkpoint, as published results do."""
+    unannotated: str | None = None
+    """The split whose annotations are not public, if there is one."""
     files: FileSet | None = None
     """None where images are drawn by code."""
 
 
-def shanghaitech_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """``<split>_data/images/IMG_<k>.jpg`` with ``<split>_data/ground-truth/GT_IMG_<k>.mat``.
-
-    Files of other names beside them (copies in PNG, Thumbs.db) are left alone.
-
-    Raises:
-        ConfigError: if a folder is missing, or an image or an annotation has no partner.
-    """
-    base = root / f"{split}_data"
-    spellings = [base / name for name in ("ground-truth", "ground_truth", "groundtruth")]
-    annotations_folder = next((folder for folder in spellings if folder.is_dir()), None)
-    if annotations_folder is None or not (base / "images").is_dir():
-        raise ConfigError(f"{base} needs the folders images and ground-truth (or ground_truth), but {_holds(base)}")
-    annotations = {p.stem.removeprefix("GT_"): p for p in annotations_folder.glob("GT_*.mat")}
-    images: dict[str, Path] = {}
-    for suffix in (".png", ".jpeg", ".jpg"):  # The last one wins.
-        images |= {p.stem: p for p in (base / "images").iterdir() if p.suffix.lower() == suffix}
-    for name in sorted(annotations.keys() - images.keys()):
-        raise ConfigError(f"annotation {annotations[name]} has no image {base / 'images' / name}.jpg")
-    for name in sorted(name for name in images.keys() - annotations.keys() if name.startswith("IMG_")):
-        raise ConfigError(f"image {images[name]} has no annotation {annotations_folder / f'GT_{name}.mat'}")
-    if not annotations:
-        raise ConfigError(f"{annotations_folder} holds no GT_IMG_<k>.mat, but {_holds(annotations_folder)}")
-    return [(images[name], annotations[name]) for name in sorted(annotations, key=_natural)]
-
-
-DATASETS: dict[str, DatasetInfo] = {
-    "sha": DatasetInfo(
-        title="ShanghaiTech part A",
+def _shanghaitech(part: str) -> DatasetInfo:
+    parents = ("", "ShanghaiTech/", "shanghaitech/", "ShanghaiTech_Crowd_Counting_Dataset/")
+    return DatasetInfo(
+        title=f"ShanghaiTech part {part}",
         source="https://github.com/desenzhou/ShanghaiTechDataset",
         licence="research use; Zhang et al., CVPR 2016",
         splits=("train", "test"),
         selection="test",
         files=FileSet(
-            folders=tuple(
-                f"{parent}{part}"
-                for parent in ("", "ShanghaiTech/", "shanghaitech/", "ShanghaiTech_Crowd_Counting_Dataset/")
-                for part in ("part_A", "part_A_final")
-            ),
-            marker="train_data",
-            pairs=shanghaitech_pairs,
-            read_points=read_shanghaitech_mat,
+            folders=tuple(f"{parent}part_{part}{ending}" for parent in parents for ending in ("", "_final")),
+            markers=("train_data", "test_data"),
+            list_split=layouts.shanghaitech,
         ),
+    )
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "sha": _shanghaitech("A"),
+    "shb": _shanghaitech("B"),
+    "qnrf": DatasetInfo(
+        title="UCF-QNRF",
+        source="https://www.crcv.ucf.edu/data/ucf-qnrf/",
+        licence="research use; Idrees et al., ECCV 2018",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("UCF-QNRF_ECCV18", "UCF-QNRF", "ucf-qnrf", "qnrf"),
+            markers=("train", "test"),
+            list_split=layouts.qnrf,
+        ),
+    ),
+    "nwpu": DatasetInfo(
+        title="NWPU-Crowd",
+        source="https://www.crowdbenchmark.com/nwpucrowd.html",
+        licence="academic, not commercial use; Wang et al., TPAMI 2020",
+        splits=("train", "val", "test"),
+        selection="val",
+        unannotated="test",
+        files=FileSet(
+            folders=("NWPU-Crowd", "NWPU", "nwpu"),
+            markers=("images", "images_part1"),
+            list_split=layouts.nwpu,
+        ),
+    ),
+    "jhu": DatasetInfo(
+        title="JHU-CROWD++",
+        source="http://www.crowd-counting.com/",
+        licence="research, not commercial use; Sindagi et al., TPAMI 2020",
+        splits=("train", "val", "test"),
+        selection="val",
+        files=FileSet(
+            folders=("jhu_crowd_v2.0", "JHU-CROWD++", "jhu"),
+            markers=("train", "val", "test"),
+            list_split=layouts.jhu,
+        ),
+    ),
+    "ucf_cc_50": DatasetInfo(
+        title="UCF_CC_50",
+        source="https://www.crcv.ucf.edu/data/ucf-cc-50/",
+        licence="research use; Idrees et al., CVPR 2013",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("UCF_CC_50", "UCF_CC_50/UCF_CC_50", "ucf_cc_50"),
+            markers=("1.jpg", "1_ann.mat"),
+            list_split=layouts.ucf_cc_50,
+            settings=UcfCc50Config,
+        ),
+    ),
+    "mall": DatasetInfo(
+        title="Mall",
+        source="https://personal.ie.cuhk.edu.hk/~ccloy/downloads_mall_dataset.html",
+        licence="research use; Chen et al., BMVC 2012",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("mall_dataset", "Mall", "mall"),
+            markers=("frames",),
+            list_split=layouts.mall,
+        ),
+    ),
+    "custom": DatasetInfo(
+        title="images and points of one's own",
+        source="one's own folder",
+        licence="one's own",
+        splits=layouts.SPLITS,
+        selection="val",
+        files=FileSet(folders=(), markers=(), list_split=layouts.custom, settings=CustomConfig),
     ),
     "synthetic": DatasetInfo(
         title="crowds drawn by code",
@@ -149,6 +198,7 @@ class CrowdDataset(Dataset[Sample]):
         outside, one_head_per_pixel: see ``DatasetConfig``; for training alone.
         augment: applied to training samples; None leaves them whole.
         seed: of the augmentation.
+        left_out: names of images of the split that are not among these, as they cannot be used.
     """
 
     def __init__(
@@ -163,8 +213,11 @@ class CrowdDataset(Dataset[Sample]):
         one_head_per_pixel: bool = False,
         augment: TrainAugment | None = None,
         seed: int = 0,
+        left_out: Sequence[str] = (),
     ) -> None:
         self.names = list(names)
+        self.left_out = list(left_out)
+        """Images of the split that cannot be read or have no usable annotation."""
         self.sizes = list(sizes)
         """(width, height) of each prepared image, pixels."""
         self._images = images
@@ -219,10 +272,19 @@ class CrowdDataset(Dataset[Sample]):
         done = "moved onto its border" if self._outside_rule is Outside.clamp else "dropped"
         merging = "counted once in labels" if self.one_head_per_pixel else "each counted"
         return [
+            *self.left_out_report(),
             f"{len(self)} images, {total} annotated heads, {sum(len(p) == 0 for p in self._heads)} images without any",
             f"{self.moved} heads lie outside their image: in training {done}, in evaluation counted",
             f"{self.merged} heads share a pixel with another: in training {merging}, in evaluation counted",
         ]
+
+    def left_out_report(self) -> list[str]:
+        """A line about the images that are left out, if there are any: they change what an error means."""
+        if not self.left_out:
+            return []
+        first = ", ".join(self.left_out[:5]) + ", ..." * (len(self.left_out) > 5)
+        of = len(self) + len(self.left_out)
+        return [f"{len(self.left_out)} of {of} images are left out, being unreadable or not annotated: {first}"]
 
     def _for_training(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
@@ -247,15 +309,31 @@ def open_split(
         seed: of the augmentation.
 
     Raises:
-        ConfigError: if dataset, split or files do not exist, saying what does.
+        ConfigError: if dataset, split or files do not exist, saying what does, or if images cannot be used.
     """
-    info = dataset_info(config.name)
-    allowed = [*info.splits, HOLDOUT] if config.holdout > 0 else list(info.splits)
-    if split not in allowed:
-        raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
+    info = _check_split(config, split)
+    if split == info.unannotated:
+        others = " or ".join(f"split={other}" for other in info.splits if other not in ("train", split))
+        raise ConfigError(
+            f"split={split}: the annotations of {info.title}'s {split} images are not public ({info.source}), so they "
+            f"can neither train nor evaluate; take {others}, and count these images with a checkpoint instead"
+        )
     if isinstance(config, SyntheticConfig):
         return _open_synthetic(config, split, augment=augment, seed=seed)
     return _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
+
+
+def image_files(config: DatasetConfig, split: str, *, data_root: str | None = None) -> list[Path]:
+    """The images of a split as distributed, for prediction: annotations are not needed.
+
+    Raises:
+        ConfigError: if dataset, split or files do not exist, saying what does.
+    """
+    _check_split(config, split)
+    files = [item.image for item in _list_folder(config, split, data_root=data_root)[1]]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ConfigError(f"{config.name} has no {', '.join(missing)}")
+    return files
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -270,8 +348,20 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def selection_split(config: DatasetConfig) -> str:
-    """The split that selects the checkpoint: held-out training images if there are any, else the field's choice."""
-    return HOLDOUT if config.holdout > 0 else dataset_info(config.name).selection
+    """The split that selects the checkpoint: held-out training images if there are any, else the field's choice.
+
+    Raises:
+        ConfigError: if a dataset of one's own has none to select on.
+    """
+    if config.holdout > 0:
+        return HOLDOUT
+    splits, selection = _splits(config), dataset_info(config.name).selection
+    if selection not in splits and "test" not in splits:
+        raise ConfigError(
+            f"dataset={config.name}: there are no val or test images to select a checkpoint on; add some, or hold "
+            "training images out with dataset.holdout=0.1"
+        )
+    return selection if selection in splits else "test"
 
 
 def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted = Counted.blocks) -> dict[int, int]:
@@ -325,20 +415,32 @@ def sample_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _splits(config: DatasetConfig) -> tuple[str, ...]:
+    """The dataset's own splits."""
+    if isinstance(config, CustomConfig):
+        return layouts.custom_splits(config)
+    return dataset_info(config.name).splits
+
+
+def _check_split(config: DatasetConfig, split: str) -> DatasetInfo:
+    """The dataset's row, if it has that split."""
+    info = dataset_info(config.name)
+    allowed = [*_splits(config), *([HOLDOUT] if config.holdout > 0 else [])]
+    if split not in allowed:
+        raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
+    return info
+
+
 def _open_folder(
     config: DatasetConfig, split: str, *, data_root: str | None, augment: TrainAugment | None, seed: int
 ) -> CrowdDataset:
-    files = DATASETS[config.name].files
-    if not isinstance(config, FolderDatasetConfig) or files is None:
-        raise ConfigError(f"dataset {config.name} cannot be read with the settings of {type(config).__name__}")
-    root = _find_root(config, files, data_root)
-    pairs = files.pairs(root, _source_split(split))
-    chosen = _choose([image.stem for image, _ in pairs], config, split)
-    images, annotations = [pairs[k][0] for k in chosen], [pairs[k][1] for k in chosen]
+    root, listed = _list_folder(config, split, data_root=data_root)
+    assert isinstance(config, FolderDatasetConfig)
+    usable, heads, left_out = _read_heads(listed, config, split)
     limits = {"min_side": config.min_side, "max_side": config.max_side, "multiple": config.side_multiple}
     folder = cache_folder(config.cache_dir, dataset=config.name, root=root, settings=limits)
     prepared = prepare_images(
-        images,
+        [item.image for item in usable],
         folder / _source_split(split),
         min_side=config.min_side,
         max_side=config.max_side,
@@ -346,16 +448,64 @@ def _open_folder(
         label=f"{config.name} {split}",
     )
     return CrowdDataset(
-        [image.stem for image in images],
+        [item.name for item in usable],
         partial(_read_one, [image.path for image in prepared]),
-        [files.read_points(annotation) for annotation in annotations],
+        heads,
         source_sizes=[image.source_size for image in prepared],
         sizes=[image.size for image in prepared],
         outside=config.outside,
         one_head_per_pixel=config.one_head_per_pixel,
         augment=augment,
         seed=seed,
+        left_out=left_out,
     )
+
+
+def _list_folder(config: DatasetConfig, split: str, *, data_root: str | None) -> tuple[Path, list[Listed]]:
+    """The folder of a dataset and the images that belong to ``split``."""
+    files = DATASETS[config.name].files
+    if files is None or not isinstance(config, FolderDatasetConfig) or not isinstance(config, files.settings):
+        raise ConfigError(f"dataset {config.name} cannot be read with the settings of {type(config).__name__}")
+    source = _source_split(split)
+    if isinstance(config, CustomConfig):
+        root = layouts.custom_folder(config, source)
+    else:
+        root = _find_root(config, files, data_root)
+    listed = files.list_split(root, source, config)
+    return root, [listed[k] for k in _choose([item.name for item in listed], config, split)]
+
+
+def _read_heads(
+    listed: list[Listed], config: FolderDatasetConfig, split: str
+) -> tuple[list[Listed], list[Float[Tensor, "_ 2"]], list[str]]:
+    """The images that can be used, the heads in each, and the names of those that cannot.
+
+    Raises:
+        ConfigError: if there are any of these and they are not to be left out, with a line for each.
+    """
+    usable: list[Listed] = []
+    heads: list[Float[Tensor, "_ 2"]] = []
+    bad: dict[str, str] = {}
+    bar = tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000)
+    for item in bar:
+        try:
+            points = item.heads()
+            check_image(item.image)
+        except ConfigError as error:
+            bad[item.name] = str(error)
+        else:
+            usable.append(item)
+            heads.append(points)
+    # A copy may lack most of its files: the reasons of all are read before the first is repaired.
+    reasons = "".join(f"\n  {reason}" for reason in bad.values())
+    if bad and not config.skip_bad:
+        raise ConfigError(
+            f"dataset={config.name}: {len(bad)} of {len(listed)} images of {split} cannot be used; correct them, or "
+            f"leave them out with dataset.skip_bad=true:{reasons}"
+        )
+    if not usable:
+        raise ConfigError(f"dataset={config.name}: none of the {len(listed)} images of {split} can be used:{reasons}")
+    return usable, heads, list(bad)
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
@@ -391,11 +541,15 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
     chosen = list(range(len(names)))
     if config.holdout > 0 and _source_split(split) == "train":
         # By a hash of the name: independent of seeds, of order, and of the other images.
-        by_hash = sorted(chosen, key=lambda k: hashlib.sha256(names[k].encode()).digest())
-        held = set(by_hash[: max(1, round(config.holdout * len(names)))])
+        held = set(layouts.by_hash(names)[: max(1, round(config.holdout * len(names)))])
         if len(held) == len(names):
             raise ConfigError(f"dataset.holdout {config.holdout} of {len(names)} images leaves none to train on")
-        chosen = [k for k in chosen if (k in held) == (split == HOLDOUT)]
+        chosen = [k for k in chosen if (names[k] in held) == (split == HOLDOUT)]
+    if split == "train" and config.train_fraction < 1:
+        # The first of one order: a smaller share is part of a larger one.
+        ordered = layouts.by_hash((names[k] for k in chosen), salt="fraction")
+        kept = set(ordered[: max(1, round(config.train_fraction * len(ordered)))])
+        chosen = [k for k in chosen if names[k] in kept]
     return chosen[: config.max_train_images if split == "train" else config.max_eval_images]
 
 
@@ -414,27 +568,14 @@ def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | Non
     if config.root:
         searched.insert(0, root)
     for folder in searched:
-        if (folder / files.marker).is_dir():
+        if folder.is_dir() and any(path.name.lower() in files.markers for path in folder.iterdir()):
             return folder
     looked = "\n".join(f"  {folder}" for folder in searched)
     raise ConfigError(
-        f"dataset={config.name}: found no folder with {files.marker} in it; {root} {_holds(root).removeprefix('it ')}. "
+        f"dataset={config.name}: found no folder with {' or '.join(files.markers)} in it; {layouts.holding(root)}. "
         f"Searched:\n{looked}\n{where}"
     )
 
 
 def _read_one(paths: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
     return read_image(paths[index])
-
-
-def _holds(folder: Path) -> str:
-    """What a folder holds, for an error."""
-    if not folder.is_dir():
-        return "it does not exist"
-    names = sorted(p.name for p in folder.iterdir())
-    return f"it holds {', '.join(names[:8]) + (', ...' if len(names) > 8 else '') if names else 'nothing'}"
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts IMG_2 before IMG_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig
+from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, FolderDatasetConfig
 from headcount.data.datasets import DATA_ROOT_VARIABLE, CrowdDataset, open_split
 from headcount.data.loading import evaluation_samples
 from headcount.engine import checkpoint
@@ -101,7 +101,10 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     dataset_config.max_train_images = dataset_config.max_eval_images = config.max_images
     # Where the data lay for training matters only if nothing is said now.
     data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
-    if data_root and isinstance(dataset_config, FolderDatasetConfig):
+    if isinstance(dataset_config, CustomConfig):
+        # It lies in no folder of datasets: only what is typed here can say where it is now.
+        dataset_config.root = config.data_root or dataset_config.root
+    elif data_root and isinstance(dataset_config, FolderDatasetConfig):
         dataset_config.root = None
     folder = Path(config.ckpt).expanduser().parent / "eval" / f"{dataset_config.name}_{config.split}"
     if config.output_dir:

@@ -34,6 +34,7 @@ def summarise(
         f"data: {dataset}, {len(train)} training images; the best checkpoint is selected on {len(select)} "
         f"images of '{selection}'" + (" (the split the field reports: no unseen data remain)" * (selection == "test")),
         *train.report(),
+        *(f"{selection}: {line}" for line in select.left_out_report()),
         *_blocks_and_bins(config, bins, histogram),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]

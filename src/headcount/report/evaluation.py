@@ -57,6 +57,8 @@ def write_evaluation(evaluation: Evaluation, dataset: CrowdDataset, folder: Path
         + "".join(f"  {folder / name}\n" for name in (ERRORS, COUNTS, *([PICTURE] if worst else []))),
         end="",
     )
+    for line in dataset.left_out_report():
+        print(f"  {line}")
     if facts["split"] == "train":
         print("  The counter was trained on these images: the error on unseen images is larger.")
     elif facts["selected_on"] == facts["split"]:

@@ -1,0 +1,416 @@
+"""Images and points of one's own: every format and way to split them, and every mistake named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from data.folders import (
+    Heads,
+    as_array,
+    write_ann_mat,
+    write_image,
+    write_info_mat,
+    write_jhu_text,
+    write_nwpu_json,
+)
+from headcount.command import compose, to_config
+from headcount.config import ConfigError, CustomConfig, PointsFormat, check
+from headcount.data.datasets import CrowdDataset, image_files, open_split, selection_split
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+IMAGES: dict[str, Heads] = {"a": [(1.5, 2.0), (60.25, 3.0), (1.5, 2.0)], "b.v2": [(5.0, 6.5)], "c": []}
+SIZE = 64  # of the images, which need no resizing
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CustomConfig:
+    """All images of the folder ``mine`` but one train."""
+    mine = tmp_path / "mine"
+    return CustomConfig(
+        root=str(mine), cache_dir=str(tmp_path / "cache"), min_side=SIZE, val_fraction=0.0, test_fraction=0.0, holdout=0
+    )
+
+
+def write_images(folder: Path, names: object = tuple(IMAGES), ending: str = "jpg") -> None:
+    for name in names:  # type: ignore[attr-defined]
+        write_image(folder / f"{name}.{ending}")
+
+
+def heads_of(dataset: CrowdDataset) -> dict[str, Heads]:
+    return {name: [(x, y) for x, y in dataset[k].points.tolist()] for k, name in enumerate(dataset.names)}
+
+
+# ------------------------------------------------------------------------- a file for each image
+
+
+def write_csv(path: Path, heads: Heads, *, header: str = "x,y\n", row: str = "{},{}\n") -> None:
+    path.write_text(header + "".join(row.format(x, y) for x, y in heads))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, Heads], object]]] = {
+    "csv with a header": ("{}.csv", write_csv),
+    "csv without": ("{}.csv", lambda path, heads: write_csv(path, heads, header="")),
+    "csv of other columns": (
+        "{}.csv",
+        lambda path, heads: write_csv(path, heads, header="\ufeffid; Y; X\n", row="7; {1}; {0}\n"),
+    ),
+    "txt of six columns": ("{}.txt", write_jhu_text),
+    "txt with tabs": ("{}.TXT", lambda path, heads: write_csv(path, heads, header="", row="{}\t{}\n\n")),
+    "json list": ("{}.json", lambda path, heads: path.write_text(json.dumps(heads))),
+    "json as nwpu": ("{}.json", write_nwpu_json),
+    "json of annotations": ("{}.json", lambda path, heads: path.write_text(json.dumps({"annotations": heads}))),
+    "json of human_points": ("{}.json", lambda path, heads: path.write_text(json.dumps({"human_points": heads}))),
+    "json of x and y": (
+        "{}.json",
+        lambda path, heads: path.write_text(json.dumps({"points": [{"x": x, "y": y} for x, y in heads]})),
+    ),
+    "npy": ("{}.npy", lambda path, heads: np.save(path, as_array(heads))),
+    "mat of annPoints": ("{}_ann.mat", write_ann_mat),
+    "mat as shanghaitech": ("GT_{}.mat", write_info_mat),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_of_a_file_for_each_image(kind: str, config: CustomConfig, tmp_path: Path) -> None:
+    pattern, write = WRITERS[kind]
+    write_images(tmp_path / "mine")
+    (tmp_path / "mine" / "points").mkdir()
+    for name, heads in IMAGES.items():
+        write(tmp_path / "mine" / "points" / pattern.format(name), heads)
+    assert heads_of(open_split(config, "train")) == IMAGES
+
+
+@pytest.mark.parametrize("images_in", ["", "images", "Images"])
+@pytest.mark.parametrize(
+    "points_in", ["<images>", "points", "annotations", "ground_truth", "ground-truth", "GT", "labels", "mats", "jsons"]
+)
+def test_points_are_found_beside_the_images_or_in_a_sibling_folder(
+    images_in: str, points_in: str, config: CustomConfig, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    write_images(mine / images_in)
+    for name, heads in IMAGES.items():
+        write_nwpu_json(mine / (images_in if points_in == "<images>" else points_in) / f"{name}.json", heads)
+    assert heads_of(open_split(config, "train")) == IMAGES
+    if images_in:
+        config.root = str(mine / images_in)  # the folder of the images itself
+        assert heads_of(open_split(config, "train")) == IMAGES
+
+
+def test_the_points_folder_and_format_may_be_said(config: CustomConfig, tmp_path: Path) -> None:
+    """Two annotators, each with two formats."""
+    mine = tmp_path / "mine"
+    write_images(mine / "images", ["a"])
+    for k, folder in enumerate([mine / "points", mine / "second", tmp_path / "third"]):
+        write_nwpu_json(folder / "a.json", [(k, 1)])
+        write_csv(folder / "a.csv", [(k, 2)])
+    for points, points_format, expected in (
+        (None, PointsFormat.auto, (0, 2)),
+        ("second", PointsFormat.auto, (1, 2)),
+        ("second", PointsFormat.json, (1, 1)),
+        (str(tmp_path / "third"), PointsFormat.csv, (2, 2)),
+    ):
+        config.points, config.points_format = points, points_format
+        assert heads_of(open_split(config, "train")) == {"a": [expected]}
+    config.points_format = PointsFormat.npy
+    with pytest.raises(ConfigError, match=r"a\.jpg has no annotation a\{\.npy\} in .*third"):
+        open_split(config, "train")
+    config.points = "fourth"
+    with pytest.raises(ConfigError, match=r"dataset\.points=fourth: there is no file or folder .*fourth"):
+        open_split(config, "train")
+
+
+# ------------------------------------------------------------------------------ one file for all
+
+
+def table_of(kind: str) -> str:
+    if kind == "csv":
+        return "image,x,y\n" + "a.jpg,1.5,2\nb.v2.jpg,5,6.5\na.jpg,60.25,3\na.jpg,1.5,2\nc.jpg,,\n"
+    if kind == "csv of other columns":
+        rows = ["x\\a;1;2;1.5", "x/b.v2;1;6.5;5", "x\\a;1;3;60.25", "x\\a;1;2;1.5", "c"]
+        return "FileName;kind;Y;X\n" + "\n".join(rows)
+    if kind == "json":
+        return json.dumps({f"images/{name}.jpg": heads for name, heads in IMAGES.items()})
+    return json.dumps([{"file": f"{name}.PNG", "points": heads} for name, heads in IMAGES.items()])
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv of other columns", "json", "json list"])
+def test_one_file_for_all_images(kind: str, config: CustomConfig, tmp_path: Path) -> None:
+    write_images(tmp_path / "mine", ending="JPG")
+    config.points = f"all.{kind.split()[0]}"
+    (tmp_path / "mine" / config.points).write_text(table_of(kind))
+    assert heads_of(open_split(config, "train")) == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("all.csv", "image,lon,lat\na,1,2\n", "expected a header with the columns image, x, y"),
+        ("all.csv", "a,1,2\n", r"the first line is 'a,1,2', expected a header"),
+        ("all.csv", "", "the first line is '', expected a header"),
+        ("all.csv", "name,x,y\na,1,2\na,3,\n", r"all\.csv, line 3: 'a,3,' is no image with x and y"),
+        ("all.csv", "name,x,y\na.jpg,1,2\na.png,1,2\nb.v2,,\nc,,\n", "names a twice"),
+        ("all.csv", "name,x,y\na,1,2\n", r'b\.v2\.jpg has no annotation in .*"b\.v2\.jpg,,"'),
+        ("all.json", '{"a": [[1, 2]], "c": []}', r'b\.v2\.jpg has no annotation in .*"b\.v2\.jpg": \[\]'),
+        ("all.json", '{"a": [[1, 2, 3]]}', r"a: expected a list of \[x, y\]"),
+        ("all.json", '{"a": [[1, 2], [3]]}', r"a: expected a list of \[x, y\]"),
+        ("all.json", '{"a": {"boxes": []}}', r"a: it holds \['boxes'\], expected points or"),
+        ("all.json", '[{"points": []}]', r'item 0 is no \{"image": name'),
+        ("all.json", '[{"name": "a", "points": []}, {"name": "a", "points": []}]', "has a twice"),
+        ("all.json", '"a"', r"holds neither \{name"),
+        ("all.json", '{"a": [', r"no readable \.json file"),
+        ("all.npy", "", r"one file with the heads of all images is a csv or json file"),
+    ],
+)
+def test_a_file_for_all_that_cannot_be_read_says_why(
+    file: str, text: str, message: str, config: CustomConfig, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "mine")
+    (tmp_path / "mine" / file).write_text(text)
+    config.points = file
+    with pytest.raises(ConfigError, match=message) as error:
+        open_split(config, "train")
+    assert file in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+def write_many(folder: Path, names: object) -> None:
+    """Each image with one head, at (its number, 1)."""
+    for k, name in enumerate(names):  # type: ignore[call-overload]
+        write_image(folder / f"{name}.jpg")
+        write_csv(folder / f"{name}.csv", [(k, 1)])
+
+
+def test_three_folders(config: CustomConfig, tmp_path: Path) -> None:
+    """Names may repeat; absolute or below the root; points of each beside its images."""
+    for k, folder in enumerate(["mine/train", "mine/val/images", "elsewhere"]):
+        write_image(tmp_path / folder / "same.jpg")
+        write_csv(tmp_path / folder / "same.csv", [(k, 1)])
+    config.train, config.val = "train", "val"
+    assert selection_split(config) == "val"
+    with pytest.raises(ConfigError, match="split=test: custom has train, val"):
+        open_split(config, "test")
+    config.test = str(tmp_path / "elsewhere")
+    for k, split in enumerate(["train", "val", "test"]):
+        assert heads_of(open_split(config, split)) == {"same": [(k, 1)]}
+    config.val = None
+    assert selection_split(config) == "test"
+    config.root = None
+    with pytest.raises(ConfigError, match=r"dataset\.train=train: there is no folder train; \. holds"):
+        open_split(config, "train")
+
+
+def test_three_folders_may_have_their_points_in_three_others(config: CustomConfig, tmp_path: Path) -> None:
+    for k, split in enumerate(["train", "val"]):
+        write_image(tmp_path / "mine" / split / "same.jpg")
+        write_nwpu_json(tmp_path / "mine" / "heads" / split / "same.json", [(k, 1)])
+    config.train, config.val, config.points = "train", "val", "heads"
+    for k, split in enumerate(["train", "val"]):
+        assert heads_of(open_split(config, split)) == {"same": [(k, 1)]}
+
+
+def test_shares_of_one_folder_depend_on_names_alone(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", [f"photo_{k}" for k in range(20)])
+    config.val_fraction, config.test_fraction = 0.1, 0.25
+    splits = {split: set(open_split(config, split, seed=k).names) for k, split in enumerate(["train", "val", "test"])}
+    assert [len(names) for names in splits.values()] == [13, 2, 5]
+    assert len(set.union(*splits.values())) == 20
+    assert set(open_split(config, "test", seed=9).names) == splits["test"]
+    write_many(tmp_path / "mine", ["one more"])  # which takes the place of one at most
+    assert len(set(open_split(config, "test").names) & splits["test"]) >= 4
+    (tmp_path / "mine" / "one more.jpg").unlink()
+    config.val_fraction = 0.3  # more of the training images; the same are tested
+    assert set(open_split(config, "test").names) == splits["test"]
+    assert set(open_split(config, "val").names) > splits["val"]
+    config.val_fraction = 0.0
+    assert selection_split(config) == "test"
+    with pytest.raises(ConfigError, match="split=val: custom has train, test"):
+        open_split(config, "val")
+
+
+def test_a_folder_too_small_to_split(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a", "b"])
+    config.val_fraction, config.test_fraction = 0.1, 0.1
+    with pytest.raises(ConfigError, match="2 images are too few to be split"):
+        open_split(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("splits.csv", "a,train\nb.jpg,val\nc,test\n"),
+        ("splits.csv", "\ufeffname,split\nimages/a.jpg,Train\n\nb.JPG, val\nc.jpg,TEST\n"),
+        ("splits.json", '{"a": "train", "b.jpg": "val", "c.png": "test"}'),
+        ("splits.json", '{"train": ["a"], "val": ["b.jpg"], "test": ["c"]}'),
+    ],
+)
+def test_a_file_may_say_the_splits(file: str, text: str, config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a", "b", "c", "nowhere named"])
+    (tmp_path / "mine" / file).write_text(text)
+    config.split_file = file
+    assert [open_split(config, split).names for split in ("train", "val", "test")] == [["a"], ["b"], ["c"]]
+    assert selection_split(config) == "val"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("s.csv", "name,split\na,training\n", r"a is in split 'training'; there are train, val, test"),
+        ("s.csv", "a,train\na.png,val\n", "names a twice"),
+        ("s.csv", "a;train\n", "'a;train' is no name,split"),
+        ("s.json", '{"a": "dev"}', "a is in split 'dev'"),
+        ("s.json", '{"dev": ["a"]}', "a is in split 'dev'"),
+        ("s.json", '["a"]', "holds neither"),
+        ("s.json", "{", "cannot be read"),
+        ("s.csv", "name,split\n", r"s\.csv names no images"),
+        ("t.csv", None, "cannot be read: .*No such file"),
+        ("s.csv", "a,train\nz,train\nb,val\n", r"1 of 2 images of train [\s\S]*z, named by .*s\.csv, has no image in"),
+        ("s.csv", "b,val\n", "split=train: custom has val"),
+    ],
+)
+def test_a_file_of_splits_that_cannot_be_used_says_why(
+    file: str, text: str | None, message: str, config: CustomConfig, tmp_path: Path
+) -> None:
+    write_many(tmp_path / "mine", ["a", "b"])
+    if text is not None:
+        (tmp_path / "mine" / file).write_text(text)
+    config.split_file = file
+    with pytest.raises(ConfigError, match=message) as error:
+        open_split(config, "train")
+    assert file in str(error.value) or "custom has" in str(error.value)
+
+
+def test_there_must_be_images_to_select_on(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a", "b"])
+    with pytest.raises(ConfigError, match=r"no val or test images to select a checkpoint on"):
+        selection_split(config)
+    config.holdout = 0.5
+    assert selection_split(config) == "holdout"
+    assert len(open_split(config, "holdout")) == len(open_split(config, "train")) == 1
+
+
+# ------------------------------------------------------------------------------ what may be wrong
+
+
+def test_an_image_without_annotation_is_named_or_left_out(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a", "b", "c"])
+    for name in ("a", "c"):
+        (tmp_path / "mine" / f"{name}.csv").unlink()
+    (tmp_path / "mine" / "b.csv").write_text("")  # nobody
+    with pytest.raises(ConfigError, match="2 of 3 images of train") as error:
+        open_split(config, "train")
+    for name in ("a", "c"):
+        assert f"image {tmp_path / 'mine' / name}.jpg has no annotation {name}{{.csv,.txt" in str(error.value)
+    config.skip_bad = True
+    dataset = open_split(config, "train")
+    assert heads_of(dataset) == {"b": []}
+    assert dataset.left_out == ["a", "c"]
+    assert len(image_files(config, "train")) == 3  # prediction needs no annotation
+
+
+def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a"])
+    write_image(tmp_path / "mine" / "a.png")
+    with pytest.raises(ConfigError, match=r"a\.jpg and .*a\.png have one name"):
+        open_split(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.csv", "x,y\n1,2\n3\n", r"a\.csv, line 3: '3' is no position x,y"),
+        ("a.csv", "x,y\n1,two\n", r"a\.csv, line 2: '1,two' is no position"),
+        ("a.csv", "lon,lat\n1,2\n", r"a\.csv, line 1: the columns are lon, lat, expected x and y"),
+        ("a.csv", "1,2\nnan,3\n", "not finite"),
+        ("a.txt", b"\xff\xfe\x00", "no readable text"),
+        ("a.json", "[1, 2]", r"expected a list of \[x, y\]"),
+        ("a.json", '{"points": null}', r"expected a list of \[x, y\]"),
+        ("a.json", '{"points": [["1", "2"]]}', r"expected a list of \[x, y\]"),
+        ("a.npy", b"no array", r"no readable \.npy file"),
+        ("a.mat", b"no mat", r"no readable \.mat file"),
+    ],
+)
+def test_an_annotation_that_cannot_be_read_says_why(
+    file: str, content: str | bytes, message: str, config: CustomConfig, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "mine", ["a"])
+    path = tmp_path / "mine" / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=message) as error:
+        open_split(config, "train")
+    assert str(path) in str(error.value)
+
+
+def test_an_array_or_mat_of_another_shape_says_what_it_holds(config: CustomConfig, tmp_path: Path) -> None:
+    write_images(tmp_path / "mine", ["a"])
+    np.save(tmp_path / "mine" / "a.npy", np.zeros((4, 3)))
+    with pytest.raises(ConfigError, match=r"array of float64 of shape \(4, 3\)"):
+        open_split(config, "train")
+    np.save(tmp_path / "mine" / "a.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ConfigError, match=r"no readable \.npy file"):  # it could run code
+        open_split(config, "train")
+    (tmp_path / "mine" / "a.npy").unlink()
+    scipy.io.savemat(tmp_path / "mine" / "a.mat", {"heads": np.zeros((4, 2))})
+    with pytest.raises(ConfigError, match=r"holds \['heads'\], expected annPoints or image_info"):
+        open_split(config, "train")
+
+
+def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.root=.*mine: there is no folder .*mine; .* holds nothing"):
+        open_split(config, "train")
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mine holds no images \(\.jpg, "):
+        open_split(config, "train")
+    config.root = None
+    with pytest.raises(ConfigError, match=r"no folder given; set dataset\.root=FOLDER"):
+        open_split(config, "train", data_root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["val=b"], "dataset.val: needs dataset.train as well"),
+        (["train=a"], "dataset.train: add dataset.val or dataset.test to select on"),
+        (["train=a", "val=./a"], "dataset.train, dataset.val: two of these are one folder"),
+        (["train=a", "val=b", "split_file=s.csv"], "dataset.split_file=s.csv: splits one folder"),
+        (["val_fraction=0.5", "test_fraction=0.5"], "leave no images to train on"),
+        (["val_fraction=0", "test_fraction=0"], "leave no images to select on"),
+        (["train=a", "holdout=0.1"], None),
+        (["split_file=s.csv", "val_fraction=0", "test_fraction=0"], None),
+        ([], None),
+    ],
+)
+def test_contradictions_are_told_before_anything_is_read(typed: list[str], message: str | None) -> None:
+    overrides = ["dataset=custom", *(f"dataset.{setting}" for setting in typed)]
+    errors = check(to_config(compose(overrides, config_name="train", config_dir=CONFIGS)))
+    assert [message in error for error in errors] == [True] if message else not errors
+
+
+# ---------------------------------------------------------------------------------- real samples
+
+
+def test_a_sample_of_nwpu_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+    config = CustomConfig(root=str(data_dir / "NWPU-Crowd-sample"), cache_dir=str(tmp_path), max_side=1024)
+    config.val_fraction = config.test_fraction = 0.0
+    dataset = open_split(config, "train")
+    counts = {name: int(dataset.count(k)) for k, name in enumerate(dataset.names)}
+    assert counts == {"0001": 45, "0002": 0, "0003": 0, "0120": 739, "0183": 1384, "0294": 863}
+    assert dataset[1].points.shape == torch.Size([0, 2])
+
+
+def test_a_sample_of_qnrf_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+    config = CustomConfig(root=str(data_dir / "UCF-QNRF-sample" / "unknown_split"), cache_dir=str(tmp_path))
+    config.val_fraction, config.test_fraction = 0.1, 0.2
+    opened = [open_split(config, split) for split in ("train", "val", "test")]
+    assert [len(dataset) for dataset in opened] == [7, 1, 2]
+    for dataset in opened:
+        for k, name in enumerate(dataset.names):
+            content = scipy.io.loadmat(data_dir / "UCF-QNRF-sample" / "unknown_split" / f"{name}_ann.mat")
+            assert dataset.count(k) == len(content["annPoints"])
