@@ -4,25 +4,38 @@ Each subcommand compares two ways of doing the same thing in one run, in turns, 
 """
 
 import argparse
+import collections
+import copy
+import dataclasses
+import gc
 import os
 import statistics
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from headcount.bins import CountBins
+    from headcount.config import Precision, TrainConfig
     from headcount.data.augment import TrainAugment
     from headcount.losses.sinkhorn import TransportSolution
+    from headcount.models.counter import Counter
+    from headcount.types import Batch, BlockPrediction
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -31,6 +44,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     add_loss(commands)
     add_data(commands)
+    add_step(commands)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
@@ -315,6 +329,357 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     return scene.clip(0, 255).astype(np.uint8)
 
 
+# -------------------------------------------------------------------------------------------- step
+
+IMAGE_PX = (1024, 768)  # width, height
+MOST_AT_ONCE = 1024  # images; the search for the largest batch ends here, wherever memory ends
+
+
+def add_step(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand ``step``."""
+    command = commands.add_parser("step", help="a training step against its bare layers", description=step.__doc__)
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of train.py, all in one place")
+    command.add_argument("--batch", type=int, default=2, help="crops a step")
+    command.add_argument("--crop-size", type=int, help="side of a crop, pixels; 448, for CLIP's ViTs their input_size")
+    command.add_argument("--points", type=int, default=300, help="heads a crop")
+    command.add_argument("--precision", choices=["float32", "bf16"], help="measure this alone")
+    command.add_argument("--repeats", type=int, default=10, help="rounds in which each thing is measured in turn")
+    command.set_defaults(run=step)
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """A whole training step, as train.py takes it, against its bare layers and its loss; and one evaluated image.
+
+    Bare is forward and backward of the same modules on normalised floats that lie on the device, from the mean of
+    the logits (or counts). The whole step adds the batch's way to the device, normalisation, loss, clipping, optimiser,
+    average and meter. Every round measures everything once; times are medians, ratios medians of the rounds' ratios.
+    Memory is what ``loss --help`` says. Weights are random unless model.weights says which. With a CLIP without a
+    decoder its head follows, against a textbook one; on CUDA images a second, also compiled. The CPU's threads are
+    torch's own: OMP_NUM_THREADS sets them.
+    """
+    from headcount.config import Precision
+    from headcount.models.heads import CosineClassifier
+
+    setup = StepSetup.from_settings(arguments)
+    counter, config = setup.counter, setup.config
+    precisions = [Precision[arguments.precision]] if arguments.precision else [Precision.float32, Precision.bf16]
+    layouts = {"channels last": True, "contiguous": False}
+    steps = {
+        (precision.name, layout): TrainingStep.build(setup, arguments.batch, precision, channels_last=last)
+        for precision in precisions
+        for layout, last in layouts.items()
+    }
+    device = next(iter(steps.values())).device
+    parameters = [sum(p.numel() for p in counter.parameters() if p.requires_grad or frozen) for frozen in (True, False)]
+    print(
+        f"{' '.join(setup.settings)}\n{arguments.batch} crops of {config.augment.crop_size} px with {arguments.points} "
+        f"heads each; {parameters[0] / 1e6:.2f} M parameters, {parameters[1] / 1e6:.2f} M trained by "
+        f"{config.optim.algorithm.name}; loss {config.loss.name}; {device_words(device)}; {arguments.repeats} rounds",
+        flush=True,
+    )
+    functions: dict[tuple[str, ...], Callable[[], object]] = {}
+    for key, parts in steps.items():
+        # In this order: bare leaves gradients, which clipping and the optimiser find, and which the latter clears.
+        for name in ("whole", "bare", "clip", "update", "follow", "loss"):
+            functions[*key, name] = getattr(parts, name)
+        if isinstance(counter.head, CosineClassifier) and counter.decoder is None:
+            functions[*key, "textbook head"], functions[*key, "our head"] = parts.cosine_heads()
+    for layout, last in layouts.items():
+        functions[layout, "evaluation"] = evaluation(setup, channels_last=last)
+    for function in functions.values():
+        function()
+    taken = in_turns(list(functions.values()), rounds=arguments.repeats, device=device)
+    times = {key: np.array(t) * 1e3 for key, t in zip(functions, taken, strict=True)}
+    peaks = {
+        key: peak_bytes(function, device=device) / 1e6
+        for key, function in functions.items()
+        if key[-1] in ("whole", "bare", "update", "evaluation")  # the optimiser's clears what bare leaves
+    }
+
+    print(
+        f"\n{'precision':>9} {'layout':>13}   step ms  bare ms  loss ms  step/(bare+loss)  step<=1.05bare+loss"
+        "   optimiser ms  clip ms  average ms  without them   step MB  bare MB"
+    )
+    for key in steps:
+        whole, bare, clip, update, follow, loss = (
+            times[*key, name] for name in ("whole", "bare", "clip", "update", "follow", "loss")
+        )
+        met = "yes" if np.median(whole - 1.05 * bare - loss) <= 0 else "no"
+        rest = (whole - clip - update - follow) / (bare + loss)
+        print(
+            f"{key[0]:>9} {key[1]:>13}  {np.median(whole):8.1f} {np.median(bare):8.1f} {np.median(loss):8.1f}"
+            f"  {np.median(whole / (bare + loss)):16.3f}  {met:>19}   {np.median(update):12.1f} {np.median(clip):8.1f}"
+            f"  {np.median(follow):10.1f}  {np.median(rest):12.3f}  {peaks[*key, 'whole']:8.1f} "
+            f"{peaks[*key, 'bare']:8.1f}"
+        )
+    print(
+        "goal: step/(bare+loss) at most 1.05. Optimiser, clipping and average belong to the step and not to bare: "
+        "'without them' is the ratio of the rest."
+    )
+    print(f"\nevaluation of one image, {IMAGE_PX[0]} x {IMAGE_PX[1]} px, float32:")
+    for layout in layouts:
+        key = (layout, "evaluation")
+        print(f"{layout:>23}  {np.median(times[key]):8.1f} ms {peaks[key]:8.1f} MB")
+    if (*next(iter(steps)), "our head") in times:
+        print("\ncosine head, forward and backward: up-sampled features, then projected, against ours (goal: 1.3x)")
+        for key in steps:
+            textbook, ours = times[*key, "textbook head"], times[*key, "our head"]
+            print(
+                f"{key[0]:>9} {key[1]:>13}  {np.median(textbook):8.2f} ms {np.median(ours):8.2f} ms "
+                f"{np.median(textbook / ours):5.2f}x"
+            )
+    if device == "cuda":
+        del functions, steps, parts
+        throughput(setup, repeats=arguments.repeats)
+
+
+@dataclass
+class StepSetup:
+    """What every variant of a step shares."""
+
+    settings: list[str]
+    config: "TrainConfig"
+    counter: "Counter"
+    bins: "CountBins | None"
+    picture: Tensor
+    """A photograph, bytes, which crops are cut from."""
+    points: int
+    """Heads a crop."""
+
+    @classmethod
+    def from_settings(cls, arguments: argparse.Namespace) -> "StepSetup":
+        """Compose the config as train.py does and build its network, for crops with drawn heads."""
+        from headcount.bins import build_bins
+        from headcount.command import compose, to_config
+        from headcount.config import ClipViTConfig, ConfigError, PretrainedConfig, check, crop_error
+        from headcount.models.build import build_model
+
+        settings = list(arguments.settings)
+        try:
+            model = to_config(compose(settings, config_name="train", config_dir=ROOT / "configs")).model
+            if isinstance(model, PretrainedConfig) and not any(s.startswith("model.weights=") for s in settings):
+                settings.append("model.weights=none")
+            crop = arguments.crop_size or (model.input_size if isinstance(model, ClipViTConfig) else CROP_PX)
+            sizes = [f"batch_size={arguments.batch}", f"augment.crop_size={crop}", "runtime.devices=1"]
+            config = to_config(compose([*settings, *sizes], config_name="train", config_dir=ROOT / "configs"))
+            if errors := check(config):
+                raise ConfigError("\n  ".join(errors))
+            side = max(crop, *IMAGE_PX)
+            picture = torch.from_numpy(photograph(np.random.default_rng(0), side, side)).permute(2, 0, 1)
+            setup = cls(settings, config, None, None, picture, arguments.points)  # type: ignore[arg-type]
+            blocks = setup.batch(8).block_counts.flatten().int().tolist()
+            histogram = dict(sorted(collections.Counter(blocks).items()))
+            setup.bins = build_bins(config.bins, histogram)
+            torch.manual_seed(0)
+            setup.counter = build_model(
+                config.model, setup.bins, block_size=config.bins.block_size, histogram=histogram
+            )
+            if wrong := crop_error(config, setup.counter.stride):
+                raise ConfigError(wrong)
+        except ConfigError as error:
+            raise SystemExit(f"benchmark.py: {error}") from error
+        return setup
+
+    def batch(self, images: int) -> "Batch":
+        """Crops of the photograph as the loader gives them, with heads drawn evenly."""
+        from headcount.data.loading import collate
+        from headcount.types import Sample
+
+        crop, generator = self.config.augment.crop_size, torch.Generator().manual_seed(0)
+        samples = []
+        for k in range(images):
+            top, left = (int(torch.randint(n - crop + 1, (), generator=generator)) for n in self.picture.shape[1:])
+            points = torch.rand(self.points, 2, generator=generator, dtype=torch.float64).mul(crop - 0.01).float()
+            samples.append(Sample(self.picture[:, top : top + crop, left : left + crop], points, f"crop {k}"))
+        return collate(samples, block_size=self.config.bins.block_size)
+
+
+@dataclass
+class TrainingStep:
+    """The parts of a training step on one batch, each ready to be called; ``whole`` holds them all."""
+
+    device: str
+    whole: Callable[[], None]
+    bare: Callable[[], None]
+    """Leaves gradients behind."""
+    clip: Callable[[], None]
+    update: Callable[[], None]
+    """The optimiser's step; clears the gradients."""
+    follow: Callable[[], None]
+    """The average's update."""
+    loss: Callable[[], None]
+    cosine_heads: Callable[[], tuple[Callable[[], object], Callable[[], object]]]
+    """The textbook's and ours, on the features of this batch."""
+
+    @classmethod
+    def build(
+        cls, setup: StepSetup, images: int, precision: "Precision", *, channels_last: bool, compiled: bool | None = None
+    ) -> "TrainingStep":
+        """Set a copy of the network up as train.py does, for a batch of so many ``images``.
+
+        Args:
+            compiled: None takes what runtime.compile says.
+        """
+        from headcount.config import Precision
+        from headcount.engine.optim import LearningRate, build_average, build_optimizer
+        from headcount.engine.records import Meter
+        from headcount.engine.runtime import Runtime, unwrap
+        from headcount.losses.build import build_loss
+        from headcount.types import Batch, BlockPrediction
+
+        config = setup.config
+        compiled = config.runtime.compile if compiled is None else compiled
+        runtime = Runtime(
+            dataclasses.replace(
+                config.runtime, precision=precision, channels_last=channels_last, compile=compiled, devices=1
+            )
+        )
+        device = runtime.device.type
+        loaded = setup.batch(images)
+        loaded = loaded.pin_memory() if device == "cuda" else loaded  # as the loader does
+        counter = copy.deepcopy(setup.counter).train()
+        loss_fn = build_loss(config.loss, setup.bins, block_size=config.bins.block_size)
+        model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
+        schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=1000)
+        average = build_average(config.optim, counter)
+        meter = Meter()
+
+        def whole(batch: Batch = loaded) -> None:
+            # The loop of headcount.engine.train.fit, word for word.
+            batch = runtime.to_device(batch)
+            prediction = model(batch.images)
+            loss = loss_fn(prediction, batch)
+            runtime.backward(loss.total)
+            runtime.clip_gradients(model, optimizer, config.optim.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            average.update(unwrap(model))
+            meter.add(loss, prediction, batch)
+            if meter.steps % 10 == 1:
+                meter.look()
+
+        here = runtime.to_device(loaded)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        with torch.no_grad():
+            floats = counter.normalise(here.images).contiguous(memory_format=layout)
+            example = model(here.images)
+        network = torch.compile(counter) if compiled else counter
+
+        def autocast() -> torch.autocast:
+            return torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16)
+
+        def bare() -> None:
+            with autocast():
+                prediction = network(floats)
+                maps = prediction.block_counts if prediction.logits is None else prediction.logits
+            maps.mean().backward()
+
+        def clip() -> None:
+            runtime.clip_gradients(model, optimizer, config.optim.max_grad_norm)
+
+        def update() -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def follow() -> None:
+            average.update(counter)
+
+        leaves = [t.detach().requires_grad_() for t in (example.block_counts, example.logits) if t is not None]
+        predicted = BlockPrediction(*leaves)
+
+        def loss() -> None:
+            # A loss of counts alone uses no logits.
+            torch.autograd.grad(loss_fn(predicted, here).total, leaves, allow_unused=True)
+
+        def cosine_heads() -> tuple[Callable[[], object], Callable[[], object]]:
+            with torch.no_grad(), autocast():
+                features = counter.backbone(floats).detach().requires_grad_()
+            head, factor = counter.head, counter.stride / counter.block_size
+            wanted = [features, *head.parameters()]
+
+            def gradients(function: Callable[..., BlockPrediction]) -> Callable[[], list[Tensor]]:
+                def run() -> list[Tensor]:
+                    with autocast():
+                        prediction = function(features, factor=factor)
+                    assert prediction.logits is not None
+                    scalar = prediction.logits.float().mean() + prediction.block_counts.mean()
+                    return [prediction.logits, *torch.autograd.grad(scalar, wanted)]
+
+                return run
+
+            textbook, ours = gradients(partial(textbook_cosines, head)), gradients(head)
+            if precision is Precision.float32:  # in bf16 the textbook's cosines are rough
+                for expected, found in zip(textbook(), ours(), strict=True):
+                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+            return textbook, ours
+
+        return cls(device, whole, bare, clip, update, follow, loss, cosine_heads)
+
+
+def textbook_cosines(head: Any, features: Tensor, *, factor: float) -> "BlockPrediction":
+    """CLIP-EBC's head as its equations are written: up-sample, project, normalise, scale, softmax, expectation."""
+    from headcount.types import BlockPrediction
+
+    images = head.projection(F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False))
+    images = images / images.norm(dim=1, keepdim=True)
+    texts = head.text_features / head.text_features.norm(dim=1, keepdim=True)
+    logits = head.logit_scale.exp() * torch.einsum("bdhw,nd->bnhw", images, texts)
+    counts = (logits.float().softmax(dim=1) * head.representatives.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+    return BlockPrediction(counts, logits)
+
+
+def evaluation(setup: StepSetup, *, channels_last: bool) -> Callable[[], Tensor]:
+    """Count one photograph as eval.py does."""
+    from headcount.engine.evaluate import count_blocks
+    from headcount.engine.runtime import Runtime
+
+    runtime = Runtime(dataclasses.replace(setup.config.runtime, channels_last=channels_last, devices=1))
+    counter = runtime.place(copy.deepcopy(setup.counter).eval())
+    width, height = IMAGE_PX
+    return partial(count_blocks, counter, setup.picture[:, :height, :width])
+
+
+def throughput(setup: StepSetup, *, repeats: int) -> None:
+    """Print images a second of the whole step in bf16 on CUDA: 8, 16, ... until memory ends; compiled at both ends."""
+    from headcount.config import Precision
+
+    def row(images: int, compiled: bool) -> bool:
+        # What the last size held; and a size must not be compiled as another's exception.
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.compiler.reset()
+        try:
+            parts = TrainingStep.build(
+                setup, images, Precision.bf16, channels_last=setup.config.runtime.channels_last, compiled=compiled
+            )
+            for _ in range(3):  # libraries choose kernels, the optimiser makes its state, compilers compile
+                parts.whole()
+            whole, loss = (np.array(t) for t in in_turns([parts.whole, parts.loss], rounds=repeats, device="cuda"))
+            peak = peak_bytes(parts.whole, device="cuda") / 1e6
+        except torch.OutOfMemoryError:
+            print(f"{'on' if compiled else 'off':>7} {images:6d}   out of memory", flush=True)
+            return False
+        print(
+            f"{'on' if compiled else 'off':>7} {images:6d}  {images / np.median(whole):9.1f}  "
+            f"{1e3 * np.median(whole):8.1f}  {np.median(loss / whole):10.1%} {peak:9.1f}",
+            flush=True,
+        )
+        return True
+
+    print("\nwhole step in bf16:\ncompile  batch   images/s   step ms  loss share   step MB")
+    images = largest = 8
+    while images <= MOST_AT_ONCE and row(images, False):
+        largest, images = images, 2 * images
+    for images in sorted({8, largest}):
+        row(images, True)
+
+
+def device_words(device: str) -> str:
+    """What computes, for a person."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 # ------------------------------------------------------------------------------------- measurements
 
 
@@ -323,13 +688,22 @@ def interleaved(functions: list[Callable[[], object]], *, seconds: float, device
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
+        for taken, once in zip(times, in_turns(functions, rounds=1, device=device), strict=True):
+            taken += once
+    return [statistics.median(t) for t in times]
+
+
+def in_turns(functions: list[Callable[[], object]], *, rounds: int, device: str) -> list[list[float]]:
+    """Seconds of each function in each round; a round calls them all, one after the other."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
         for function, taken in zip(functions, times, strict=True):
             synchronize(device)
             start = time.perf_counter()
             function()
             synchronize(device)
             taken.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+    return times
 
 
 def peak_bytes(function: Callable[[], object], *, device: str) -> int:

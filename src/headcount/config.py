@@ -653,6 +653,8 @@ class RuntimeConfig:
     """Processes that load images, for each training process; 0 loads in the training process."""
     channels_last: bool = True
     """Memory layout of the network; faster on most machines, same numbers to rounding."""
+    compile: bool = False
+    """torch.compile the network for training; the first steps take minutes; same numbers to rounding."""
 
 
 # ------------------------------------------------------------------------------------------- whole

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from headcount.command import compose
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import count_blocks
-from headcount.models.build import build_model
+from headcount.models.build import build_model, follow_weights
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -21,12 +22,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def write_checkpoint(folder: Path, *overrides: str) -> Path:
     """The checkpoint of an untrained counter."""
     config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    config.model = follow_weights(config.model)
     bins = build_bins(config.bins, {0: 90, 1: 5, 4: 1})
     torch.manual_seed(0)
-    counter = build_model(config.model, bins)
+    counter = build_model(config.model, bins, block_size=config.bins.block_size)
     content = {
         "config": to_plain(config),
-        "bins": bins.to_dict(),
+        "bins": None if bins is None else bins.to_dict(),
         "model": counter.state_dict(),
         "epoch": 3,
         "best": None,
@@ -37,21 +39,33 @@ def write_checkpoint(folder: Path, *overrides: str) -> Path:
     return folder / "best_mae.pt"
 
 
-@pytest.mark.parametrize("model", [["model=tiny"], ["model=mobilenet_v2", "model.weights=imagenet"]])
+SMALL = "model.width=16 model.embed_dim=16 model.text_width=16 model.text_heads=2 model.text_layers=1 "
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ("model=tiny", None),
+        ("model=mobilenet_v2", "imagenet"),
+        ("model=csrnet model.head=regression bins=none loss=dm", "imagenet"),
+        ("model=timm model.name=resnet18", "pretrained"),
+        (f"model=clip_rn50 model.layers=[1,1,1,1] {SMALL}", "openai"),
+        (f"model=clip_rn50 model.layers=[1,1,1,1] model.decoder=none {SMALL}", "/gone/open_clip_model.safetensors"),
+        (f"model=clip_vit_b16 model.layers=[1] model.heads=2 {SMALL}", "/gone/ViT-B-16.pt"),
+    ],
+)
 def test_a_checkpoint_rebuilds_its_counter_without_network_or_weight_files(
-    tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: str, weights: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weightless = [m.replace("imagenet", "none") for m in model]
-    file = write_checkpoint(tmp_path, *weightless)
+    file = write_checkpoint(tmp_path, *model.split(), *(["model.weights=none"] if weights else []))
     content = checkpoint.read(file)
-    content["config"]["model"]["weights"] = "imagenet"  # where they came from does not matter any more
-    if model == ["model=tiny"]:
-        del content["config"]["model"]["weights"]
+    if weights:
+        content["config"]["model"]["weights"] = weights  # where they came from does not matter any more
     checkpoint.save(content, file)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("downloads"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *a, **k: pytest.fail("asks the network"))
     loaded = checkpoint.load(file)
     assert not loaded.counter.training
-    assert loaded.bins.representatives == (0, 1, 2, 3, 4)
+    assert (loaded.bins is None) == ("bins=none" in model)
     for key, value in content["model"].items():
         assert torch.equal(loaded.counter.state_dict()[key], value)
 

@@ -181,7 +181,7 @@ def test_a_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
         read_state_dict(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 3}, {"state_dict": {"a": torch.ones(1)}}, 5])
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 3}, {"state_dict": {"a": 1}}, 5])
 def test_a_file_that_holds_something_else_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ConfigError, match=rf"holds {type(content).__name__}, not a state dict of tensors"):

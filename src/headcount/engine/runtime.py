@@ -59,6 +59,7 @@ class Runtime:
         self.is_main = self.rank == 0
         self.device = self.fabric.device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.compile = config.compile
 
     def seed(self, seed: int, epoch: int = 0) -> None:
         """Reseed every global generator from (seed, epoch, rank), so that a resumed run repeats."""
@@ -68,8 +69,12 @@ class Runtime:
         torch.manual_seed(value)
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Put both on the device, and behind the processes and the precision."""
-        return self.fabric.setup(model.to(memory_format=self.memory_format), optimizer)
+        """Put both on the device, and behind the processes and the precision; compile the network if asked to."""
+        model = model.to(memory_format=self.memory_format)
+        # Fabric takes the compiled shell off, wraps the network inside, and compiles what it wrapped: the names
+        # of the weights and what `unwrap` returns are those of the network, and it alone is evaluated.
+        compiled: Any = torch.compile(model) if self.compile else model
+        return self.fabric.setup(compiled, optimizer)
 
     def place(self, model: Network) -> Network:
         """Put a model that is only evaluated on the device."""

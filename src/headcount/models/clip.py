@@ -205,7 +205,8 @@ def build_clip(config: ClipConfig, prompts: Sequence[str], *, block_size: int, p
     Raises:
         ConfigError: if weights are missing, do not fit, or were trained with another activation.
     """
-    config = follow_weights(config)
+    if pretrained or config.quick_gelu is None:  # else it was recorded, and the weights' file may be gone
+        config = follow_weights(config)
     sizes = _sizes(config)
     image = _image_tower(config, sizes)
     tag = get_pretrained_cfg(ARCHITECTURES[config.name], config.weights) or {}

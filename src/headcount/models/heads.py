@@ -126,6 +126,8 @@ class CountRegressor(Head):
     def start_at(self, histogram: Mapping[int, int]) -> None:
         """See :class:`Head`."""
         mean = sum(c * n for c, n in histogram.items()) / max(sum(histogram.values()), 1)
+        # The same count everywhere: blocks that begin below zero would get no gradient through ReLU.
+        nn.init.zeros_(self.to_counts.weight)
         nn.init.constant_(self.to_counts.bias, mean)  # type: ignore[arg-type]
 
     def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:

@@ -89,6 +89,8 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
 def read_state_dict(file: str) -> Mapping[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of one that torch saved; nothing in it is executed.
 
+    A training checkpoint that keeps them under ``state_dict`` is read as well.
+
     Raises:
         ConfigError: if there is no such file, it cannot be read, or it holds something else.
     """
@@ -104,6 +106,8 @@ def read_state_dict(file: str) -> Mapping[str, Tensor]:
     except Exception as error:  # both raise many kinds for a file that is truncated, foreign or unsafe
         reason = str(error) or "it is empty"  # of which torch says nothing
         raise ConfigError(f"model.weights={file}: not a readable state dict: {reason}") from error
+    if isinstance(state, Mapping):
+        state = state.get("state_dict", state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"model.weights={file}: holds {type(state).__name__}, not a state dict of tensors")
     return state
