@@ -30,6 +30,7 @@ from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, check_eva
 # Settings that do not change what is learned, and so are no part of a run's name.
 _NOT_IN_NAME = (
     *("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "eval", "dataset.root", "dataset.cache_dir"),
+    "dataset.cache",
     *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
 _LONGEST_NAME = 120

@@ -1,5 +1,6 @@
 """Folders as distributed become samples: every head counted, every oddity survived, every error plain."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import scipy.io
 import torch
 from PIL import Image
 
-from headcount.config import AugmentConfig, ConfigError, FolderDatasetConfig, Outside, SyntheticConfig
-from headcount.data.augment import build_augment
+from headcount.config import AugmentConfig, Cache, ConfigError, FolderDatasetConfig, Outside, SyntheticConfig
+from headcount.data.augment import TrainAugment, build_augment
 from headcount.data.datasets import DATASETS, CrowdDataset, block_histogram, open_split, selection_split
 
 MakeFolder = Callable[..., Path]
@@ -285,3 +286,17 @@ def test_shanghaitech_a_is_read_whole(split: str, images: int, data_dir: Path, c
     assert dataset[0, 7].image.shape == (3, 448, 448)
     histogram = block_histogram(dataset, 8)
     assert sum(count * blocks for count, blocks in histogram.items()) == sum(counts.values())
+
+
+def test_decoded_images_give_the_same_samples(make_shanghaitech: MakeFolder, config: FolderDatasetConfig) -> None:
+    """Written once, beside the resized images; the second opening reads no image file."""
+    root = make_shanghaitech()
+    augment = TrainAugment(crop_size=64)
+    decoded = dataclasses.replace(config, cache=Cache.decoded)
+    plain = open_split(config, "train", data_root=str(root), augment=augment, seed=3)
+    mapped = open_split(decoded, "train", data_root=str(root), augment=augment, seed=3)
+    for index in range(len(plain)):
+        for key in (index, (2, index)):
+            assert torch.equal(plain[key].image, mapped[key].image)
+            assert torch.equal(plain[key].points, mapped[key].points)
+    assert len(list(Path(config.cache_dir).rglob("decoded/train/*.npy"))) == len(plain)

@@ -90,5 +90,5 @@ def test_only_the_named_errors_are_raised(data: st.DataObject, width: int, heigh
         counts = block_counts(points, height=height, width=width, block_size=block_size)
         assert int(counts.sum()) == len(points)
     else:
-        with pytest.raises(ValueError, match="block size|lies outside"):
+        with pytest.raises(ValueError, match=r"block size|lies outside"):
             block_counts(points, height=height, width=width, block_size=block_size)

@@ -103,6 +103,8 @@ def random_window(
 def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
     """Resize a square image to ``side`` x ``side``; overshoot of the bicubic kernel is clamped."""
     size = image.shape[2], image.shape[1]
+    # The window alone, row by row: torchvision's kernel is a third slower on rows of a larger image.
+    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     image = pixels.resize(image, [side, side], InterpolationMode.BICUBIC, antialias=True)
     return image, heads.scale(points, from_size=size, to_size=(side, side))
 

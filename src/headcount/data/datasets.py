@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from headcount.config import (
     ZERO_BELOW,
+    Cache,
     ConfigError,
     Counted,
     CustomConfig,
@@ -31,6 +32,7 @@ from headcount.config import (
 )
 from headcount.data import layouts
 from headcount.data.augment import TrainAugment
+from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.layouts import Listed
 from headcount.data.points import (
     Smoothing,
@@ -447,9 +449,13 @@ def _open_folder(
         multiple=config.side_multiple,
         label=f"{config.name} {split}",
     )
+    images = partial(_read_one, [image.path for image in prepared])
+    if config.cache is Cache.decoded:
+        label = f"{config.name} {split}"
+        images = partial(_map_one, decode_images(prepared, folder / "decoded" / _source_split(split), label=label))
     return CrowdDataset(
         [item.name for item in usable],
-        partial(_read_one, [image.path for image in prepared]),
+        images,
         heads,
         source_sizes=[image.source_size for image in prepared],
         sizes=[image.size for image in prepared],
@@ -579,3 +585,7 @@ def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | Non
 
 def _read_one(paths: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
     return read_image(paths[index])
+
+
+def _map_one(files: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
+    return open_decoded(files[index])

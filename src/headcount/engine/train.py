@@ -263,6 +263,7 @@ def _refuse_used_folder(folder: Path, config: TrainConfig) -> None:
 # What may change between a run and its continuation: where things are, not what is learned.
 _MAY_CHANGE = (
     *("resume", "dry_run", "data_root", "dataset.root", "dataset.cache_dir", "output_dir", "run_name", "eval.pictures"),
+    "dataset.cache",
     *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
 
