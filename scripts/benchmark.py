@@ -353,6 +353,7 @@ def step(arguments: argparse.Namespace) -> None:
     Bare is forward and backward of the same modules on normalised floats that lie on the device, from the mean of
     the logits (or counts). The whole step adds the batch's way to the device, normalisation, loss, clipping, optimiser,
     average and meter. Every round measures everything once; times are medians, ratios medians of the rounds' ratios.
+    Where the layout is contiguous, so are bare's floats; training's images stay as they are decoded, channels last.
     Memory is what ``loss --help`` says. Weights are random unless model.weights says which. With a CLIP without a
     decoder its head follows, against a textbook one; on CUDA images a second, also compiled. The CPU's threads are
     torch's own: OMP_NUM_THREADS sets them.
@@ -561,13 +562,14 @@ class TrainingStep:
 
         here = runtime.to_device(loaded)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        with torch.no_grad():
-            floats = counter.normalise(here.images).contiguous(memory_format=layout)
-            example = model(here.images)
-        network = torch.compile(counter) if compiled else counter
 
         def autocast() -> torch.autocast:
             return torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16)
+
+        with torch.no_grad(), autocast():
+            floats = counter.normalise(here.images).contiguous(memory_format=layout)
+            example = counter(floats)
+        network = torch.compile(counter) if compiled else counter
 
         def bare() -> None:
             with autocast():
@@ -604,7 +606,7 @@ class TrainingStep:
                         prediction = function(features, factor=factor)
                     assert prediction.logits is not None
                     scalar = prediction.logits.float().mean() + prediction.block_counts.mean()
-                    return [prediction.logits, *torch.autograd.grad(scalar, wanted)]
+                    return [prediction.logits.detach(), *torch.autograd.grad(scalar, wanted)]
 
                 return run
 

@@ -81,8 +81,10 @@ class Runtime:
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch on this process's device."""
-        return batch.to(self.device)
+        """The batch on this process's device, its images in the network's memory layout."""
+        batch = batch.to(self.device)
+        batch.images = batch.images.contiguous(memory_format=self.memory_format)
+        return batch
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, averaged over the processes."""

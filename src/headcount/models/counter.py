@@ -41,7 +41,7 @@ class Counter(nn.Module):
 
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Bytes to the range the weights were trained on."""
-        return (images.float() / 255 - self.mean) / self.std
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
 
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
