@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from headcount.bins import CountBins
     from headcount.config import Precision, TrainConfig
     from headcount.data.augment import TrainAugment
+    from headcount.data.datasets import CrowdDataset
     from headcount.losses.sinkhorn import TransportSolution
     from headcount.models.counter import Counter
     from headcount.types import Batch, BlockPrediction
@@ -201,52 +202,109 @@ def add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument("--images", type=int, default=12, help="generated photographs")
     command.add_argument("--rounds", type=int, default=8, help="passes over them, each pipeline in turn")
     command.add_argument("--crop-size", type=int, default=448, help="side of a training crop, pixels")
+    command.add_argument(
+        "--epochs", type=int, default=30, help="passes for the loader's workers and memory; 0 for none"
+    )
     command.set_defaults(run=data)
 
 
 def data(arguments: argparse.Namespace) -> None:
-    """JPEGs of 1024 x 768 to augmented crops, in one process on one thread: ours against Pillow and floats.
+    """JPEGs of two sizes to augmented crops, in one process on one thread: ours against Pillow and floats.
 
     Plain is how it is usually written: Pillow decodes, all else happens on float tensors, normalisation included
-    (ours leaves that to the model, on its device). Both draw the same chances. A table of our stages follows.
+    (ours leaves that to the model, on its device). Decoded is ours with dataset.cache=decoded. All draw the same
+    chances. A table of our stages follows, then the loader with workers, and its memory over many epochs.
     """
     from PIL import Image
 
     from headcount.data.augment import TrainAugment
     from headcount.data.datasets import CrowdDataset, sample_seed
+    from headcount.data.decoded import decode_images, open_decoded
+    from headcount.data.prepare import PreparedImage
     from headcount.data.readers import read_image
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    size = (1024, 768)
     augment = TrainAugment(crop_size=arguments.crop_size)
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{k}.jpg" for k in range(arguments.images)]
-        for file in tqdm(files, desc="drawing", unit="image"):
-            Image.fromarray(photograph(rng, *size)).save(file, quality=90)
-        points = [torch.from_numpy(rng.uniform((0, 0), size, (500, 2)).astype(np.float32)) for _ in files]
-        dataset = CrowdDataset(
-            [file.stem for file in files],
-            lambda index: read_image(files[index]),
-            points,
-            source_sizes=[size] * len(files),
-            sizes=[size] * len(files),
-            augment=augment,
-        )
-        seconds = np.zeros((2, arguments.rounds + 1, len(files)))  # The first pass warms up.
-        for epoch in tqdm(range(arguments.rounds + 1), desc="timing", unit="pass"):
-            for k in range(len(files)):
+        for size in ((1024, 768), (2048, 1536)):
+            files = [Path(folder) / f"{size[0]}_{k}.jpg" for k in range(arguments.images)]
+            for file in tqdm(files, desc="drawing", unit="image"):
+                Image.fromarray(photograph(rng, *size)).save(file, quality=90)
+            points = [torch.from_numpy(rng.uniform((0, 0), size, (500, 2)).astype(np.float32)) for _ in files]
+            mapped = decode_images([PreparedImage(f, size, size) for f in files], Path(folder) / "decoded", label="all")
+
+            def dataset(
+                images: Callable[[int], Tensor], points: list[Tensor] = points, size: tuple[int, int] = size
+            ) -> CrowdDataset:
+                names, sizes = [str(k) for k in range(len(points))], [size] * len(points)
+                return CrowdDataset(names, images, points, source_sizes=sizes, sizes=sizes, augment=augment)
+
+            compressed = dataset(partial(read_indexed, read_image, files))
+            decoded = dataset(partial(read_indexed, open_decoded, mapped))
+            seconds = np.zeros((3, arguments.rounds + 1, len(files)))  # The first pass warms up.
+            for epoch in tqdm(range(arguments.rounds + 1), desc="timing", unit="pass"):
+                for k in range(len(files)):
+                    times = [time.perf_counter()]
+                    plain_sample(files[k], points[k], augment, torch.Generator().manual_seed(sample_seed(0, epoch, k)))
+                    times.append(time.perf_counter())
+                    compressed[epoch, k]
+                    times.append(time.perf_counter())
+                    decoded[epoch, k]
+                    seconds[:, epoch, k] = np.diff([*times, time.perf_counter()])
+            # A sample's cost depends on its chances, so the medians are those of whole passes.
+            plain, ours, fast = len(files) / np.median(seconds[:, 1:].sum(axis=2), axis=1)
+            print(
+                f"{size[0]} x {size[1]}, plain {plain:.1f} images a second, ours {ours:.1f}: {ours / plain:.2f}x; "
+                f"decoded {fast:.1f}: {fast / plain:.2f}x"
+            )
+            if size == (1024, 768):
+                print(f"\n{'stage':>16} {'median ms':>10} {'happens':>8} {'ms a sample':>12}")
+                for stage, (milliseconds, share) in stage_times(files, points, augment).items():
+                    print(f"{stage:>16} {milliseconds:10.2f} {share:8.0%} {milliseconds * share:12.2f}")
+                print()
+                workload = compressed
+        if arguments.epochs:
+            print_loading(workload, epochs=arguments.epochs)
+
+
+def read_indexed(read: Callable[[Path], Tensor], files: list[Path], index: int) -> Tensor:
+    """The image of an index; a function that worker processes can be given."""
+    return read(files[index])
+
+
+def print_loading(dataset: "CrowdDataset", *, epochs: int) -> None:
+    """Print images a second of the training loader with one and two workers, and how its memory grows."""
+    from headcount.data.loading import build_train_loader
+
+    rates = {}
+    for workers in (1, 2):
+        loader = build_train_loader(dataset, batch_size_per_process=4, seed=0, block_size=8, workers=workers)
+        memory = []
+        for epoch in range(epochs + 1):
+            if epoch == 1:  # the first one starts the workers
                 start = time.perf_counter()
-                plain_sample(files[k], points[k], augment, torch.Generator().manual_seed(sample_seed(0, epoch, k)))
-                middle = time.perf_counter()
-                dataset[epoch, k]
-                seconds[:, epoch, k] = middle - start, time.perf_counter() - middle
-        # A sample's cost depends on its chances, so the medians are those of whole passes.
-        plain, ours = len(files) / np.median(seconds[:, 1:].sum(axis=2), axis=1)
-        print(f"images a second: plain {plain:.1f}, ours {ours:.1f}, ratio {ours / plain:.2f}")
-        print(f"\n{'stage':>16} {'median ms':>10} {'happens':>8} {'ms a sample':>12}")
-        for stage, (milliseconds, share) in stage_times(files, points, augment).items():
-            print(f"{stage:>16} {milliseconds:10.2f} {share:8.0%} {milliseconds * share:12.2f}")
+            for _ in loader.epoch(epoch):
+                pass
+            memory.append(resident_bytes())
+        rates[workers] = epochs * len(loader) * 4 / (time.perf_counter() - start)
+        grown = (memory[-1] - memory[len(memory) // 2]) / 2**20
+        print(
+            f"{workers} worker(s): {rates[workers]:.1f} images a second; memory grew {grown:+.1f} MiB in the later half"
+        )
+    print(f"two workers against one: {rates[2] / rates[1]:.2f}")
+
+
+def resident_bytes() -> int:
+    """Memory of this process and its workers that no file backs, as Linux counts it; 0 elsewhere."""
+    total = 0
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if not children.exists():
+        return 0
+    for process in (str(os.getpid()), *children.read_text().split()):
+        status = Path(f"/proc/{process}/status").read_text()
+        total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+    return total
 
 
 def stage_times(files: list[Path], points: list[Tensor], augment: "TrainAugment") -> dict[str, tuple[float, float]]:
