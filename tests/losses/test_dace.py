@@ -125,5 +125,5 @@ def test_a_prediction_without_logits_is_refused():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there is: DaceConfig"):
+    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there are DaceConfig"):
         build_loss(LossConfig(name="focal"), BINS)
