@@ -54,7 +54,9 @@ def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Map
         return [f"blocks of {config.bins.block_size} px, without bins"]
     lines = [f"bins: blocks of {bins.block_size} px, m = {config.bins.m}", bins.describe(histogram)]
     if isinstance(config.model, ClipConfig):
-        lines.append("prompts: " + " ".join(write_prompts(bins.edges, config.model.prompts)))
+        prompts = write_prompts(bins.edges, config.model.prompts)
+        shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]
+        lines.append("prompts: " + " ".join(shown))
     return lines
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import MODELS, ClipConfig, ConfigError, Head, MobileNetV2Config, ModelConfig
+from headcount.config import MODELS, ClipConfig, ConfigError, Head, MobileNetV2Config, ModelConfig, PretrainedConfig
 from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
@@ -93,7 +93,7 @@ def released_config(config: ModelConfig) -> ModelConfig:
         "mean": config.mean or list(backbones.IMAGENET_MEAN),
         "std": config.std or list(backbones.IMAGENET_STD),
     }
-    if hasattr(config, "weights"):
+    if isinstance(config, PretrainedConfig):
         changes["weights"] = "none"
     return follow_weights(dataclasses.replace(config, **changes))
 
