@@ -71,6 +71,11 @@ def test_both_layouts_and_several_processes() -> None:
     same(convert_released(checkpoint, "clip_rn50", bins=BINS, **RESNET), counter)
 
 
+def test_the_released_names_of_networks() -> None:
+    state, counter = released_clip("clip_rn50", RESNET)
+    same(convert_released(state, "clip_resnet50", bins=BINS, **RESNET), counter)
+
+
 def test_pixels_are_normalised_as_the_released_code_does() -> None:
     state, _ = released_clip("clip_rn50", RESNET)
     assert convert_released(state, "clip_rn50", bins=BINS, **RESNET).mean.flatten().tolist() == pytest.approx(

@@ -18,6 +18,18 @@ from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
 
+# What the released code calls the networks, where ours has another name.
+_BACKBONES = {
+    "clip_resnet50": "clip_rn50",
+    "clip_resnet101": "clip_rn101",
+    "clip_resnet50x4": "clip_rn50x4",
+    "clip_resnet50x16": "clip_rn50x16",
+    "clip_vit_b_16": "clip_vit_b16",
+    "clip_vit_b_32": "clip_vit_b32",
+    "clip_vit_l_14": "clip_vit_l14",
+    "vgg19_ae": "dmcount",
+}
+
 # Beginning of a released name -> of ours. The first that fits is taken.
 _CLIP = {
     "image_encoder.": "backbone.tower.",
@@ -48,8 +60,8 @@ def convert_released(
 
     Args:
         state_dict: a bare state dict, or the training checkpoint that holds one.
-        model: a config, or the name of one with its settings as ``options`` (``clip_rn50``, ``csrnet``,
-            ...). Pixels are normalised as the released code does it, by ImageNet's mean and standard
+        model: a config, or the name of one (ours or the released code's, ``clip_rn50`` or
+            ``clip_resnet50``) with its settings as ``options``. Pixels are normalised as the released code does it, by ImageNet's mean and standard
             deviation, unless the config says otherwise.
         bins: edges and representative counts, which the released files do not hold; None for a model
             that regresses counts.
@@ -99,6 +111,7 @@ def released_config(config: ModelConfig) -> ModelConfig:
 
 
 def _config(name: str, bins: CountBins | None, options: Mapping[str, Any]) -> ModelConfig:
+    name = _BACKBONES.get(name, name)
     kinds = [kind for kind in MODELS.values() if name in kind.names]
     if not kinds:
         known = ", ".join(n for kind in MODELS.values() for n in kind.names)
