@@ -83,8 +83,11 @@ def convert_released(
         ours = {_renamed(name.replace("encoder.features_", "encoder."), _OTHERS): v for name, v in state.items()}
     else:
         ours = {_renamed(name, _OTHERS): value for name, value in state.items()}
+    # The names people find in their file.
+    theirs = {_renamed(name, _CLIP if isinstance(config, ClipConfig) else _OTHERS): name for name in state}
+    theirs["backbone.prompts"] = ", ".join(name for name in state if name.startswith("vpt_"))
     given = {"mean": own["mean"], "std": own["std"], **ours}
-    left_over = [name for name in given if name not in own]
+    left_over = [theirs.get(name, name) for name in given if name not in own]
     missing = [name for name in own if name not in given]
     reshaped = [name for name in own if name in given and given[name].shape != own[name].shape]
     if left_over or missing or reshaped:
@@ -154,10 +157,16 @@ def _clip_names(state: Mapping[str, Tensor], config: ClipConfig, bins: CountBins
         ours["backbone.prompts"] = torch.stack([state[name].float() for name in prompts])
     if bins is not None:
         tower = clip.text_tower(config)
-        try:
-            tower.load_state_dict(texts)
-        except RuntimeError as error:
-            raise ConfigError(f"text_encoder is not that of {config.name} with these settings: {error}") from error
+        own = tower.state_dict()
+        wrong = [
+            k for k in own.keys() | texts.keys() if k not in own or k not in texts or texts[k].shape != own[k].shape
+        ]
+        if wrong:
+            raise ConfigError(
+                f"text_encoder.{min(wrong)} and {len(wrong) - 1} more are not those of {config.name} with these "
+                "settings (model.embed_dim, text_width, text_heads, text_layers are settings of the model)"
+            )
+        tower.load_state_dict(texts)
         ours["head.text_features"] = clip.encode_texts(tower, write_prompts(bins.edges, config.prompts))
     return ours
 
