@@ -71,6 +71,11 @@ def test_both_layouts_and_several_processes() -> None:
     same(convert_released(checkpoint, "clip_rn50", bins=BINS, **RESNET), counter)
 
 
+def test_the_released_names_of_networks() -> None:
+    state, counter = released_clip("clip_rn50", RESNET)
+    same(convert_released(state, "clip_resnet50", bins=BINS, **RESNET), counter)
+
+
 def test_pixels_are_normalised_as_the_released_code_does() -> None:
     state, _ = released_clip("clip_rn50", RESNET)
     assert convert_released(state, "clip_rn50", bins=BINS, **RESNET).mean.flatten().tolist() == pytest.approx(
@@ -84,7 +89,9 @@ def test_pixels_are_normalised_as_the_released_code_does() -> None:
         ({"extra.weight": torch.zeros(1)}, r"no place for extra\.weight"),
         ({"projection.bias": None}, r"nothing for head\.projection\.bias"),
         ({"projection.bias": torch.zeros(3)}, r"head\.projection\.bias is \(3,\), not \(24,\)"),
-        ({"text_encoder.ln_final.bias": None}, r"text_encoder is not that of clip_rn50"),
+        ({"text_encoder.ln_final.bias": None}, r"text_encoder\.ln_final\.bias and 0 more are not those of clip_rn50"),
+        ({"vpt_0": torch.zeros(3, 64)}, r"no place for vpt_0"),
+        ({"image_decoder.5.conv1.weight": torch.zeros(1)}, r"no place for image_decoder\.5\.conv1\.weight"),
         ({"projection.bias": "text"}, r"not a checkpoint of the released code"),
     ],
 )

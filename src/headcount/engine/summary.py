@@ -59,7 +59,9 @@ def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Map
         kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
     lines = [f"bins: blocks of {bins.block_size} px, {kind}", bins.describe(histogram)]
     if isinstance(config.model, ClipConfig):
-        lines.append("prompts: " + " ".join(write_prompts(bins.edges, config.model.prompts)))
+        prompts = write_prompts(bins.edges, config.model.prompts)
+        shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]
+        lines.append("prompts: " + " ".join(shown))
     return lines
 
 

@@ -12,11 +12,23 @@ import torch
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import MODELS, ClipConfig, ConfigError, Head, MobileNetV2Config, ModelConfig
+from headcount.config import MODELS, ClipConfig, ConfigError, Head, MobileNetV2Config, ModelConfig, PretrainedConfig
 from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
+
+# What the released code calls the networks, where ours has another name.
+_BACKBONES = {
+    "clip_resnet50": "clip_rn50",
+    "clip_resnet101": "clip_rn101",
+    "clip_resnet50x4": "clip_rn50x4",
+    "clip_resnet50x16": "clip_rn50x16",
+    "clip_vit_b_16": "clip_vit_b16",
+    "clip_vit_b_32": "clip_vit_b32",
+    "clip_vit_l_14": "clip_vit_l14",
+    "vgg19_ae": "dmcount",
+}
 
 # Beginning of a released name -> of ours. The first that fits is taken.
 _CLIP = {
@@ -48,9 +60,9 @@ def convert_released(
 
     Args:
         state_dict: a bare state dict, or the training checkpoint that holds one.
-        model: a config, or the name of one with its settings as ``options`` (``clip_rn50``, ``csrnet``,
-            ...). Pixels are normalised as the released code does it, by ImageNet's mean and standard
-            deviation, unless the config says otherwise.
+        model: a config, or the name of one (ours or the released code's, ``clip_rn50`` or
+            ``clip_resnet50``) with its settings as ``options``. Pixels are normalised as the released
+            code does it, by ImageNet's mean and standard deviation, unless the config says otherwise.
         bins: edges and representative counts, which the released files do not hold; None for a model
             that regresses counts.
         block_size: side of a block, pixels; needed without ``bins``.
@@ -71,8 +83,11 @@ def convert_released(
         ours = {_renamed(name.replace("encoder.features_", "encoder."), _OTHERS): v for name, v in state.items()}
     else:
         ours = {_renamed(name, _OTHERS): value for name, value in state.items()}
+    # The names people find in their file.
+    theirs = {_renamed(name, _CLIP if isinstance(config, ClipConfig) else _OTHERS): name for name in state}
+    theirs["backbone.prompts"] = ", ".join(name for name in state if name.startswith("vpt_"))
     given = {"mean": own["mean"], "std": own["std"], **ours}
-    left_over = [name for name in given if name not in own]
+    left_over = [theirs.get(name, name) for name in given if name not in own]
     missing = [name for name in own if name not in given]
     reshaped = [name for name in own if name in given and given[name].shape != own[name].shape]
     if left_over or missing or reshaped:
@@ -93,12 +108,13 @@ def released_config(config: ModelConfig) -> ModelConfig:
         "mean": config.mean or list(backbones.IMAGENET_MEAN),
         "std": config.std or list(backbones.IMAGENET_STD),
     }
-    if hasattr(config, "weights"):
+    if isinstance(config, PretrainedConfig):
         changes["weights"] = "none"
     return follow_weights(dataclasses.replace(config, **changes))
 
 
 def _config(name: str, bins: CountBins | None, options: Mapping[str, Any]) -> ModelConfig:
+    name = _BACKBONES.get(name, name)
     kinds = [kind for kind in MODELS.values() if name in kind.names]
     if not kinds:
         known = ", ".join(n for kind in MODELS.values() for n in kind.names)
@@ -141,10 +157,16 @@ def _clip_names(state: Mapping[str, Tensor], config: ClipConfig, bins: CountBins
         ours["backbone.prompts"] = torch.stack([state[name].float() for name in prompts])
     if bins is not None:
         tower = clip.text_tower(config)
-        try:
-            tower.load_state_dict(texts)
-        except RuntimeError as error:
-            raise ConfigError(f"text_encoder is not that of {config.name} with these settings: {error}") from error
+        own = tower.state_dict()
+        wrong = [
+            k for k in own.keys() | texts.keys() if k not in own or k not in texts or texts[k].shape != own[k].shape
+        ]
+        if wrong:
+            raise ConfigError(
+                f"text_encoder.{min(wrong)} and {len(wrong) - 1} more are not those of {config.name} with these "
+                "settings (model.embed_dim, text_width, text_heads, text_layers are settings of the model)"
+            )
+        tower.load_state_dict(texts)
         ours["head.text_features"] = clip.encode_texts(tower, write_prompts(bins.edges, config.prompts))
     return ours
 
