@@ -691,13 +691,13 @@ def textbook_cosines(head: Any, features: Tensor, *, factor: float) -> "BlockPre
 
 def evaluation(setup: StepSetup, *, channels_last: bool) -> Callable[[], Tensor]:
     """Count one photograph as eval.py does."""
-    from headcount.engine.evaluate import count_blocks
     from headcount.engine.runtime import Runtime
+    from headcount.engine.tiling import predict_blocks
 
     runtime = Runtime(dataclasses.replace(setup.config.runtime, channels_last=channels_last, devices=1))
     counter = runtime.place(copy.deepcopy(setup.counter).eval())
     width, height = IMAGE_PX
-    return partial(count_blocks, counter, setup.picture[:, :height, :width])
+    return lambda: predict_blocks(counter, setup.picture[:, :height, :width]).counts
 
 
 def throughput(setup: StepSetup, *, repeats: int) -> None:

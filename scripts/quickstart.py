@@ -27,7 +27,7 @@ def main() -> None:
         if status:
             sys.exit(status)
     report = RUN / "eval" / "synthetic_test"
-    mae = json.loads((report / "errors.json").read_text())["mae"]
+    mae = json.loads((report / "metrics.json").read_text())["mae"]
     mean, blobs = reference_errors(SyntheticConfig())
     print(
         f"\nMean absolute error on {mean.images} images that nobody trained or selected on:\n"

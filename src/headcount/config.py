@@ -71,6 +71,13 @@ class LastPrompt(Enum):
     m_or_more = 2
 
 
+class Border(Enum):
+    """Where the last window of a row goes: moved inward to the border, or on over padding."""
+
+    inward = 1
+    pad = 2
+
+
 class Cache(Enum):
     """What is kept of the images between epochs."""
 
@@ -635,10 +642,29 @@ class OptimConfig:
 
 @dataclass
 class EvalConfig:
-    """How an image is evaluated, and what is written."""
+    """What an evaluation writes; this kind leaves to the model how an image is counted."""
 
     pictures: int = number(6, 0)
     """Images drawn with truth and prediction side by side, worst errors first; 0 draws none."""
+
+
+@dataclass
+class WholeImageConfig(EvalConfig):
+    """Each image in one piece."""
+
+
+@dataclass
+class SlidingWindowConfig(EvalConfig):
+    """Each image in square windows, blocks that several windows see averaged."""
+
+    window: int | None = number(None, 1)
+    """Side of a window, pixels; None takes a ViT's ``model.input_size``, else the training crop's side."""
+    stride: int | None = number(None, 1)
+    """Pixels from one window to the next; None takes the window's side, so that they overlap at the border alone."""
+    window_batch: int = number(8, 1)
+    """Windows that go through the network at once; halved where memory does not suffice."""
+    border: Border = Border.inward
+    """The last window of a row is moved inward (released code), or reaches over padding that does not count."""
 
 
 @dataclass
@@ -708,6 +734,8 @@ class EvalCommandConfig:
     """Evaluate the first so many images; None for all."""
     output_dir: str | None = None
     """Where results go; None writes to eval/<dataset>_<split> beside the checkpoint."""
+    dataset: DatasetConfig | None = None
+    """Another dataset than the one the counter was trained on; None takes that one."""
     eval: EvalConfig = MISSING
     runtime: RuntimeConfig = MISSING
 
@@ -734,7 +762,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "augment": {"ebc": AugmentConfig},
     "loss": {"dace": DaceConfig, "cross_entropy": CrossEntropyConfig, "dm": DmConfig, "mse": MseConfig},
     "optim": {"optim": OptimConfig},
-    "eval": {"whole_image": EvalConfig},
+    "eval": {"auto": EvalConfig, "whole_image": WholeImageConfig, "sliding_window": SlidingWindowConfig},
     "runtime": {"runtime": RuntimeConfig},
 }
 
@@ -831,10 +859,9 @@ def check(config: TrainConfig) -> list[str]:
         name = getattr(config, group).name
         if fixed not in (MISSING, name):
             errors.append(f"{group}.name={name}: is always {fixed}; choose another with {group}=...")
-    if isinstance(config.dataset, FolderDatasetConfig):
-        errors += _size_errors(config.dataset)
-    if isinstance(config.dataset, CustomConfig):
-        errors += _custom_errors(config.dataset)
+    errors += _dataset_errors(config.dataset)
+    if stride is not None and (wrong := window_error(counting_mode(config), config.bins.block_size, stride)):
+        errors.append(wrong)
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
     return errors
@@ -851,6 +878,47 @@ def crop_error(config: TrainConfig, stride: int) -> str | None:
         f"augment.crop_size={crop}: must be a multiple of {step} (blocks of {block} px, "
         f"{config.model.name} works at stride {stride}); nearest below or at: {near}"
     )
+
+
+def counting_mode(config: TrainConfig, chosen: EvalConfig | None = None) -> WholeImageConfig | SlidingWindowConfig:
+    """How images are counted, with every size given: ``chosen``, else as ``config`` says, else as suits its model.
+
+    A ViT sees windows of the size its positions are for; other networks see the whole image.
+    """
+    mode = config.eval if chosen is None or type(chosen) is EvalConfig else chosen
+    vit = config.model if isinstance(config.model, ClipViTConfig) else None
+    if type(mode) is EvalConfig:
+        mode = WholeImageConfig() if vit is None else SlidingWindowConfig()
+    if isinstance(mode, SlidingWindowConfig):
+        window = mode.window or (config.augment.crop_size if vit is None else vit.input_size)
+        mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)
+    assert isinstance(mode, (WholeImageConfig, SlidingWindowConfig))
+    return mode if chosen is None else dataclasses.replace(mode, pictures=chosen.pictures)
+
+
+def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, stride: int) -> str | None:
+    """What is wrong with the windows of ``mode`` for blocks and a model of these sizes, px."""
+    if isinstance(mode, WholeImageConfig):
+        return None
+    window, step = mode.window or 0, mode.stride or 0
+    multiple = math.lcm(block_size, stride)
+    if window % multiple:
+        return (
+            f"eval.window={window}: must be a multiple of {multiple} (blocks of {block_size} px, the model works at "
+            f"stride {stride}); nearest below or at: {max(window // multiple, 1) * multiple}"
+        )
+    if step % block_size or step > window:
+        return (
+            f"eval.stride={step}: must be a multiple of bins.block_size={block_size}, and at most "
+            f"eval.window={window}, so that windows leave no gap"
+        )
+    return None
+
+
+def _dataset_errors(config: DatasetConfig) -> list[str]:
+    """Settings of a dataset that contradict each other."""
+    errors = _size_errors(config) if isinstance(config, FolderDatasetConfig) else []
+    return errors + (_custom_errors(config) if isinstance(config, CustomConfig) else [])
 
 
 def _head_errors(config: TrainConfig) -> list[str]:
@@ -1016,7 +1084,7 @@ def _custom_errors(config: CustomConfig) -> list[str]:
 
 def check_evaluation(config: EvalCommandConfig) -> list[str]:
     """Every error of an evaluation's config that its types do not catch, one line each."""
-    errors = _range_errors(config, "")
+    errors = _range_errors(config, "") or ([] if config.dataset is None else _dataset_errors(config.dataset))
     path = Path(config.ckpt).expanduser()
     return errors if path.is_file() else [*errors, missing_checkpoint(path)]
 

@@ -128,6 +128,8 @@ class ImageCount:
     """Expected heads, the sum of ``blocks``."""
     blocks: Float[Tensor, "rows cols"]
     """Expected heads in each block, on the host."""
+    game: tuple[float, ...] = ()
+    """Sum of the absolute errors over 4, 16 and 64 equal regions of the image: GAME(1) to GAME(3)."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,13 +33,13 @@ def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
     evaluated = run_command("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
     assert evaluated.returncode == 0, evaluated.stderr
     report = run / "eval" / "synthetic_test"
-    errors = json.loads((report / "errors.json").read_text())
+    errors = json.loads((report / "metrics.json").read_text())
     rows = list(csv.DictReader((report / "counts.csv").read_text().splitlines()))
     assert len(rows) == errors["images"] == 3
     by_hand = sum(abs(float(r["predicted"]) - float(r["true"])) for r in rows) / 3
     assert errors["mae"] == pytest.approx(by_hand, abs=1e-3)
     assert errors["selected_on"] == "val"
-    assert f"MAE {errors['mae']:.2f}" in evaluated.stdout
+    assert re.search(rf"MAE +{errors['mae']:.2f}\b", evaluated.stdout)
     assert (report / "worst.png").stat().st_size > 10_000
 
     # The paths it printed are there, and the checkpoint counts a picture in three lines of Python.
@@ -68,7 +69,7 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
         "eval.py", f"ckpt={FOLDER}/best_mae.pt", "split=val", "max_images=3", "runtime=cpu", "output_dir=v"
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "v" / "errors.json").read_text())["mae"] == pytest.approx(best, abs=1e-6)
+    assert json.loads((tmp_path / "v" / "metrics.json").read_text())["mae"] == pytest.approx(best, abs=1e-6)
     errors = []
     for processes in ([], two):
         # Five images on two processes: neither one left out nor one counted twice.
@@ -81,7 +82,7 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
             *processes,
         )
         assert done.returncode == 0, done.stderr
-        errors.append(json.loads((tmp_path / f"out{len(processes)}" / "errors.json").read_text()))
+        errors.append(json.loads((tmp_path / f"out{len(processes)}" / "metrics.json").read_text()))
     assert errors[0]["images"] == errors[1]["images"] == 5
     assert errors[0]["mae"] == pytest.approx(errors[1]["mae"], abs=1e-6)
     assert errors[0]["rmse"] == pytest.approx(errors[1]["rmse"], abs=1e-6)

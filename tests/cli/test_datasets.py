@@ -41,7 +41,7 @@ def test_qnrf_is_trained_on_and_evaluated(run_command: Run, tmp_path: Path) -> N
     folder = run / "eval" / "qnrf_test"
     rows = list(csv.DictReader((folder / "counts.csv").read_text().splitlines()))
     assert {row["image"]: int(row["true"]) for row in rows} == {n: len(p) for n, p in images["Test"].items()}
-    assert json.loads((folder / "errors.json").read_text())["images"] == 3
+    assert json.loads((folder / "metrics.json").read_text())["images"] == 3
 
 
 @pytest.mark.slow

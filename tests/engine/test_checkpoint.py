@@ -13,7 +13,7 @@ from headcount.bins import build_bins
 from headcount.command import compose
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import count_blocks
+from headcount.engine.tiling import predict_blocks
 from headcount.models.build import build_model, follow_weights
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -73,7 +73,7 @@ def test_a_checkpoint_rebuilds_its_counter_without_network_or_weight_files(
 @pytest.mark.parametrize("size", [(1, 1), (7, 250), (64, 64), (33, 97)])
 def test_counts_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
     counter = checkpoint.load(write_checkpoint(tmp_path)).counter
-    blocks = count_blocks(counter, torch.zeros(3, *size, dtype=torch.uint8))
+    blocks = predict_blocks(counter, torch.zeros(3, *size, dtype=torch.uint8)).counts
     assert blocks.shape == tuple(-(-side // 8) for side in size)
     assert bool(blocks.isfinite().all())
 
@@ -82,7 +82,7 @@ def test_padding_does_not_reach_the_counts_of_whole_blocks_far_away(tmp_path: Pa
     """The blocks of an image that needs padding are those of the image, away from the border."""
     counter = checkpoint.load(write_checkpoint(tmp_path)).counter
     image = torch.randint(0, 256, (3, 160, 168), dtype=torch.uint8)
-    whole, cut = count_blocks(counter, image), count_blocks(counter, image[:, :, :161])
+    whole, cut = predict_blocks(counter, image).counts, predict_blocks(counter, image[:, :, :161]).counts
     assert cut.shape == whole.shape
     torch.testing.assert_close(cut[:, :10], whole[:, :10])
     assert not torch.allclose(cut[:, 20], whole[:, 20])

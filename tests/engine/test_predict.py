@@ -8,11 +8,19 @@ import torch
 from PIL import Image
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, FolderDatasetConfig, Strategy, SyntheticConfig, TinyConfig, TrainConfig
+from headcount.config import (
+    ConfigError,
+    FolderDatasetConfig,
+    Strategy,
+    SyntheticConfig,
+    TinyConfig,
+    TrainConfig,
+    WholeImageConfig,
+)
 from headcount.data.prepare import prepare_images
 from headcount.data.readers import read_image
-from headcount.engine.evaluate import count_blocks
 from headcount.engine.predict import PhotoCounter
+from headcount.engine.tiling import predict_blocks
 from headcount.models.build import build_model
 
 BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, block_size=8, strategy=Strategy.fine, m=4)
@@ -23,7 +31,9 @@ LIMITS = {"min_side": 96, "max_side": 256, "multiple": 32}
 def counter() -> PhotoCounter:
     torch.manual_seed(0)
     dataset = FolderDatasetConfig(name="sha", min_side=96, max_side=256)
-    return PhotoCounter(build_model(TinyConfig(width=8), BINS).eval(), TrainConfig(dataset=dataset), BINS)
+    return PhotoCounter(
+        build_model(TinyConfig(width=8), BINS).eval(), TrainConfig(dataset=dataset, eval=WholeImageConfig()), BINS
+    )
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
 ) -> None:
     (prepared,) = prepare_images([photo], tmp_path / "cache", **LIMITS, label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
-    evaluated = count_blocks(counter.counter, read_image(prepared.path))
+    evaluated = predict_blocks(counter.counter, read_image(prepared.path)).counts
     prediction = counter.predict(photo)
     assert prediction.block_counts.shape == evaluated.shape
     assert prediction.count == pytest.approx(float(evaluated.sum()), rel=2e-2)  # the cache is a JPEG

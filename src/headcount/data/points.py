@@ -205,3 +205,32 @@ def one_head_per_pixel(points: Float[Tensor, "n 2"]) -> Float[Tensor, "kept 2"]:
 def _below(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The greatest float below ``value``."""
     return torch.nextafter(value, torch.full_like(value, -torch.inf))
+
+
+def spread_blocks(
+    blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
+) -> Float[np.ndarray, "height width"]:
+    """Share block counts among the equal cells of a map of another size; the sum stays.
+
+    Each block's heads are spread evenly over the part of the block inside the image.
+
+    Args:
+        blocks: heads per block, the last ones may reach over the image.
+        image: height and width of the image, pixels.
+        panel: height and width of the map, pixels.
+        block_size: side of a block, pixels of the image.
+    """
+    down, across = (
+        _shares(n, side=side, pixels=pixels, block_size=block_size)
+        for n, side, pixels in zip(blocks.shape, image, panel, strict=True)
+    )
+    return down @ blocks @ across.T
+
+
+def _shares(n: int, *, side: int, pixels: int, block_size: int) -> Float[np.ndarray, "pixels n"]:
+    """Share of each of ``n`` blocks along a side of the image that falls into each pixel of the map."""
+    blocks = np.minimum(np.arange(n + 1) * block_size, side)
+    edges = np.linspace(0, side, pixels + 1)
+    low = np.maximum(edges[:-1, None], blocks[:-1])
+    high = np.minimum(edges[1:, None], blocks[1:])
+    return np.maximum(high - low, 0) / np.diff(blocks)

@@ -1,7 +1,4 @@
-"""Count whole images and measure the errors, on any number of processes.
-
-Float32 throughout: a sum of thousands of small counts loses heads in less.
-"""
+"""Count all images of a split and measure the errors, on any number of processes."""
 
 import math
 import os
@@ -9,43 +6,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, FolderDatasetConfig
+from headcount.bins import CountBins
+from headcount.config import (
+    ConfigError,
+    CustomConfig,
+    EvalCommandConfig,
+    FolderDatasetConfig,
+    SlidingWindowConfig,
+    WholeImageConfig,
+    counting_mode,
+    window_error,
+)
 from headcount.data.datasets import DATA_ROOT_VARIABLE, CrowdDataset, open_split
 from headcount.data.loading import evaluation_samples
+from headcount.data.points import block_counts, clamp_into, spread_blocks
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
+from headcount.engine.tiling import WHOLE_IMAGE, predict_blocks
+from headcount.metrics import Reliability
 from headcount.models.counter import Counter
-from headcount.types import CountErrors, Evaluation, ImageCount
+from headcount.types import CountErrors, Evaluation, ImageCount, Sample
+
+# GAME(3) cuts an image into 2^3 regions a side, those of the coarser levels are made of these.
+_REGIONS = 8
 
 
-@torch.inference_mode()
-def count_blocks(counter: Counter, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "rows cols"]:
-    """Expected heads in each block of one image of any size, on the host.
-
-    The image is padded at the right and bottom with the mean colour to whole strides and blocks;
-    blocks that lie in the padding alone are dropped.
-    """
-    device = counter.mean.device
-    height, width = image.shape[-2:]
-    multiple = math.lcm(counter.stride, counter.block_size)
-    pad_right, pad_bottom = -width % multiple, -height % multiple
-    pixels = counter.normalise(image[None].to(device))
-    # Zero is the mean colour of normalised pixels.
-    pixels = F.pad(pixels, (0, pad_right, 0, pad_bottom)).contiguous(memory_format=torch.channels_last)
-    blocks = counter(pixels).block_counts[0, 0].float()
-    return blocks[: math.ceil(height / counter.block_size), : math.ceil(width / counter.block_size)].cpu()
-
-
-def evaluate(runtime: Runtime, counter: Counter, dataset: CrowdDataset, *, workers: int = 0) -> Evaluation:
+def evaluate(
+    runtime: Runtime,
+    counter: Counter,
+    dataset: CrowdDataset,
+    mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
+    *,
+    workers: int = 0,
+    reliability: Reliability | None = None,
+    bins: CountBins | None = None,
+) -> Evaluation:
     """Count every image of ``dataset``; the processes share them, and each gets the whole answer.
 
     Leaves the counter in the mode it was in.
+
+    Args:
+        mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`).
+        reliability: takes in the probabilities of every block; None spares them.
+        bins: the bins of those probabilities.
+
+    Raises:
+        FloatingPointError: if a predicted count is not finite; names the images.
+        MemoryError: if an image does not fit into memory; names it.
     """
     was_training = counter.training
     counter.eval()
@@ -55,14 +68,20 @@ def evaluate(runtime: Runtime, counter: Counter, dataset: CrowdDataset, *, worke
     )
     with progress:
         for index, sample in evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=workers):
-            blocks = count_blocks(counter, sample.image)
+            try:
+                maps = predict_blocks(counter, sample.image, mode, probabilities=reliability is not None)
+            except MemoryError as error:
+                raise MemoryError(f"{sample.name}: {error}") from error
+            if reliability is not None and bins is not None and maps.probabilities is not None:
+                reliability.add(maps.probabilities, bins.label(_true_blocks(sample, maps.counts, counter))[0])
             mine.append(
                 ImageCount(
                     index=index,
                     name=sample.name,
                     true=float(len(sample.points)),
-                    predicted=float(blocks.sum(dtype=torch.float64)),
-                    blocks=blocks,
+                    predicted=float(maps.counts.sum(dtype=torch.float64)),
+                    blocks=maps.counts,
+                    game=game_errors(sample, maps.counts, counter.block_size),
                 )
             )
             progress.update(runtime.world)
@@ -72,7 +91,46 @@ def evaluate(runtime: Runtime, counter: Counter, dataset: CrowdDataset, *, worke
     if not math.isfinite(errors.mae):
         wrong = [image.name for image in images if not math.isfinite(image.predicted)]
         raise FloatingPointError(f"the predicted counts are not finite on {', '.join(wrong[:5])}")
+    if reliability is not None and runtime.world > 1:
+        everyone = runtime.gather([reliability])
+        reliability.merge(everyone[: runtime.rank] + everyone[runtime.rank + 1 :])
     return Evaluation(errors=errors, images=images)
+
+
+def game_errors(sample: Sample, blocks: Float[Tensor, "rows cols"], block_size: int) -> tuple[float, float, float]:
+    """GAME(1) to GAME(3) of one image: the sum of the errors of its 4, 16 and 64 equal regions.
+
+    A block that lies in several regions is shared among them by area; a head outside the image belongs
+    to the nearest region.
+
+    Source: Guerrero-Gomez-Olmedo et al., "Extremely overlapping vehicle counting", 2015.
+    """
+    height, width = sample.image.shape[1:]
+    finest = spread_blocks(
+        blocks.double().numpy(), image=(height, width), panel=(_REGIONS, _REGIONS), block_size=block_size
+    )
+    x, y = (
+        (points * _REGIONS / size).floor().long().clamp(0, _REGIONS - 1).numpy()
+        for points, size in zip(sample.points.double().unbind(1), (width, height), strict=True)
+    )
+    np.subtract.at(finest, (y, x), 1)
+    levels = []
+    while len(finest) > 1:
+        levels.append(float(np.abs(finest).sum()))
+        finest = finest.reshape(len(finest) // 2, 2, -1, 2).sum(axis=(1, 3))
+    first, second, third = reversed(levels)
+    return first, second, third
+
+
+def _true_blocks(
+    sample: Sample, blocks: Float[Tensor, "rows cols"], counter: Counter
+) -> Float[Tensor, "1 1 rows cols"]:
+    """Annotated heads in each of ``blocks``; one outside the image at its border."""
+    height, width = sample.image.shape[1:]
+    points = clamp_into(sample.points, width=width, height=height)
+    rows, cols = blocks.shape
+    size = counter.block_size
+    return block_counts(points, height=rows * size, width=cols * size, block_size=size)[None, None]
 
 
 @dataclass
@@ -84,10 +142,12 @@ class Result:
     folder: Path
     facts: dict[str, Any]
     """Plain values for the report: checkpoint, dataset, split, how the checkpoint was selected."""
+    reliability: Reliability | None
+    """Probabilities against shares of the blocks; None for a counter without bins of whole heads."""
 
 
 def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
-    """Evaluate a checkpoint on a split of the dataset it was trained on.
+    """Evaluate a checkpoint on a split of the dataset it was trained on, or of another.
 
     Returns:
         None on every process but the first.
@@ -97,11 +157,14 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     """
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
-    dataset_config = loaded.config.dataset
+    trained_on = loaded.config.dataset
+    dataset_config = config.dataset or trained_on
     dataset_config.max_train_images = dataset_config.max_eval_images = config.max_images
     # Where the data lay for training matters only if nothing is said now.
     data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
-    if isinstance(dataset_config, CustomConfig):
+    if config.dataset is not None:
+        pass  # what was typed says where it is
+    elif isinstance(dataset_config, CustomConfig):
         # It lies in no folder of datasets: only what is typed here can say where it is now.
         dataset_config.root = config.data_root or dataset_config.root
     elif data_root and isinstance(dataset_config, FolderDatasetConfig):
@@ -114,7 +177,15 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     with runtime.main_first():
         dataset = open_split(dataset_config, config.split, data_root=data_root or loaded.config.data_root)
     counter = runtime.place(loaded.counter)
-    evaluation = evaluate(runtime, counter, dataset, workers=config.runtime.workers)
+    mode = counting_mode(loaded.config, config.eval)
+    if wrong := window_error(mode, counter.block_size, counter.stride):
+        raise ConfigError(wrong)
+    bins = loaded.bins
+    # Labels of smoothed counts would need the Gaussian; a counter without bins has no probabilities.
+    reliability = None if bins is None or bins.smoothed else Reliability(bins.names())
+    evaluation = evaluate(
+        runtime, counter, dataset, mode, workers=config.runtime.workers, reliability=reliability, bins=bins
+    )
     if not runtime.is_main:
         return None
     content = loaded.content
@@ -122,7 +193,9 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "checkpoint": str(config.ckpt),
         "dataset": dataset_config.name,
         "split": config.split,
+        "trained_on": trained_on.name,
         "images": len(dataset),
+        "mode": _describe(mode),
         "epoch": content["epoch"],
         "selected_on": content["selection"]["split"],
         "scale": loaded.config.scale,
@@ -131,7 +204,14 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "block_size": loaded.config.bins.block_size,
         "pictures": config.eval.pictures,
     }
-    return Result(evaluation, dataset, folder, facts)
+    return Result(evaluation, dataset, folder, facts, reliability)
+
+
+def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:
+    """How images are counted, in words for a record."""
+    if isinstance(mode, WholeImageConfig):
+        return "whole image"
+    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
 
 
 def make_folder(folder: Path, setting: str) -> None:

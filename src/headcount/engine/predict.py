@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import FolderDatasetConfig, TrainConfig
+from headcount.config import FolderDatasetConfig, SlidingWindowConfig, TrainConfig, WholeImageConfig, counting_mode
 from headcount.data.prepare import prepared_size
 from headcount.data.readers import read_pillow
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import count_blocks
+from headcount.engine.tiling import predict_blocks
 from headcount.models.counter import Counter
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
@@ -28,8 +28,12 @@ class Prediction:
     """Expected people."""
     block_counts: Float[Tensor, "rows cols"]
     """Expected people in each block; sums to ``count``."""
+    probabilities: Float[Tensor, "bins rows cols"] | None
+    """Probability of each bin in each block; None for a counter that regresses."""
     block_size: int
-    """Side of a block, pixels of the picture as it was resized."""
+    """Side of a block, pixels of ``image``."""
+    image: UInt8[Tensor, "3 height width"]
+    """The picture as it was resized for the counter."""
 
 
 @dataclass
@@ -40,6 +44,8 @@ class PhotoCounter:
     config: TrainConfig
     bins: CountBins | None
     """None for a counter that regresses."""
+    mode: WholeImageConfig | SlidingWindowConfig | None = None
+    """Windows or whole images; None counts as the counter was evaluated in training."""
 
     def predict(self, photo: Photo) -> Prediction:
         """Count the people in a picture of any size.
@@ -53,6 +59,7 @@ class PhotoCounter:
         Raises:
             ValueError: if an array is not of that shape and type.
             ConfigError: if the file is missing or no picture.
+            MemoryError: if the picture does not fit into memory.
         """
         image = _as_image(photo)
         dataset = self.config.dataset
@@ -64,8 +71,15 @@ class PhotoCounter:
             if size != (width, height):
                 resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
                 image = _as_image(resized)
-        blocks = count_blocks(self.counter, image)
-        return Prediction(float(blocks.sum(dtype=torch.float64)), blocks, self.counter.block_size)
+        mode = counting_mode(self.config, self.mode)
+        maps = predict_blocks(self.counter, image, mode, probabilities=True)
+        return Prediction(
+            count=float(maps.counts.sum(dtype=torch.float64)),
+            block_counts=maps.counts,
+            probabilities=maps.probabilities,
+            block_size=self.counter.block_size,
+            image=image,
+        )
 
     def count(self, photo: Photo) -> float:
         """The expected number of people in a picture; see :meth:`predict`."""

@@ -25,8 +25,10 @@ from headcount.config import (
     Counted,
     Representatives,
     TrainConfig,
+    counting_mode,
     crop_error,
     to_plain,
+    window_error,
 )
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split, smoothed_histogram
@@ -129,7 +131,9 @@ def fit(
         best = False
         if state.epoch % config.eval_every_epochs == 0 or state.epoch == config.epochs:
             evaluated = runtime.agree(average.evaluated(unwrap(model)))
-            evaluation = evaluate(runtime, evaluated, data.select, workers=config.runtime.workers)
+            evaluation = evaluate(
+                runtime, evaluated, data.select, counting_mode(config), workers=config.runtime.workers
+            )
             record |= evaluation_record(evaluation, data.selection)
             best = state.best is None or evaluation.errors.mae < state.best["mae"]
             if best:
@@ -165,7 +169,8 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         counter = build_model(
             config.model, bins, block_size=config.bins.block_size, histogram=histogram, pretrained=not resuming
         )
-    if wrong := crop_error(config, counter.stride):
+    windows = window_error(counting_mode(config), counter.block_size, counter.stride)
+    if wrong := crop_error(config, counter.stride) or windows:
         raise ConfigError(wrong)
     loss_fn = build_loss(config.loss, bins, block_size=config.bins.block_size)
     description = summarise(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from headcount.data.points import spread_blocks
 from headcount.types import Sample
 
 _COLOURS = "inferno"
@@ -162,35 +163,6 @@ def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
         else:
             axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
     figure.savefig(path)
-
-
-def spread_blocks(
-    blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
-) -> Float[np.ndarray, "height width"]:
-    """Draw block counts as a map of another size; the sum stays.
-
-    Each block's heads are spread evenly over the part of the block inside the image.
-
-    Args:
-        blocks: heads per block, the last ones may reach over the image.
-        image: height and width of the image, pixels.
-        panel: height and width of the map, pixels.
-        block_size: side of a block, pixels of the image.
-    """
-    down, across = (
-        _shares(n, side=side, pixels=pixels, block_size=block_size)
-        for n, side, pixels in zip(blocks.shape, image, panel, strict=True)
-    )
-    return down @ blocks @ across.T
-
-
-def _shares(n: int, *, side: int, pixels: int, block_size: int) -> Float[np.ndarray, "pixels n"]:
-    """Share of each of ``n`` blocks along a side of the image that falls into each pixel of the map."""
-    blocks = np.minimum(np.arange(n + 1) * block_size, side)
-    edges = np.linspace(0, side, pixels + 1)
-    low = np.maximum(edges[:-1, None], blocks[:-1])
-    high = np.minimum(edges[1:, None], blocks[1:])
-    return np.maximum(high - low, 0) / np.diff(blocks)
 
 
 def _true_blocks(
