@@ -61,12 +61,15 @@ def measure(images: Sequence[ImageCount]) -> Metrics:
     Raises:
         ValueError: if there is no image.
     """
-    predicted, true = (np.array(v) for v in ([i.predicted for i in images], [i.true for i in images]))
-    errors = CountErrors.from_counts(list(predicted), list(true))
+    predicted, true = (
+        np.array(values, dtype=np.float64) for values in ([i.predicted for i in images], [i.true for i in images])
+    )
+    errors = CountErrors.from_counts(predicted.tolist(), true.tolist())
     levels = {}
     for name, (low, high) in LEVELS.items():
         within = (true >= low) & (true <= high)
-        levels[name] = CountErrors.from_counts(list(predicted[within]), list(true[within])) if within.any() else None
+        some = bool(within.any())
+        levels[name] = CountErrors.from_counts(predicted[within].tolist(), true[within].tolist()) if some else None
     mae_interval, rmse_interval = bootstrap_intervals(predicted - true)
     variation = float(np.square(true - true.mean()).sum())
     games = [image.game for image in images]

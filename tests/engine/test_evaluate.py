@@ -1,0 +1,57 @@
+"""Errors of regions, and what an evaluation passes on."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from headcount.engine.evaluate import game_errors
+from headcount.types import Sample
+
+
+def sample(points: list[tuple[float, float]], *, height: int, width: int) -> Sample:
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    return Sample(image=image, points=torch.tensor(points).reshape(-1, 2), name="x")
+
+
+def test_game_of_an_image_worked_out_by_hand() -> None:
+    # 16 x 16 blocks of 8 px; two heads are predicted in the upper left block, one is where they are
+    # and the other in the lower right quarter.
+    blocks = torch.zeros(16, 16)
+    blocks[0, 0] = 2
+    image = sample([(3.0, 3.0), (120.0, 70.0)], height=128, width=128)
+    assert game_errors(image, blocks, 8) == (2, 2, 2)
+    # The same region of every level: nothing is wrong.
+    assert game_errors(sample([(3.0, 3.0), (1.0, 9.0)], height=128, width=128), blocks, 8) == (0, 0, 0)
+    # Of one quarter, but of different sixteenths; of one sixteenth, but of different sixty-fourths.
+    assert game_errors(sample([(3.0, 3.0), (40.0, 3.0)], height=128, width=128), blocks, 8) == (0, 2, 2)
+    assert game_errors(sample([(3.0, 3.0), (20.0, 3.0)], height=128, width=128), blocks, 8) == (0, 0, 2)
+
+
+def test_a_block_on_a_boundary_is_shared_by_area() -> None:
+    # 3 blocks of 8 px: the middle one, with four heads, lies half in the left half of the image.
+    blocks = torch.tensor([[0.0, 4.0, 0.0]])
+    even = sample([(9.0, 3.0), (10.0, 4.0), (13.0, 3.0), (14.0, 7.0)], height=8, width=24)
+    assert game_errors(even, blocks, 8)[0] == pytest.approx(0)  # one head in each quarter
+    upper = sample([(9.0, 3.0), (10.0, 3.0), (13.0, 3.0), (14.0, 3.0)], height=8, width=24)
+    assert game_errors(upper, blocks, 8)[0] == pytest.approx(4)
+
+
+def test_the_last_block_reaches_over_the_image_and_heads_outside_count_at_its_border() -> None:
+    blocks = torch.tensor([[0.0, 1.0]])  # 8 + 2 px: the second block has all its heads in its 2 px
+    inside, outside = ([(9.0, 1.0)], [(300.0, -5.0)])
+    errors = [game_errors(sample(points, height=1, width=10), blocks, 8) for points in (inside, outside)]
+    assert errors[0][0] == pytest.approx(1)  # upper and lower half share what one of them has
+    assert errors[1][0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 3), (65, 40), (300, 211)])
+def test_game_never_falls_with_its_level_and_starts_at_the_error_of_the_image(height: int, width: int) -> None:
+    rng = np.random.default_rng(height)
+    rows, cols = math.ceil(height / 8), math.ceil(width / 8)
+    blocks = torch.tensor(rng.exponential(1.0, (rows, cols)), dtype=torch.float32)
+    points = [(x * width, y * height) for x, y in rng.random((20, 2))]
+    levels = game_errors(sample(points, height=height, width=width), blocks, 8)
+    whole = abs(float(blocks.sum(dtype=torch.float64)) - len(points))
+    assert all(low <= high + 1e-9 for low, high in zip((whole, *levels), levels, strict=False))
