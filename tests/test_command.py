@@ -231,3 +231,20 @@ def test_a_config_of_another_version_is_refused() -> None:
     plain["optim"]["momentum"] = 0.9
     with pytest.raises(ConfigError, match="another version of headcount"):
         from_plain(plain)
+
+
+def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
+    jobs = [
+        (["dataset=sha", f"loss={loss}", f"seed={seed}"], {"MAE": mae, "RMSE": 2 * mae})
+        for loss, seed, mae in (("dace", 1, 10.0), ("dace", 2, 13.0), ("dm", 1, 20.0))
+    ]
+    lines = command.sweep_table(jobs).splitlines()
+    assert [line.split() for line in lines] == [
+        ["MAE", "RMSE"],
+        ["loss=dace", "seed=1", "10.00", "20.00"],
+        ["loss=dace", "seed=2", "13.00", "26.00"],
+        ["loss=dace", "mean", "of", "2", "11.50", "+-", "2.12", "23.00", "+-", "4.24"],
+        ["loss=dm", "seed=1", "20.00", "40.00"],
+    ]
+    folds = [(["dataset=ucf_cc_50", f"dataset.fold={k}"], {"MAE": float(k)}) for k in range(1, 6)]
+    assert command.sweep_table(folds).splitlines()[-1].split() == ["mean", "of", "5", "3.00", "+-", "1.58"]

@@ -8,8 +8,10 @@ import difflib
 import hashlib
 import itertools
 import re
+import statistics
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -34,6 +36,8 @@ _NOT_IN_NAME = (
     *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
 _LONGEST_NAME = 120
+# Jobs that differ in these alone repeat one experiment.
+_REPEATS = ("seed=", "dataset.fold=")
 _EXAMPLES = {
     "train": """
 Train a crowd counter by enhanced blockwise classification (arXiv:2403.09281).
@@ -57,14 +61,16 @@ Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
 _HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
 
 
-def command(task: Callable[[Any], None], script: str) -> None:
+def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None:
     """Run ``task`` once for each job that was typed on the command line.
 
     Args:
-        task: called with the typed config (``TrainConfig`` or ``EvalCommandConfig``).
+        task: called with the typed config (``TrainConfig`` or ``EvalCommandConfig``); may return figures, which
+            a sweep ends by listing.
         script: path of train.py or eval.py; configs/ lies beside it, with a YAML file of its name.
 
-    Exits with status 2 on a :class:`ConfigError`, with a message and no stack trace.
+    Exits with status 2 on a :class:`ConfigError`, with a message and no stack trace. A job of a sweep that
+    fails, however, does not stop the others: it is listed at the end, and the status is 1.
     """
     config_name, config_dir = Path(script).stem, Path(script).resolve().parent / "configs"
     register_schemas()
@@ -73,17 +79,27 @@ def command(task: Callable[[Any], None], script: str) -> None:
         print(help_page(config_name, config_dir=config_dir))
         return
     failed: list[str] = []
+    finished: list[tuple[list[str], dict[str, float]]] = []
+    status = 2
 
     def job(cfg: DictConfig) -> None:
-        typed = HydraConfig.get().overrides.task
+        nonlocal status
+        typed = list(HydraConfig.get().overrides.task)
         try:
             config: Any = OmegaConf.to_object(cfg)
             if isinstance(config, TrainConfig) and config.run_name == "auto":
                 config.run_name = run_name(typed, config_name=config_name, config_dir=config_dir)
-            task(config)
+            if figures := task(config):
+                finished.append((typed, figures))
         except ConfigError as error:
             failed.append(" ".join(typed))
             print(f"{config_name}.py: {error}", file=sys.stderr)
+        except Exception:
+            if not arguments.multirun:
+                raise
+            status = 1
+            failed.append(" ".join(typed))
+            traceback.print_exc()
 
     try:
         if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
@@ -92,10 +108,40 @@ def command(task: Callable[[Any], None], script: str) -> None:
     except ConfigError as error:
         print(f"{config_name}.py: {error}", file=sys.stderr)
         sys.exit(2)
+    if arguments.multirun and finished:
+        print(sweep_table(finished))
     if failed:
         if arguments.multirun:
             print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
+
+
+def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]]) -> str:
+    """The figures of a sweep's jobs, and mean and standard deviation of those that differ in seed or fold alone.
+
+    Args:
+        jobs: what was typed for each, and its figures; all have the same ones.
+    """
+    common = set(jobs[0][0]).intersection(*(typed for typed, _ in jobs))
+    groups: dict[str, list[tuple[str, dict[str, float]]]] = {}
+    for typed, figures in jobs:
+        differs = [override for override in typed if override not in common]
+        repeats = [o for o in differs if o.startswith(_REPEATS)]
+        group = " ".join(o for o in differs if o not in repeats)
+        groups.setdefault(group, []).append((" ".join(repeats), figures))
+    keys = list(jobs[0][1])
+    rows = [["", *keys]]
+    for group, members in groups.items():
+        rows += [[" ".join((group, repeat)).strip(), *(f"{v[k]:.2f}" for k in keys)] for repeat, v in members]
+        if len(members) > 1:
+            columns = [[figures[key] for _, figures in members] for key in keys]
+            spread = [f"{statistics.mean(c):.2f} +- {statistics.stdev(c):.2f}" for c in columns]
+            rows.append([f"{group} mean of {len(members)}".strip(), *spread])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
 
 
 # ------------------------------------------------------------------------------ composing what was typed

@@ -98,6 +98,12 @@ def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
     assert ["optim.lr-0.002" in f for f in folders] == [False, True, False, True]
     assert folders[0].startswith("tiny_coarse")
     assert folders[2].startswith("tiny_fine")
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("bins=")]
+    assert [line[:2] for line in lines] == [
+        [f"bins={b}", f"optim.lr={lr}"] for b in ("fine", "coarse") for lr in ("0.001", "0.002")
+    ]
+    record = json.loads((tmp_path / "checkpoints" / "synthetic" / folders[2] / "metrics.jsonl").read_text())
+    assert float(lines[0][2]) == pytest.approx(record["eval/mae"], abs=0.01)
 
 
 @pytest.mark.slow
@@ -108,6 +114,17 @@ def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(run_command: Run
     assert "failed:\n" in done.stderr
     assert "seed=1" in done.stderr.split("failed:")[1]
     assert len(list(tmp_path.rglob("last.pt"))) == 2
+
+
+@pytest.mark.slow
+def test_any_fault_of_a_job_leaves_the_rest_of_a_sweep_running(run_command: Run, tmp_path: Path) -> None:
+    """Not only settings: a loss that explodes, too."""
+    done = run_command("train.py", "-m", *SMALL, "epochs=1", "optim.lr=1e30,1e-3", "optim.max_grad_norm=null")
+    assert done.returncode == 1
+    assert "FloatingPointError" in done.stderr
+    assert "optim.lr=1e+30" in done.stderr.split("failed:")[1]
+    assert "optim.lr=0.001" not in done.stderr.split("failed:")[1]
+    assert len(list(tmp_path.rglob("best_mae.pt"))) == 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.folders import make_qnrf, write_image, write_nwpu_json
+from data.folders import make_qnrf, make_ucf_cc_50, write_image, write_nwpu_json
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLIP = [
@@ -63,3 +63,16 @@ def test_ones_own_images_are_found_again_when_evaluated(run_command: Run, tmp_pa
     found = run_command("eval.py", ckpt, "runtime=cpu", "data_root=moved", **published)
     assert found.returncode == 0, found.stderr
     assert found.stdout == evaluated.stdout
+
+
+@pytest.mark.slow
+def test_one_command_trains_all_folds_and_gives_their_mean(run_command: Run, tmp_path: Path) -> None:
+    make_ucf_cc_50(tmp_path / "data" / "UCF_CC_50")
+    settings = [s for s in SMALL if not s.startswith("run_name")]
+    folds = ["dataset=ucf_cc_50", "dataset.fold=1,2,3,4,5", "data_root=data", "dataset.min_side=64", "epochs=1"]
+    done = run_command("train.py", "-m", "model.width=8", *settings, *folds)
+    assert done.returncode == 0, done.stderr
+    *each, mean = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in each] == [f"dataset.fold={k}" for k in range(1, 6)]
+    assert mean[:3] == ["mean", "of", "5"]
+    assert float(mean[3]) == pytest.approx(sum(float(row[1]) for row in each) / 5, abs=0.01)

@@ -81,6 +81,8 @@ class Run:
     folder: Path
     metrics: list[dict[str, Any]]
     """The records of metrics.jsonl, one an epoch."""
+    best: dict[str, Any]
+    """Epoch, MAE, RMSE and NAE of the best evaluation."""
 
 
 def fit(
@@ -246,7 +248,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         f"'{data.selection}'; next: python eval.py {shlex.quote(f'ckpt={_quoted(folder / checkpoint.BEST)}')}",
         file=sys.stderr,
     )
-    return Run(folder=folder, metrics=read_metrics(folder))
+    return Run(folder=folder, metrics=read_metrics(folder), best=best)
 
 
 def run_folder(config: TrainConfig) -> Path:
