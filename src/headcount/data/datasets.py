@@ -332,7 +332,7 @@ def image_files(config: DatasetConfig, split: str, *, data_root: str | None = No
         ConfigError: if dataset, split or files do not exist, saying what does.
     """
     _check_split(config, split)
-    files = [item.image for item in _list_folder(config, split, data_root=data_root)[1]]
+    files = [item.image for item in list_folder(config, split, data_root=data_root)[1]]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise ConfigError(f"{config.name} has no {', '.join(missing)}")
     return files
@@ -357,7 +357,7 @@ def selection_split(config: DatasetConfig) -> str:
     """
     if config.holdout > 0:
         return HOLDOUT
-    splits, selection = _splits(config), dataset_info(config.name).selection
+    splits, selection = split_names(config), dataset_info(config.name).selection
     if selection not in splits and "test" not in splits:
         raise ConfigError(
             f"dataset={config.name}: there are no val or test images to select a checkpoint on; add some, or hold "
@@ -417,7 +417,7 @@ def sample_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _splits(config: DatasetConfig) -> tuple[str, ...]:
+def split_names(config: DatasetConfig) -> tuple[str, ...]:
     """The dataset's own splits."""
     if isinstance(config, CustomConfig):
         return layouts.custom_splits(config)
@@ -427,7 +427,7 @@ def _splits(config: DatasetConfig) -> tuple[str, ...]:
 def _check_split(config: DatasetConfig, split: str) -> DatasetInfo:
     """The dataset's row, if it has that split."""
     info = dataset_info(config.name)
-    allowed = [*_splits(config), *([HOLDOUT] if config.holdout > 0 else [])]
+    allowed = [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]
     if split not in allowed:
         raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
     return info
@@ -436,7 +436,7 @@ def _check_split(config: DatasetConfig, split: str) -> DatasetInfo:
 def _open_folder(
     config: DatasetConfig, split: str, *, data_root: str | None, augment: TrainAugment | None, seed: int
 ) -> CrowdDataset:
-    root, listed = _list_folder(config, split, data_root=data_root)
+    root, listed = list_folder(config, split, data_root=data_root)
     assert isinstance(config, FolderDatasetConfig)
     usable, heads, left_out = _read_heads(listed, config, split)
     limits = {"min_side": config.min_side, "max_side": config.max_side, "multiple": config.side_multiple}
@@ -467,7 +467,7 @@ def _open_folder(
     )
 
 
-def _list_folder(config: DatasetConfig, split: str, *, data_root: str | None) -> tuple[Path, list[Listed]]:
+def list_folder(config: DatasetConfig, split: str, *, data_root: str | None) -> tuple[Path, list[Listed]]:
     """The folder of a dataset and the images that belong to ``split``."""
     files = DATASETS[config.name].files
     if files is None or not isinstance(config, FolderDatasetConfig) or not isinstance(config, files.settings):
@@ -503,15 +503,20 @@ def _read_heads(
             usable.append(item)
             heads.append(points)
     # A copy may lack most of its files: the reasons of all are read before the first is repaired.
-    reasons = "".join(f"\n  {reason}" for reason in bad.values())
-    if bad and not config.skip_bad:
-        raise ConfigError(
-            f"dataset={config.name}: {len(bad)} of {len(listed)} images of {split} cannot be used; correct them, or "
-            f"leave them out with dataset.skip_bad=true:{reasons}"
-        )
-    if not usable:
-        raise ConfigError(f"dataset={config.name}: none of the {len(listed)} images of {split} can be used:{reasons}")
+    if bad and not (config.skip_bad and usable):
+        raise ConfigError(unusable(config, split, list(bad.values()), images=len(listed)))
     return usable, heads, list(bad)
+
+
+def unusable(config: FolderDatasetConfig, split: str, reasons: Sequence[str], *, images: int) -> str:
+    """What to say of a split of so many ``images`` some of which cannot be used, with a line for each."""
+    lines = "".join(f"\n  {reason}" for reason in reasons)
+    if len(reasons) == images and config.skip_bad:
+        return f"dataset={config.name}: none of the {images} images of {split} can be used:{lines}"
+    return (
+        f"dataset={config.name}: {len(reasons)} of {images} images of {split} cannot be used; correct them, or "
+        f"leave them out with dataset.skip_bad=true:{lines}"
+    )
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:

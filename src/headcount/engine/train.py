@@ -166,7 +166,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     with runtime.main_first():  # the main process fills the caches, the others find them
         data = _open_data(config, runtime)
         histogram = block_histogram(data.train, config.bins.block_size)
-        bins = _count_bins(config, data.train, histogram)
+        bins = count_bins(config, data.train, histogram)
         runtime.seed(config.seed)
         counter = build_model(
             config.model, bins, block_size=config.bins.block_size, histogram=histogram, pretrained=not resuming
@@ -321,7 +321,7 @@ def _open_data(config: TrainConfig, runtime: Runtime) -> Data:
     return Data(train_set, loader, select_set, selection)
 
 
-def _count_bins(config: TrainConfig, dataset: CrowdDataset, histogram: dict[int, int]) -> CountBins | None:
+def count_bins(config: TrainConfig, dataset: CrowdDataset, histogram: dict[int, int]) -> CountBins | None:
     """The bins, with what they need to know of the training images beside the ``histogram`` of their blocks."""
     bins, windows, smoothed = config.bins, None, None
     if isinstance(bins, BlockwiseConfig):
