@@ -11,6 +11,7 @@ from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
     FolderDatasetConfig,
+    SlidingWindowConfig,
     Strategy,
     SyntheticConfig,
     TinyConfig,
@@ -19,8 +20,8 @@ from headcount.config import (
 )
 from headcount.data.prepare import prepare_images
 from headcount.data.readers import read_image
-from headcount.engine.predict import PhotoCounter
-from headcount.engine.tiling import predict_blocks
+from headcount.engine.predict import PhotoCounter, load
+from headcount.engine.tiling import BlockMaps, predict_blocks
 from headcount.models.build import build_model
 
 BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, block_size=8, strategy=Strategy.fine, m=4)
@@ -80,3 +81,48 @@ def test_what_is_no_picture_is_refused(counter: PhotoCounter, tmp_path: Path) ->
             counter.count(file)
     with pytest.raises(ValueError, match=r"\(height, width, 3\) bytes, not \(4, 4\) float64"):
         counter.count(np.zeros((4, 4)))
+
+
+def test_a_huge_picture_is_counted_in_windows(counter: PhotoCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    whole = counter.predict(pixels)
+    assert isinstance(whole.mode, WholeImageConfig)
+    monkeypatch.setattr("headcount.engine.predict._MOST_PIXELS", 255 * 256)
+    monkeypatch.setattr("headcount.engine.predict._WINDOW", 100)
+    windows = counter.predict(pixels)
+    assert windows.mode == SlidingWindowConfig(window=96, stride=80, window_batch=1)
+    assert windows.count == pytest.approx(whole.count, rel=0.05)
+    assert windows.count != whole.count
+    counter.mode = WholeImageConfig()  # whoever chooses gets it
+    assert counter.predict(pixels).count == whole.count
+
+
+def test_where_memory_does_not_suffice_windows_are_taken(
+    counter: PhotoCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*args: object, **settings: object) -> BlockMaps:
+        if isinstance(args[2], WholeImageConfig):
+            raise MemoryError("no memory")
+        return predict_blocks(*args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headcount.engine.predict.predict_blocks", predict)
+    pixels = np.zeros((96, 128, 3), dtype=np.uint8)
+    assert isinstance(counter.predict(pixels).mode, SlidingWindowConfig)
+    counter.mode = WholeImageConfig()
+    with pytest.raises(MemoryError):
+        counter.predict(pixels)
+
+
+def test_a_prediction_says_how_sure_it_is(counter: PhotoCounter, photo: Path) -> None:
+    prediction = counter.predict(photo)
+    assert prediction.probabilities is not None
+    assert prediction.probabilities.shape == (len(BINS), *prediction.block_counts.shape)
+    torch.testing.assert_close(prediction.probabilities.sum(0), torch.ones_like(prediction.block_counts))
+    assert float(prediction.block_counts.sum()) == pytest.approx(prediction.count, rel=1e-5)
+    assert prediction.image.shape == (3, 96, prediction.image.shape[2])
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="PyTorch finds no GPU; take cpu or auto"):
+        load(tmp_path / "x.pt", device="cuda")

@@ -237,4 +237,3 @@ def capped(histogram: dict[int, int], m: int) -> tuple[int, int]:
     """
     above = {count: blocks for count, blocks in histogram.items() if count > m}
     return sum(above.values()), sum((count - m) * blocks for count, blocks in above.items())
-

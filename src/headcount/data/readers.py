@@ -72,7 +72,7 @@ def read_pillow(path: Path, *, upright: bool = False) -> Image.Image:
     with open_pillow(path) as file:
         image = ImageOps.exif_transpose(file) if upright else file
         if image.mode.startswith("I"):  # 16 bits; Pillow would cut them at 255.
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
         # Pillow warns where a palette with transparency becomes RGB at once.
         return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
@@ -81,7 +81,11 @@ def read_pillow(path: Path, *, upright: bool = False) -> Image.Image:
 def open_pillow(path: Path) -> Iterator[Image.Image]:
     """An image file, of which Pillow has read the header; every error of reading names it."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            # Pictures of 90 million pixels are one's own; twice as many are refused.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
         raise ConfigError(f"{path} cannot be read as an image: {error}") from error
