@@ -120,23 +120,18 @@ def nwpu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
     """Ids in ``train.txt`` and ``val.txt``, ``images*/0001.jpg``, ``mats/0001.mat`` or ``jsons/0001.json``.
 
     Images may lie in one folder or in the five parts they are downloaded in. Lines of a list begin
-    with an id; luminance and crowd level after it are left alone. Without lists, ids are split as
-    they were published.
+    with an id, see :func:`nwpu_ids`.
     """
     folders = [p for p in _listing(root) if p.is_dir() and re.fullmatch(r"images(_part\d)?", p.name.lower())]
     images = _images(*folders)
     list_file = root / f"{split}.txt"
     first, last = NWPU_IMAGES[split]
-    ids = [str(k) for k in range(first, last + 1)]
-    if list_file.is_file():
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-        ids = [re.split(r"[\s,;]+", line.strip())[0].removesuffix(".jpg") for line in lines if line.strip()]
     mats, jsons = _folder(root, "mats"), _folder(root, "jsons")
     if mats is None and jsons is None and split != "test":
         raise ConfigError(f"{root} needs a folder mats or jsons with the annotations; {holding(root)}")
     annotations = {**_files(jsons, ".json"), **_files(mats, ".mat")}
     return _pair(
-        dict.fromkeys(name.zfill(4) for name in ids),
+        nwpu_ids(root, split),
         images,
         annotations,
         lambda path: read_ann_points_mat(path) if path.suffix.lower() == ".mat" else read_json_points(path),
@@ -145,6 +140,21 @@ def nwpu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
         annotation="{}.mat" if mats else "{}.json",
         named_by=f"named by {list_file}" if list_file.is_file() else f"one of the {split} images {first} to {last}",
     )
+
+
+def nwpu_ids(root: Path, split: str) -> dict[str, list[str]]:
+    """Ids of a split of NWPU-Crowd as its images are called, in the order of its list, with what follows them there.
+
+    In ``train.txt`` and ``val.txt`` these are a luminance label and a scene level, in ``test.txt`` nothing. Without
+    a list, ids are split as they were published.
+    """
+    list_file = root / f"{split}.txt"
+    if not list_file.is_file():
+        first, last = NWPU_IMAGES[split]
+        return {f"{k:04d}": [] for k in range(first, last + 1)}
+    lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+    items = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()]
+    return {name.removesuffix(".jpg").zfill(4): labels for name, *labels in items}
 
 
 def jhu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:

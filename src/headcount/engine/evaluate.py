@@ -16,6 +16,7 @@ from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
     CustomConfig,
+    DatasetConfig,
     EvalCommandConfig,
     FolderDatasetConfig,
     SlidingWindowConfig,
@@ -193,7 +194,7 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "checkpoint": str(config.ckpt),
         "dataset": dataset_config.name,
         "split": config.split,
-        "trained_on": trained_on.name,
+        "trained_on": trained_on.name if config.dataset is None else _trained_on(trained_on, dataset_config),
         "images": len(dataset),
         "mode": _describe(mode),
         "epoch": content["epoch"],
@@ -205,6 +206,15 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "pictures": config.eval.pictures,
     }
     return Result(evaluation, dataset, folder, facts, reliability)
+
+
+def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
+    """The training dataset's name; with its folder where only that tells it from the one that is evaluated."""
+    if isinstance(trained, CustomConfig) and isinstance(evaluated, CustomConfig):
+        then, now = (os.path.abspath(os.path.expanduser(c.root or c.train or "")) for c in (trained, evaluated))
+        if then != now:
+            return f"{trained.name} ({trained.root or trained.train})"
+    return trained.name
 
 
 def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:

@@ -1,0 +1,92 @@
+"""Score a file in the format of NWPU-Crowd's benchmark against annotations, as the benchmark does, offline.
+
+  python scripts/nwpu_submit.py --ckpt best_mae.pt --data-root ~/data --output val.txt --split val
+  python scripts/nwpu_score.py val.txt --data-root ~/data
+
+MAE, RMSE (which the benchmark calls MSE) and NAE: overall, by the scene levels S0 (nobody), S1 (up to 100 heads), S2
+(up to 500), S3 (up to 5000) and S4, and by the luminance labels of the split's list file. Writes them as JSON beside
+the file, or to --output. Exit status: 0, 1 if the file has problems, which are listed, 2 if the data are not there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from headcount.config import ConfigError, FolderDatasetConfig
+
+
+def score_file(path: Path, data_root: str | None, split: str, output: Path) -> bool:
+    """Print and write the figures of a file, or print what is wrong with it.
+
+    Returns:
+        Whether it could be scored.
+
+    Raises:
+        ConfigError: if the file or the annotations cannot be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+
+    from headcount.data.datasets import list_folder
+    from headcount.data.layouts import nwpu_ids
+    from headcount.report.nwpu import read_submission, score, scores_table, write_scores
+
+    config = FolderDatasetConfig(name="nwpu")
+    root, listed = list_folder(config, split, data_root=data_root)
+    true: dict[int, float] = {}
+    bad = []
+    for item in listed:
+        try:
+            true[_image_id(item.name)] = float(len(item.heads()))
+        except ConfigError as error:
+            bad.append(str(error))
+    if bad:
+        lines = "".join(f"\n  {reason}" for reason in bad)
+        raise ConfigError(
+            f"{root}: {len(bad)} of {len(listed)} images of {split} have no annotation to score against:{lines}"
+        )
+    entries = {int(name): labels for name, labels in nwpu_ids(root, split).items()}
+    labels = entries if all(entries.values()) else None
+    read = read_submission(path, true)
+    if read.problems:
+        print("\n".join(read.problems))
+        print(f"{path}: {len(read.problems)} problems; not scored")
+        return False
+    try:
+        scores = score(read.counts, true, labels)
+    except ValueError as error:
+        raise ConfigError(f"{root / f'{split}.txt'}: {error}") from error
+    facts = {"file": str(path), "dataset": "nwpu", "split": split, "images": len(true)}
+    try:
+        write_scores(scores, output, facts=facts)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error
+    print(f"{path}: NWPU-Crowd {split}, {len(true)} images\n{scores_table(scores)}\n  {output}")
+    return True
+
+
+def _image_id(name: str) -> int:
+    if not name.isdigit():
+        raise ConfigError(f"image {name}: is not called by a number, as those of NWPU-Crowd are")
+    return int(name)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="lines `id count`, as nwpu_submit.py writes")
+    parser.add_argument("--data-root", help="folder of the datasets; default: environment variable HEADCOUNT_DATA")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="annotations of test are not public")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: <file>_scores.json beside the file")
+    arguments = parser.parse_args()
+    path = arguments.file.expanduser()
+    output = arguments.output or path.with_name(f"{path.stem}_scores.json")
+    try:
+        sys.exit(0 if score_file(path, arguments.data_root, arguments.split, output.expanduser()) else 1)
+    except ConfigError as error:
+        print(f"nwpu_score.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
