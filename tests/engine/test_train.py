@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from headcount.command import compose
 from headcount.config import ConfigError, TrainConfig
 from headcount.engine import checkpoint
-from headcount.engine import train as engine_train
 from headcount.engine.records import Meter, read_metrics
 from headcount.engine.runtime import Runtime
 from headcount.engine.train import train
@@ -110,7 +109,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert run is not None
     assert run.folder == tmp_path / "synthetic" / "run" / "seed1"
     names = {f.name.split(".")[0] for f in run.folder.iterdir()}
-    assert names == {"config", "metrics", "events", "last", "best_mae"}
+    assert names == {"config", "metrics", "run", "events", "last", "best_mae"}
     assert len(drawn) == 2 * 3  # three images at each of two evaluations
     assert drawn[0][1:] == ((12, 12), 8)
     record = run.metrics[-1]
@@ -190,7 +189,3 @@ def test_read_metrics_of_nothing(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n{")
     assert read_metrics(tmp_path) == [{"epoch": 1}]
-
-
-def test_flat_names() -> None:
-    assert engine_train._flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

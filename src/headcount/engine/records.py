@@ -15,21 +15,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from headcount.engine.runtime import Runtime
+from headcount.runs import METRICS, read_metrics
 from headcount.types import Batch, BlockPrediction, LossTerms
-
-METRICS = "metrics.jsonl"
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, one an epoch; a last line that was cut short is left out."""
-    file = folder / METRICS
-    records = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 class Records:

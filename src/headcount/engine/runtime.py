@@ -5,7 +5,10 @@ several, and asks this object for sums over all of them.
 """
 
 import math
+import platform
 import random
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -60,6 +63,18 @@ class Runtime:
         self.device = self.fabric.device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.compile = config.compile
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and hardware, for the record."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
+            "processes": self.world,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "command": " ".join(map(shlex.quote, sys.argv)),
+        }
 
     def seed(self, seed: int, epoch: int = 0) -> None:
         """Reseed every global generator from (seed, epoch, rank), so that a resumed run repeats."""

@@ -1,6 +1,7 @@
 """Training: ``train`` builds everything a config names, ``fit`` is the loop."""
 
 import dataclasses
+import json
 import re
 import shlex
 import sys
@@ -37,11 +38,12 @@ from headcount.data.points import Smoothing
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate, make_folder
 from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
-from headcount.engine.records import Meter, NoRecords, Records, read_metrics
+from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarise
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
+from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics
 from headcount.types import Evaluation, Sample
 
 Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
@@ -199,7 +201,8 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
         make_folder(folder, "output_dir")
-        OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(plain), folder / CONFIG)
+        (folder / PROVENANCE).write_text(json.dumps({"commit": commit, **runtime.describe()}, indent=2) + "\n")
         records = Records(folder, start_epoch=state.epoch)
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
 
@@ -276,7 +279,7 @@ _MAY_CHANGE = (
 
 
 def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) -> None:
-    before, now = _flat(plain_before), _flat(to_plain(config))
+    before, now = flatten(plain_before), flatten(to_plain(config))
     changed = [
         f"{key}={now.get(key)} (was {before.get(key)})"
         for key in sorted(before.keys() | now.keys())
@@ -292,13 +295,6 @@ def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) ->
 def _quoted(path: Path) -> str:
     """A path as Hydra reads it: in quotes where it holds more than plain characters."""
     return str(path) if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)) else f"'{path}'"
-
-
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return flat
 
 
 def _open_data(config: TrainConfig, runtime: Runtime) -> Data:

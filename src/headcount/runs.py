@@ -1,0 +1,151 @@
+"""What a run leaves in its folder, read back: settings, one record an epoch, how it was made.
+
+Reads text alone; neither torch nor the checkpoint is needed.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from headcount.config import ConfigError, TrainConfig, counting_mode, from_plain, to_plain
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+PROVENANCE = "run.json"
+LAST_EVALUATIONS = 5
+"""So many evaluations at the end of a run are averaged: what it gives without a split to select on."""
+
+# Where a run happened, not what was learned.
+_PLACE = (
+    *("resume", "dry_run", "data_root", "output_dir", "run_name", "eval.pictures", "expected"),
+    *("dataset.root", "dataset.cache_dir", "dataset.cache"),
+    *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
+)
+
+
+@dataclass
+class RunRecord:
+    """A run, from its folder."""
+
+    folder: Path
+    config: TrainConfig
+    metrics: list[dict[str, Any]]
+    """One an epoch, as in metrics.jsonl."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Commit, versions and hardware; empty for runs of before these were kept."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs finished."""
+        return self.metrics[-1]["epoch"] if self.metrics else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch of its settings was trained."""
+        return self.epochs >= self.config.epochs
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The records of the epochs that were evaluated."""
+        return [r for r in self.metrics if math.isfinite(r.get("eval/mae", math.nan))]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation with the least MAE, which the split of ``selection`` chose."""
+        return min(self.evaluations, key=lambda r: r["eval/mae"], default=None)
+
+    @property
+    def selection(self) -> str:
+        """Name of the split that was evaluated and selects."""
+        return self.evaluations[-1]["eval/split"] if self.evaluations else "nothing"
+
+    def late(self, key: str) -> float:
+        """Mean of ``eval/<key>`` over the last evaluations; NaN without any."""
+        values = [r[f"eval/{key}"] for r in self.evaluations[-LAST_EVALUATIONS:]]
+        return statistics.mean(values) if values else math.nan
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run, one an epoch; a last line that was cut short is left out."""
+    file = folder / METRICS
+    records = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The run in a folder.
+
+    Raises:
+        ConfigError: if there is none, or its settings cannot be read.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{folder} holds no run: there is no {CONFIG}")
+    try:
+        config = from_plain(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, json.JSONDecodeError):
+        provenance = {}
+    return RunRecord(folder, config, read_metrics(folder), provenance)
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """The run folders at or below ``root``, in the order of their names."""
+    yield from sorted(file.parent for file in root.rglob(CONFIG) if (file.parent / METRICS).is_file())
+
+
+def recipe(config: TrainConfig) -> dict[str, Any]:
+    """Every setting that changes what is learned or how it is evaluated, by its full name; the seed is one of them."""
+    plain = to_plain(config)
+    plain["kinds"].pop("eval")
+    plain["eval"] = to_plain_mode(config)
+    flat = flatten(plain)
+    return {k: _name_of_file(v) for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in _PLACE)}
+
+
+def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
+    """How images are counted, with sizes given, whether they were chosen or follow the model."""
+    mode = counting_mode(config)
+    border = getattr(mode, "border", None)
+    return {
+        "mode": type(mode).__name__.removesuffix("Config"),
+        "window": getattr(mode, "window", None),
+        "stride": getattr(mode, "stride", None),
+        "border": None if border is None else border.name,
+    }
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Settings that two recipes do not share: name -> the two values; None where one has no such setting."""
+    keys = sorted((one.keys() | other.keys()) - set(but))
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, such as ``optim.lr``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
+
+
+def _name_of_file(value: Any) -> Any:
+    """A path without its folders: the same file lies elsewhere on another machine."""
+    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) and re.search(r"[/\\]", value) else value

@@ -1,0 +1,89 @@
+"""A run is read back from its folder as it was made."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount.command import compose, to_config
+from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.runs import differences, find_runs, flatten, read_run, recipe
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def config_of(*settings: str) -> TrainConfig:
+    config: TrainConfig = to_config(compose(settings, config_name="train", config_dir=CONFIGS))
+    return config
+
+
+def write_run(folder: Path, *settings: str, maes: dict[int, float] | None = None, epochs: int = 40) -> Path:
+    """A run of ``epochs`` with these errors at these epochs."""
+    folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(to_plain(config_of(*settings))), folder / "config.yaml")
+    lines = []
+    for epoch in range(1, epochs + 1):
+        record: dict[str, object] = {"epoch": epoch, "train/total": 1.0 / epoch}
+        if epoch in (maes or {}):
+            mae = (maes or {})[epoch]
+            record |= {"eval/split": "val", "eval/mae": mae, "eval/rmse": 2 * mae}
+        lines.append(json.dumps(record) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_best_and_late_errors(tmp_path: Path) -> None:
+    errors = {5: 90.0, 10: 50.0, 15: 30.0, 20: 10.0, 25: 20.0, 30: 30.0, 35: 40.0, 40: 50.0}
+    run = read_run(write_run(tmp_path / "run", maes=errors))
+    assert run.finished
+    assert run.best is not None
+    assert (run.best["epoch"], run.best["eval/mae"], run.selection) == (20, 10.0, "val")
+    assert (run.late("mae"), run.late("rmse")) == (30.0, 60.0)
+
+
+def test_a_run_that_was_cut_short(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "eval/ma')
+    run = read_run(folder)
+    assert (run.epochs, run.finished, run.best, run.selection) == (3, False, None, "nothing")
+    assert math.isnan(run.late("mae"))
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "kinds: {}\n", "[1, 2]\n", "kinds: {model: gone}\nmodel: {}\n"])
+def test_what_is_no_run_is_refused_by_name(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml|another version"):
+        read_run(tmp_path)
+
+
+def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name / "seed1", epochs=1) for name in ("b", "a")]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text("no: records\n")
+    assert list(find_runs(tmp_path)) == sorted(folders)
+
+
+def test_a_recipe_is_what_is_learned_not_where() -> None:
+    here = config_of("model=mobilenet_v2", "model.weights=none", "seed=1")
+    there = config_of(
+        *("model=mobilenet_v2", "model.weights=none", "seed=2", "output_dir=x", "eval=whole_image", "runtime.workers=0")
+    )
+    assert differences(recipe(here), recipe(there)) == {"seed": (1, 2)}
+    assert differences(recipe(here), recipe(there), but=("seed",)) == {}
+    changed = config_of("model=mobilenet_v2", "model.weights=none", "optim.lr=0.5", "eval=sliding_window")
+    found = differences(recipe(here), recipe(changed))
+    assert found["optim.lr"] == (0.001, 0.5)
+    assert found["eval.mode"] == ("WholeImage", "SlidingWindow")
+
+
+def test_a_file_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    plain = [config_of("model=mobilenet_v2", f"model.weights={folder}/w.pth") for folder in ("/a", "/b/c")]
+    assert differences(recipe(plain[0]), recipe(plain[1])) == {}
+
+
+def test_full_names_of_nested_settings() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
