@@ -687,6 +687,18 @@ class RuntimeConfig:
 
 
 @dataclass
+class ExpectedConfig:
+    """A published result of an experiment; no part of how it is run."""
+
+    mae: float | None = None
+    """Heads an image; None where none was published."""
+    rmse: float | None = None
+    """Heads an image; None where none was published."""
+    source: str = MISSING
+    """Where it was published."""
+
+
+@dataclass
 class TrainConfig:
     """Everything a training run depends on; written beside its results."""
 
@@ -718,6 +730,8 @@ class TrainConfig:
     """Go on from last.pt of the same run directory."""
     dry_run: bool = False
     """Build everything, print a summary, stop."""
+    expected: ExpectedConfig | None = None
+    """What was published for this experiment, for comparison alone."""
 
 
 @dataclass
