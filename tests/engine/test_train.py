@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from headcount.command import compose
 from headcount.config import ConfigError, TrainConfig
 from headcount.engine import checkpoint
-from headcount.engine.records import Meter, read_metrics
+from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime
 from headcount.engine.train import train
 from headcount.losses.dace import DaceLoss
+from headcount.runs import read_metrics
 from headcount.types import Batch, BlockPrediction, CountErrors, LossTerms
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -189,3 +191,26 @@ def test_read_metrics_of_nothing(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n{")
     assert read_metrics(tmp_path) == [{"epoch": 1}]
+
+
+def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -> None:
+    def typed(folder: str, epochs: int) -> TrainConfig:
+        own = ["dataset=custom", f"dataset.root={tmp_path / folder}", f"dataset.cache_dir={tmp_path / 'cache'}"]
+        own += ["dataset.min_side=64", "dataset.side_multiple=8", "model.width=8", "runtime=cpu", "scale=smoke"]
+        own += [f"epochs={epochs}", "resume=true", f"output_dir={tmp_path}", "run_name=run"]
+        return OmegaConf.to_object(compose(own, config_name="train", config_dir=CONFIGS))
+
+    for folder, heads in (("here", 3), ("moved", 3), ("denser", 9)):
+        for k in range(6):
+            image = np.random.default_rng(k).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{k}.png")
+            np.save(tmp_path / folder / f"{k}.npy", np.full((heads, 2), 9.0))
+    first = train(typed("here", 1))
+    assert first is not None
+    config = typed("denser", 1)
+    with pytest.raises(ConfigError, match="other training images or annotations"):
+        train(config)
+    assert "here" in (first.folder / "config.yaml").read_text()  # what it was trained on stays written
+    moved = train(typed("moved", 1))
+    assert moved is not None

@@ -1,6 +1,7 @@
 """Training: ``train`` builds everything a config names, ``fit`` is the loop."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shlex
@@ -182,6 +183,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         if runtime.is_main:
             print(description)
         return None
+    images = _digest(data.train)
     model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
     schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
     average = build_average(config.optim, counter)
@@ -191,6 +193,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     if resuming:
         content = checkpoint.read(folder / checkpoint.LAST)
         _refuse_changed_config(config, content["config"])
+        _refuse_changed_images(images, content.get("training_images"))
         counter.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         schedule.load_state_dict(content["schedule"])
@@ -223,6 +226,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             "schedule": schedule.state_dict(),
             "average": average.state_dict(),
             "scaler": runtime.scaler_state(),
+            "training_images": images,
         }
         if is_best:
             checkpoint.save({**common, "model": average.evaluated(counter).state_dict()}, folder / checkpoint.BEST)
@@ -289,6 +293,20 @@ def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) ->
         raise ConfigError(
             f"resume=true with other settings than the run has: {', '.join(changed)}; "
             "go on with its own settings, or start another run with run_name=NAME"
+        )
+
+
+def _digest(dataset: CrowdDataset) -> str:
+    """Tells one set of annotated images from another, wherever it lies."""
+    lines = sorted(f"{name} {dataset.count(index):g}" for index, name in enumerate(dataset.names))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _refuse_changed_images(now: str, before: str | None) -> None:
+    if before not in (None, now):  # checkpoints of earlier versions do not tell
+        raise ConfigError(
+            "resume=true with other training images or annotations than the run has: go on with its own, or start "
+            "another run with run_name=NAME"
         )
 
 
