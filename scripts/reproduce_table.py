@@ -1,0 +1,130 @@
+"""A table of the paper from the runs there are, beside the published numbers, with the commands of those that miss.
+
+  python scripts/reproduce_table.py table=3
+  python scripts/reproduce_table.py table=3 run=true dataset=sha model=mobilenet_v2 recipe=short scale=small
+  python scripts/reproduce_table.py table=1 dataset=sha seeds=1,2,3
+
+Tables are 1, 2, 3, 4, tokens and count_loss. Settings are those of train.py, for every cell; dataset= and model= pick
+cells where a table compares them. A run counts only if it was made with exactly a cell's settings; others of its name
+are listed with the difference. run=true trains and evaluates what misses, one after the other; what was interrupted
+goes on where it was, and a run that fails does not stop the rest.
+
+Writes table<N>.md, .tex and .png to tables/ (output=FOLDER); runs are looked for in checkpoints/ (output_dir=FOLDER).
+Exit status: 0; 1 if a run failed; 2 if a setting is wrong.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from headcount.command import compose, to_config
+from headcount.config import ConfigError, TrainConfig, check
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> TrainConfig:
+    """The config that train.py makes of ``overrides``."""
+    config: TrainConfig = to_config(compose(list(overrides), config_name="train", config_dir=ROOT / "configs"))
+    return config
+
+
+def reproduce(typed: list[str]) -> int:
+    """Fill the table, with ``run=true`` after training what misses.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: if a setting is wrong.
+    """
+    settings = {"table": "", "run": "false", "seeds": "1", "output": "tables", "output_dir": "checkpoints"}
+    overrides = []
+    for text in typed:
+        key, equals, value = text.partition("=")
+        if equals and key in settings:
+            settings[key] = value
+        elif key == "seed":
+            raise ConfigError(f"{text}: a table takes seeds=1,2,3")
+        else:
+            overrides.append(text)
+    if settings["run"] not in ("true", "false"):
+        raise ConfigError(f"run={settings['run']}: must be true or false")
+    try:
+        seeds = sorted({int(seed) for seed in settings["seeds"].strip("[]").split(",")})
+    except ValueError:
+        raise ConfigError(
+            f"seeds={settings['seeds']}: must be whole numbers with commas between, such as 1,2,3"
+        ) from None
+    runs = Path(settings["output_dir"]).expanduser()
+
+    from headcount.engine.evaluate import make_folder
+    from headcount.report.tables import Filled, fill_table, latex, markdown, table_picture
+
+    def fill() -> Filled:
+        return fill_table(settings["table"], overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
+
+    filled = fill()
+    for cell in filled.cells.values():
+        errors = check(composed((f"experiment={cell.experiment}", *cell.overrides)))
+        # To look at a table of runs made elsewhere, their files of weights are not needed here.
+        if errors and (settings["run"] == "true" or not all("weights" in error for error in errors)):
+            raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
+    folder = Path(settings["output"]).expanduser()
+    make_folder(folder, "output")
+    failed = []
+    if settings["run"] == "true":
+        missing = filled.missing()
+        for k, (cell, seed) in enumerate(missing, start=1):
+            print(f"\n[{k} of {len(missing)}] {cell.command(seed)}", file=sys.stderr)
+            if not train(cell.experiment, [*cell.overrides, f"output_dir={runs}"], seed):
+                failed.append(cell.command(seed))
+        filled = fill()
+        for cell in filled.cells.values():  # counts of the images decide whether a difference means anything
+            for run in cell.runs.values():
+                if not (run.folder / "eval").is_dir():
+                    evaluate(run.folder, run.selection, cell.overrides)
+    page = markdown(filled)
+    stem = f"table{settings['table']}" if settings["table"].isdigit() else settings["table"]
+    (folder / f"{stem}.md").write_text(page)
+    (folder / f"{stem}.tex").write_text(latex(filled))
+    table_picture(filled, folder / f"{stem}.png")
+    print(page)
+    print("\n".join(str(folder / f"{stem}{ending}") for ending in (".md", ".tex", ".png")))
+    if failed:
+        print("failed:", *(f"  {command}" for command in failed), sep="\n", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def train(experiment: str, overrides: Sequence[str], seed: int) -> bool:
+    """Run one cell to its end, from where it was."""
+    command = [sys.executable, str(ROOT / "train.py"), f"experiment={experiment}", *overrides]
+    return subprocess.run([*command, f"seed={seed}", "resume=true"]).returncode == 0
+
+
+def evaluate(folder: Path, split: str, overrides: Sequence[str]) -> None:
+    """Count the images of the split that selected, for the errors of each."""
+    kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
+    ckpt = str(folder / "best_mae.pt").replace("\\", "\\\\").replace("'", "\\'")
+    subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), f"ckpt='{ckpt}'", f"split={split}", "eval.pictures=0", *kept]
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="+", help="table=1|2|3|4|tokens|count_loss, and settings")
+    try:
+        sys.exit(reproduce(parser.parse_args().settings))
+    except ConfigError as error:
+        print(f"reproduce_table.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

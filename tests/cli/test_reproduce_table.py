@@ -1,0 +1,53 @@
+"""A table as typed: what is there, what misses, and running it."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from test_runs import write_run
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TYPED = ["table=3", "dataset=synthetic", "model=tiny", "model.width=8", "recipe=short", "scale=smoke"]
+TYPED += ["dataset.width=96", "dataset.height=96"]
+
+
+@pytest.mark.slow
+def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> None:
+    others = ["blockwise", "enhanced_bins", "label_correction", "lambda_001", "lambda_01", "lambda_2"]
+    for name in others:
+        folder = write_run(
+            *(tmp_path / "checkpoints" / "synthetic" / name / "seed1", f"experiment=table3/{name}", *TYPED[1:]),
+            maes={1: 30.0, 2: 20.0},
+            epochs=2,
+        )
+        (folder / "eval").mkdir()
+    looked = run_command("scripts/reproduce_table.py", *TYPED)
+    assert looked.returncode == 0, looked.stderr
+    assert "Missing: 1 runs" in looked.stdout
+    command = next(line for line in looked.stdout.splitlines() if line.startswith("python train.py"))
+    assert "experiment=table3/lambda_1 dataset=synthetic" in command
+    done = run_command("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "table3.md").read_text()
+    assert "Missing" not in page
+    assert "not reproduce" in page or "no number below reproduces" in page
+    assert (tmp_path / "out" / "table3.tex").is_file()
+    assert (tmp_path / "out" / "table3.png").is_file()
+    made = [f for f in tmp_path.rglob("best_mae.pt") if "table3-lambda_1" in str(f)]
+    assert len(made) == 1
+    assert (made[0].parent / "eval" / "synthetic_val" / "counts.csv").is_file()
+
+
+def test_wrong_settings_are_refused(run_command: Run) -> None:
+    for typed, words in (
+        (["table=9"], "table=9: no such table"),
+        (["table=3", "seed=1"], "a table takes seeds=1,2,3"),
+        (["table=3", "seeds=one"], "seeds=one: must be whole numbers"),
+        (["table=3", "run=maybe"], "run=maybe: must be true or false"),
+        (["table=3", "scale=tiny"], "scale=tiny: no such choice"),
+    ):
+        done = run_command("scripts/reproduce_table.py", *typed)
+        assert done.returncode == 2
+        assert words in done.stderr

@@ -1,0 +1,174 @@
+"""The paper's tables take the runs that are theirs, refuse the others, and compute their percentages."""
+
+import csv
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from headcount.command import compose, to_config
+from headcount.config import ConfigError, TrainConfig
+from headcount.report.tables import (
+    TABLES,
+    Filled,
+    fill_table,
+    improvement,
+    latex,
+    markdown,
+    paired_difference,
+    table_picture,
+    verdict,
+)
+from test_runs import write_run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# All rows of table III on drawn crowds, so that nothing needs a file.
+SHORT = ["dataset=synthetic", "model=tiny", "recipe=short", "scale=small"]
+MAES = {30: 20.0, 35: 10.0, 40: 12.0}
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> TrainConfig:
+    config: TrainConfig = to_config(compose(list(overrides), config_name="train", config_dir=CONFIGS))
+    return config
+
+
+def fill(name: str, overrides: Sequence[str], runs: Path, seeds: Sequence[int] = (1,)) -> Filled:
+    return fill_table(name, overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
+
+
+def run_of(root: Path, experiment: str, *more: str, name: str = "any", mae: float = 10.0, epochs: int = 40) -> Path:
+    seed = next((o.split("=")[1] for o in more if o.startswith("seed=")), "1")
+    maes = {35: mae, 40: mae + 2}
+    return write_run(root / "x" / name / f"seed{seed}", f"experiment={experiment}", *more, maes=maes, epochs=epochs)
+
+
+def write_counts(folder: Path, errors: Sequence[float]) -> None:
+    report = folder / "eval" / "synthetic_val"
+    report.mkdir(parents=True)
+    with (report / "counts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "true", "predicted", "error"])
+        writer.writerows([f"i{k}", 100, 100 + e, e] for k, e in enumerate(errors))
+
+
+def test_every_cell_is_an_experiment_and_every_experiment_a_cell() -> None:
+    cells = {e for table in TABLES.values() for row in table.rows for e in row.experiments}
+    files = {f.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for f in CONFIGS.rglob("*/*/*.yaml")}
+    # What only the benchmark can score has no place in a table that is filled here.
+    assert cells == {f for f in files if not f.startswith("nwpu_test/")}
+    for table in TABLES.values():
+        assert all(len(row.experiments) == len(table.columns) for row in table.rows)
+
+
+def test_percentages_are_computed_and_the_papers_own_are_footnoted(tmp_path: Path) -> None:
+    assert improvement(42.9, 104.8) == pytest.approx(59.06, abs=0.01)
+    page = markdown(fill("1", [], tmp_path))
+    row = next(line for line in page.splitlines() if line.startswith("| CSRNet-EBC over CSRNet | NWPU val"))
+    assert "59.1 % (" in row
+    assert "76.9 %" in row
+    assert "the paper prints 45.5 %; 104.8 to 42.9 is 59.1 %" in page
+    # What the paper prints right has no note: 7.4 to 7.0.
+    assert "the paper prints 5.4 %" not in page
+    assert "24 runs" in page
+
+
+def test_a_run_counts_by_its_settings_whatever_its_name(tmp_path: Path) -> None:
+    run_of(tmp_path, "table3/lambda_1", *SHORT, name="mine")
+    filled = fill("3", SHORT, tmp_path)
+    cell = filled.cells["lambda 1", "MAE"]
+    assert list(cell.runs) == [1]
+    assert cell.best("mae") == [10.0]
+    assert cell.late("mae") == [11.0]
+    assert len(filled.missing()) == 6
+    assert "| lambda 1 | MAE | 1 | 40 | synthetic val | 10.0 | 11.0 | 20.0 | 77.9 | other recipe |" in markdown(filled)
+
+
+def test_another_run_of_the_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run_of(tmp_path, "table3/lambda_1", *SHORT, "optim.lr=0.1", name="table3-lambda_1_optim.lr-0.1")
+    run_of(tmp_path, "table3/lambda_1", *SHORT, name="table3-lambda_1", epochs=39)
+    filled = fill("3", SHORT, tmp_path)
+    cell = filled.cells["lambda 1", "MAE"]
+    assert cell.runs == {}
+    refused = "\n".join(cell.refused)
+    assert "optim.lr is 0.1, not 0.0005" in refused
+    assert "stopped at epoch 39 of 40" in refused
+    assert refused.split("\n")[0] in markdown(filled)
+    assert filled.cells["lambda 2", "MAE"].refused == []
+
+
+def test_a_shrunk_run_is_never_taken_for_the_papers(tmp_path: Path) -> None:
+    run_of(tmp_path, "table3/lambda_1", *SHORT, name="table3-lambda_1_short")
+    paper = fill("3", [], tmp_path).cells["lambda 1", "MAE"]
+    assert paper.runs == {}
+    (refused,) = paper.refused
+    assert "epochs is 40, not 2600" in refused
+    assert "dataset.name is synthetic, not qnrf" in refused
+    shrunk = fill("3", SHORT, tmp_path)
+    page = markdown(shrunk)
+    assert "no number below reproduces one of the paper's" in page
+    assert "epochs 40 for 2600" in page
+    assert "trained otherwise" in latex(shrunk)
+
+
+def test_the_papers_own_recipe_is_compared(tmp_path: Path) -> None:
+    maes = {2600: 80.0}
+    write_run(tmp_path / "qnrf" / "r" / "seed1", "experiment=table3/lambda_1", maes=maes, epochs=2600)
+    page = markdown(fill("3", [], tmp_path))
+    assert "| lambda 1 | MAE | 1 | 2600 | qnrf val | 80.0 | 80.0 | 160.0 | 77.9 | +2.1 |" in page
+    assert "Not the published recipe" not in page
+
+
+def test_seeds_are_averaged_and_the_best_row_is_bold(tmp_path: Path) -> None:
+    for seed, mae in ((1, 10.0), (2, 14.0)):
+        run_of(tmp_path, "table3/lambda_1", *SHORT, f"seed={seed}", name="a", mae=mae)
+    run_of(tmp_path, "table3/blockwise", *SHORT, name="b", mae=50.0)
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    page = markdown(filled)
+    assert "| lambda 1 | **12.0 +- 2.8** / 24.0 +- 5.7 |" in page
+    assert "| Blockwise | 50.0 / 100.0 |" in page
+    assert len(filled.missing()) == 7 * 2 - 3
+    text = latex(filled)
+    assert r"lambda 1 & \textbf{12.0 $\pm$ 2.8} / 24.0 $\pm$ 5.7 (77.9) \\" in text
+    table_picture(filled, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_a_difference_within_the_spread_is_undecided(tmp_path: Path) -> None:
+    for seed, mae in ((1, 10.0), (2, 20.0)):
+        run_of(tmp_path, "table3/lambda_1", *SHORT, f"seed={seed}", name="a", mae=mae)
+    folders = [run_of(tmp_path, "table3/lambda_2", *SHORT, name="b", mae=16.0)]
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert verdict(one, other) == "-1.0, undecided"
+    assert paired_difference(one, other) is None  # no counts of images yet
+    folders += [tmp_path / "x" / "a" / f"seed{seed}" for seed in (1, 2)]
+    for folder, errors in zip(folders, ([30.0, -30.0, 31.0], [1.0, 2.0, 1.0], [-3.0, 2.0, 1.0]), strict=True):
+        write_counts(folder, errors)
+    paired = paired_difference(one, other)
+    assert paired is not None
+    assert paired[0] == pytest.approx((1 + 3 + 2 + 2 + 1 + 1) / 6 - 91 / 3)
+    assert paired[1].low <= paired[0] <= paired[1].high < 0
+
+
+def test_a_clear_difference_is_decided(tmp_path: Path) -> None:
+    for name, experiment, mae in (("a", "lambda_1", 10.0), ("b", "lambda_2", 40.0)):
+        for seed in (1, 2):
+            folder = run_of(tmp_path, f"table3/{experiment}", *SHORT, f"seed={seed}", name=name, mae=mae + seed)
+            write_counts(folder, [mae, -mae, mae + seed])
+    filled = fill("3", SHORT, tmp_path)
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert verdict(one, other).endswith("better")
+    assert verdict(other, one).endswith("worse")
+
+
+def test_a_table_that_compares_datasets_is_picked_from(tmp_path: Path) -> None:
+    filled = fill("1", ["dataset=shb"], tmp_path)
+    assert filled.columns == ["SHB"]
+    assert all(not cell.changed for cell in filled.cells.values())
+    assert fill("4", ["model=resnet101"], tmp_path).columns == ["ResNet101"]
+    with pytest.raises(ConfigError, match=r"dataset=jhu: Table I.* has nwpu, qnrf, sha, shb"):
+        fill("1", ["dataset=jhu"], tmp_path)
+    with pytest.raises(ConfigError, match="table=9: no such table; there are 1, 2"):
+        fill("9", [], tmp_path)
