@@ -1,18 +1,28 @@
 """Pictures of all kinds counted from the command line; one bad one never stops the rest."""
 
 import csv
+import importlib.util
 import json
+import math
+import os
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import headcount.engine.predict as engine
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Predict = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def noise(width: int = 90, height: int = 60, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -20,15 +30,59 @@ def noise(width: int = 90, height: int = 60, channels: int = 3, seed: int = 0) -
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed=seed)).save(path)
+    return path
+
+
 def bomb(path: Path) -> None:
     """A PNG whose header says 70,000 x 70,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    path.write_bytes(data)
+    header = struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
-def test_pictures_of_all_kinds(run_command: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
-    make_checkpoint(tmp_path / "best.pt")
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["file"]: row for row in json.loads((folder / "counts.json").read_text())["pictures"]}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("predict_script", ROOT / "scripts" / "predict.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]) -> str:
+    return str(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt"))
+
+
+@pytest.fixture
+def predict(
+    script: ModuleType, best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Predict:
+    """Run the command in ``tmp_path`` without starting Python again; gives status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # it is put back
+
+    def run(*arguments: str, ckpt: str = best) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments, "--ckpt", ckpt])
+        with pytest.raises(SystemExit) as end:
+            script.main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:
     folder = tmp_path / "my pictures"
     (folder / "deeper").mkdir(parents=True)
     rgb = Image.fromarray(noise())
@@ -43,59 +97,263 @@ def test_pictures_of_all_kinds(run_command: Run, tmp_path: Path, make_checkpoint
     exif = rgb.getexif()
     exif[0x0112] = 6
     rgb.save(folder / "turned.jpg", exif=exif)
+    rgb.save(folder / "turned.tif", exif=exif)
     (folder / "notes.txt").write_text("not asked for")
     (folder / "short.jpg").write_bytes((folder / "a [1], b=c.jpg").read_bytes()[:500])
     (folder / "empty.png").touch()
+    (folder / "phone.heic").write_bytes(b"no format that Pillow knows")
     bomb(folder / "bomb.png")
 
-    done = run_command("scripts/predict.py", "my pictures", "gone.jpg", "--ckpt", "best.pt", "--output", "out")
-    assert done.returncode == 1
+    status, out, err = predict("my pictures", "gone.jpg", "--output", "out", "--no-pictures")
+    assert status == 1
     rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out" / "counts.csv").read_text().splitlines())}
     good = {name for name, row in rows.items() if row["count"]}
     bad = {Path(name).name for name, row in rows.items() if row["error"]}
-    assert bad == {"short.jpg", "empty.png", "bomb.png", "gone.jpg"}
+    assert bad == {"short.jpg", "empty.png", "bomb.png", "gone.jpg", "phone.heic"}
     assert {Path(name).name for name in good} == {
         *("a [1], b=c.jpg", "a [1], b=c.png", "cmyk.jpg", "palette.png", "bits.png", "rgba.png", "deep.png"),
-        *("moving.gif", "turned.jpg"),
+        *("moving.gif", "turned.jpg", "turned.tif"),
     }
+    assert "failed: 5 of 15" in err
+    failed = err.split("failed:")[1]
     for name in bad:
-        assert name in done.stderr
-    assert "failed: 4 of 13" in done.stderr
-    assert "the first of 2 frames" in done.stdout
-    records = {row["file"]: row for row in json.loads((tmp_path / "out" / "counts.json").read_text())}
-    turned = records["my pictures/turned.jpg"]
-    assert (turned["width"], turned["height"]) == (60, 90)
-    # Two files of one stem keep a map and a picture each, and a map sums to the count.
-    densities = [records[name]["density"] for name in good]
-    assert len(set(densities)) == len(good)
+        assert name in failed
+    for words in ("empty, 0 bytes", "4900000000 pixels", "raise --max-megapixels", "no such file", "save it as JPEG"):
+        assert words in failed
+    told = records(tmp_path / "out")
+    assert told["my pictures/moving.gif"]["note"] == "first of 2 frames"
+    for name in ("my pictures/turned.jpg", "my pictures/turned.tif"):
+        assert (told[name]["width"], told[name]["height"]) == (60, 90)
+    # Two files of one stem keep a map each, and a map sums to the count.
+    assert len({told[name]["density"] for name in good}) == len(good)
     for name in good:
-        record = records[name]
+        record = told[name]
         assert np.load(tmp_path / "out" / record["density"]).sum() == pytest.approx(record["count"], rel=1e-5)
-        assert (tmp_path / "out" / record["picture"]).stat().st_size > 1000
+        assert record["picture"] is None
         assert float(rows[name]["count"]) == pytest.approx(record["count"], abs=1e-3)
-    shown = next(line for line in done.stdout.splitlines() if line.startswith("my pictures/cmyk.jpg"))
-    assert float(shown.split()[-1]) == pytest.approx(records["my pictures/cmyk.jpg"]["count"], abs=0.06)
+    lines = out.splitlines()
+    shown = next(line for line in lines if line.startswith("my pictures/cmyk.jpg"))
+    assert float(shown.split()[2]) == pytest.approx(told["my pictures/cmyk.jpg"]["count"], abs=0.06)
+    total = sum(told[name]["count"] for name in good)
+    assert next(line for line in lines if line.startswith("total")).split()[1] == f"{total:.1f}"
 
 
-def test_patterns_windows_and_less_output(
-    run_command: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
-) -> None:
-    make_checkpoint(tmp_path / "best.pt")
+def test_as_typed(run_command: Run, tmp_path: Path, best: str) -> None:
+    for name in ("a.png", "f/a.png"):
+        picture(tmp_path / name)
+    (tmp_path / "f" / "b.png").touch()
+    done = run_command("scripts/predict.py", "a.png", "f", "--ckpt", best)
+    assert done.returncode == 1
+    assert "failed: 1 of 3\n  f/b.png: empty, 0 bytes\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "img/s" in done.stderr or "s/img" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
+        *("a.png", "f/a.png", "f/b.png", "total", "predictions/counts.csv")
+    ]
+    for file in ("density/a.npy", "density/a_2.npy", "pictures/a.png", "pictures/a_2.png"):
+        assert (tmp_path / "predictions" / file).stat().st_size > 100
+
+
+def test_patterns_windows_and_less_output(predict: Predict, tmp_path: Path) -> None:
     for k in range(3):
-        Image.fromarray(noise(seed=k)).save(tmp_path / f"p{k}.png")
-    typed = ["scripts/predict.py", "p*.png", "--ckpt", "best.pt", "--no-pictures", "--no-density"]
-    done = run_command(*typed, "--window", "32", "--stride", "16")
-    assert done.returncode == 0, done.stderr
+        picture(tmp_path / f"p{k}.png", seed=k)
+    typed = ["p2.png", "p*.png", "--no-pictures", "--no-density"]
+    status, out, _ = predict(*typed, "--window", "32", "--stride", "16")
+    assert status == 0
     assert sorted(p.name for p in (tmp_path / "predictions").iterdir()) == ["counts.csv", "counts.json"]
-    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["p0.png", "p1.png", "p2.png"]
-    assert "in windows of 32 px" in done.stdout
-    wrong = run_command(*typed, "--window", "30")
-    assert wrong.returncode == 2
-    assert "--window=30: must be a multiple of 8" in wrong.stderr
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["p2.png", "p0.png", "p1.png"]
+    assert out.count("in windows of 32 px") == 3
 
 
-def test_what_cannot_be_done_is_refused_at_once(run_command: Run, tmp_path: Path) -> None:
-    Image.fromarray(noise()).save(tmp_path / "p.png")
-    done = run_command("scripts/predict.py", "p.png", "--ckpt", "gone.pt")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--window", "30"], "--window=30: must be a multiple of 8"),
+        (["--window", "0"], "0: must be a whole number, at least 1"),
+        (["--stride", "16"], "--stride needs --window: this counter counts in one piece"),
+        (["--window-batch", "2"], "--window-batch needs --window"),
+        (["--window", "32", "--stride", "64"], "--stride=64: must be a multiple of"),
+        (["--device", "gpu"], "gpu: must be cpu, cuda, cuda:N or auto"),
+        (["--output", "p.png"], "p.png"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(
+    arguments: list[str], message: str, predict: Predict, tmp_path: Path
+) -> None:
+    picture(tmp_path / "p.png")
+    status, _, err = predict("p.png", *arguments)
+    assert status == 2
+    assert message in err
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_command: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "p.png")
+    done = run_command("scripts/predict.py", "p.png", "--ckpt", "gone.pt", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 2
     assert "gone.pt: no such file" in done.stderr
+    assert "| torch" not in done.stderr
+
+
+def test_what_exists_is_no_pattern(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1].png", "a1.png", "a2.png", "~b.png", "d[1]/x, y=z.jpg", "d1/no.jpg"):
+        picture(tmp_path / name)
+
+    def expand(*typed: str) -> list[str]:
+        return [str(p) for p in script.expand(list(typed), leave_out=set())]
+
+    assert expand("a[1].png") == ["a[1].png"]
+    assert expand("a[12].png") == ["a1.png", "a2.png"]
+    assert expand("~b.png", "~nobody here.png") == ["~b.png", "~nobody here.png"]
+    assert expand("d[1]") == ["d[1]/x, y=z.jpg"]
+    assert expand("d1/../a1.png", "a1.png", "a?.png") == ["d1/../a1.png", "a1.png", "a2.png"]
+    assert expand("d?", "**/no.jpg") == ["d1/no.jpg"]
+
+
+def test_of_a_folder_all_pictures_but_hidden_ones_and_our_own(predict: Predict, tmp_path: Path) -> None:
+    for name in ("f/b.png", "f/a.JPG", "f/deep/er/a.png", "f/._a.jpg", "f/.cache/x.png"):
+        picture(tmp_path / name)
+    (tmp_path / "f" / "read me.txt").touch()
+    for _ in range(2):  # the second time its own drawings lie there
+        status, _, _ = predict("f", "--output", "f/out")
+        assert status == 0
+        assert list(records(tmp_path / "f" / "out")) == ["f/a.JPG", "f/b.png", "f/deep/er/a.png"]
+    drawn = sorted(p.name for p in (tmp_path / "f" / "out" / "pictures").iterdir())
+    assert drawn == ["a.png", "a_2.png", "b.png"]
+
+
+def test_an_empty_folder_and_a_bad_file_fail_alone(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "huge.png")
+    count = engine.PhotoCounter.predict
+
+    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.Prediction:
+        if photo.name == "huge.png":
+            raise MemoryError  # as Pillow raises it: without a word
+        return count(self, photo)
+
+    monkeypatch.setattr(engine.PhotoCounter, "predict", predict_one)
+    status, _, err = predict("nothing", "huge.png", "a.png")
+    assert status == 1
+    assert "failed: 2 of 3" in err
+    assert "huge.png: MemoryError" in err
+    assert "nothing: no file below this folder" in err
+    assert records(tmp_path / "predictions")["a.png"]["count"] is not None
+
+
+def test_names_that_are_no_text(predict: Predict, tmp_path: Path) -> None:
+    try:
+        picture(tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"\xff\n\x1b.png"))
+    except OSError:
+        pytest.skip("this file system wants text")
+    picture(tmp_path / ("n" * 240 + ".png"))
+    status, out, err = predict(".")
+    assert status == 0, err
+    assert r"\udcff\n\x1b.png " in out
+    (tmp_path / "predictions" / "counts.csv").read_text(encoding="utf-8")
+    assert len(records(tmp_path / "predictions")) == 2
+
+
+def test_an_earlier_run_is_replaced_and_nothing_else(predict: Predict, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for k in range(2):
+        picture(tmp_path / f"p{k}.png", seed=k)
+    assert predict("p0.png", "p1.png", "--output", "out")[0] == 0
+    (out / "pictures" / "mine.png").write_text("kept")
+    assert predict("p1.png", "--output", "out")[0] == 0
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
+        *("counts.csv", "counts.json", "density/p1.npy", "pictures/mine.png", "pictures/p1.png")
+    ]
+
+    picture(tmp_path / "mine.png")
+    status, _, err = predict("mine.png", "--output", "out")
+    assert status == 2
+    assert "pictures/mine.png exists and is no result of an earlier run" in err
+    status, _, err = predict("out/pictures/p1.png", "--output", "out")
+    assert status == 2
+    assert "out/pictures/p1.png is a result of an earlier run in out" in err
+    assert (out / "pictures" / "mine.png").read_text() == "kept"
+    assert list(records(out)) == ["p1.png"]
+
+
+@pytest.mark.parametrize("content", ["{}", "no json", "[]", '{"pictures": [{"density": "../p.png"}]}'])
+def test_a_counts_json_of_somebody_else_is_kept(content: str, predict: Predict, tmp_path: Path) -> None:
+    picture(tmp_path / "p.png")
+    (tmp_path / "counts.json").write_text(content)
+    status, _, err = predict("p.png", "--output", ".")
+    assert status == 2
+    assert "counts.json is no result of an earlier run" in err
+    assert (tmp_path / "counts.json").read_text() == content
+
+
+def test_a_record_cannot_name_files_elsewhere_for_removal(script: ModuleType, tmp_path: Path) -> None:
+    names = ["../p.png", "density/../../p.npy", "/p.png", "pictures/../p.png", "counts.txt", "pictures/a.png"]
+    rows = [{"density": name, "picture": None} for name in names]
+    (tmp_path / "counts.json").write_text(json.dumps({"pictures": rows}))
+    found = {p.relative_to(tmp_path).as_posix() for p in script.earlier_results(tmp_path)}
+    assert found == {"counts.json", "counts.csv", "pictures/a.png"}
+
+
+def test_what_was_counted_before_an_interruption_is_kept(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(3):
+        picture(tmp_path / f"p{k}.png", seed=k)
+    count = engine.PhotoCounter.predict
+
+    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.Prediction:
+        if photo.name == "p1.png":
+            raise KeyboardInterrupt
+        return count(self, photo)
+
+    monkeypatch.setattr(engine.PhotoCounter, "predict", predict_one)
+    status, _, err = predict("p*.png")
+    assert status == 130
+    told = records(tmp_path / "predictions")
+    assert [row["count"] is None for row in told.values()] == [False, True, True]
+    assert [row["error"] for row in told.values()] == ["", *["not counted: interrupted"] * 2]
+    assert "p2.png: not counted: interrupted" in err
+
+
+def test_a_count_is_kept_where_it_cannot_be_drawn(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    picture(tmp_path / "p.png")
+    monkeypatch.setattr("headcount.report.overlay.overlay_picture", full)
+    status, out, err = predict("p.png")
+    row = records(tmp_path / "predictions")["p.png"]
+    assert status == 1
+    assert "No space left on device" in err
+    assert f"{row['count']:.1f}" in out
+    assert (row["density"], row["picture"]) == ("density/p.npy", None)
+
+
+def test_larger_pictures_than_allowed_are_refused(predict: Predict, tmp_path: Path) -> None:
+    Image.new("L", (1100, 1000)).save(tmp_path / "large.png")
+    refused, _, err = predict("large.png", "--max-megapixels", "1", "--no-pictures")
+    assert refused == 1
+    assert "large.png" in err
+    assert "raise --max-megapixels" in err
+    assert predict("large.png", "--max-megapixels", "2", "--no-pictures")[0] == 0
+
+
+def test_blocks_can_be_laid_on_the_photo(
+    predict: Predict, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """A counter of a dataset's images sees the photo at another size."""
+    folder = make_checkpoint(tmp_path / "sha.pt", "dataset=sha", "dataset.min_side=96")
+    picture(tmp_path / "p.png")
+    assert predict("p.png", ckpt=str(folder))[0] == 0
+    row = records(tmp_path / "predictions")["p.png"]
+    assert (row["width"], row["height"]) == (90, 60)
+    assert (row["resized_width"], row["resized_height"]) == (128, 96)  # half a multiple of 32 goes to the even one
+    rows, cols = np.load(tmp_path / "predictions" / row["density"]).shape
+    assert rows == math.ceil(row["resized_height"] / row["block_size"])
+    assert cols == math.ceil(row["resized_width"] / row["block_size"])

@@ -1,5 +1,9 @@
 """A photo is counted as the evaluation counts it."""
 
+import math
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +97,8 @@ def test_a_huge_picture_is_counted_in_windows(counter: PhotoCounter, monkeypatch
     assert windows.mode == SlidingWindowConfig(window=96, stride=80, window_batch=1)
     assert windows.count == pytest.approx(whole.count, rel=0.05)
     assert windows.count != whole.count
+    assert windows.reason == "more than 0.06528 million pixels"
+    assert whole.reason == ""
     counter.mode = WholeImageConfig()  # whoever chooses gets it
     assert counter.predict(pixels).count == whole.count
 
@@ -103,11 +109,14 @@ def test_where_memory_does_not_suffice_windows_are_taken(
     def predict(*args: object, **settings: object) -> BlockMaps:
         if isinstance(args[2], WholeImageConfig):
             raise MemoryError("no memory")
+        assert sys.exc_info() == (None, None, None), "what filled the memory is still held"
         return predict_blocks(*args, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr("headcount.engine.predict.predict_blocks", predict)
     pixels = np.zeros((96, 128, 3), dtype=np.uint8)
-    assert isinstance(counter.predict(pixels).mode, SlidingWindowConfig)
+    prediction = counter.predict(pixels)
+    assert isinstance(prediction.mode, SlidingWindowConfig)
+    assert prediction.reason == "memory did not suffice for one piece"
     counter.mode = WholeImageConfig()
     with pytest.raises(MemoryError):
         counter.predict(pixels)
@@ -120,6 +129,98 @@ def test_a_prediction_says_how_sure_it_is(counter: PhotoCounter, photo: Path) ->
     torch.testing.assert_close(prediction.probabilities.sum(0), torch.ones_like(prediction.block_counts))
     assert float(prediction.block_counts.sum()) == pytest.approx(prediction.count, rel=1e-5)
     assert prediction.image.shape == (3, 96, prediction.image.shape[2])
+    assert prediction.photo_size == (90, 60)
+
+
+def test_grey_arrays_and_tensors_are_counted_as_three_equal_channels(counter: PhotoCounter) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (96, 128), dtype=np.uint8)
+    expected = counter.count(np.stack([grey] * 3, axis=2))
+    assert counter.count(grey) == counter.count(torch.from_numpy(grey)) == expected
+    assert counter.count(Image.fromarray(grey)) == expected
+    assert counter.count(grey.T) != expected
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), r"\(height, width, 3\) bytes, not \(4, 5, 3\) float32.*times 255"),
+        (torch.zeros(3, 4, 5), r"\(3, height, width\) bytes, not \(3, 4, 5\) torch.float32.*times 255"),
+        (np.zeros((4, 5, 4), np.uint8), r"not \(4, 5, 4\) uint8; \(height, width\) bytes are grey$"),
+        (np.zeros((3, 4, 5), np.uint8), r"not \(3, 4, 5\) uint8"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), r"not \(4, 5, 3\) torch.uint8"),
+        (np.zeros((4, 5), np.uint16), r"not \(4, 5\) uint16"),
+        (np.zeros(5, np.uint8), r"not \(5,\) uint8"),
+        (np.zeros((0, 5), np.uint8), r"a picture has pixels; this is \(0, 5\)"),
+    ],
+)
+def test_other_arrays_are_refused_with_what_is_expected(
+    counter: PhotoCounter, photo: np.ndarray | torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        counter.count(photo)
+
+
+def test_views_that_torch_does_not_take_are_copied(counter: PhotoCounter) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    fixed = np.asarray(Image.fromarray(pixels))
+    assert not fixed.flags.writeable
+    with warnings.catch_warnings(action="error"):
+        assert counter.count(fixed) == counter.count(pixels)
+        assert counter.count(pixels[:, ::-1]) == counter.count(pixels[:, ::-1].copy())
+
+
+def test_a_pillow_image_is_counted_as_its_file(counter: PhotoCounter, photo: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, deep = tmp_path / "turned.png", tmp_path / "deep.png"
+    Image.open(photo).save(turned, exif=exif)
+    Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(deep)
+    for file in (turned, deep):
+        with Image.open(file) as image:
+            assert counter.count(image) == counter.count(file)
+    assert counter.predict(turned).photo_size == (60, 90)
+
+
+def test_a_strip_that_would_be_enlarged_beyond_measure_is_refused(counter: PhotoCounter) -> None:
+    with pytest.raises(ConfigError, match="its 20000 x 1 pixels would become 1920000 x 96"):
+        counter.count(np.zeros((1, 20_000, 3), dtype=np.uint8))
+
+
+def test_a_count_that_is_no_number_is_an_error(counter: PhotoCounter, photo: Path) -> None:
+    with torch.no_grad():
+        next(counter.counter.parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="the predicted count is nan"):
+        counter.count(photo)
+
+
+def test_auto_takes_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_checkpoint: Callable[..., Path]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = load(make_checkpoint(tmp_path / "best.pt"), device="auto")
+    assert loaded.counter.mean.device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", ""])
+def test_a_device_that_does_not_exist_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match="must be cpu, cuda, cuda:N or auto"):
+        load(tmp_path / "x.pt", device=device)
+
+
+def test_a_gpu_beyond_the_last_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="finds 2 GPUs, counted from 0"):
+        load(tmp_path / "x.pt", device="cuda:2")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_counts_as_the_cpu_does(tmp_path: Path, photo: Path, make_checkpoint: Callable[..., Path]) -> None:
+    path = make_checkpoint(tmp_path / "best.pt")
+    cpu, gpu = load(path).predict(photo), load(path, device="cuda").predict(photo)
+    assert gpu.block_counts.device.type == "cpu"
+    assert gpu.count == pytest.approx(cpu.count, rel=1e-2)
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
