@@ -1,6 +1,7 @@
 """Images and points of one's own: every format and way to split them, and every mistake named."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from data.folders import (
     write_ann_mat,
     write_image,
     write_info_mat,
-    write_jhu_text,
     write_nwpu_json,
 )
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, CustomConfig, PointsFormat, check
-from headcount.data.datasets import CrowdDataset, image_files, open_split, selection_split
+from headcount.data import layouts
+from headcount.data.datasets import CrowdDataset, image_files, list_folder, open_split, selection_split
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 IMAGES: dict[str, Heads] = {"a": [(1.5, 2.0), (60.25, 3.0), (1.5, 2.0)], "b.v2": [(5.0, 6.5)], "c": []}
@@ -59,7 +60,12 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Heads], object]]] = {
         "{}.csv",
         lambda path, heads: write_csv(path, heads, header="\ufeffid; Y; X\n", row="7; {1}; {0}\n"),
     ),
-    "txt of six columns": ("{}.txt", write_jhu_text),
+    "csv of names in quotes": (
+        "{}.csv",
+        lambda path, heads: write_csv(path, heads, header='who,"X","y"\n', row='"Doe, J.", {},{}\n,,\n'),
+    ),
+    "tsv of an index": ("{}.csv", lambda path, heads: write_csv(path, heads, header="\tx\ty\n", row="0\t{}\t{}\n")),
+    "txt of blanks": ("{}.txt", lambda path, heads: write_csv(path, heads, header="  x   y n\n", row=" {}  {} 7 \n")),
     "txt with tabs": ("{}.TXT", lambda path, heads: write_csv(path, heads, header="", row="{}\t{}\n\n")),
     "json list": ("{}.json", lambda path, heads: path.write_text(json.dumps(heads))),
     "json as nwpu": ("{}.json", write_nwpu_json),
@@ -103,20 +109,25 @@ def test_points_are_found_beside_the_images_or_in_a_sibling_folder(
 
 
 def test_the_points_folder_and_format_may_be_said(config: CustomConfig, tmp_path: Path) -> None:
-    """Two annotators, each with two formats."""
+    """Two annotators, each with two formats, none of which is taken by chance."""
     mine = tmp_path / "mine"
     write_images(mine / "images", ["a"])
     for k, folder in enumerate([mine / "points", mine / "second", tmp_path / "third"]):
         write_nwpu_json(folder / "a.json", [(k, 1)])
         write_csv(folder / "a.csv", [(k, 2)])
     for points, points_format, expected in (
-        (None, PointsFormat.auto, (0, 2)),
-        ("second", PointsFormat.auto, (1, 2)),
+        (None, PointsFormat.csv, (0, 2)),
+        ("second", PointsFormat.csv, (1, 2)),
         ("second", PointsFormat.json, (1, 1)),
         (str(tmp_path / "third"), PointsFormat.csv, (2, 2)),
     ):
         config.points, config.points_format = points, points_format
         assert heads_of(open_split(config, "train")) == {"a": [expected]}
+    config.points_format = PointsFormat.auto
+    with pytest.raises(
+        ConfigError, match=r"a\.jpg has 2 annotations, .*a\.csv and .*a\.json; keep one, or choose with"
+    ):
+        open_split(config, "train")
     config.points_format = PointsFormat.npy
     with pytest.raises(ConfigError, match=r"a\.jpg has no annotation a\{\.npy\} in .*third"):
         open_split(config, "train")
@@ -132,7 +143,7 @@ def table_of(kind: str) -> str:
     if kind == "csv":
         return "image,x,y\n" + "a.jpg,1.5,2\nb.v2.jpg,5,6.5\na.jpg,60.25,3\na.jpg,1.5,2\nc.jpg,,\n"
     if kind == "csv of other columns":
-        rows = ["x\\a;1;2;1.5", "x/b.v2;1;6.5;5", "x\\a;1;3;60.25", "x\\a;1;2;1.5", "c"]
+        rows = ["x\\a;1;2;1.5", "x/b.v2;1;6.5;5", "x\\a;1;3;60.25", "x\\a;1;2;1.5", "c;;;", ";;;"]
         return "FileName;kind;Y;X\n" + "\n".join(rows)
     if kind == "json":
         return json.dumps({f"images/{name}.jpg": heads for name, heads in IMAGES.items()})
@@ -150,10 +161,14 @@ def test_one_file_for_all_images(kind: str, config: CustomConfig, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("all.csv", "image,lon,lat\na,1,2\n", "expected a header with the columns image, x, y"),
-        ("all.csv", "a,1,2\n", r"the first line is 'a,1,2', expected a header"),
-        ("all.csv", "", "the first line is '', expected a header"),
-        ("all.csv", "name,x,y\na,1,2\na,3,\n", r"all\.csv, line 3: 'a,3,' is no image with x and y"),
+        ("all.csv", "image,lon,lat\na,1,2\n", "line 1: the columns are 'image,lon,lat', expected image, x, y once"),
+        ("all.csv", "a,1,2\n", r"the columns are 'a,1,2', expected image, x, y once"),
+        ("all.csv", "image,x,y,x\n", "expected image, x, y once"),
+        ("all.csv", "", "the columns are '', expected image, x, y once"),
+        ("all.csv", "\nname,x,y\na,1,2\na,3,\n", r"all\.csv, line 4: 'a,3,' is no position: 3 columns expected"),
+        ("all.csv", "name,x,y\na,1,2\nb.v2\n", r"line 3: 'b\.v2' is no image .* people has an empty x and y"),
+        ("all.csv", "name;x;y\na;1,5;2,5\n", "line 2: 'a;1,5;2,5' is no position: .*points as decimal marks"),
+        ("all.csv", 'name,x,y\n"a,1,2\n', "line 2: .*correct the quotation marks"),
         ("all.csv", "name,x,y\na.jpg,1,2\na.png,1,2\nb.v2,,\nc,,\n", "names a twice"),
         ("all.csv", "name,x,y\na,1,2\n", r'b\.v2\.jpg has no annotation in .*"b\.v2\.jpg,,"'),
         ("all.json", '{"a": [[1, 2]], "c": []}', r'b\.v2\.jpg has no annotation in .*"b\.v2\.jpg": \[\]'),
@@ -220,12 +235,9 @@ def test_shares_of_one_folder_depend_on_names_alone(config: CustomConfig, tmp_pa
     write_many(tmp_path / "mine", [f"photo_{k}" for k in range(20)])
     config.val_fraction, config.test_fraction = 0.1, 0.25
     splits = {split: set(open_split(config, split, seed=k).names) for k, split in enumerate(["train", "val", "test"])}
-    assert [len(names) for names in splits.values()] == [13, 2, 5]
+    assert [len(names) for names in splits.values()] == [15, 1, 4]
     assert len(set.union(*splits.values())) == 20
     assert set(open_split(config, "test", seed=9).names) == splits["test"]
-    write_many(tmp_path / "mine", ["one more"])  # which takes the place of one at most
-    assert len(set(open_split(config, "test").names) & splits["test"]) >= 4
-    (tmp_path / "mine" / "one more.jpg").unlink()
     config.val_fraction = 0.3  # more of the training images; the same are tested
     assert set(open_split(config, "test").names) == splits["test"]
     assert set(open_split(config, "val").names) > splits["val"]
@@ -235,10 +247,42 @@ def test_shares_of_one_folder_depend_on_names_alone(config: CustomConfig, tmp_pa
         open_split(config, "val")
 
 
+def splits_of(config: CustomConfig) -> dict[str, str]:
+    return {item.name: split for split in layouts.SPLITS for item in list_folder(config, split, data_root=None)[1]}
+
+
+def test_images_that_are_added_move_no_others(config: CustomConfig, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    config.val_fraction, config.test_fraction = 0.1, 0.2
+    before: dict[str, str] = {}
+    for number in (60, 61, 62, 300):
+        for k in range(len(before), number):
+            (mine / f"photo_{k}.jpg").write_bytes(b"")
+        after = splits_of(config)
+        assert len(after) == number
+        assert before.items() <= after.items()
+        before = after
+    shares = Counter(before.values())
+    assert 20 <= shares["val"] <= 40
+    assert 45 <= shares["test"] <= 75
+
+
+@pytest.mark.parametrize("images", [3, 4, 5])
+def test_every_split_of_a_small_folder_has_an_image(images: int, config: CustomConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    config.val_fraction, config.test_fraction = 0.01, 0.9
+    for k in range(images):
+        (tmp_path / "mine" / f"{k}.jpg").write_bytes(b"")
+    assert set(splits_of(config).values()) == {"train", "val", "test"}
+
+
 def test_a_folder_too_small_to_split(config: CustomConfig, tmp_path: Path) -> None:
     write_many(tmp_path / "mine", ["a", "b"])
-    config.val_fraction, config.test_fraction = 0.1, 0.1
-    with pytest.raises(ConfigError, match="2 images are too few to be split"):
+    config.val_fraction, config.test_fraction = 0.1, 0.2
+    with pytest.raises(
+        ConfigError, match=r"2 images are too few for dataset\.val_fraction=0\.1 and .*=0\.2.* set one to 0"
+    ):
         open_split(config, "train")
 
 
@@ -246,7 +290,7 @@ def test_a_folder_too_small_to_split(config: CustomConfig, tmp_path: Path) -> No
     ("file", "text"),
     [
         ("splits.csv", "a,train\nb.jpg,val\nc,test\n"),
-        ("splits.csv", "\ufeffname,split\nimages/a.jpg,Train\n\nb.JPG, val\nc.jpg,TEST\n"),
+        ("splits.csv", "\ufefffilename,subset\nimages/a.jpg,Train\n\nb.JPG, val\nc.jpg,TEST\n"),
         ("splits.json", '{"a": "train", "b.jpg": "val", "c.png": "test"}'),
         ("splits.json", '{"train": ["a"], "val": ["b.jpg"], "test": ["c"]}'),
     ],
@@ -257,12 +301,17 @@ def test_a_file_may_say_the_splits(file: str, text: str, config: CustomConfig, t
     config.split_file = file
     assert [open_split(config, split).names for split in ("train", "val", "test")] == [["a"], ["b"], ["c"]]
     assert selection_split(config) == "val"
+    dataset = open_split(config, "val")
+    assert dataset.unnamed == ["nowhere named"]
+    assert dataset.report()[0] == "1 images are in no split of dataset.split_file: nowhere named"
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("s.csv", "name,split\na,training\n", r"a is in split 'training'; there are train, val, test"),
+        ("s.csv", "a,training\nb,val\n", r"a is in split 'training'; there are train, val, test \(a first line"),
+        ("s.csv", "a,set\nb,val\n", "a is in split 'set'; there are"),
         ("s.csv", "a,train\na.png,val\n", "names a twice"),
         ("s.csv", "a;train\n", "'a;train' is no name,split"),
         ("s.json", '{"a": "dev"}', "a is in split 'dev'"),
@@ -270,9 +319,9 @@ def test_a_file_may_say_the_splits(file: str, text: str, config: CustomConfig, t
         ("s.json", '["a"]', "holds neither"),
         ("s.json", "{", "cannot be read"),
         ("s.csv", "name,split\n", r"s\.csv names no images"),
-        ("t.csv", None, "cannot be read: .*No such file"),
+        ("t.csv", None, r"dataset\.split_file=.*t\.csv: no such file"),
         ("s.csv", "a,train\nz,train\nb,val\n", r"1 of 2 images of train [\s\S]*z, named by .*s\.csv, has no image in"),
-        ("s.csv", "b,val\n", "split=train: custom has val"),
+        ("s.csv", "b,val\n", r"split=train: dataset\.split_file=s\.csv has no images in train, only in val; name some"),
     ],
 )
 def test_a_file_of_splits_that_cannot_be_used_says_why(
@@ -284,7 +333,7 @@ def test_a_file_of_splits_that_cannot_be_used_says_why(
     config.split_file = file
     with pytest.raises(ConfigError, match=message) as error:
         open_split(config, "train")
-    assert file in str(error.value) or "custom has" in str(error.value)
+    assert file in str(error.value)
 
 
 def test_there_must_be_images_to_select_on(config: CustomConfig, tmp_path: Path) -> None:
@@ -325,14 +374,29 @@ def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "x,y\n1,2\n3\n", r"a\.csv, line 3: '3' is no position x,y"),
+        ("a.csv", "x,y\n1,2\n3\n", r"a\.csv, line 3: '3' is no position: 2 columns expected"),
+        (
+            "a.txt",
+            "0 0.5 0.5 0.1 0.1\n",
+            r"a\.txt, line 1: '0 0\.5.*' has 5 columns, .* name the columns x,y in a first",
+        ),
+        ("a.csv", "0,10,20\n", r"a\.csv, line 1: '0,10,20' has 3 columns, .* name the columns x,y in a first line"),
+        ("a.csv", "10\n", "has 1 columns, .* name the columns x,y"),
+        ("a.csv", "1,2\n0,10,20\n", r"line 2: '0,10,20' is no position: 2 columns expected"),
+        ("a.csv", "x;y\n1,5;2,5\n", r"line 2: '1,5;2,5' is no position: .* points as decimal marks"),
+        ("a.csv", "1,5;2,5\n", "has 3 columns"),
+        ("a.csv", "label,x,y\nhead 1,10,20,\n", "line 2: 'head 1,10,20,' is no position: 3 columns expected"),
+        ("a.csv", "x,y,x\n1,2,3\n", r"the columns are 'x,y,x', expected x, y once"),
+        ("a.csv", "1e39,2\n", r"not finite, \(1e\+39, 2\) first"),
         ("a.csv", "x,y\n1,two\n", r"a\.csv, line 2: '1,two' is no position"),
-        ("a.csv", "lon,lat\n1,2\n", r"a\.csv, line 1: the columns are lon, lat, expected x and y"),
+        ("a.csv", "lon,lat\n1,2\n", r"a\.csv, line 1: the columns are 'lon,lat', expected x, y once"),
         ("a.csv", "1,2\nnan,3\n", "not finite"),
         ("a.txt", b"\xff\xfe\x00", "no readable text"),
         ("a.json", "[1, 2]", r"expected a list of \[x, y\]"),
         ("a.json", '{"points": null}', r"expected a list of \[x, y\]"),
         ("a.json", '{"points": [["1", "2"]]}', r"expected a list of \[x, y\]"),
+        ("a.json", "[[]]", r"expected a list of \[x, y\]"),
+        ("a.json", "[[], []]", r"expected a list of \[x, y\]"),
         ("a.npy", b"no array", r"no readable \.npy file"),
         ("a.mat", b"no mat", r"no readable \.mat file"),
     ],
@@ -353,6 +417,9 @@ def test_an_array_or_mat_of_another_shape_says_what_it_holds(config: CustomConfi
     np.save(tmp_path / "mine" / "a.npy", np.zeros((4, 3)))
     with pytest.raises(ConfigError, match=r"array of float64 of shape \(4, 3\)"):
         open_split(config, "train")
+    np.save(tmp_path / "mine" / "a.npy", np.zeros((0, 3)))
+    with pytest.raises(ConfigError, match=r"array of float64 of shape \(0, 3\)"):
+        open_split(config, "train")
     np.save(tmp_path / "mine" / "a.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ConfigError, match=r"no readable \.npy file"):  # it could run code
         open_split(config, "train")
@@ -360,6 +427,85 @@ def test_an_array_or_mat_of_another_shape_says_what_it_holds(config: CustomConfi
     scipy.io.savemat(tmp_path / "mine" / "a.mat", {"heads": np.zeros((4, 2))})
     with pytest.raises(ConfigError, match=r"holds \['heads'\], expected annPoints or image_info"):
         open_split(config, "train")
+
+
+def test_a_label_of_two_words_is_no_column(config: CustomConfig, tmp_path: Path) -> None:
+    write_images(tmp_path / "mine", ["a"])
+    (tmp_path / "mine" / "a.csv").write_text("label,x,y\nhead 1,10,20\n")
+    assert heads_of(open_split(config, "train")) == {"a": [(10, 20)]}
+
+
+@pytest.mark.parametrize("other", ["im.json", "im_ann.mat", "GT_im.mat", "points/im.csv"])
+def test_two_annotations_of_an_image_are_named(other: str, config: CustomConfig, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    write_many(mine, ["im", "other"])
+    (mine / other).parent.mkdir(exist_ok=True)
+    (mine / other).write_text("[[1, 2]]")
+    with pytest.raises(ConfigError, match="1 of 2 images of train") as error:
+        open_split(config, "train")
+    assert f"image {mine / 'im.jpg'} has 2 annotations, " in str(error.value)
+    assert all(str(file) in str(error.value) for file in (mine / "im.csv", mine / other))
+
+
+def test_an_image_may_be_called_as_the_annotation_of_another(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["im", "im_ann", "GT_im"])
+    assert heads_of(open_split(config, "train")) == {"GT_im": [(2, 1)], "im": [(0, 1)], "im_ann": [(1, 1)]}
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_annotations_without_an_image_are_named_or_left_out(table: bool, config: CustomConfig, tmp_path: Path) -> None:
+    """In every split, and with the images that cannot be used."""
+    mine = tmp_path / "mine"
+    write_many(mine, ["a", "b", "c"])
+    (mine / "splits.csv").write_text("a,train\nb,val\nc,test\n")  # no annotation
+    config.split_file = "splits.csv"
+    expected = [f"annotation {mine / f'img_typo{k}.csv'} has no image img_typo{k} in {mine}; correct" for k in (2, 10)]
+    if table:
+        (mine / "all.csv").write_text("image,x,y\na,1,2\nb,1,2\nc,1,2\nimg_typo2.jpg,1,2\nimg_typo10.jpg,,\n")
+        config.points = "all.csv"
+        expected = [f"annotation img_typo{k} of {mine / 'all.csv'} has no image img_typo{k}" for k in (2, 10)]
+    else:
+        for k in (2, 10):
+            write_csv(mine / f"img_typo{k}.csv", [(1, 2)])
+    for split in ("train", "val"):
+        with pytest.raises(ConfigError, match=f"2 of 3 images of {split}") as error:
+            open_split(config, split)
+        assert all(words in str(error.value) for words in expected)
+    config.skip_bad = True
+    dataset = open_split(config, "train")
+    assert (dataset.names, dataset.left_out) == (["a"], ["img_typo2", "img_typo10"])
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_three_folders_may_share_their_points(table: bool, config: CustomConfig, tmp_path: Path) -> None:
+    """What is of another folder's image is no annotation without one; where a folder is away nobody knows."""
+    mine = tmp_path / "mine"
+    for split in ("train", "val", "test"):
+        write_image(mine / split / ("images" if split == "val" else "") / f"{split}_1.jpg")
+        (mine / "heads").mkdir(exist_ok=True)
+        write_csv(mine / "heads" / f"{split}_1.csv", [(1, 2)])
+    (mine / "heads.csv").write_text("image,x,y\n" + "".join(f"{split}_1,1,2\n" for split in ("train", "val", "test")))
+    config.points = "heads.csv" if table else "heads"
+    config.train, config.val, config.test = "train", "val", "test"
+    for split in ("train", "val", "test"):
+        assert heads_of(open_split(config, split)) == {f"{split}_1": [(1, 2)]}
+    (mine / "val" / "images" / "val_1.jpg").rename(mine / "val" / "images" / "typo.jpg")
+    with pytest.raises(ConfigError, match=r"annotation .*val_1.* has no image val_1 in"):
+        open_split(config, "train")
+    (mine / "val").rename(mine / "elsewhere")
+    assert heads_of(open_split(config, "train")) == {"train_1": [(1, 2)]}
+
+
+def test_an_error_about_many_images_has_few_lines(config: CustomConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for k in range(50):
+        (tmp_path / "mine" / f"{k}.jpg").write_bytes(b"")
+    with pytest.raises(ConfigError, match="50 of 50 images of train") as error:
+        open_split(config, "train")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 22
+    assert "19.jpg" in lines[20]
+    assert lines[21] == "  and 30 more"
 
 
 def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from headcount.config import AugmentConfig, Cache, ConfigError, FolderDatasetConfig, Outside, SyntheticConfig
+from headcount.config import AugmentConfig, Cache, ConfigError, Counted, FolderDatasetConfig, Outside, SyntheticConfig
 from headcount.data.augment import TrainAugment, build_augment
 from headcount.data.datasets import DATASETS, CrowdDataset, block_histogram, open_split, selection_split
 
@@ -161,6 +161,21 @@ def test_the_histogram_counts_the_blocks_of_all_training_images() -> None:
     assert block_histogram(dataset, 8) == {0: 6, 1: 1, 2: 1}
     assert block_histogram(dataset, 4) == {0: 36, 1: 4}
     assert block_histogram(dataset, 32) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "blocks", "windows"),
+    [(Outside.clamp, {0: 3, 1: 1}, {0: 75, 1: 6}), (Outside.drop, {0: 4}, {0: 81})],
+)
+def test_the_histogram_has_heads_outside_where_training_has_them(
+    rule: Outside, blocks: dict[int, int], windows: dict[int, int]
+) -> None:
+    """One head left of an image of 16 x 16, in its sixth row: on the border it is in 6 windows."""
+    points, images = [torch.tensor([(-358.0, 5.0)])], [torch.zeros(3, 16, 16, dtype=torch.uint8)]
+    sizes = [(16, 16)]
+    dataset = CrowdDataset(["a"], images.__getitem__, points, source_sizes=sizes, sizes=sizes, outside=rule)
+    assert block_histogram(dataset, 8) == blocks
+    assert block_histogram(dataset, 8, counted=Counted.windows) == windows
 
 
 @pytest.mark.parametrize(

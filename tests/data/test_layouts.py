@@ -1,5 +1,6 @@
 """Every dataset is read from its folder as distributed, and a folder that cannot be says what is wrong with it."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -211,7 +212,7 @@ def make_any(name: str, root: Path) -> Path:
         folder = root / "mine"
         for image, heads in named("photo_{}").items():
             write_image(folder / "images" / f"{image}.jpg")
-            folders.write_jhu_text(folder / "points" / f"{image}.txt", heads)
+            folders.write_nwpu_json(folder / "points" / f"{image}.json", heads)
     return folder
 
 
@@ -250,6 +251,8 @@ def test_a_folder_that_is_not_there_says_what_was_searched(name: str, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "removed", "message"),
     [
+        ("shb", "train_data", r"part_B needs the folder train_data; .* holds test_data"),
+        ("jhu", "train", r"jhu_crowd_v2\.0 needs the folder train; .* holds test, val"),
         ("shb", "train_data/images", r"train_data needs the folders images and ground-truth .*train_data holds ground"),
         ("shb", "train_data/ground-truth/*", r"ground-truth holds no GT_IMG_<k>\.mat"),
         ("qnrf", "Train", r"UCF-QNRF_ECCV18 needs the folders Train and Test; .* holds Test"),
@@ -288,6 +291,55 @@ def test_a_missing_partner_names_the_file(name: str, missing: int, tmp_path: Pat
         open_split(config_of(name, tmp_path), "train", data_root=str(tmp_path))
     kinds = ("image", "annotation")
     assert f"{kinds[1 - missing]} {files[1 - missing]} has no {kinds[missing]} {files[missing]}" in str(error.value)
+
+
+def test_nwpus_lists_may_name_files(tmp_path: Path) -> None:
+    folder = make_any("nwpu", tmp_path)
+    (folder / "train.txt").write_text("0001.jpg 0 1\nimages/2.JPG 0 1\n0003.png\n10\n")
+    dataset = open_split(config_of("nwpu", tmp_path), "train", data_root=str(tmp_path))
+    assert dataset.names == ["0001", "0002", "0003", "0010"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"val\.txt names no images; write an id a line, or remove it"),
+        (" \n\n", r"val\.txt names no images"),
+        ("0002 1 2\n2.jpg 0 0\n", r"val\.txt names 0002 twice"),
+        (b"\xff\xfe\x00", r"val\.txt is no readable text"),
+    ],
+)
+def test_a_list_of_nwpu_that_cannot_be_used_says_why(text: str | bytes, message: str, tmp_path: Path) -> None:
+    (make_any("nwpu", tmp_path) / "val.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message):
+        open_split(config_of("nwpu", tmp_path), "val", data_root=str(tmp_path))
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lists them."""
+    root = make_any("qnrf", tmp_path)
+    files = DATASETS["qnrf"].files
+    assert files is not None
+    nobody = dataclasses.replace(files, list_split=lambda *_: [])
+    monkeypatch.setitem(DATASETS, "qnrf", dataclasses.replace(DATASETS["qnrf"], files=nobody))
+    config = config_of("qnrf", tmp_path)
+    for holdout in (0.0, 0.1):
+        config.holdout = holdout
+        with pytest.raises(ConfigError, match=f"dataset=qnrf: train has no images in {root}; {root} holds Test, Train"):
+            open_split(config, "train", data_root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("shb", "train_data"), ("qnrf", "Train"), ("jhu", "train"), ("mall", "frames"), ("nwpu", "mats")],
+)
+@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
+def test_folders_are_found_in_any_case(name: str, folder: str, spell: Callable[[str], str], tmp_path: Path) -> None:
+    root = make_any(name, tmp_path)
+    (root / folder).rename(root / spell(folder))
+    config = config_of(name, tmp_path)
+    config.max_train_images = 2
+    assert len(open_split(config, "train", data_root=str(tmp_path))) == 2
 
 
 def test_ids_of_a_list_without_files_are_named(tmp_path: Path) -> None:

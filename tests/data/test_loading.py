@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, DaceConfig, Kernel, MseConfig
+from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, ConfigError, DaceConfig, Kernel, MseConfig
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset
 from headcount.data.loading import (
@@ -146,6 +146,11 @@ def test_a_dataset_smaller_than_a_batch_gives_one_smaller_batch(
 def test_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 training images cannot be shared among 3 processes"):
         loader(crowd(2), world=3)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the training split has no images; name or add some"):
+        EpochSampler(0, batch_size=4, seed=1)
 
 
 def test_processes_share_the_batches_of_one() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
+from PIL import Image, ImageOps
 
 from headcount.config import ConfigError
-from headcount.data.readers import check_image, read_image, read_mall_mat, read_shanghaitech_mat
+from headcount.data.readers import as_rgb, check_image, read_image, read_mall_mat, read_pillow, read_shanghaitech_mat
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
@@ -54,6 +54,78 @@ def test_pixels_stay_as_stored_whatever_exif_says(tmp_path: Path) -> None:
     exif[0x0112] = 6  # Turn by 90 degrees when showing.
     gradient(40, 30).save(tmp_path / "image.jpg", exif=exif)
     assert read_image(tmp_path / "image.jpg").shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_once(ending: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient(40, 30).save(tmp_path / f"image.{ending}", exif=exif)
+    upright = read_pillow(tmp_path / f"image.{ending}", upright=True)
+    with Image.open(tmp_path / f"image.{ending}") as file:
+        expected = ImageOps.exif_transpose(file).convert("RGB")
+    assert upright.size == ((40, 30) if orientation < 5 else (30, 40))
+    assert np.array_equal(np.asarray(upright), np.asarray(expected))
+    assert np.array_equal(np.asarray(as_rgb(upright, upright=True)), np.asarray(expected))
+
+
+def test_damaged_exif_is_no_reason_to_lose_a_picture(tmp_path: Path) -> None:
+    for k, exif in enumerate((b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense")):
+        gradient().save(tmp_path / f"{k}.jpg", exif=exif)
+        assert read_pillow(tmp_path / f"{k}.jpg", upright=True).size == (40, 30)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif", "png"])
+def test_of_an_animation_the_first_frame_is_read(ending: str, tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (40, 30), "white"), Image.new("RGB", (40, 30), "black")
+    first.save(tmp_path / f"image.{ending}", save_all=True, append_images=[second])
+    assert np.asarray(read_pillow(tmp_path / f"image.{ending}")).min() > 250
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA"])
+def test_transparency_is_dropped_not_blended(mode: str, tmp_path: Path) -> None:
+    source = gradient().convert("RGBA")
+    source.putalpha(0)
+    (source.convert(mode) if mode != "PA" else source.convert("P").convert("PA")).save(tmp_path / "image.tif")
+    pixels = np.asarray(read_pillow(tmp_path / "image.tif"))
+    assert np.ptp(pixels) > 100
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_sixteen_bits_of_every_kind_keep_their_order(upright: bool, tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "little.tif")
+    Image.frombytes("I;16B", (64, 64), values.astype(">u2").tobytes()).save(tmp_path / "big.tif")
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "wide.tif")
+    for name in ("little", "big", "wide"):
+        pixels = np.asarray(read_pillow(tmp_path / f"{name}.tif", upright=upright))
+        assert np.array_equal(pixels, np.stack([values >> 8] * 3, axis=2))
+
+
+def test_floating_point_pixels_are_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).random((30, 40), dtype=np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(ConfigError, match=r"image\.tif cannot be read as an image: .*floating-point.*8 or 16 bits"):
+        read_pillow(tmp_path / "image.tif")
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient().save(tmp_path / "image.png")
+    for error in (KeyError(7), IndexError(), struct.error("short"), EOFError()):
+
+        def fail(image: Image.Image, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+        with pytest.raises(ConfigError, match=r"image\.png cannot be read as an image: \w"):
+            read_pillow(tmp_path / "image.png")
+
+    def full(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(MemoryError, match=r"image\.png does not fit into memory"):
+        read_pillow(tmp_path / "image.png")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -128,7 +200,7 @@ def test_positions_are_found_however_deep_they_lie(layers: int, field: str, tmp_
     assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").tolist() == [list(p) for p in HEADS]
 
 
-@pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros((0, 0)), np.zeros((1, 0))])
+@pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros((0, 0)), np.zeros(0)])
 def test_an_image_without_people_has_no_heads(empty: np.ndarray, tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "GT_IMG_1.mat", {"image_info": nested(empty, 1)})
     assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").shape == (0, 2)
@@ -139,6 +211,9 @@ def test_an_image_without_people_has_no_heads(empty: np.ndarray, tmp_path: Path)
     [
         ({"annPoints": np.array(HEADS)}, r"it holds \['annPoints'\], expected image_info"),
         ({"image_info": nested(np.zeros((5, 3)), 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": nested(np.zeros((0, 3)), 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": nested(np.zeros((1, 0)), 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": np.empty((0, 0), dtype=object)}, r"no \(n, 2\) head positions"),
         ({"image_info": nested("text", 1)}, r"no \(n, 2\) head positions"),
         ({"image_info": nested(np.array([[1.0, np.nan]]), 1)}, "not finite"),
     ],

@@ -51,6 +51,7 @@ from headcount.types import Sample
 
 HOLDOUT = "holdout"  # The split made of the training images that are held out.
 DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
+MOST_REASONS = 20  # Lines that an error about unusable images has at most.
 
 # Keys of a dataset: an index for evaluation, (epoch, index) for training.
 Key = int | tuple[int, int]
@@ -201,6 +202,7 @@ class CrowdDataset(Dataset[Sample]):
         augment: applied to training samples; None leaves them whole.
         seed: of the augmentation.
         left_out: names of images of the split that are not among these, as they cannot be used.
+        unnamed: names of images beside these that a file of splits does not name.
     """
 
     def __init__(
@@ -216,10 +218,13 @@ class CrowdDataset(Dataset[Sample]):
         augment: TrainAugment | None = None,
         seed: int = 0,
         left_out: Sequence[str] = (),
+        unnamed: Sequence[str] = (),
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
         """Images of the split that cannot be read or have no usable annotation."""
+        self.unnamed = list(unnamed)
+        """Images that are in no split, as the file of splits does not name them."""
         self.sizes = list(sizes)
         """(width, height) of each prepared image, pixels."""
         self._images = images
@@ -282,11 +287,16 @@ class CrowdDataset(Dataset[Sample]):
 
     def left_out_report(self) -> list[str]:
         """A line about the images that are left out, if there are any: they change what an error means."""
-        if not self.left_out:
-            return []
-        first = ", ".join(self.left_out[:5]) + ", ..." * (len(self.left_out) > 5)
-        of = len(self) + len(self.left_out)
-        return [f"{len(self.left_out)} of {of} images are left out, being unreadable or not annotated: {first}"]
+        lines = []
+        if self.left_out:
+            of = len(self) + len(self.left_out)
+            lines.append(
+                f"{len(self.left_out)} of {of} images are left out, being unreadable or not annotated: "
+                f"{_first(self.left_out)}"
+            )
+        if self.unnamed:
+            lines.append(f"{len(self.unnamed)} images are in no split of dataset.split_file: {_first(self.unnamed)}")
+        return lines
 
     def _for_training(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
@@ -311,7 +321,8 @@ def open_split(
         seed: of the augmentation.
 
     Raises:
-        ConfigError: if dataset, split or files do not exist, saying what does, or if images cannot be used.
+        ConfigError: if dataset, split or files do not exist, saying what does, if the split has no images, or
+            if some cannot be used.
     """
     info = _check_split(config, split)
     if split == info.unannotated:
@@ -372,6 +383,8 @@ def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted 
     Blocks form a grid from the top left corner; what is left of an image beyond its last whole
     block is not counted, as no training crop has such blocks. Not cached: the points are in memory.
 
+    Heads outside their image are where training has them, on its border or nowhere (``dataset.outside``).
+
     Args:
         counted: ``windows`` takes all of a block's size that lie in an image instead, wherever they
             begin, in which the heads of one pixel count once.
@@ -429,6 +442,11 @@ def _check_split(config: DatasetConfig, split: str) -> DatasetInfo:
     info = dataset_info(config.name)
     allowed = [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]
     if split not in allowed:
+        if isinstance(config, CustomConfig) and config.train is None and config.split_file and split in layouts.SPLITS:
+            raise ConfigError(
+                f"split={split}: dataset.split_file={config.split_file} has no images in {split}, only in "
+                f"{', '.join(allowed)}; name some in it"
+            )
         raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
     return info
 
@@ -464,11 +482,16 @@ def _open_folder(
         augment=augment,
         seed=seed,
         left_out=left_out,
+        unnamed=layouts.custom_unnamed(config) if isinstance(config, CustomConfig) else (),
     )
 
 
 def list_folder(config: DatasetConfig, split: str, *, data_root: str | None) -> tuple[Path, list[Listed]]:
-    """The folder of a dataset and the images that belong to ``split``."""
+    """The folder of a dataset and the images that belong to ``split``, at least one.
+
+    Raises:
+        ConfigError: if there are none, or nowhere to look for them.
+    """
     files = DATASETS[config.name].files
     if files is None or not isinstance(config, FolderDatasetConfig) or not isinstance(config, files.settings):
         raise ConfigError(f"dataset {config.name} cannot be read with the settings of {type(config).__name__}")
@@ -478,6 +501,8 @@ def list_folder(config: DatasetConfig, split: str, *, data_root: str | None) -> 
     else:
         root = _find_root(config, files, data_root)
     listed = files.list_split(root, source, config)
+    if not listed:
+        raise ConfigError(f"dataset={config.name}: {source} has no images in {root}; {layouts.holding(root)}")
     return root, [listed[k] for k in _choose([item.name for item in listed], config, split)]
 
 
@@ -509,14 +534,20 @@ def _read_heads(
 
 
 def unusable(config: FolderDatasetConfig, split: str, reasons: Sequence[str], *, images: int) -> str:
-    """What to say of a split of so many ``images`` some of which cannot be used, with a line for each."""
-    lines = "".join(f"\n  {reason}" for reason in reasons)
+    """What to say of a split of so many ``images`` some of which cannot be used, with a line for each of the first."""
+    lines = "".join(f"\n  {reason}" for reason in reasons[:MOST_REASONS])
+    if len(reasons) > MOST_REASONS:
+        lines += f"\n  and {len(reasons) - MOST_REASONS} more"
     if len(reasons) == images and config.skip_bad:
         return f"dataset={config.name}: none of the {images} images of {split} can be used:{lines}"
     return (
         f"dataset={config.name}: {len(reasons)} of {images} images of {split} cannot be used; correct them, or "
         f"leave them out with dataset.skip_bad=true:{lines}"
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:

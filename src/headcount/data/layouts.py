@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,15 @@ from torch import Tensor
 
 from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, PointsFormat, UcfCc50Config
 from headcount.data.readers import (
+    NAME_KEYS,
     READERS,
     read_ann_points_mat,
+    read_jhu_text,
     read_json_points,
     read_mall_mat,
     read_points_table,
     read_shanghaitech_mat,
-    read_text_points,
+    read_text,
 )
 
 ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
@@ -35,6 +37,8 @@ SPLITS = ("train", "val", "test")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Folders beside one's own images that are looked through for head positions, in this order.
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
+# What the first column of a split file may be called.
+SPLIT_FILE_NAMES = (*NAME_KEYS, "id", "img", "img_id", "image_id", "image_name", "img_name", "file_name", "path")
 # First and last image of NWPU-Crowd's splits, for copies without its lists.
 NWPU_IMAGES = {"train": (1, 3109), "val": (3110, 3609), "test": (3610, 5109)}
 MALL_TRAINING_FRAMES = 800
@@ -60,7 +64,9 @@ def shanghaitech(root: Path, split: str, config: FolderDatasetConfig) -> list[Li
 
     Files of other names beside them (copies in PNG, Thumbs.db) are left alone.
     """
-    base = root / f"{split}_data"
+    base = _folder(root, f"{split}_data")
+    if base is None:
+        raise ConfigError(f"{root} needs the folder {split}_data; {holding(root)}")
     images_in = _folder(base, "images")
     annotations_in = _folder(base, "ground-truth", "ground_truth", "groundtruth")
     if images_in is None or annotations_in is None:
@@ -147,19 +153,30 @@ def nwpu_ids(root: Path, split: str) -> dict[str, list[str]]:
 
     In ``train.txt`` and ``val.txt`` these are a luminance label and a scene level, in ``test.txt`` nothing. Without
     a list, ids are split as they were published.
+
+    Raises:
+        ConfigError: if a list cannot be read, names nobody, or names an image twice.
     """
     list_file = root / f"{split}.txt"
     if not list_file.is_file():
         first, last = NWPU_IMAGES[split]
         return {f"{k:04d}": [] for k in range(first, last + 1)}
-    lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    items = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()]
-    return {name.removesuffix(".jpg").zfill(4): labels for name, *labels in items}
+    ids: dict[str, list[str]] = {}
+    for line in filter(str.strip, read_text(list_file).splitlines()):
+        name, *labels = re.split(r"[\s,;]+", line.strip())
+        if (name := plain_name(name).zfill(4)) in ids:
+            raise ConfigError(f"{list_file} names {name} twice; remove one of the lines")
+        ids[name] = labels
+    if not ids:
+        raise ConfigError(f"{list_file} names no images; write an id a line, or remove it to split as published")
+    return ids
 
 
 def jhu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
     """``<split>/images/0001.jpg`` with ``<split>/gt/0001.txt``, a line for each head; an empty one has none."""
-    base = root / split
+    base = _folder(root, split)
+    if base is None:
+        raise ConfigError(f"{root} needs the folder {split}; {holding(root)}")
     images_in, annotations_in = _folder(base, "images"), _folder(base, "gt")
     if images_in is None or annotations_in is None:
         raise ConfigError(f"{base} needs the folders images and gt; {holding(base)}")
@@ -170,7 +187,7 @@ def jhu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
         {*images, *annotations},
         images,
         annotations,
-        read_text_points,
+        read_jhu_text,
         images_in=images_in,
         annotations_in=annotations_in,
         annotation="{}.txt",
@@ -179,14 +196,15 @@ def jhu(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
 
 def mall(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
     """``frames/seq_000001.jpg`` and so on, with all their heads in ``mall_gt.mat``; the first 800 train."""
-    annotations, images = root / "mall_gt.mat", _images(root / "frames")
+    frames = _folder(root, "frames") or root / "frames"
+    annotations, images = root / "mall_gt.mat", _images(frames)
     if not annotations.is_file():
         raise ConfigError(f"{root} needs mall_gt.mat beside the folder frames; {holding(root)}")
     listed = []
     for k, heads in enumerate(read_mall_mat(annotations), start=1):
         name = f"seq_{k:06d}"
         if (k <= MALL_TRAINING_FRAMES) == (split == "train"):
-            expected = root / "frames" / f"{name}.jpg"
+            expected = frames / f"{name}.jpg"
             missing = _refusing(f"frame {k} of {annotations} has no image {expected}")
             listed.append(Listed(images.get(name, expected), _giving(heads) if name in images else missing))
     if not listed:
@@ -233,12 +251,11 @@ def custom_folder(config: CustomConfig, split: str) -> Path:
 def custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
     """Images in a folder or its subfolder ``images``, heads in one file for each image or for all.
 
-    Which of one folder's images are in a split is said by a file, or else by a hash of their names: in
-    its order the first are tested (``test_fraction``), the next select (``val_fraction``), the rest
-    train. With three folders, ``root`` is the split's own.
+    Which of one folder's images are in a split is said by a file, or else by a hash of their names, see
+    :func:`_split_by_hash`. With three folders, ``root`` is the split's own.
     """
     assert isinstance(config, CustomConfig)
-    images_in = next((f for f in (root, _folder(root, "images")) if f and _images(f)), None)
+    images_in = _images_in(root)
     if images_in is None:
         raise ConfigError(f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}), nor does a folder images in it")
     images = _images(images_in, alone=True)
@@ -249,11 +266,15 @@ def custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
             named_by = _resolve(config.split_file, config.root)
             names = [name for name, named in _read_split_file(named_by).items() if named == split]
         else:
-            shares = {"test": config.test_fraction, "val": config.val_fraction}
-            names = [name for name, its in _split_by_hash(list(images), shares).items() if its == split]
+            splits = _split_by_hash(list(images), test=config.test_fraction, val=config.val_fraction)
+            names = [name for name, its in splits.items() if its == split]
         if not names:
             raise ConfigError(f"dataset=custom: none of the {len(images)} images of {root} is in split {split}")
-    heads_of = _custom_heads(config, root, images_in, split)
+    # Three folders may share a folder or file of points.
+    of_splits = [config.train, config.val, config.test] if config.train is not None else []
+    folders = [_resolve(folder, config.root) for folder in of_splits if folder is not None]
+    known = {*names, *images, *(name for folder in folders for name in _images(_images_in(folder) or folder))}
+    heads_of, orphans = _custom_heads(config, root, images_in, split, known=known)
     listed = []
     for name in sorted(names, key=natural):
         if name in images:
@@ -261,16 +282,40 @@ def custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
         else:
             expected = images_in / f"{name}.jpg"
             listed.append(Listed(expected, _refusing(f"{name}, named by {named_by}, has no image in {images_in}")))
+    # In every split, as nobody knows in which their images are; and where one of three folders is away, in none.
+    for name in sorted(orphans, key=natural) if all(folder.is_dir() for folder in folders) else ():
+        reason = (
+            f"{orphans[name]} has no image {name} in {images_in}; correct the name, or remove what is no annotation"
+        )
+        listed.append(Listed(images_in / f"{name}.jpg", _refusing(reason)))
     return listed
 
 
+def custom_unnamed(config: CustomConfig) -> list[str]:
+    """The images that a split file leaves out, as it names the others; none where there is no such file."""
+    if config.train is not None or config.split_file is None:
+        return []
+    images_in = _images_in(custom_folder(config, "train"))
+    named = _read_split_file(_resolve(config.split_file, config.root))
+    return sorted(set(_images(images_in)) - set(named), key=natural) if images_in else []
+
+
+def _images_in(root: Path) -> Path | None:
+    """The folder or its subfolder ``images``, whichever has images."""
+    return next((folder for folder in (root, _folder(root, "images")) if folder and _images(folder)), None)
+
+
+HeadsOf = Callable[[Path], Callable[[], Float[Tensor, "n 2"]]]
+"""For an image, what reads its heads."""
+
+
 def _custom_heads(
-    config: CustomConfig, root: Path, images_in: Path, split: str
-) -> Callable[[Path], Callable[[], Float[Tensor, "n 2"]]]:
-    """For an image, what reads its heads."""
+    config: CustomConfig, root: Path, images_in: Path, split: str, *, known: Set[str]
+) -> tuple[HeadsOf, dict[str, str]]:
+    """What reads an image's heads, and by name the annotations that are of no ``known`` image, in words."""
     points = _resolve(config.points, config.root) if config.points is not None else None
     if points is not None and points.is_file():
-        return _heads_in_table(points, config.points_format)
+        return _heads_in_table(points, config.points_format, known=known)
     if points is not None:
         if not points.is_dir():
             raise ConfigError(f"dataset.points={config.points}: there is no file or folder {points}")
@@ -282,22 +327,38 @@ def _custom_heads(
         folders = [images_in, *(folder for base in bases for folder in _folders(base, *POINTS_FOLDERS))]
     wanted = config.points_format
     endings = [ending for ending, (kind, _) in READERS.items() if wanted in (PointsFormat.auto, kind)]
-    files: dict[str, Path] = {}
-    for folder in reversed(folders):
-        for ending in reversed(endings):
-            files |= _files(folder, ending)
+    files: dict[str, list[Path]] = {}
+    lists = _resolve(config.split_file, config.root) if config.split_file is not None else None
+    for folder in dict.fromkeys(folders):
+        for ending in endings:
+            for stem, path in _files(folder, ending).items():
+                if lists is None or not lists.exists() or not path.samefile(lists):
+                    files.setdefault(_annotated(stem, known), []).append(path)
 
     def heads_of(image: Path) -> Callable[[], Float[Tensor, "n 2"]]:
-        path = next((files[n] for n in (image.stem, f"{image.stem}_ann", f"GT_{image.stem}") if n in files), None)
-        if path is None:
+        paths = files.get(image.stem, [])
+        if not paths:
             where = ", ".join(str(folder) for folder in folders)
             return _refusing(f"image {image} has no annotation {image.stem}{{{','.join(endings)}}} in {where}")
-        return partial(READERS[path.suffix.lower()][1], path)
+        if len(paths) > 1:
+            return _refusing(
+                f"image {image} has {len(paths)} annotations, {' and '.join(map(str, paths))}; keep one, or choose "
+                "with dataset.points or dataset.points_format"
+            )
+        return partial(READERS[paths[0].suffix.lower()][1], paths[0])
 
-    return heads_of
+    return heads_of, {
+        name: f"annotation {' and '.join(map(str, paths))}" for name, paths in files.items() if name not in known
+    }
 
 
-def _heads_in_table(path: Path, points_format: PointsFormat) -> Callable[[Path], Callable[[], Float[Tensor, "n 2"]]]:
+def _annotated(stem: str, known: Set[str]) -> str:
+    """The image that an annotation file is about: that of its name, or of its name without ``_ann`` or ``GT_``."""
+    names = (stem, stem.removesuffix("_ann"), stem.removeprefix("GT_"))
+    return next((name for name in names if name in known), stem)
+
+
+def _heads_in_table(path: Path, points_format: PointsFormat, *, known: Set[str]) -> tuple[HeadsOf, dict[str, str]]:
     """The same where one file is about all images."""
     table: dict[str, Float[Tensor, "_ 2"]] = {}
     for name, heads in read_points_table(path, points_format).items():
@@ -311,7 +372,7 @@ def _heads_in_table(path: Path, points_format: PointsFormat) -> Callable[[Path],
         nobody = f'"{image.name}": []' if path.suffix.lower() == ".json" else f'"{image.name},,"'
         return _refusing(f"image {image} has no annotation in {path}; one without people is written {nobody}")
 
-    return heads_of
+    return heads_of, {name: f"annotation {name} of {path}" for name in table if name not in known}
 
 
 def _read_split_file(path: Path) -> dict[str, str]:
@@ -320,8 +381,10 @@ def _read_split_file(path: Path) -> dict[str, str]:
     JSON may be ``{name: split}`` or ``{split: [name, ...]}``.
 
     Raises:
-        ConfigError: if it is neither, if a split is unknown, or if an image is named twice.
+        ConfigError: if it is not there or neither, if a split is unknown, or if an image is named twice.
     """
+    if not path.is_file():
+        raise ConfigError(f"dataset.split_file={path}: no such file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else None
@@ -338,12 +401,16 @@ def _read_split_file(path: Path) -> dict[str, str]:
         for k, fields in enumerate(lines):
             if len(fields) != 2:
                 raise ConfigError(f"dataset.split_file={path}: {','.join(fields)!r} is no name,split")
-            if k > 0 or fields[1].strip().lower() not in ("split", "set"):
-                rows.append((fields[0].strip(), fields[1].strip()))
+            name, split = (field.strip() for field in fields)
+            if k > 0 or name.lower() not in SPLIT_FILE_NAMES or split.lower() not in ("split", "subset", "set"):
+                rows.append((name, split))
     splits: dict[str, str] = {}
     for name, split in rows:
         if split.lower() not in SPLITS:
-            raise ConfigError(f"dataset.split_file={path}: {name} is in split {split!r}; there are {', '.join(SPLITS)}")
+            raise ConfigError(
+                f"dataset.split_file={path}: {name} is in split {split!r}; there are {', '.join(SPLITS)} (a first line "
+                "with names of columns is image,split)"
+            )
         if plain_name(name) in splits:
             raise ConfigError(f"dataset.split_file={path} names {plain_name(name)} twice")
         splits[plain_name(name)] = split.lower()
@@ -352,18 +419,28 @@ def _read_split_file(path: Path) -> dict[str, str]:
     return splits
 
 
-def _split_by_hash(names: list[str], shares: Mapping[str, float]) -> dict[str, str]:
-    """A split for each name: the first in the order of a hash, at least one for each share above 0, else train."""
-    ordered = by_hash(names, salt="split")
-    splits = dict.fromkeys(names, "train")
-    start = 0
-    for split, share in shares.items():
-        count = max(1, round(share * len(names))) if share > 0 else 0
-        splits.update(dict.fromkeys(ordered[start : start + count], split))
-        start += count
-    if start >= len(names):
-        raise ConfigError(f"dataset=custom: {len(names)} images are too few to be split by dataset.val_fraction")
-    return splits
+def _split_by_hash(names: list[str], *, test: float, val: float) -> dict[str, str]:
+    """A split for each name: those whose hash in [0, 1) is below ``test`` are tested, the next ``val`` select.
+
+    An image's split thus depends on its name alone, and shares are those asked for on average. Only where a
+    split would have no images does it take one, that of the lowest hash, from the largest split; that
+    image goes back once the split has one of its own.
+    """
+    shares = {"test": test, "val": val, "train": 1.0}
+    wanted = [split for split, share in shares.items() if share > 0]
+    if len(names) < len(wanted):
+        raise ConfigError(
+            f"dataset=custom: {len(names)} images are too few for dataset.val_fraction={val:g} and "
+            f"dataset.test_fraction={test:g}, as {', '.join(wanted)} need one each; add images, or set one to 0"
+        )
+    found: dict[str, list[str]] = {split: [] for split in shares}
+    for name in by_hash(names, salt="split"):
+        place = int.from_bytes(_hash(name, salt="split")[:8]) / 2**64
+        found["test" if place < test else "val" if place < test + val else "train"].append(name)
+    for split in wanted:
+        if not found[split]:
+            found[split].append(max(found.values(), key=len).pop(0))
+    return {name: split for split, its in found.items() for name in its}
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -371,7 +448,11 @@ def _split_by_hash(names: list[str], shares: Mapping[str, float]) -> dict[str, s
 
 def by_hash(names: Iterable[str], *, salt: str = "") -> list[str]:
     """Names in an order that looks drawn and depends on nothing but each name and ``salt``."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).digest())
+    return sorted(names, key=lambda name: _hash(name, salt=salt))
+
+
+def _hash(name: str, *, salt: str) -> bytes:
+    return hashlib.sha256(f"{salt}{name}".encode()).digest()
 
 
 def plain_name(name: str) -> str:

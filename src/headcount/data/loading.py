@@ -68,10 +68,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     many batches of equal size. A dataset smaller than one step gives one smaller batch.
 
     Raises:
-        ConfigError: if there are fewer images than processes.
+        ConfigError: if there are no images, or fewer than processes.
     """
 
     def __init__(self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if images < 1:
+            raise ConfigError("the training split has no images; name or add some")
         if images < world:
             raise ConfigError(
                 f"{images} training images cannot be shared among {world} processes; "

@@ -54,8 +54,8 @@ def block_counts(
 def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, window: int) -> Counter[int]:
     """How many windows of an image hold 0, 1, 2, ... heads: all of ``window`` x ``window`` px, one a pixel apart.
 
-    Two heads in one pixel count as one, and heads outside the image as none: published representative
-    counts are means over these windows. Windows lie within the image; a smaller image has none.
+    Two heads in one pixel count as one, and points outside the image as none (datasets pass them as
+    training has them): published representative counts are means over these windows. Windows lie within the image; a smaller image has none.
     """
     if min(height, width) < window:
         return Counter()

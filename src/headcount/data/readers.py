@@ -7,22 +7,23 @@ like is the business of ``data.layouts``.
 
 import csv
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from headcount.config import ConfigError, PointsFormat
 
+# Shapes of arrays that say an image has no people: a list of nothing, MATLAB's [], no rows of x and y.
+_NOBODY = ((0,), (0, 0), (0, 2))
 # Names that people give to the column of an image's name, and to the list of heads in a JSON object.
 NAME_KEYS = ("image", "name", "file", "filename")
 POINTS_KEYS = ("points", "annotations", "human_points", "annPoints", "locations")
@@ -66,15 +67,68 @@ def _decode_jpeg(data: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, "channels heigh
 def read_pillow(path: Path, *, upright: bool = False) -> Image.Image:
     """An image file of any mode as a Pillow image in RGB; see :func:`read_image`.
 
+    Of an animation, the first frame.
+
     Args:
         upright: turn it as its EXIF orientation says.
+
+    Raises:
+        ConfigError: if the file is missing, damaged or no image.
+        MemoryError: if it does not fit into memory.
     """
-    with open_pillow(path) as file:
-        image = ImageOps.exif_transpose(file) if upright else file
-        if image.mode.startswith("I"):  # 16 bits; Pillow would cut them at 255.
-            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-        # Pillow warns where a palette with transparency becomes RGB at once.
-        return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+    try:
+        with open_pillow(path) as file:
+            return as_rgb(file, upright=upright)
+    except ConfigError:
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"{path} does not fit into memory") from error
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files.
+        raise ConfigError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+def as_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
+    """A Pillow image of any mode in RGB; see :func:`read_image`.
+
+    Args:
+        upright: turn it as its EXIF orientation says.
+
+    Raises:
+        ValueError: if its pixels are floating-point numbers, whose range nobody knows.
+    """
+    image.load()  # before asking for the orientation: a TIFF is turned by Pillow itself, a PNG may say it at its end
+    turn = _TURNS.get(_orientation(image)) if upright else None
+    if turn is not None:
+        image = image.transpose(turn)
+        for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # it stands upright now
+            image.info.pop(key, None)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them at 255.
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    # Pillow warns where a palette with transparency becomes RGB at once.
+    image = image.convert("RGBA") if "transparency" in image.info else image
+    return image if image.mode == "RGB" else image.convert("RGB")  # without a copy: it may have 100 million pixels
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says of how to turn a loaded image; 1, as it is, where its EXIF is damaged."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Damaged EXIF is no reason to lose a picture; it raises whatever it likes.
+        return 1
 
 
 @contextmanager
@@ -84,6 +138,7 @@ def open_pillow(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pictures of 90 million pixels are one's own; twice as many are refused.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged EXIF
             image = Image.open(path)
         with image:
             yield image
@@ -155,28 +210,38 @@ def read_mall_mat(path: Path) -> list[Float[Tensor, "_ 2"]]:
 
 
 def read_text_points(path: Path) -> Float[Tensor, "n 2"]:
-    """Head positions of a text file, a line each: x and y, apart by commas, semicolons or blanks.
+    """Head positions of a text file, a line each: x and y, or more columns that the first line names.
 
-    Columns after these (JHU-CROWD++ has six) are left alone. A first line of words may name the
-    columns; those called x and y are then taken. An empty file has no heads.
+    Of named columns those called x and y are taken. What separates them, see :func:`_read_rows`. An
+    empty file has no heads.
+
+    Raises:
+        ConfigError: if there are other columns than x and y without names, or a line is not of this kind.
+    """
+    rows = _read_rows(path)
+    columns: tuple[int, ...] = (0, 1)
+    width = 2
+    if rows and not any(_is_number(field) for field in rows[0].fields):
+        width = len(rows[0].fields)
+        columns = _columns(rows.pop(0), path, "x", "y")
+    elif rows and len(rows[0].fields) != width:
+        # The first two need not be x and y: an index, a class or a box may stand before them.
+        raise ConfigError(
+            f"{path}, line {rows[0].line}: {rows[0].text[:80]!r} has {len(rows[0].fields)} columns, without names only "
+            "x and y are allowed; name the columns x,y in a first line"
+        )
+    return _as_points(_positions(rows, columns, width, path), path, "its lines hold no x,y")
+
+
+def read_jhu_text(path: Path) -> Float[Tensor, "n 2"]:
+    """Head positions of JHU-CROWD++: the first two of each line's x y w h o b; an empty file has no heads.
 
     Raises:
         ConfigError: if a line is not of this kind, naming it.
     """
-    points, columns = [], (0, 1)
-    rows = ((k, row) for k, row in enumerate(_read_text(path).splitlines(), start=1) if row.strip())
-    for k, (line, row) in enumerate(rows):
-        fields = [field.strip("\"'") for field in re.split(r"\s*[,;]\s*|\s+", row.strip())]
-        if k == 0 and not any(_is_number(field) for field in fields):
-            names = [field.lower() for field in fields]
-            if not {"x", "y"} <= set(names):
-                raise ConfigError(f"{path}, line {line}: the columns are {', '.join(fields)}, expected x and y")
-            columns = (names.index("x"), names.index("y"))
-            continue
-        if len(fields) <= max(columns) or not all(_is_number(fields[column]) for column in columns):
-            raise ConfigError(f"{path}, line {line}: {row.strip()[:80]!r} is no position x,y")
-        points.append([float(fields[column]) for column in columns])
-    return _as_points(np.array(points), path, "its lines hold no x,y")
+    rows = _read_rows(path)
+    width = max(2, len(rows[0].fields)) if rows else 2
+    return _as_points(_positions(rows, (0, 1), width, path), path, "its lines hold no x y w h o b")
 
 
 def read_json_points(path: Path) -> Float[Tensor, "n 2"]:
@@ -214,7 +279,7 @@ def read_mat_points(path: Path) -> Float[Tensor, "n 2"]:
     return _as_points(values, path, f"it holds {_keys(content)}, expected annPoints or image_info")
 
 
-# Endings of files about one image, those first that are taken where an image has several.
+# Endings of files about one image.
 READERS: dict[str, tuple[PointsFormat, Callable[[Path], Float[Tensor, "n 2"]]]] = {
     ".csv": (PointsFormat.csv, read_text_points),
     ".txt": (PointsFormat.csv, read_text_points),
@@ -228,7 +293,7 @@ def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.aut
     """Head positions of many images from one file, by the names it gives them.
 
     A csv file has a header with the columns image (or name, file, filename), x and y, and a line for
-    each head; a line without x and y is an image without people. A JSON file holds
+    each head; an empty x and y is an image without people. A JSON file holds
     ``{name: [[x, y], ...]}`` or ``[{"image": name, "points": [[x, y], ...]}, ...]``.
 
     Raises:
@@ -247,26 +312,77 @@ def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.aut
 
 
 def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
-    lines = _read_text(path).splitlines()
-    header = lines[0] if lines else ""
-    rows = csv.reader(lines, delimiter=max(",;\t", key=header.count))
-    columns = [column.strip().lower() for column in next(rows, [])]
-    name = next((columns.index(key) for key in NAME_KEYS if key in columns), None)
-    if name is None or not {"x", "y"} <= set(columns):
-        raise ConfigError(f"{path}: the first line is {header[:80]!r}, expected a header with the columns image, x, y")
-    x, y = columns.index("x"), columns.index("y")
-    points: dict[str, list[list[float]]] = {}
-    for line, row in enumerate(rows, start=2):
-        if not any(field.strip() for field in row):
-            continue
-        row = [field.strip() for field in row] + [""] * (len(columns) - len(row))
-        somebody = row[x] or row[y]
-        if not row[name] or (somebody and not (_is_number(row[x]) and _is_number(row[y]))):
-            raise ConfigError(f"{path}, line {line}: {lines[line - 1][:80]!r} is no image with x and y")
-        heads = points.setdefault(row[name], [])
-        if somebody:
-            heads.append([float(row[x]), float(row[y])])
-    return {key: _as_points(np.array(heads), path, f"those of {key}") for key, heads in points.items()}
+    rows = _read_rows(path)
+    header = rows.pop(0) if rows else _Row(1, "", [])
+    names = [field.lower() for field in header.fields]
+    key = next((key for key in NAME_KEYS if key in names), NAME_KEYS[0])
+    name, x, y = _columns(header, path, key, "x", "y")
+    points: dict[str, list[_Row]] = {}
+    for row in rows:
+        if len(row.fields) != len(names) or not row.fields[name]:
+            raise ConfigError(
+                f"{path}, line {row.line}: {row.text[:80]!r} is no image with x and y: {len(names)} columns "
+                "expected, as in the first line; an image without people has an empty x and y"
+            )
+        heads = points.setdefault(row.fields[name], [])
+        if row.fields[x] or row.fields[y]:
+            heads.append(row)
+    return {
+        image: _as_points(_positions(heads, (x, y), len(names), path), path, f"those of {image}")
+        for image, heads in points.items()
+    }
+
+
+class _Row(NamedTuple):
+    """A line of a table."""
+
+    line: int
+    """Its number in the file, from 1."""
+    text: str
+    fields: list[str]
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    """The lines of a table; empty ones are left out.
+
+    Fields are separated by what the first line has most of: commas, semicolons or tabs, or else by
+    blanks. A file has one separator, so that a decimal comma is never taken for it.
+    """
+    lines = read_text(path).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = max(",;\t", key=first.count)
+    if separator not in first:
+        separator, lines = " ", [line.strip() for line in lines]
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        found = [
+            _Row(rows.line_num, lines[rows.line_num - 1].strip(), [field.strip() for field in row]) for row in rows
+        ]
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {rows.line_num}: {error}; correct the quotation marks") from error
+    return [row for row in found if any(row.fields)]
+
+
+def _columns(header: _Row, path: Path, *wanted: str) -> tuple[int, ...]:
+    """Where the columns of these names are, each of which there must be once."""
+    names = [field.lower() for field in header.fields]
+    if any(names.count(name) != 1 for name in wanted):
+        raise ConfigError(
+            f"{path}, line {header.line}: the columns are {header.text[:80]!r}, expected {', '.join(wanted)} once; "
+            "name these in the first line"
+        )
+    return tuple(names.index(name) for name in wanted)
+
+
+def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path: Path) -> np.ndarray:
+    """The numbers in these columns of lines that have ``width`` of them."""
+    for row in rows:
+        if len(row.fields) != width or not all(_is_number(row.fields[column]) for column in columns):
+            raise ConfigError(
+                f"{path}, line {row.line}: {row.text[:80]!r} is no position: {width} columns expected, as in the "
+                "first line, with numbers as x and y and points as decimal marks"
+            )
+    return np.array([[float(row.fields[column]) for column in columns] for row in rows])
 
 
 def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
@@ -308,12 +424,17 @@ def _json_points(value: Any, path: Path, image: str = "") -> Float[Tensor, "n 2"
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is no readable .json file: {error}") from error
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        ConfigError: if it is not there or no text.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first letter
     except (OSError, UnicodeDecodeError) as error:
@@ -354,10 +475,16 @@ def _is_number(text: str) -> bool:
 def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
     """Positions as a tensor, or an error that says what the file held."""
     array = np.asarray(values)
-    if array.size == 0 and isinstance(values, np.ndarray):
+    if array.dtype.kind in "iuf" and array.shape in _NOBODY:
         return torch.zeros(0, 2)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
         raise ConfigError(f"{path} has no (n, 2) head positions: {found}")
-    if not np.isfinite(array).all():
-        raise ConfigError(f"{path} has head positions that are not finite; correct or remove them")
-    return torch.from_numpy(array.astype(np.float32))
+    with np.errstate(over="ignore"):
+        points = array.astype(np.float32)
+    if not (finite := np.isfinite(points).all(axis=1)).all():
+        x, y = array[~finite][0]
+        raise ConfigError(
+            f"{path} has head positions that are not finite, ({x:g}, {y:g}) first (float32 ends at 3.4e38); "
+            "correct or remove them"
+        )
+    return torch.from_numpy(points)
