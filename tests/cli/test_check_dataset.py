@@ -1,17 +1,22 @@
 """The audit as typed: report, numbers, pictures, exit status."""
 
 import json
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from data.folders import make_shanghaitech
 
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.slow
 def test_a_dataset_is_reported_and_its_faults_set_the_status(run_command: Run, tmp_path: Path) -> None:
     train = {f"IMG_{k}": [(3.0 * j, 5.0 * j) for j in range(k)] for k in range(1, 5)}
     root = tmp_path / "data" / "part_A"
@@ -43,11 +48,62 @@ def test_a_dataset_is_reported_and_its_faults_set_the_status(run_command: Run, t
     assert reason.strip() in refused.stderr
 
 
-def test_what_cannot_be_audited_is_refused(run_command: Run, tmp_path: Path) -> None:
-    nowhere = run_command("scripts/check_dataset.py", "dataset=sha", "data_root=nowhere")
-    assert nowhere.returncode == 2
-    assert "found no folder with" in nowhere.stderr
-    misspelt = run_command("scripts/check_dataset.py", "dataset=shaa")
-    assert misspelt.returncode == 2
-    assert "did you mean sha?" in misspelt.stderr
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script in this process, from a folder of its own; gives the exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
+    main = runpy.run_path(str(ROOT / "scripts" / "check_dataset.py"))["main"]
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+def test_faults_set_the_status_and_those_left_out_do_not(
+    check: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data" / "part_A"
+    heads = [(2.0, 2.0), (2.0, 2.0), (70.0, 2.0)]
+    make_shanghaitech(root, {"train": {"IMG_1": heads, "IMG_2": []}, "test": {"IMG_9": heads}})
+    typed = ["dataset=sha", "data_root=data", "dataset.min_side=64"]
+    assert check(*typed) == 0
+    assert "audit/sha/report.json" in capsys.readouterr().out
+    (root / "train_data" / "images" / "IMG_2.jpg").unlink()
+    assert check(*typed) == 1
+    assert "annotation" in (said := capsys.readouterr().out)
+    assert "has no image" in said
+    numbers = json.loads((tmp_path / "audit" / "sha" / "report.json").read_text())
+    assert numbers["splits"]["train"]["faults"]["no_image"] == 1
+    assert numbers["splits"]["train"]["outside"] == 1
+    assert check(*typed, "dataset.skip_bad=true") == 0
+
+
+@pytest.mark.parametrize(
+    "bins", [["bins=none", "model.head=regression", "loss=dm"], ["bins=blockwise"], ["bins=dynamic"]]
+)
+def test_drawn_crowds_have_every_picture_whatever_the_bins(
+    check: Callable[..., int], tmp_path: Path, bins: list[str]
+) -> None:
+    few = [f"dataset.{split}_images=2" for split in ("train", "val", "test")]
+    assert check("dataset=synthetic", *few, *bins, "--output", "found") == 0
+    assert {p.name for p in (tmp_path / "found").iterdir()} == {
+        *("report.md", "report.json", "histograms.png", "blocks.png", "contact_sheet.png")
+    }
+    numbers = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert (numbers["bins"] is None) == (bins[0] == "bins=none")
+
+
+def test_what_cannot_be_audited_is_refused(
+    check: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("dataset=sha", "data_root=nowhere") == 2
+    assert "found no folder with" in capsys.readouterr().err
+    assert check("dataset=shaa") == 2
+    assert "did you mean sha?" in capsys.readouterr().err
     assert not (tmp_path / "audit" / "shaa").exists()

@@ -1,13 +1,15 @@
 """The audit finds what is broken, odd or copied, and says it in the words training stops with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data.folders import make_shanghaitech, write_image, write_info_mat
-from headcount.config import ConfigError, FolderDatasetConfig, SyntheticConfig
-from headcount.data.audit import Audit, audit_dataset, capped
+from data.folders import make_jhu, make_mall, make_nwpu, make_shanghaitech, make_ucf_cc_50, write_image, write_info_mat
+from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, SyntheticConfig, UcfCc50Config
+from headcount.data.audit import Audit, Fault, audit_dataset, capped
 from headcount.data.datasets import block_histogram, open_split
+from headcount.data.layouts import SPLITS
 
 
 def config(root: Path, **settings: object) -> FolderDatasetConfig:
@@ -49,12 +51,14 @@ def test_everything_wrong_is_found_at_once(faulty: Path) -> None:
         "IMG_3": (0, 0),
     }
     assert len(test.usable) == 1
+    assert train.faults == {Fault.image: 1, Fault.no_image: 1, Fault.no_annotation: 1}
+    assert audit.copies == [[("train", "IMG_2"), ("test", "IMG_1")]]
     said = "\n".join(audit.warnings)
-    assert "train: 2 heads at exactly the place of another, in 1 images (most in IMG_1: 2)" in said
-    assert "train: 2 heads outside their image, in 1 images (most in IMG_2: 2)" in said
-    assert "train: 1 images without people: IMG_3" in said
-    assert "train: 1 images without colours: IMG_3" in said
-    assert "1 images are there in more than one split" in said
+    assert "train: 2 heads at exactly the place of another, in 1 image (most in IMG_1: 2)" in said
+    assert "train: 2 heads outside the image, in 1 image (most in IMG_2: 2)" in said
+    assert "train: 1 image without people: IMG_3" in said
+    assert "train: 1 image without colours: IMG_3" in said
+    assert "1 image the same byte for byte in more than one split" in said
     assert "train/IMG_2 = test/IMG_1" in said
 
 
@@ -64,6 +68,78 @@ def test_training_stops_with_the_same_words(faulty: Path) -> None:
         open_split(config(faulty), "train")
     assert str(stopped.value) == error
     assert "3 of 6 images of train cannot be used" in error
+
+
+def test_what_training_leaves_out_is_no_error(faulty: Path) -> None:
+    audit = audit_dataset(config(faulty, skip_bad=True))
+    assert audit.errors == []
+    left_out = next(w for w in audit.warnings if "skip_bad" in w)
+    assert "train: 3 of 6 images are left out" in left_out
+    assert left_out.count("\n") == 3
+
+
+def test_annotations_are_broken_in_several_ways(tmp_path: Path) -> None:
+    root = tmp_path / "part_A"
+    make_shanghaitech(root, {s: {f"IMG_{k}": [(3.0, 3.0)] for k in (1, 2, 3)} for s in ("train", "test")})
+    write_info_mat(root / "train_data" / "ground-truth" / "GT_IMG_1.mat", [(float("nan"), 3.0)])
+    (root / "train_data" / "ground-truth" / "GT_IMG_2.mat").write_bytes(b"no mat file")
+    audit = audit_dataset(config(root))
+    assert audit.splits[0].faults == {Fault.not_finite: 1, Fault.annotation: 1}
+    with pytest.raises(ConfigError) as stopped:
+        open_split(config(root), "train")
+    assert audit.errors == [str(stopped.value)]
+
+
+def test_images_held_out_are_audited(tmp_path: Path) -> None:
+    root = tmp_path / "part_A"
+    make_shanghaitech(root, {"train": {f"IMG_{k}": [(3.0, 3.0)] for k in range(4)}, "test": {"IMG_9": [(3.0, 3.0)]}})
+    audit = audit_dataset(config(root, holdout=0.25))
+    assert {split.name: len(split.images) for split in audit.splits} == {"train": 3, "test": 1, "holdout": 1}
+
+
+def test_what_stops_training_before_an_image_is_read_is_an_error(tmp_path: Path) -> None:
+    for k in range(2):
+        write_image(tmp_path / f"{k}.jpg", seed=k)
+        (tmp_path / f"{k}.csv").write_text("x,y\n3,3\n")
+    settings = {"val_fraction": 0.0, "test_fraction": 0.0, "cache_dir": str(tmp_path / "cache")}
+    audit = audit_dataset(CustomConfig(name="custom", root=str(tmp_path), **settings))  # type: ignore[arg-type]
+    assert len(audit.errors) == 2
+    assert "no val or test images to select a checkpoint on" in audit.errors[0]
+    assert "lies inside the dataset's folder" in audit.errors[1]
+
+
+def test_images_without_public_annotations_are_counted_alone(tmp_path: Path) -> None:
+    splits = {"train": {"0001": [(3.0, 3.0)]}, "val": {"0001": [(3.0, 3.0)]}, "test": {"0003": [], "0004": []}}
+    make_nwpu(tmp_path, splits)
+    (tmp_path / "images" / "0004.jpg").unlink()
+    settings = {"min_side": 64, "cache_dir": str(tmp_path.parent / "cache")}
+    audit = audit_dataset(FolderDatasetConfig(name="nwpu", root=str(tmp_path), **settings))  # type: ignore[arg-type]
+    _, _, test = audit.splits
+    assert (test.annotated, len(test.images), len(test.usable)) == (False, 2, 1)
+    assert audit.errors == []  # none of these are needed
+    said = "\n".join(audit.warnings)
+    assert "test: 1 of 2 images cannot be predicted for" in said
+    assert "1 image listed in more than one split: train/val 0001" in said
+    assert "test: 1 image without people" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "images", "heads"),
+    [
+        ("ucf_cc_50", make_ucf_cc_50, [40, 10], [60, 15]),
+        ("mall", make_mall, [800, 3], [801, 3]),
+        ("jhu", lambda root: make_jhu(root, {s: {"0001": [(3.0, 3.0)]} for s in SPLITS}), [1, 1, 1], [1, 1, 1]),
+    ],
+)
+def test_other_layouts(
+    tmp_path: Path, name: str, make: Callable[[Path], None], images: list[int], heads: list[int]
+) -> None:
+    make(tmp_path / name)
+    kind = UcfCc50Config if name == "ucf_cc_50" else FolderDatasetConfig
+    audit = audit_dataset(kind(name=name, root=str(tmp_path / name), min_side=64, cache_dir=str(tmp_path / "cache")))
+    assert [len(split.usable) for split in audit.splits] == images
+    assert [split.heads for split in audit.splits] == heads
+    assert audit.errors == []
 
 
 def test_blocks_are_those_that_training_counts(faulty: Path) -> None:
@@ -117,7 +193,12 @@ def test_shanghaitech_a(data_dir: Path) -> None:
     audit: Audit = audit_dataset(FolderDatasetConfig(name="sha"), data_root=str(data_dir))
     train, test = audit.splits
     assert (len(train.usable), len(test.usable)) == (300, 182)
-    assert train.heads == 162_413
+    assert (train.heads, test.heads) == (162_413, 78_862)
     assert sum(i.duplicates for i in train.usable) == 63
     assert sum(i.duplicates > 0 for i in train.usable) == 38
+    assert not train.faults
+    assert not test.faults
+    assert audit.copies == [[("train", "IMG_121"), ("test", "IMG_98")]]
+    assert max(audit.blocks[8]) == 8
+    assert capped(audit.blocks[8], 4) == (111, 137)
     assert audit.errors == []

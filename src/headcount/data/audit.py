@@ -43,7 +43,7 @@ _GREY = ("1", "L", "LA", "I", "I;16", "F")
 class Fault(StrEnum):
     """Why an image cannot be trained or evaluated on."""
 
-    no_image = "annotations without image"
+    no_image = "annotated or listed images not there"
     no_annotation = "images without annotation"
     image = "images that cannot be read"
     annotation = "annotations that cannot be read"

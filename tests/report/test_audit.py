@@ -1,0 +1,117 @@
+"""The audit's page, numbers and pictures say what was found, of images drawn by code and of broken ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headcount.bins import build_bins
+from headcount.config import BinsConfig, BlocksConfig, ConfigError
+from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
+from headcount.report.audit import _spread_out, audit_numbers, audit_page, block_picture, contact_sheet, write_audit
+
+HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}
+
+
+def image(name: str, points: list[tuple[float, float]], *, width: int = 80, grey: int = 120) -> AuditedImage:
+    return AuditedImage(
+        name,
+        None,
+        lambda: torch.full((3, 40, width), grey, dtype=torch.uint8),
+        width,
+        40,
+        "RGB",
+        points=torch.tensor(points, dtype=torch.float32).reshape(-1, 2),
+    )
+
+
+def broken(name: str) -> AuditedImage:
+    def no_pixels() -> torch.Tensor:
+        raise ConfigError("cut short")
+
+    return AuditedImage(name, None, no_pixels, fault=Fault.image, problem=f"{name} cannot be read")
+
+
+@pytest.fixture
+def audit() -> Audit:
+    train = AuditedSplit("train", True, [image("a", [(1, 1), (1, 1), (90, 5)]), image("b", []), broken("c")])
+    test = AuditedSplit("test", False, [image("d", [], width=20)])
+    blocks = {8: HISTOGRAM, 16: {0: 1}, 32: {0: 1}}
+    return Audit("mine", "folder", [train, test], None, blocks, [[("train", "a"), ("test", "d")]], ["e: 1\n  why"], [])
+
+
+def test_numbers_are_plain_and_complete(audit: Audit) -> None:
+    config = BinsConfig(block_size=8)
+    numbers = json.loads(json.dumps(audit_numbers(audit, config, build_bins(config, HISTOGRAM)), allow_nan=False))
+    train, test = numbers["splits"]["train"], numbers["splits"]["test"]
+    assert (train["images"], train["usable"], train["heads"], train["empty"]) == (3, 2, 3, 1)
+    assert (train["duplicates"], train["images_with_duplicates"], train["outside"]) == (1, 1, 1)
+    assert train["faults"] == {"no_image": 0, "no_annotation": 0, "image": 1, "annotation": 0, "not_finite": 0}
+    assert train["least_median_most_heads"] == [0, 1.5, 3]
+    assert train["least_median_most_longer_side"] == [80, 80, 80]
+    assert train["each"][2] == {"name": "c", "problem": "c cannot be read"}
+    assert (test["images"], test["heads"], test["count_histogram"]) == (1, None, None)
+    assert "heads" not in test["each"][0]
+    assert numbers["bins"]["blocks_above_m"] == 1
+    assert numbers["bins"]["heads_above_m"] == 3  # 7 heads in a block, m = 4
+    assert numbers["bins"]["shares"] == [0.9, 0.06, 0, 0, 0.04]
+    assert numbers["copies"] == [[["train", "a"], ["test", "d"]]]
+
+
+def test_the_page_keeps_the_lines_of_an_error_and_tells_of_missing_annotations(audit: Audit) -> None:
+    config = BinsConfig(block_size=8)
+    page = audit_page(audit, config, build_bins(config, HISTOGRAM))
+    assert "```\ne: 1\n  why\n```" in page
+    assert "The annotations of test are not public" in page
+    (heads,) = [line for line in page.splitlines() if "annotated heads" in line]
+    assert [cell.strip() for cell in heads.split("|")[2:4]] == ["3", "-"]
+    assert "m = 4: 1 blocks (1.0000%), 3 heads above it" in page
+
+
+def test_pictures_of_an_earlier_audit_do_not_stay(audit: Audit, tmp_path: Path) -> None:
+    config = BlocksConfig(block_size=8)
+    write_audit(audit, config, None, tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"histograms.png", "blocks.png", "contact_sheet.png"}
+    nothing = Audit("mine", "folder", [AuditedSplit("train", True, [])], None)
+    write_audit(nothing, config, None, tmp_path)
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_the_chosen_block_size_is_marked(tmp_path: Path) -> None:
+    config = BinsConfig(block_size=16)
+    for size in (8, 16):
+        config.block_size = size
+        block_picture({8: HISTOGRAM, 16: HISTOGRAM}, config, tmp_path / f"{size}.png", title="")
+    first, second = (np.asarray(Image.open(tmp_path / f"{size}.png").convert("RGB")) for size in (8, 16))
+    blue = [(p == (0, 114, 178)).all(2).nonzero()[1].mean() / p.shape[1] for p in (first, second)]
+    assert blue[0] < 0.5 < blue[1]
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, grey: int) -> None:
+    split = AuditedSplit("train", True, [image("$a_1", [(20, 20), (60, 20), (60, 20), (-300, 5)], grey=grey)])
+    contact_sheet([split], tmp_path / "sheet.png", title="mine")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    for colour in ((255, 221, 0), (255, 79, 216), (255, 0, 0)):
+        assert (pixels == colour).all(2).sum() >= 5, colour
+
+
+def test_the_sheet_spans_all_and_prefers_the_odd() -> None:
+    odd = [0] * 100
+    odd[37] = 2
+    picked = _spread_out(odd, 10)
+    assert (picked[0], picked[-1], len(picked)) == (0, 99, 10)
+    assert 37 in picked
+    assert _spread_out([0, 0], 24) == [0, 1]
+    assert _spread_out([0], 24) == [0]
+    assert _spread_out([], 24) == []
+
+
+def test_a_sheet_shows_what_cannot_be_read_and_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    contact_sheet([AuditedSplit("train", True, [broken("c")])], tmp_path / "sheet.png", title="mine")
+    assert (tmp_path / "sheet.png").is_file()
+    contact_sheet([AuditedSplit("test", False, [image("d", [])])], tmp_path / "none.png", title="mine")
+    assert not (tmp_path / "none.png").exists()
