@@ -9,7 +9,9 @@ def main(config: EvalCommandConfig) -> None:  # noqa: D103
     from headcount.report.evaluation import write_evaluation
 
     if result := evaluate_checkpoint(config):
-        write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
+        write_evaluation(
+            result.evaluation, result.dataset, result.folder, facts=result.facts, reliability=result.reliability
+        )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, wind
     """How many windows of an image hold 0, 1, 2, ... heads: all of ``window`` x ``window`` px, one a pixel apart.
 
     Two heads in one pixel count as one, and points outside the image as none (datasets pass them as
-    training has them): published representative counts are means over these windows. Windows lie within the image; a smaller image has none.
+    training has them): published representative counts are means over these windows. Windows lie
+    within the image; a smaller image has none.
     """
     if min(height, width) < window:
         return Counter()

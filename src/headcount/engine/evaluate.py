@@ -20,6 +20,7 @@ from headcount.config import (
     EvalCommandConfig,
     FolderDatasetConfig,
     SlidingWindowConfig,
+    TrainConfig,
     WholeImageConfig,
     counting_mode,
     window_error,
@@ -160,23 +161,13 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     loaded = checkpoint.load(config.ckpt)
     trained_on = loaded.config.dataset
     dataset_config = config.dataset or trained_on
-    dataset_config.max_train_images = dataset_config.max_eval_images = config.max_images
-    # Where the data lay for training matters only if nothing is said now.
-    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
-    if config.dataset is not None:
-        pass  # what was typed says where it is
-    elif isinstance(dataset_config, CustomConfig):
-        # It lies in no folder of datasets: only what is typed here can say where it is now.
-        dataset_config.root = config.data_root or dataset_config.root
-    elif data_root and isinstance(dataset_config, FolderDatasetConfig):
-        dataset_config.root = None
     folder = Path(config.ckpt).expanduser().parent / "eval" / f"{dataset_config.name}_{config.split}"
     if config.output_dir:
         folder = Path(config.output_dir).expanduser()
     if runtime.is_main:
         make_folder(folder, "output_dir")
     with runtime.main_first():
-        dataset = open_split(dataset_config, config.split, data_root=data_root or loaded.config.data_root)
+        dataset = open_evaluated(config, loaded.config)
     counter = runtime.place(loaded.counter)
     mode = counting_mode(loaded.config, config.eval)
     if wrong := window_error(mode, counter.block_size, counter.stride):
@@ -206,6 +197,24 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
         "pictures": config.eval.pictures,
     }
     return Result(evaluation, dataset, folder, facts, reliability)
+
+
+def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdDataset:
+    """The split to evaluate: of the dataset that was typed, else of the one the counter was trained on.
+
+    Raises:
+        ConfigError: if it is not there or cannot be used.
+    """
+    dataset = config.dataset or trained.dataset
+    dataset.max_train_images = dataset.max_eval_images = config.max_images
+    # Where the data lay for training matters only if nothing is said now.
+    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
+    if config.dataset is None and isinstance(dataset, CustomConfig):
+        # It lies in no folder of datasets: only what is typed here can say where it is now.
+        dataset.root = config.data_root or dataset.root
+    elif config.dataset is None and data_root and isinstance(dataset, FolderDatasetConfig):
+        dataset.root = None
+    return open_split(dataset, config.split, data_root=data_root or trained.data_root)
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:

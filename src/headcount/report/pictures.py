@@ -22,9 +22,9 @@ from torch import Tensor
 from headcount.data.points import spread_blocks
 from headcount.types import Sample
 
-_COLOURS = "inferno"
+COLOURS = "inferno"
 # A map whose blocks all stay below this is drawn dark: noise in an empty image must not glow.
-_LEAST_SCALE = 0.25
+LEAST_SCALE = 0.25
 # Standard deviation, blocks: single heads of the truth become as wide as a network's.
 _SMOOTHING = 1.0
 _LONGEST_NAME = 40
@@ -73,18 +73,18 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
         maps = (_smooth(_true_blocks(row.points, blocks.shape, row.block_size)), _smooth(blocks))
 
         frame = (0, width, height, 0)
-        photo.imshow(_thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
+        photo.imshow(thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
         x, y = row.points.double().numpy().T
         photo.scatter(x, y, s=np.clip(500 / max(len(x), 1), 1.5, 7), c="#ffdd00", edgecolors="black", linewidths=0.4)
-        scale = max(_LEAST_SCALE, *(float(m.max()) for m in maps))
+        scale = max(LEAST_SCALE, *(float(m.max()) for m in maps))
         whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
         for axis, values in zip((truth, prediction), maps, strict=True):
-            drawn = axis.imshow(values, extent=whole_blocks, cmap=_COLOURS, vmin=0, vmax=scale)
+            drawn = axis.imshow(values, extent=whole_blocks, cmap=COLOURS, vmin=0, vmax=scale)
         figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False).set_label(
             "heads per block"
         )
         for axis, text in (
-            (photo, _shorten(row.name)),
+            (photo, shorten(row.name)),
             (truth, f"true {row.true_count:g}"),
             (prediction, f"predicted {predicted:.1f}, error {predicted - row.true_count:+.1f}"),
         ):
@@ -125,13 +125,13 @@ def density_picture(
     blocks = predicted_blocks.double().numpy()
     maps = [_true_blocks(sample.points, blocks.shape, block_size), blocks]
     maps = [spread_blocks(_smooth(m), image=(height, width), panel=shape, block_size=block_size) for m in maps]
-    least = _LEAST_SCALE * height * width / (block_size**2 * shape[0] * shape[1])  # heads in a pixel of the panel
+    least = LEAST_SCALE * height * width / (block_size**2 * shape[0] * shape[1])  # heads in a pixel of the panel
     scale = max(least, *(float(m.max()) for m in maps))
     photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(shape[::-1])
     gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
     panels = [np.asarray(photo)]
     for m in maps:
-        panels += [gap, matplotlib.colormaps[_COLOURS](m / scale, bytes=True)[:, :, :3]]
+        panels += [gap, matplotlib.colormaps[COLOURS](m / scale, bytes=True)[:, :, :3]]
     return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
 
 
@@ -179,13 +179,13 @@ def _smooth(blocks: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows c
     return ndimage.gaussian_filter(blocks, _SMOOTHING, mode="reflect")  # reflection keeps the sum
 
 
-def _shorten(name: str) -> str:
-    """The name, without its middle where it would not fit over a panel."""
-    half = _LONGEST_NAME // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+def shorten(name: str, longest: int = _LONGEST_NAME) -> str:
+    """The name, without its middle where it would not fit over a panel: where it has over ``longest`` letters."""
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
 
 
-def _thumbnail(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[np.ndarray, "rows cols 3"]:
+def thumbnail(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[np.ndarray, "rows cols 3"]:
     """The image, shrunk until no side is longer than twice ``side``."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.thumbnail((2 * side, 2 * side))

@@ -1,0 +1,241 @@
+"""How a counter errs, as pictures: counts against counts, errors by level, probabilities against shares.
+
+Drawn through matplotlib's objects, never pyplot.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from headcount.metrics import Metrics, Reliability
+from headcount.report.pictures import shorten
+from headcount.types import ImageCount
+
+_DPI = 110
+_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#777777"
+# Log axes where the largest count is over so many times the 10th percentile of those above zero.
+_DECADES = 20
+_NAMED = 5
+# A share of fewer blocks says little; its point is hollow.
+_FEW = 30
+_LONGEST_NAME = 34
+_MOST_TICKS = 8
+
+
+def scatter_picture(images: Sequence[ImageCount], path: Path, *, title: str = "") -> None:
+    """Draw predicted against true counts, with the line of no error; the largest errors are numbered and named.
+
+    Both axes have one scale. Counts that span decades get log axes, on which a linear piece from 0 to 1
+    has room for images that show nobody.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    if not images:
+        raise ValueError("a scatter of counts needs at least one image")
+    true, predicted = (np.array(v) for v in ([i.true for i in images], [i.predicted for i in images]))
+    figure = Figure(figsize=(10.2, 6.4), dpi=_DPI)
+    axis = figure.add_axes((0.08, 0.1, 0.51, 0.81))
+    low, high = _scale(axis, true, predicted)
+    axis.plot([low, high], [low, high], color=_GREY, linestyle="--", linewidth=1, zorder=1)
+    faint = float(np.clip(20 / math.sqrt(len(images)), 0.35, 0.9))
+    axis.scatter(true, predicted, s=22, color=_BLUE, alpha=faint, linewidths=0, zorder=2)
+    worst = np.argsort(-np.abs(predicted - true), kind="stable")[:_NAMED]
+    axis.scatter(true[worst], predicted[worst], s=44, facecolors="none", edgecolors=_ORANGE, linewidths=1.4, zorder=3)
+    _number(axis, np.stack([true, predicted], axis=1), worst)
+    axis.set_xlabel("true count, heads", fontsize=11)
+    axis.set_ylabel("predicted count, heads", fontsize=11)
+    axis.grid(alpha=0.3)
+    figure.text(0.62, 0.9, "largest errors", fontsize=12, fontweight="bold", va="top", color=_ORANGE)
+    for number, index in enumerate(worst, start=1):
+        y = 0.93 - 0.085 * number
+        name = shorten(images[index].name, _LONGEST_NAME)
+        error = f"     true {true[index]:g}, predicted {predicted[index]:.1f} ({predicted[index] - true[index]:+.1f})"
+        figure.text(0.62, y, f"{number}  {name}", fontsize=10, va="top", parse_math=False)
+        figure.text(0.62, y - 0.031, error, fontsize=9.5, va="top", color="#444444")
+    figure.text(0.62, 0.135, "dashed: no error;\nabove it too many, below it too few", fontsize=10, va="center")
+    figure.suptitle(title, fontsize=12, y=0.975, parse_math=False)
+    figure.savefig(path)
+
+
+def _number(axis: Axes, points: Float[np.ndarray, "n 2"], chosen: Int[np.ndarray, " k"]) -> None:
+    """Number the chosen points from 1 on, where it covers no other number and, if there is room, no point."""
+    everywhere = axis.transData.transform(points)  # limits and scale are set
+    taken = list(everywhere[chosen])
+    box = axis.get_window_extent()
+    for number, index in enumerate(chosen, start=1):
+        pixels = everywhere[index]
+        candidates = [
+            pixels + radius * np.array([math.cos(angle), math.sin(angle)])
+            for radius in (18, 30, 44, 60)
+            for angle in math.pi * (0.5 + np.arange(8) / 4)
+        ]
+        within = [c for c in candidates if box.x0 + 9 < c[0] < box.x1 - 9 and box.y0 + 9 < c[1] < box.y1 - 9]
+        apart = [c for c in within if min(math.dist(c, t) for t in taken) > 17]
+        free = [c for c in apart if np.linalg.norm(everywhere - c, axis=1).min() > 12]
+        spot = (free or apart or within or candidates)[0]
+        taken.append(spot)
+        text = axis.annotate(
+            str(number),
+            points[index],
+            xytext=(spot - pixels) * 72 / axis.figure.dpi,
+            textcoords="offset points",
+            ha="center",
+            va="center_baseline",
+            fontsize=10,
+            fontweight="bold",
+            color=_ORANGE,
+            arrowprops={"arrowstyle": "-", "color": _ORANGE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4},
+            zorder=4,
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def _scale(axis: Axes, true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """Give both axes the same scale, limits and ticks; the limits."""
+    values = np.concatenate([true, predicted])
+    high = max(float(values.max()), 1.0)
+    positive = true[true > 0]
+    if len(positive) and high > _DECADES * float(np.quantile(positive, 0.1, method="lower")):
+        least = float(values.min())
+        low = least / 1.25 if least >= 1 else min(1.25 * least, 0.0) - 0.15
+        limits = (low, 1.35 * high)
+        axis.set_xscale("symlog", linthresh=1, linscale=0.5)
+        axis.set_yscale("symlog", linthresh=1, linscale=0.5)
+        ticks = _log_ticks(*limits)
+    else:
+        least = min(float(values.min()), 0.0)
+        margin = 0.05 * (high - least)
+        limits = (least - margin, high + margin)
+        ticks = [t for t in MaxNLocator(6).tick_values(least, high) if limits[0] <= t <= limits[1]]
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(ticks, [f"{tick:g}" if abs(tick) < 1e6 else f"{tick:.0e}" for tick in ticks])
+        side.set_ticks([], minor=True)
+    axis.set(xlim=limits, ylim=limits)
+    return limits
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two limits, as dense as a log axis can be labelled."""
+    decades = range(math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [float(step * 10**k) for k in decades for step in steps]
+        within = [tick for tick in [0.0, *ticks] if low <= tick <= high]
+        if len(within) <= _MOST_TICKS:
+            break
+    return within
+
+
+def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
+    """Draw the errors by level of the true count: MAE and RMSE in heads, and NAE, of the levels that are there."""
+    levels = [(name, errors) for name, errors in metrics.levels.items() if errors is not None]
+    figure = Figure(figsize=(max(7.5, 2.2 + 2.1 * len(levels)), 5.0), dpi=_DPI, layout="constrained")
+    absolute, relative = figure.subplots(1, 2, width_ratios=(3, 2))
+    at = np.arange(len(levels))
+    for shift, name, colour in ((-0.2, "mae", _BLUE), (0.2, "rmse", _ORANGE)):
+        _bars(absolute, at + shift, [getattr(e, name) for _, e in levels], 0.38, ".1f", name.upper(), colour)
+    absolute.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2, fontsize=10, frameon=False)
+    _bars(relative, at, [e.nae for _, e in levels], 0.55, ".3f", "NAE", _BLUE)
+    ticks = [f"{name}\n{e.images} image{'s' * (e.images != 1)}" for name, e in levels]
+    for axis, heading, unit in (
+        (absolute, "absolute", "error, heads an image"),
+        (relative, "relative to the true count (NAE)", "mean of error / true count"),
+    ):
+        axis.set_xticks(at, ticks, fontsize=8.5)
+        axis.set_title(heading, fontsize=11, loc="left")
+        axis.set_ylabel(unit, fontsize=10)
+        axis.set_xlim(-0.6, len(levels) - 0.4)
+        axis.margins(y=0.2)
+        axis.set_ylim(bottom=0)
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+    figure.supxlabel("true count, heads", fontsize=10)
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.savefig(path)
+
+
+def _bars(
+    axis: Axes, at: np.ndarray, values: Sequence[float], width: float, style: str, label: str, colour: str
+) -> None:
+    """Bars with their values on top; a value that is none says so."""
+    known = [0.0 if math.isnan(value) else value for value in values]
+    axis.bar(at, known, width, color=colour, label=label)
+    for x, value, height in zip(at, values, known, strict=True):
+        text = "nobody\nthere" if math.isnan(value) else f"{value:{style}}"
+        axis.annotate(text, (x, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
+
+
+def reliability_picture(reliability: Reliability, path: Path, *, title: str = "") -> None:
+    """Draw, for each bin, the share of blocks that are in it against the probability that was given.
+
+    Below each, how many blocks a point stands for; those of very few are hollow.
+
+    Raises:
+        ValueError: if no block was taken in.
+    """
+    error = reliability.calibration_error()
+    if math.isnan(error):
+        raise ValueError("a reliability diagram needs at least one block")
+    bins, buckets = reliability.blocks.shape
+    across = min(bins, 6)
+    across = math.ceil(bins / math.ceil(bins / across))  # rows of about one length
+    down = math.ceil(bins / across)
+    figure = Figure(figsize=(max(2.7 * across + 0.5, 6.0), 3.7 * down + 1.0), dpi=_DPI, layout="constrained")
+    most = float(reliability.blocks.max())
+    edges = np.linspace(0, 1, buckets + 1)
+    grid = figure.add_gridspec(2 * down, across, height_ratios=(5, 2) * down)
+    for k, name in enumerate(reliability.names):
+        row, col = divmod(k, across)
+        shares = figure.add_subplot(grid[2 * row, col])
+        numbers = figure.add_subplot(grid[2 * row + 1, col], sharex=shares)
+        shares.tick_params(labelbottom=False)
+        seen = reliability.blocks[k] > 0
+        blocks = reliability.blocks[k, seen]
+        shares.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+        x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
+        shares.plot(x, y, color=_BLUE, linewidth=1.2, clip_on=False, zorder=3)
+        for some, fill in ((blocks >= _FEW, _BLUE), (blocks < _FEW, "white")):
+            shares.scatter(x[some], y[some], s=28, facecolors=fill, edgecolors=_BLUE, clip_on=False, zorder=4)
+        shares.set(xlim=(0, 1), ylim=(0, 1), yticks=[0, 0.5, 1])
+        shares.grid(alpha=0.3)
+        shares.set_title(f"bin {name}", fontsize=11, parse_math=False)
+        # A bar of one block has to be seen, and a text on the highest has to fit.
+        numbers.bar((edges[:-1] + edges[1:])[seen] / 2, blocks, 0.8 / buckets, color="#9ecae1", log=True)
+        numbers.set(ylim=(0.5, 0.5 * (2 * max(most, 10)) ** 1.75), xticks=[0, 0.5, 1], yticks=[])
+        numbers.minorticks_off()
+        for centre, count in zip((edges[:-1] + edges[1:])[seen] / 2, blocks, strict=True):
+            numbers.annotate(
+                short_number(count),
+                (centre, count),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                rotation=90,
+                fontsize=8,
+            )
+        if col == 0:
+            shares.set_ylabel("share observed", fontsize=10)
+            numbers.set_ylabel("blocks", fontsize=10)
+        if k + across >= bins:
+            numbers.set_xlabel("probability given", fontsize=10)
+    heading = f"{title}\n" if title else ""
+    figure.suptitle(f"{heading}expected calibration error {error:.4f}", fontsize=12, parse_math=False)
+    figure.supxlabel(f"hollow: fewer than {_FEW} blocks", fontsize=9)
+    figure.savefig(path)
+
+
+def short_number(value: float) -> str:
+    """A count in at most four signs or so: 950, 1.2k, 34k, 5.6M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit * 0.9995:
+            scaled = value / unit
+            return f"{scaled:.1f}{name}" if scaled < 9.95 else f"{scaled:.0f}{name}"
+    return f"{value:.0f}"

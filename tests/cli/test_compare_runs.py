@@ -1,0 +1,85 @@
+"""Runs compared from the command line."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount.command import compose, to_config
+from headcount.config import to_plain
+
+ROOT = Path(__file__).resolve().parents[2]
+Script = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Script:
+    """Run the command in this process, from ``tmp_path``: exit status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compare_runs.py", *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "scripts" / "compare_runs.py"), run_name="__main__")
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two seeds of one run."""
+    config = to_config(compose([], config_name="train", config_dir=ROOT / "configs"))
+    for seed in (1, 2):
+        folder = tmp_path / "runs" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        config.seed = seed
+        OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
+        record = {"epoch": 1, "train/total": 5.0, "eval/split": "val", "eval/mae": 4.0 + seed, "eval/rmse": 9.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    return tmp_path / "runs"
+
+
+def test_runs_are_compared_and_the_files_are_where_it_says(script: Script, runs: Path, tmp_path: Path) -> None:
+    status, out, err = script("runs")
+    assert (status, err) == (0, "")
+    assert "no settings differ but the seed" in out
+    assert "5.00 / 9.00" in out
+    assert "6.00 / 9.00" in out
+    files = [tmp_path / line.strip() for line in out.splitlines()[-2:]]
+    assert files == [tmp_path / "comparison" / "runs.md", tmp_path / "comparison" / "runs.png"]
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_broken_run_is_named_and_the_others_are_compared(script: Script, runs: Path, tmp_path: Path) -> None:
+    (runs / "seed1" / "metrics.jsonl").write_text("")
+    status, out, err = script("runs", "gone", "--output", "out")
+    assert status == 1
+    assert "6.00 / 9.00" in out
+    assert "5.00 / 9.00" not in out
+    assert err.splitlines()[0] == "not compared:"
+    assert "runs/seed1/metrics.jsonl: no epoch is recorded yet" in err
+    assert "gone: no such folder" in err
+    assert "gone: no such folder" in (tmp_path / "out" / "runs.md").read_text()
+
+
+def test_nothing_to_compare_is_an_error(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = script("empty")
+    assert status == 2
+    assert "there is no run to compare" in err
+    assert "empty: neither it nor a folder below it holds config.yaml" in err
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(script: Script, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    status, _, err = script("runs", "--output", "file")
+    assert status == 2
+    assert "--output file: cannot be written" in err
+    assert (tmp_path / "file").read_text() == "mine"
