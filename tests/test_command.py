@@ -41,6 +41,12 @@ def compose(*overrides: str, name: str = "train") -> TrainConfig:
         ("~loss", ["nothing can be added or removed"]),
         ("optim={lr:1}", ["optim={'lr': 1}: no such choice"]),
         ("loss.transport=3", ["settings of its own: loss.transport.ot_weight"]),
+        ("dataset.name=sha", ["dataset.name=sha: is always synthetic; choose another with dataset=..."]),
+        ("dataset=sha dataset.name=shb", ["dataset.name=shb: is always sha"]),
+        ("model=vgg19 model.name=resnet101", ["model.name=resnet101: is always vgg19"]),
+        ("experiment=table1/csrnet_ebc_sha model.name=cannet", ["model.name=cannet: is always csrnet"]),
+        ("loss=dace_mae loss.name=dm", ["loss.name=dm: is always dace"]),
+        ("data_root=~somebody/data", ["data_root=~somebody/data: cannot be read", "'~'", "data_root=\"'...'\""]),
     ],
 )
 def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -> None:
@@ -63,20 +69,27 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
         ("augment.min_scale=3", "must not exceed augment.max_scale"),
         ("augment.blur_size=4", "must be odd"),
         ("runtime.devices=3", "must be a multiple of runtime.devices=3"),
-        ("model.std=[1,1]", "must be three numbers"),
-        ("model.std=[1,1,0]", "must be three numbers"),
+        ("model.std=[1,1]", "must be three finite numbers"),
+        ("model.std=[1,1,0]", "must be three finite numbers"),
+        ("model.mean=[nan,0,0]", "model.mean=[nan, 0.0, 0.0]: must be three finite numbers"),
+        ("model.std=[nan,1,1]", "model.std=[nan, 1.0, 1.0]: must be three finite numbers"),
+        ("model.std=[1,1,inf]", "must be three finite numbers"),
+        ("bins.max_count=100000000", "bins.max_count=100000000: must be from 1 to 10000"),
+        ("loss.transport.tolerance=0", "loss.transport.tolerance=0.0: must be at least 1e-06"),
         ("model=mobilenet_v2 model.stage=5", "must be 160 or 320"),
         ("model=mobilenet_v2 model.weights=nowhere.pth", "no such file"),
         ("optim.warmup_epochs=40", "must be below epochs=40"),
         ("optim.lr=inf", "optim.lr=inf: must be at least 1e-12, and finite"),
         ("seed=-1", "seed=-1: must be at least 0"),
         ("augment.blur_size=301", "must be at most augment.crop_size=224"),
-        ("dataset.name=sha", "dataset.name=sha: is always synthetic"),
-        ("model.name=big", "model.name=big: must be tiny"),
-        ("model=csrnet model.name=clip_rn50", "model.name=clip_rn50: must be vgg16, vgg19, dmcount"),
         ("model.head=regression", "model.head=regression: predicts counts without bins; add bins=none loss=dm"),
+        ("model.head=regression loss=cross_entropy", "without bins; add bins=none loss=dm"),
         ("bins=none loss=dm", "bins=none: leaves model.head=ebc nothing to classify; add model.head=regression"),
         ("model.head=regression bins=none", "loss=dace: classifies blocks into bins"),
+        ("model.head=regression bins=none loss=dace_mae", "loss=dace_mae: classifies blocks into bins"),
+        ("model=clip_vit_b16 model.width=32", "model.width=32: set model.heads, which must divide it"),
+        ("model=clip_vit_b16 model.width=100", "model.width=100: set model.heads, which must divide it"),
+        ("model=mobilenet_v2 model.weights=/", "model.weights=/: is a folder"),
         ("model=clip_rn50 bins.block_size=32 augment.crop_size=80", "must be a multiple of 32"),
         ("model=clip_vit_l14 scale=smoke", "clip_vit_l14 works at stride 14"),
         (
@@ -100,6 +113,101 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
 )
 def test_what_cannot_work_is_named(overrides: str, words: str) -> None:
     assert any(words in error for error in check(compose(*shlex.split(overrides))))
+
+
+def test_a_head_without_bins_is_told_of_a_loss_only_where_its_own_needs_them() -> None:
+    for loss in ("dm", "mse"):
+        errors = check(compose("model.head=regression", f"loss={loss}"))
+        assert errors == ["model.head=regression: predicts counts without bins; add bins=none"]
+
+
+def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
+    for settings in (["model.width=128"], ["model.width=32", "model.heads=2"]):
+        assert check(compose("model=clip_vit_b16", *settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("loss=dace_mae loss.transport.ot_weight=0.1", "loss.transport.ot_weight=0.1: has no effect with loss.count_l"),
+        ("loss=dace_mse loss.transport.solver=stable", "loss.transport.solver=stable: has no effect with loss.count_l"),
+        (
+            "loss=dm loss.transport.tolerance=1e-3 loss.transport.solver=stable loss.transport.iterations=5",
+            "iterations=5",
+        ),
+        (
+            "bins=none model.head=regression loss=mse loss.beta=0.5",
+            "loss.beta=0.5: has no effect with loss.kernel=fixed",
+        ),
+        (
+            "bins=none model.head=regression loss=mse loss.neighbours=5",
+            "loss.neighbours=5: has no effect with loss.kern",
+        ),
+        ("bins.counted=windows bins.representatives=middle", "has no effect with bins.representatives=middle"),
+        (
+            "bins.counted=windows bins.representative_counts=[0,1,2,3,4]",
+            "bins.counted=windows: has no effect with bins.representative_counts; leave it at blocks",
+        ),
+        ("bins.representatives=middle bins.representative_counts=[0,1,2,3,4]", "bins.representatives=middle: has no"),
+        ("bins.min_head_px=2 bins.label_correction=false", "bins.min_head_px=2: has no effect with bins.label_correc"),
+        ("loss=dace_mae loss.transport.regularisation=5", "with loss.count_loss=mae; leave it at 10.0"),
+        ("bins.min_head_px=2 bins.max_count=4", "bins.min_head_px=2: has no effect with bins.max_count"),
+        ("bins=blockwise bins.edges=[1,2] bins.step=0.1", "bins.step=0.1: has no effect with bins.edges"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(overrides: str, message: str) -> None:
+    (error,) = check(compose(*overrides.split()))
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "loss=dace_mae",
+        "loss.transport.ot_weight=0.1 loss.transport.iterations=5",
+        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.beta=0.5 loss.neighbours=5 loss.sigma=9",
+        "bins.counted=windows",
+        "bins.min_head_px=2",
+        "bins=blockwise bins.step=0.1",
+    ],
+)
+def test_settings_that_something_reads_are_not(overrides: str) -> None:
+    assert check(compose(*overrides.split())) == []
+
+
+def test_a_name_that_a_kind_does_not_have_is_refused_wherever_it_was_written() -> None:
+    config = compose("model=csrnet", "model.weights=none")
+    config.model.name = "clip_rn50"
+    assert any("model.name=clip_rn50: must be vgg16, vgg19, dmcount" in error for error in check(config))
+
+
+def test_a_free_name_is_taken() -> None:
+    assert compose("model=timm", "model.name=resnet18").model.name == "resnet18"
+    assert compose("dataset=sha", "dataset.name=sha").dataset.name == "sha"
+
+
+@pytest.mark.parametrize(
+    ("typed", "root"),
+    [("~/data", "/home/me/data"), ("~", "/home/me"), ("~/my data", "/home/me/my data"), ("'~/data'", "~/data")],
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(typed: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compose(f"data_root={typed}").data_root == root
+    assert name(f"data_root={typed}") == "tiny_fine"
+
+
+def test_every_tilde_of_a_sweep_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    jobs = list(command._jobs(["data_root=~/a,~/b"], True, "train", CONFIGS))
+    assert jobs == [["data_root=/home/me/a"], ["data_root=/home/me/b"]]
+
+
+def test_hydra_itself_gets_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["train.py", "data_root=~/data", f"output_dir={tmp_path}"])
+    command.command(lambda config: seen.append(config.data_root), str(ROOT / "train.py"))
+    assert seen == [f"{tmp_path}/data"]
 
 
 def test_every_error_is_told_at_once() -> None:

@@ -25,33 +25,14 @@ from headcount.config import (
     Last,
     Representatives,
     Strategy,
+    bin_names,
     edges_error,
+    integer_bins,
+    representatives_error,
 )
 
 # Bins beyond so many are told by the first and the last few.
 _TOLD = 16
-
-
-def integer_bins(strategy: Strategy, m: int) -> list[tuple[float, float]]:
-    """Bins [first, last] of integers that cover 0, 1, ...; the last is [first, inf).
-
-    Fine bins hold one integer each. Coarse bins hold two each, but for {0}. Dynamic bins hold one
-    integer below ceil(m / 2) and two from there. The pair that would contain ``m`` is the open one.
-
-    Raises:
-        ValueError: if ``m`` is below 1.
-
-    Source: arXiv:2403.09281, sections III-A.1 and IV-B; the released sets of bins for m = 8 and 19.
-    """
-    if m < 1:
-        raise ValueError(f"the maximum count of a block is {m}, but bins need at least 1")
-    pairs_from = {Strategy.fine: m, Strategy.dynamic: math.ceil(m / 2), Strategy.coarse: 1}[strategy]
-    bins = [(float(k), float(k)) for k in range(pairs_from)]
-    first = float(pairs_from)
-    while strategy is not Strategy.fine and first + 1 < m:
-        bins.append((first, first + 1))
-        first += 2
-    return [*bins, (first, math.inf)]
 
 
 @dataclass(frozen=True)
@@ -122,16 +103,13 @@ class CountBins:
             given: what each bin stands for, instead of either.
 
         Raises:
-            ValueError: if ``given`` are not as many as the bins, or one lies outside its bin.
+            ValueError: if ``given`` are not as many as the bins, or one is not finite or lies outside its bin.
         """
         edges = integer_bins(strategy, m)
         clip_at = float(m) if last is Last.clipped else math.inf
         if given is not None:
-            if len(given) != len(edges) or not all(a <= v <= b for v, (a, b) in zip(given, edges, strict=True)):
-                raise ValueError(
-                    f"representative counts {list(given)} do not fit the {len(edges)} bins: one is needed inside each "
-                    f"of {', '.join(_names(edges))}"
-                )
+            if wrong := representatives_error(given, edges):
+                raise ValueError(f"representative_counts={list(given)}: {wrong}")
             return cls(block_size, tuple(edges), tuple(map(float, given)), clip_at=clip_at)
         values = []
         for low, high in edges:
@@ -164,7 +142,7 @@ class CountBins:
         Source: Liu et al., ICCV 2019; the first row of arXiv:2403.09281, table III.
         """
         if wrong := edges_error([float(e) for e in edges]):
-            raise ValueError(wrong)
+            raise ValueError(f"edges={list(edges)}: {wrong}")
         ends = [0.0, *map(float, edges)]
         middles = [(low + high) / 2 for low, high in pairwise(ends)]
         width = ends[-1] - ends[-2] if len(ends) > 1 else 1.0
@@ -205,7 +183,7 @@ class CountBins:
 
     def names(self) -> list[str]:
         """Each bin as text: ``{0}``, ``[1, 2]``, ``[4, inf)``, or ``(0.05, 0.1]`` of smoothed counts."""
-        names = _names(self.edges)
+        names = bin_names(self.edges)
         return [f"({name[1:]}" if self.smoothed and k else name for k, name in enumerate(names)]
 
     def shares(self, histogram: Mapping[int, int]) -> list[float]:
@@ -255,13 +233,6 @@ class CountBins:
         )
 
 
-def _names(edges: Sequence[tuple[float, float]]) -> list[str]:
-    return [
-        f"[{low:g}, inf)" if high == math.inf else f"{{{low:g}}}" if low == high else f"[{low:g}, {high:g}]"
-        for low, high in edges
-    ]
-
-
 def expected_counts(
     probabilities: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
 ) -> Float[Tensor, "batch 1 rows cols"]:
@@ -301,18 +272,21 @@ def build_bins(
         try:
             return CountBins.from_edges(edges, block_size=config.block_size, histogram=smoothed)
         except ValueError as error:
-            raise ConfigError(f"bins.edges: {error}") from error
+            raise ConfigError(f"bins.{error}") from error
     if not isinstance(config, BinsConfig):
         return None
+    given = config.representative_counts
+    largest = max(histogram, default=1) if given is None else len(given) - 1
+    m = config.m if config.label_correction else max(largest, 1)
     try:
         return CountBins.from_histogram(
             histogram if windows is None else windows,
             block_size=config.block_size,
             strategy=config.strategy,
-            m=config.m if config.label_correction else max(max(histogram, default=1), 1),
+            m=m,
             last=config.last,
             representatives=config.representatives,
-            given=config.representative_counts,
+            given=given,
         )
     except ValueError as error:
-        raise ConfigError(f"bins.representative_counts: {error}") from error
+        raise ConfigError(f"bins.{error}") from error

@@ -7,6 +7,7 @@ sweep included) is composed once here, and refused in our words, before torch is
 import difflib
 import hashlib
 import itertools
+import os
 import re
 import statistics
 import sys
@@ -36,6 +37,8 @@ _NOT_IN_NAME = (
     *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
 _LONGEST_NAME = 120
+# What a choice is called, which belongs to it.
+_NAMES = ("dataset.name", "model.name", "loss.name")
 # Jobs that differ in these alone repeat one experiment.
 _REPEATS = ("seed=", "dataset.fold=")
 _EXAMPLES = {
@@ -74,6 +77,7 @@ def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None
     """
     config_name, config_dir = Path(script).stem, Path(script).resolve().parent / "configs"
     register_schemas()
+    sys.argv = [sys.argv[0], *map(_with_home, sys.argv[1:])]  # which Hydra reads, in each process that is started
     arguments = get_args_parser().parse_args()
     if arguments.help:
         print(help_page(config_name, config_dir=config_dir))
@@ -155,16 +159,30 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
     """
     register_schemas()
     groups = _choices(config_dir)
-    for override in _parse(overrides):
+    overrides = [_with_home(text) for text in overrides]
+    parsed = _parse(overrides)
+    for override in parsed:
         key, value = str(override.key_or_group), override.value()
         if key in groups and not isinstance(value, str):  # Hydra would merge a dictionary into the group
             raise ConfigError(_no_choice(key, value, groups[key]))
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
-            return hydra.compose(config_name, list(overrides))
+            cfg = hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
             raise ConfigError(_explain(overrides, error, config_name, config_dir)) from error
+        if any(str(override.key_or_group) in _NAMES for override in parsed):
+            chosen = [str(o.input_line) for o in parsed if str(o.key_or_group) in groups]
+            _refuse_other_names(cfg, hydra.compose(config_name, chosen))
+        return cfg
+
+
+def _refuse_other_names(cfg: DictConfig, chosen: DictConfig) -> None:
+    """A name stands for what was chosen: under another, its runs would pass for those of something else."""
+    for key in _NAMES:
+        name, fixed = (OmegaConf.select(c, key) for c in (cfg, chosen))
+        if fixed is not None and name != fixed:  # a choice without a name (model=timm) takes any
+            raise ConfigError(f"{key}={name}: is always {fixed}; choose another with {key.partition('.')[0]}=...")
 
 
 def to_config(cfg: DictConfig) -> Any:
@@ -213,10 +231,16 @@ def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir
     yield from (list(job) for job in itertools.product(*choices))
 
 
+def _with_home(text: str) -> str:
+    """``key=~/folder``, which a shell may leave as it is and Hydra cannot read, with the home folder's path."""
+    key, equals, value = text.partition("=")
+    return key + equals + re.sub(r"(?<![^,])~(?=[/,]|$)", lambda tilde: os.path.expanduser("~"), value)
+
+
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
-    for text in overrides:
+    for text in map(_with_home, overrides):
         try:
             parsed.append(parser.parse_override(text))
             added_or_removed = parsed[-1].is_add() or parsed[-1].is_force_add() or parsed[-1].is_delete()
@@ -226,8 +250,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
                 )
         except HydraException as error:
             raise ConfigError(
-                f"{text}: cannot be read; type key=value, and put quotes around values that hold "
-                f"spaces, '=', ',' or brackets: {text.partition('=')[0]}=\"'...'\""
+                f"{text}: cannot be read; type key=value, and put quotes around values that hold spaces, "
+                f"'=', ',', '~', brackets or letters with accents: {text.partition('=')[0]}=\"'...'\""
             ) from error
     return parsed
 

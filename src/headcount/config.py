@@ -10,6 +10,7 @@ import math
 import os
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -483,7 +484,7 @@ class BinsConfig(BlocksConfig):
     """One integer a bin, two for large counts, or two for all but 0."""
     min_head_px: int = number(4, 1)
     """Side of the smallest head that can be recognised, pixels (the paper's s)."""
-    max_count: int | None = number(None, 1)
+    max_count: int | None = number(None, 1, 10_000)
     """Largest count with a meaning of its own; None gives (block_size // min_head_px)^2."""
     last: Last = Last.open
     """The last bin keeps counts above the maximum (released code) or caps labels at it (paper)."""
@@ -493,7 +494,8 @@ class BinsConfig(BlocksConfig):
     """Where that mean is taken: over the grid of blocks, or over all overlapping windows, where a pixel counts once,
     as published values are."""
     label_correction: bool = True
-    """Off: one bin for every integer up to the largest block count of the training images (fine bins alone)."""
+    """Off: one bin for every integer up to the largest block count of the training images, or as many as there are
+    ``representative_counts`` (fine bins alone)."""
     representative_counts: list[float] | None = None
     """What each bin stands for, if it is given (published values); None computes it."""
 
@@ -550,7 +552,7 @@ class TransportConfig:
     """Sinkhorn iterations; a published number needs exactly 100."""
     solver: Solver = Solver.released
     """``released`` is the iteration of published numbers, ``stable`` the same problem without underflow."""
-    tolerance: float | None = number(None, 0)
+    tolerance: float | None = number(None, 1e-6)
     """``stable`` goes on until the shares of all blocks err by less than this in sum, at most 10,000 iterations;
     None takes ``iterations``."""
 
@@ -868,11 +870,6 @@ def check(config: TrainConfig) -> list[str]:
             f"augment.blur_size={config.augment.blur_size}: must be at most "
             f"augment.crop_size={config.augment.crop_size}"
         )
-    for group in ("dataset", "loss"):
-        fixed = {item.name: item.default for item in dataclasses.fields(getattr(config, group))}["name"]
-        name = getattr(config, group).name
-        if fixed not in (MISSING, name):
-            errors.append(f"{group}.name={name}: is always {fixed}; choose another with {group}=...")
     errors += _dataset_errors(config.dataset)
     if stride is not None and (wrong := window_error(counting_mode(config), config.bins.block_size, stride)):
         errors.append(wrong)
@@ -941,13 +938,16 @@ def _head_errors(config: TrainConfig) -> list[str]:
     head, bins, loss = config.model.head, config.bins, config.loss
     if isinstance(bins, (BinsConfig, BlockwiseConfig)):
         if head is Head.regression:
-            errors.append("model.head=regression: predicts counts without bins; add bins=none loss=dm")
+            also = " loss=dm" if isinstance(loss, (DaceConfig, CrossEntropyConfig)) else ""
+            errors.append(f"model.head=regression: predicts counts without bins; add bins=none{also}")
         errors += _bins_errors(bins)
     else:
         if head is Head.ebc:
             errors.append("bins=none: leaves model.head=ebc nothing to classify; add model.head=regression")
         if isinstance(loss, (DaceConfig, CrossEntropyConfig)):
-            errors.append(f"loss={loss.name}: classifies blocks into bins, and bins=none has none; choose loss=dm")
+            term = loss.count_loss if isinstance(loss, DaceConfig) else CountTerm.dm
+            name = loss.name if term is CountTerm.dm else f"{loss.name}_{term.name}"
+            errors.append(f"loss={name}: classifies blocks into bins, and bins=none has none; choose loss=dm")
     if isinstance(bins, BlockwiseConfig) and isinstance(config.model, ClipConfig):
         errors.append(
             f"bins=blockwise: {config.model.name} reads a sentence about each bin, and there are none about intervals "
@@ -959,6 +959,37 @@ def _head_errors(config: TrainConfig) -> list[str]:
             f"loss.transport.tolerance={transport.tolerance:g}: the released solver makes a number of iterations; "
             "add loss.transport.solver=stable"
         )
+    return errors + _idle_errors(config)
+
+
+def _idle_errors(config: TrainConfig) -> list[str]:
+    """Changed settings that another keeps from being read: they would give one run several names."""
+    ebc = config.bins if isinstance(config.bins, BinsConfig) else BinsConfig()
+    intervals = config.bins if isinstance(config.bins, BlockwiseConfig) else BlockwiseConfig()
+    loss = config.loss
+    term = loss.count_loss if isinstance(loss, DaceConfig) else CountTerm.dm
+    transport = loss.transport if isinstance(loss, (DaceConfig, DmConfig)) else TransportConfig()
+    smoothed = loss if isinstance(loss, MseConfig) else MseConfig()
+    every = tuple(item.name for item in dataclasses.fields(TransportConfig))
+    # Group, its values, the settings that are not read, if so, and what keeps them from it.
+    table: list[tuple[str, Any, tuple[str, ...], bool, str]] = [
+        ("bins", ebc, ("min_head_px",), not ebc.label_correction, "bins.label_correction=false"),
+        ("bins", ebc, ("min_head_px",), ebc.max_count is not None, "bins.max_count"),
+        ("bins", ebc, ("representatives", "counted"), bool(ebc.representative_counts), "bins.representative_counts"),
+        ("bins", ebc, ("counted",), ebc.representatives is Representatives.middle, "bins.representatives=middle"),
+        ("bins", intervals, ("step",), intervals.edges is not None, "bins.edges"),
+        ("loss.transport", transport, every, term is not CountTerm.dm, f"loss.count_loss={term.name}"),
+        ("loss.transport", transport, ("iterations",), transport.tolerance is not None, "loss.transport.tolerance"),
+        ("loss", smoothed, ("neighbours", "beta"), smoothed.kernel is Kernel.fixed, "loss.kernel=fixed"),
+    ]
+    errors = []
+    for group, values, names, idle, because in table:
+        defaults = {item.name: item.default for item in dataclasses.fields(values)}
+        for name in names:
+            value, default = (v.name if isinstance(v, Enum) else v for v in (getattr(values, name), defaults[name]))
+            if idle and value != default:
+                usual = "null" if default is None else default
+                errors.append(f"{group}.{name}={value}: has no effect with {because}; leave it at {usual}")
     return errors
 
 
@@ -984,7 +1015,53 @@ def _bins_errors(bins: BinsConfig | BlockwiseConfig) -> list[str]:
                 f"bins.max_count={bins.max_count}: bins.label_correction=false goes up to the largest block of the "
                 "training images; leave one of them out"
             )
+    given = bins.representative_counts
+    if given is not None and (bins.m >= 1 or not bins.label_correction):
+        strategy, m = (bins.strategy, bins.m) if bins.label_correction else (Strategy.fine, max(len(given) - 1, 1))
+        if wrong := representatives_error(given, integer_bins(strategy, m)):
+            errors.append(f"bins.representative_counts={given}: {wrong}")
     return errors
+
+
+def integer_bins(strategy: Strategy, m: int) -> list[tuple[float, float]]:
+    """Bins [first, last] of integers that cover 0, 1, ...; the last is [first, inf).
+
+    Fine bins hold one integer each. Coarse bins hold two each, but for {0}. Dynamic bins hold one
+    integer below ceil(m / 2) and two from there. The pair that would contain ``m`` is the open one.
+
+    Raises:
+        ValueError: if ``m`` is below 1.
+
+    Source: arXiv:2403.09281, sections III-A.1 and IV-B; the released sets of bins for m = 8 and 19.
+    """
+    if m < 1:
+        raise ValueError(f"m={m}: the maximum count of a block must be at least 1")
+    pairs_from = {Strategy.fine: m, Strategy.dynamic: math.ceil(m / 2), Strategy.coarse: 1}[strategy]
+    bins = [(float(k), float(k)) for k in range(pairs_from)]
+    first = float(pairs_from)
+    while strategy is not Strategy.fine and first + 1 < m:
+        bins.append((first, first + 1))
+        first += 2
+    return [*bins, (first, math.inf)]
+
+
+def bin_names(edges: Sequence[tuple[float, float]]) -> list[str]:
+    """Each bin of integers as text: ``{0}``, ``[1, 2]``, ``[4, inf)``."""
+    return [
+        f"[{low:g}, inf)" if high == math.inf else f"{{{low:g}}}" if low == high else f"[{low:g}, {high:g}]"
+        for low, high in edges
+    ]
+
+
+def representatives_error(given: Sequence[float], edges: Sequence[tuple[float, float]]) -> str | None:
+    """What is wrong with the representative counts ``given`` for bins of integers."""
+    if len(given) == len(edges) and all(
+        math.isfinite(value) and low <= value <= high for value, (low, high) in zip(given, edges, strict=True)
+    ):
+        return None
+    names = bin_names(edges)
+    shown = names if len(names) <= 16 else [*names[:8], "...", *names[-4:]]
+    return f"do not fit the {len(edges)} bins: one finite number is needed inside each of {', '.join(shown)}"
 
 
 def edges_error(edges: list[float]) -> str | None:
@@ -993,7 +1070,7 @@ def edges_error(edges: list[float]) -> str | None:
         low < high for low, high in itertools.pairwise([ZERO_BELOW, *edges])
     ):
         return None
-    return f"edges must increase, and begin above {ZERO_BELOW:g}, up to which a smoothed count is 0; got {edges}"
+    return f"must be finite and increase, and begin above {ZERO_BELOW:g}, up to which a smoothed count is 0"
 
 
 def _model_errors(model: ModelConfig) -> list[str]:
@@ -1002,9 +1079,11 @@ def _model_errors(model: ModelConfig) -> list[str]:
     if model.names and model.name not in model.names:
         errors.append(f"model.name={model.name}: must be {', '.join(model.names)}; choose another with model=...")
     for name, values in (("mean", model.mean), ("std", model.std)):
-        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+        if values is not None and (
+            len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0)
+        ):
             errors.append(
-                f"model.{name}={values}: must be three numbers (red, green, blue){', above 0' * (name == 'std')}"
+                f"model.{name}={values}: must be three finite numbers (red, green, blue){', above 0' * (name == 'std')}"
             )
     if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
         errors.append(f"model.stage={model.stage}: must be 160 or 320")
@@ -1024,7 +1103,8 @@ def _weights_errors(model: PretrainedConfig) -> list[str]:
     if weights in (words, "none") or may_be_tag or os.path.isfile(os.path.expanduser(weights)):
         return []
     tag = "a tag of open_clip, " if isinstance(model, ClipConfig) else ""
-    return [f"model.weights={weights}: no such file; allowed are {words}, {tag}none, or the path of a file of weights"]
+    problem = "is a folder" if os.path.isdir(os.path.expanduser(weights)) else "no such file"
+    return [f"model.weights={weights}: {problem}; allowed are {words}, {tag}none, or the path of a file of weights"]
 
 
 def _clip_errors(model: ClipConfig) -> list[str]:
@@ -1049,12 +1129,18 @@ def _clip_errors(model: ClipConfig) -> list[str]:
                 f"model.input_size={model.input_size}: must be a multiple of the patches' {patch} px; "
                 f"nearest below or at: {near}"
             )
+        if model.width is not None and model.heads is None and model.width % 64:
+            errors.append(
+                f"model.width={model.width}: set model.heads, which must divide it; a head has 64 channels by default"
+            )
     allowed = {"one": {"count"}, "many": {"count"}, "between": {"low", "high"}, "more_than": {"low"}}
     allowed["m_or_more"] = {"low"}
     for key, counts in allowed.items():
         phrase = getattr(model.prompts, key)
         try:
-            found = {name for _, name, _, _ in string.Formatter().parse(phrase) if name is not None}
+            fields = [part[1:] for part in string.Formatter().parse(phrase) if part[1] is not None]
+            # A format or a conversion ("{count:3}", "{count!r}") is for numbers, and these are words.
+            found = {phrase if spec or conversion else name for name, spec, conversion in fields}
         except ValueError:
             found = {phrase}
         if not counts <= found <= counts | {"noun"}:

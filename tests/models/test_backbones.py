@@ -9,9 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from headcount.config import ConfigError
+from headcount.config import ConfigError, TimmConfig
 from headcount.models import backbones
 from headcount.models.backbones import Backbone, ContextModule, timm_backbone
+from headcount.models.build import follow_weights
 
 STRIDES = {"vgg16": 16, "vgg19": 16, "dmcount": 16, "csrnet": 8, "cannet": 8, "resnet101": 16, "densenet201": 16}
 CHANNELS = {**dict.fromkeys(STRIDES, 512), "resnet101": 2048, "densenet201": 1920}
@@ -288,6 +289,12 @@ def test_mean_and_std_are_those_of_the_weights() -> None:
     vit = timm_backbone("vit_tiny_patch16_224", max_stride=16, pretrained=False)
     assert (vit.mean, vit.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert backbones.vgg16().mean == backbones.IMAGENET_MEAN
+
+
+def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name=resnet19: timm has no such model"):
+        follow_weights(TimmConfig(name="resnet19"))
+    assert follow_weights(TimmConfig(name="resnet18")) == TimmConfig(name="resnet18")
 
 
 @pytest.mark.parametrize(("name", "near"), [("convnext_att", "convnext_atto"), ("resnet19", "resnet18")])

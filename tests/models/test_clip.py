@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,33 @@ def test_a_file_that_does_not_say_its_activation(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set model\.quick_gelu=true"):
         counter_of(small(ClipViTConfig, weights=str(file)))
     counter_of(small(ClipViTConfig, weights=str(file), quick_gelu=True))
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"model_cfg": 3}', b"\xff\xfe"])
+def test_a_broken_description_beside_the_weights_is_named(content: str | bytes, tmp_path: Path) -> None:
+    file = as_bin(library(ClipViTConfig), tmp_path)
+    beside = tmp_path / "open_clip_config.json"
+    beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"open_clip_config\.json beside it is not the description open_clip wrote"):
+        follow_weights(small(ClipViTConfig, weights=str(file)))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "half"])
+def test_a_file_that_cannot_be_read_is_told_before_its_activation_is_asked_for(
+    content: bytes | str, tmp_path: Path
+) -> None:
+    file = as_torchscript(library(ClipViTConfig), tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"archive\.pt: (the file is truncated|not a state dict)"):
+        follow_weights(small(ClipViTConfig, weights=str(file)))
+
+
+def test_a_damaged_archive_is_told_as_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
+        archive.writestr("archive/code/model.py", "")
+    with pytest.raises(ConfigError, match=r"archive\.pt: a damaged archive"):
+        counter_of(small(ClipViTConfig, weights=str(tmp_path / "archive.pt")))
 
 
 def test_an_unknown_tag_lists_those_there_are() -> None:

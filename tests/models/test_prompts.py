@@ -87,7 +87,17 @@ def test_other_nouns_and_phrasings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "phrase"), [("many", "People."), ("one", "{count} {nuon}"), ("between", "{low} {noun}"), ("m_or_more", "{")]
+    ("key", "phrase"),
+    [
+        ("many", "People."),
+        ("one", "{count} {nuon}"),
+        ("between", "{low} {noun}"),
+        ("m_or_more", "{"),
+        ("one", "{count:zzz} {noun}"),
+        ("many", "{count!x}"),
+        ("many", "{count!r} {noun}"),
+        ("many", "{count} {noun:>9}"),
+    ],
 )
 def test_a_phrase_that_cannot_be_written_is_refused(key: str, phrase: str) -> None:
     from headcount.config import _clip_errors

@@ -112,6 +112,18 @@ def test_names_and_settings_that_do_not_exist() -> None:
         convert_released({}, "clip_rn50", bins=BINS, depth=3)
 
 
+def test_files_of_other_kinds_are_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="not a checkpoint of the released code"):
+        convert_released({1: torch.zeros(1)}, "clip_rn50", bins=BINS, **RESNET)
+    with pytest.raises(ConfigError, match="block_size is not given"):
+        convert_released({}, "csrnet")
+    state, _ = released_clip("clip_vit_b16", VIT)
+    with pytest.raises(ConfigError, match="no place for vpt_x"):
+        convert_released({**state, "vpt_x": torch.zeros(3, 64)}, "clip_vit_b16", bins=BINS, **VIT)
+    with pytest.raises(ConfigError, match=r"vpt_1 is \(2, 64\), not \(3, 64\) as vpt_0"):
+        convert_released({**state, "vpt_1": torch.zeros(2, 64)}, "clip_vit_b16", bins=BINS, **VIT)
+
+
 def released_head(channels: int) -> dict[str, Tensor]:
     """The released classifier: direct up to 512 channels, else through 512 hidden ones."""
     if channels <= 512:
@@ -185,6 +197,8 @@ def test_networks_on_vgg(name: str, decoder: str | None) -> None:
 def test_published_representative_counts() -> None:
     assert published_counts("sha", block_size=8, m=4, strategy="fine") == [0, 1, 2, 3, 4.29992]
     assert published_counts("qnrf", block_size=16, m=8, strategy="coarse") == [0, 1.14978, 3.27641, 5.30609, 8.11466]
+    dynamic = published_counts("qnrf", block_size=32, m=19, strategy="dynamic")
+    assert dynamic == [*range(10), 10.42903, 12.4332, 14.43341, 16.43521, 21.93548]
     assert published_counts("sha", block_size=16, m=8, strategy="fine") is None
 
 

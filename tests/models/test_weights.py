@@ -169,7 +169,8 @@ def test_a_file_cut_short_is_refused(suffix: str, share: float, tmp_path: Path) 
     path = Path(save({"a": torch.rand(300), "b": torch.rand(40, 5)}, tmp_path, f"weights{suffix}"))
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ConfigError, match=rf"weights{suffix}: not a readable state dict: ."):
+    reason = "not a readable .safetensors file: ." if suffix == ".safetensors" else "the file is truncated|not a state"
+    with pytest.raises(ConfigError, match=rf"weights{suffix}: ({reason})"):
         read_state_dict(str(path))
 
 
@@ -177,14 +178,23 @@ def test_a_file_cut_short_is_refused(suffix: str, share: float, tmp_path: Path) 
 def test_a_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     other = {"weights.pth": "weights.safetensors", "weights.safetensors": "weights.pth"}[name]
     Path(save({"a": torch.rand(30)}, tmp_path, other)).rename(tmp_path / name)
-    with pytest.raises(ConfigError, match=rf"{name}: not a readable state dict"):
+    with pytest.raises(ConfigError, match=rf"{name}: not a (readable|state dict)"):
         read_state_dict(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 3}, {"state_dict": {"a": 1}}, 5])
-def test_a_file_that_holds_something_else_is_refused(content: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ([torch.ones(1)], "list"),
+        ({"epoch": 3}, "dict with epoch"),
+        ({"state_dict": {"a": 1}}, "dict with a"),
+        ({"model": {"a": torch.ones(1)}, "epoch": 3}, "dict with model, epoch"),
+        (5, "int"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(content: object, held: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=rf"holds {type(content).__name__}, not a state dict of tensors"):
+    with pytest.raises(ConfigError, match=rf"holds {held}, not a state dict of tensors; save that alone in a file"):
         read_state_dict(str(tmp_path / "weights.pth"))
 
 
@@ -208,9 +218,18 @@ def test_a_file_that_carries_code_is_refused_and_not_run(zipped: bool, tmp_path:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ConfigError, match=r"weights\.pth: not a readable state dict"):
+    with pytest.raises(
+        ConfigError, match=r"weights\.pth: not a state dict, or one that holds code, which is never run$"
+    ):
         read_state_dict(str(path))
     assert not trace.exists()
+
+
+def test_a_folder_is_told_as_one(tmp_path: Path) -> None:
+    for folder in (tmp_path / "weights", tmp_path / "weights.safetensors"):
+        folder.mkdir()
+        with pytest.raises(ConfigError, match=rf"model\.weights={folder}: is a folder; name a file in it"):
+            read_state_dict(str(folder))
 
 
 def test_a_published_file_cut_short_in_torch_hubs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,31 +5,23 @@ checkpoints/README.md for its keys.
 """
 
 import os
-import pickle
 import subprocess
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from headcount.bins import CountBins
 from headcount.config import ConfigError, TrainConfig, from_plain, missing_checkpoint
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
+from headcount.models.weights import read_plain
 
 FORMAT = "headcount checkpoint"
 FORMAT_VERSION = 1
 LAST = "last.pt"
 BEST = "best_mae.pt"
-_scalar: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]
-_NUMPY_NUMBERS: list[Any] = [
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
-]
 
 
 def commit() -> str:
@@ -54,27 +46,6 @@ def save(content: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
-def read_plain(path: Path, *, setting: str) -> Any:
-    """What torch saved in a file, if it is plain values and tensors, on the CPU.
-
-    Args:
-        setting: what the file was given as, for the error.
-
-    Raises:
-        ConfigError: if the file is truncated, no such file, or holds code.
-    """
-    try:
-        # A foreign file is refused below, in our words. NumPy's numbers (losses, errors) run nothing.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{setting}={path}: not a checkpoint of headcount, or one that holds code, which is never run"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{setting}={path}: the file is truncated or no checkpoint") from error
-
-
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
@@ -85,7 +56,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(missing_checkpoint(path))
-    content = read_plain(path, setting="ckpt")
+    content = read_plain(path, setting="ckpt", what="a checkpoint of headcount")
     if (
         not isinstance(content, dict)
         or content.get("format") != FORMAT

@@ -305,6 +305,19 @@ class TimmBackbone(Backbone):
         return maps.movedim(-1, 1) if self.channels_last else maps
 
 
+def check_timm_name(name: str) -> None:
+    """Whether timm has a model of this name; cheap, since nothing is built.
+
+    Raises:
+        ConfigError: if it has not; names those near.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = _near(name, timm.list_models())
+        raise ConfigError(f"model.name={name}: timm has no such model; near: {', '.join(near) or 'none'}")
+
+
 def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
     """A network of timm that gives feature maps of images of any size.
 
@@ -316,9 +329,7 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
     """
     import timm  # takes seconds to load, and most models do without
 
-    if not timm.is_model(name):
-        near = _near(name, timm.list_models())
-        raise ConfigError(f"model.name={name}: timm has no such model; near: {', '.join(near) or 'none'}")
+    check_timm_name(name)
     options, last = _timm_options(name, max_stride)
     try:
         features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)

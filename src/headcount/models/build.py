@@ -66,8 +66,10 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
     """The config with what its weights decide filled in, so that a checkpoint rebuilds without them.
 
     Raises:
-        ConfigError: if the config contradicts its weights, or there are no such weights.
+        ConfigError: if the config contradicts its weights, or there is no such model or are no such weights.
     """
+    if isinstance(config, TimmConfig):
+        backbones.check_timm_name(config.name)
     if not isinstance(config, ClipConfig):
         return config
     from headcount.models import clip

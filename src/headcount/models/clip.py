@@ -245,6 +245,7 @@ def follow_weights(config: ClipConfig) -> ClipConfig:
     """
     trained = _quick_gelu_of_weights(config)
     if trained is None and config.quick_gelu is None:
+        _read(config)  # an unreadable file is told as such
         raise ConfigError(
             f"model.weights={config.weights}: the file does not say whether these weights were trained with QuickGELU; "
             "set model.quick_gelu=true (OpenAI's weights, and those whose name says quickgelu) or false, or keep their "
@@ -277,9 +278,15 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
     beside = os.path.join(os.path.dirname(file), "open_clip_config.json")
     if not os.path.isfile(beside):
         return None
-    with open(beside, encoding="utf-8") as stream:
-        content = json.load(stream)
-    return bool(content.get("model_cfg", content).get("quick_gelu", False))
+    try:
+        with open(beside, encoding="utf-8") as stream:
+            content = json.load(stream)
+        return bool(content.get("model_cfg", content).get("quick_gelu", False))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"model.weights={config.weights}: {beside} beside it is not the description open_clip wrote ({error}); "
+            "put that one there, or remove it and set model.quick_gelu=true or false"
+        ) from error
 
 
 def _sizes(config: ClipConfig) -> dict[str, Any]:
@@ -363,8 +370,11 @@ def _read(config: ClipConfig) -> Mapping[str, Tensor]:
         file = _download(config)
     if _is_torchscript(file):
         # torch wants archives re-exported, but this is how OpenAI's are.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
+        try:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
+        except RuntimeError as error:
+            raise ConfigError(f"model.weights={config.weights}: a damaged archive; get it again") from error
     else:
         state = read_state_dict(file)
     # Checkpoints of several processes, and models with a text tower of their own, put a word before the names.

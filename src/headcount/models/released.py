@@ -5,6 +5,7 @@ refuses what it cannot place. It reads no file; ``scripts/convert_checkpoint.py`
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,17 @@ import torch
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import MODELS, ClipConfig, ConfigError, Head, MobileNetV2Config, ModelConfig, PretrainedConfig
+from headcount.config import (
+    MODELS,
+    ClipConfig,
+    ConfigError,
+    Head,
+    MobileNetV2Config,
+    ModelConfig,
+    PretrainedConfig,
+    Strategy,
+    integer_bins,
+)
 from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
@@ -29,6 +40,9 @@ _BACKBONES = {
     "clip_vit_l_14": "clip_vit_l14",
     "vgg19_ae": "dmcount",
 }
+
+# The prompt tokens of a layer.
+_PROMPT = re.compile(r"vpt_[0-9]+")
 
 # Beginning of a released name -> of ours. The first that fits is taken.
 _CLIP = {
@@ -71,6 +85,8 @@ def convert_released(
         ConfigError: if the model has no such name or setting, or a parameter is left over, missing, or
             of another shape; names it.
     """
+    if bins is None and block_size is None:
+        raise ConfigError("block_size is not given: the side of a block in pixels, needed for a model without bins")
     config = released_config(model if isinstance(model, ModelConfig) else _config(model, bins, options))
     state = _bare(state_dict)
     counter = build_model(config, bins, block_size=block_size, pretrained=False)
@@ -85,7 +101,7 @@ def convert_released(
         ours = {_renamed(name, _OTHERS): value for name, value in state.items()}
     # The names people find in their file.
     theirs = {_renamed(name, _CLIP if isinstance(config, ClipConfig) else _OTHERS): name for name in state}
-    theirs["backbone.prompts"] = ", ".join(name for name in state if name.startswith("vpt_"))
+    theirs["backbone.prompts"] = ", ".join(filter(_PROMPT.fullmatch, state))
     given = {"mean": own["mean"], "std": own["std"], **ours}
     left_over = [theirs.get(name, name) for name in given if name not in own]
     missing = [name for name in own if name not in given]
@@ -131,7 +147,9 @@ def _config(name: str, bins: CountBins | None, options: Mapping[str, Any]) -> Mo
 def _bare(content: Any) -> dict[str, Tensor]:
     """The state dict itself: a training checkpoint keeps it under a name, several processes behind a word."""
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ConfigError(
             "not a checkpoint of the released code: neither a state dict of tensors nor a training checkpoint that "
             "holds one as 'model_state_dict'"
@@ -150,9 +168,13 @@ def _clip_names(state: Mapping[str, Tensor], config: ClipConfig, bins: CountBins
     from headcount.models import clip
 
     texts = {k.removeprefix("text_encoder."): v for k, v in state.items() if k.startswith("text_encoder.")}
-    prompts = sorted((k for k in state if k.startswith("vpt_")), key=lambda k: int(k.removeprefix("vpt_")))
-    rest = {k: v for k, v in state.items() if not k.startswith(("text_encoder.", "vpt_"))}
+    prompts = sorted(filter(_PROMPT.fullmatch, state), key=lambda k: int(k.removeprefix("vpt_")))
+    rest = {k: v for k, v in state.items() if not k.startswith("text_encoder.") and k not in prompts}
     ours = {_renamed(name, _CLIP): value for name, value in rest.items()}
+    for name in prompts:
+        if state[name].shape != state[prompts[0]].shape:
+            shapes = f"{tuple(state[name].shape)}, not {tuple(state[prompts[0]].shape)} as {prompts[0]}"
+            raise ConfigError(f"not a checkpoint of {config.name}: {name} is {shapes}")
     if prompts:
         ours["backbone.prompts"] = torch.stack([state[name].float() for name in prompts])
     if bins is not None:
@@ -211,5 +233,5 @@ def published_counts(dataset: str, *, block_size: int, m: int, strategy: str) ->
     last = _PUBLISHED.get((dataset, block_size, m, strategy))
     if last is None:
         return None
-    first = {"fine": m, "dynamic": -(-m // 2), "coarse": 1}[strategy]
-    return [*(float(k) for k in range(first)), *last]
+    edges = integer_bins(Strategy[strategy], m)
+    return [*(first for first, _ in edges[: -len(last)]), *last]

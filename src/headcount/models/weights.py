@@ -5,10 +5,14 @@ and the released checkpoints bring names of their own (``clip``, ``released``).
 """
 
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -16,6 +20,12 @@ from torchvision.models import WeightsEnum
 
 from headcount.config import ConfigError
 from headcount.models.backbones import Backbone
+
+_scalar: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]
+_NUMPY_NUMBERS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+]
 
 
 def load_backbone(backbone: Backbone, weights: str, published: WeightsEnum | None) -> None:
@@ -86,6 +96,28 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
+def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
+    """What torch saved in a file, if it is plain values and tensors, on the CPU.
+
+    Args:
+        setting: what the file was given as, for the error.
+        what: what the file should be, for the error.
+
+    Raises:
+        ConfigError: if the file is truncated, empty, a folder, no such file, or holds code.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{setting}={path}: is a folder; name a file in it")
+    try:
+        # A foreign file is refused below, in our words. NumPy's numbers (losses, errors) run nothing.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{setting}={path}: not {what}, or one that holds code, which is never run") from error
+    except Exception as error:  # of many kinds, for a file that is truncated or foreign
+        raise ConfigError(f"{setting}={path}: the file is truncated or not {what}") from error
+
+
 def read_state_dict(file: str) -> Mapping[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of one that torch saved; nothing in it is executed.
 
@@ -94,20 +126,21 @@ def read_state_dict(file: str) -> Mapping[str, Tensor]:
     Raises:
         ConfigError: if there is no such file, it cannot be read, or it holds something else.
     """
-    path = os.path.expanduser(file)
-    if not os.path.isfile(path):
+    path = Path(file).expanduser()
+    if not path.exists():
         raise ConfigError(f"model.weights={file}: no such file")
-    try:
-        state: Any
-        if path.endswith(".safetensors"):
+    state: Any
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
             state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both raise many kinds for a file that is truncated, foreign or unsafe
-        reason = str(error) or "it is empty"  # of which torch says nothing
-        raise ConfigError(f"model.weights={file}: not a readable state dict: {reason}") from error
+        except Exception as error:  # of many kinds, for a file that is truncated or foreign
+            raise ConfigError(f"model.weights={file}: not a readable .safetensors file: {error}") from error
+    else:
+        state = read_plain(path, setting="model.weights", what="a state dict")
     if isinstance(state, Mapping):
         state = state.get("state_dict", state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"model.weights={file}: holds {type(state).__name__}, not a state dict of tensors")
+        keys = list(map(str, state))[:6] if isinstance(state, Mapping) else []
+        held = type(state).__name__ + f" with {', '.join(keys)}" * bool(keys)
+        raise ConfigError(f"model.weights={file}: holds {held}, not a state dict of tensors; save that alone in a file")
     return state
