@@ -7,12 +7,14 @@ sweep included) is composed once here, and refused in our words, before torch is
 import difflib
 import hashlib
 import itertools
+import json
 import os
 import re
 import statistics
 import sys
 import textwrap
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -82,42 +84,67 @@ def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None
     if arguments.help:
         print(help_page(config_name, config_dir=config_dir))
         return
-    failed: list[str] = []
-    finished: list[tuple[list[str], dict[str, float]]] = []
-    status = 2
+    log: Path | None = None  # what the jobs of a sweep tell, wherever they run
 
     def job(cfg: DictConfig) -> None:
-        nonlocal status
-        typed = list(HydraConfig.get().overrides.task)
+        hydra_config = HydraConfig.get()
+        told: dict[str, Any] = {"typed": list(hydra_config.overrides.task)}
         try:
             config: Any = OmegaConf.to_object(cfg)
             if isinstance(config, TrainConfig) and config.run_name == "auto":
-                config.run_name = run_name(typed, config_name=config_name, config_dir=config_dir)
-            if figures := task(config):
-                finished.append((typed, figures))
+                config.run_name = run_name(told["typed"], config_name=config_name, config_dir=config_dir)
+            told["figures"] = task(config)
         except ConfigError as error:
-            failed.append(" ".join(typed))
             print(f"{config_name}.py: {error}", file=sys.stderr)
+            if log is None:
+                sys.exit(2)  # Hydra would add its own words to an error
+            told["status"] = 2
         except Exception:
-            if not arguments.multirun:
+            if log is None:
                 raise
-            status = 1
-            failed.append(" ".join(typed))
+            told["status"] = 1
             traceback.print_exc()
+        if log is not None:
+            with log.open("a") as file:
+                file.write(json.dumps({"job": hydra_config.job.num, **told}) + "\n")
 
     try:
         if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
-            _refuse_early(arguments.overrides, bool(arguments.multirun), config_name, config_dir)
+            jobs = _refuse_early(arguments.overrides, bool(arguments.multirun), config_name, config_dir)
+            if arguments.multirun:
+                log = _sweep_log(jobs[0], config_name, config_dir)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
     except ConfigError as error:
         print(f"{config_name}.py: {error}", file=sys.stderr)
         sys.exit(2)
-    if arguments.multirun and finished:
-        print(sweep_table(finished))
-    if failed:
-        if arguments.multirun:
-            print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
+    if log is not None and (status := _close_sweep(log, jobs)):
         sys.exit(status)
+
+
+def _sweep_log(job: Sequence[str], config_name: str, config_dir: Path) -> Path:
+    """A new file in the sweep's folder, which all jobs reach."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        folder = Path(hydra.compose(config_name, list(job), return_hydra_config=True).hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve() / f"{uuid.uuid4().hex}.jsonl"
+
+
+def _close_sweep(log: Path, jobs: Sequence[list[str]]) -> int:
+    """Print the figures of a sweep's jobs and list those that failed or never told; the exit status."""
+    told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    log.unlink(missing_ok=True)
+    told.sort(key=lambda one: one["job"])
+    if finished := [(one["typed"], one["figures"]) for one in told if one.get("figures")]:
+        print(sweep_table(finished))
+    failed = [" ".join(one["typed"]) for one in told if one.get("status")]
+    failed += [
+        f"{' '.join(jobs[k])} (ended without a word)" for k in {*range(len(jobs))} - {one["job"] for one in told}
+    ]
+    if not failed:
+        return 0
+    print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
+    return max(one.get("status", 0) for one in told) if len(told) == len(jobs) else 1
 
 
 def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]]) -> str:
@@ -197,10 +224,11 @@ def to_config(cfg: DictConfig) -> Any:
     return OmegaConf.to_object(cfg)
 
 
-def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> None:
-    """Compose and check every job before the first one starts."""
+def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> list[list[str]]:
+    """Compose and check every job before the first one starts; the overrides of each."""
     launched = any(o.startswith("hydra/launcher=") for o in overrides)
-    for job in _jobs(overrides, multirun, config_name, config_dir):
+    jobs = list(_jobs(overrides, multirun, config_name, config_dir))
+    for job in jobs:
         cfg = compose(job, config_name=config_name, config_dir=config_dir)
         config = to_config(cfg)
         errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
@@ -212,6 +240,7 @@ def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, co
             )
         if errors:
             raise ConfigError("\n  ".join(errors))
+    return jobs
 
 
 def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir: Path) -> Iterator[list[str]]:

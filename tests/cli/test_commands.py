@@ -56,6 +56,7 @@ def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Path) -> None:
     """The same checkpoint gives the same errors on one process and on two."""
     two = ["runtime=ddp", "runtime.devices=2"]
@@ -114,6 +115,23 @@ def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(run_command: Run
     assert "failed:\n" in done.stderr
     assert "seed=1" in done.stderr.split("failed:")[1]
     assert len(list(tmp_path.rglob("last.pt"))) == 2
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_their_own_are_listed_too(run_command: Run, tmp_path: Path) -> None:
+    """As on a cluster: submitit's local executor stands for SLURM's."""
+    typed = ["train.py", "-m", "hydra/launcher=submitit_local", *SMALL, "epochs=1", "optim.max_grad_norm=null"]
+    done = run_command(*typed, "optim.lr=1e30,1e-3,2e-3", "resume=true")
+    assert done.returncode == 1
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("optim.lr=")]
+    assert lines == ["optim.lr=0.001", "optim.lr=0.002"]
+    assert "optim.lr=1e+30" in done.stderr.split("failed:")[1]
+    assert len(list(tmp_path.rglob("best_mae.pt"))) == 2
+    again = run_command(*typed, "optim.lr=1e-3,2e-3", "resume=true")  # goes on where it was: nothing is left to do
+    assert again.returncode == 0, again.stderr
+    assert [line for line in again.stdout.splitlines() if line.startswith("optim.lr=")] == [
+        line for line in done.stdout.splitlines() if line.startswith("optim.lr=")
+    ]
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_a_training_checkpoint_converts_and_evaluates(
     assert "exists; name another file" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_bare_state_dict_takes_the_published_counts(
     run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:
@@ -99,6 +100,7 @@ class Bomb:
         return (Path("bomb-went-off").touch, ())
 
 
+@pytest.mark.slow
 def test_a_regression_model(run_command: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = build_model(ImageNetConfig(name="vgg16", weights="none", head=Head.regression), None, block_size=16)

@@ -40,6 +40,7 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     assert (made[0].parent / "eval" / "synthetic_val" / "counts.csv").is_file()
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_refused(run_command: Run) -> None:
     for typed, words in (
         (["table=9"], "table=9: no such table"),

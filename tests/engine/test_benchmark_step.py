@@ -13,6 +13,7 @@ SMALL = ["model.width=16", "model.layers=[1,1,1,1]", "model.embed_dim=16"]
 SMALL += ["model.text_width=16", "model.text_heads=2", "model.text_layers=1"]
 
 
+@pytest.mark.slow
 def test_a_step_its_parts_and_an_image(run_command: Callable[..., Any]) -> None:
     settings = ["model=clip_rn50", "model.decoder=none", *SMALL, "--crop-size", "64", "--repeats", "1"]
     done = run_command("scripts/benchmark.py", "step", *settings, "--precision", "float32", "--points", "5")

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import ConfigError, DatasetConfig, FolderDatasetConfig
+from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
 from headcount.data.datasets import (
     HOLDOUT,
     CrowdDataset,
@@ -30,6 +30,7 @@ from headcount.data.datasets import (
     split_names,
     unusable,
 )
+from headcount.data.layouts import custom_unnamed
 from headcount.data.points import inside
 from headcount.data.prepare import cache_folder, prepared_size
 from headcount.data.readers import check_image, open_pillow, read_image
@@ -166,6 +167,8 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
             said, stops = _told(config, found, reasons)
             (audit.errors if stops else audit.warnings).append(said)
         audit.warnings += _warnings(found)
+    if isinstance(config, CustomConfig) and (unnamed := custom_unnamed(config)):
+        audit.warnings.append(f"{len(unnamed)} images are in no split of dataset.split_file: {_some(unnamed)}")
     audit.copies = _copies(audit.splits)
     audit.warnings += _copy_warnings(audit)
     train = next((found for found in audit.splits if found.name == "train"), None)
