@@ -68,38 +68,3 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
-
-
-@pytest.fixture(scope="session")
-def make_checkpoint() -> Callable[..., Path]:
-    """Write the checkpoint of an untrained ``tiny``; settings are those of train.py."""
-
-    def make(path: Path, *settings: str, selected_on: str = "val") -> Path:
-        import torch
-
-        from headcount.bins import build_bins
-        from headcount.command import compose, to_config
-        from headcount.config import to_plain
-        from headcount.engine import checkpoint
-        from headcount.models.build import build_model
-
-        config = to_config(compose(["model.width=8", *settings], config_name="train", config_dir=ROOT / "configs"))
-        histogram = {0: 90, 1: 8, 2: 1, 5: 1}
-        bins = build_bins(config.bins, histogram)
-        torch.manual_seed(config.seed)
-        block_size = config.bins.block_size
-        model = build_model(config.model, bins, block_size=block_size, histogram=histogram, pretrained=False)
-        content = {
-            "commit": "0" * 40,
-            "config": to_plain(config),
-            "bins": None if bins is None else bins.to_dict(),
-            "epoch": 1,
-            "best": None,
-            "selection": {"split": selected_on, "dataset": config.dataset.name, "metric": "mae"},
-            "model": model.state_dict(),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(content, path)
-        return path
-
-    return make

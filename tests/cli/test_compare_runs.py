@@ -1,8 +1,6 @@
 """Runs compared from the command line."""
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,21 +12,6 @@ from headcount.config import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Script:
-    """Run the command in this process, from ``tmp_path``: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["compare_runs.py", *arguments])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / "scripts" / "compare_runs.py"), run_name="__main__")
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -46,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_runs_are_compared_and_the_files_are_where_it_says(script: Script, runs: Path, tmp_path: Path) -> None:
-    status, out, err = script("runs")
+    status, out, err = script("scripts/compare_runs.py", "runs")
     assert (status, err) == (0, "")
     assert "no settings differ but the seed" in out
     assert "5.00 / 9.00" in out
@@ -58,7 +41,7 @@ def test_runs_are_compared_and_the_files_are_where_it_says(script: Script, runs:
 
 def test_a_broken_run_is_named_and_the_others_are_compared(script: Script, runs: Path, tmp_path: Path) -> None:
     (runs / "seed1" / "metrics.jsonl").write_text("")
-    status, out, err = script("runs", "gone", "--output", "out")
+    status, out, err = script("scripts/compare_runs.py", "runs", "gone", "--output", "out")
     assert status == 1
     assert "6.00 / 9.00" in out
     assert "5.00 / 9.00" not in out
@@ -70,7 +53,7 @@ def test_a_broken_run_is_named_and_the_others_are_compared(script: Script, runs:
 
 def test_nothing_to_compare_is_an_error(script: Script, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    status, _, err = script("empty")
+    status, _, err = script("scripts/compare_runs.py", "empty")
     assert status == 2
     assert "there is no run to compare" in err
     assert "empty: neither it nor a folder below it holds config.yaml" in err
@@ -79,7 +62,7 @@ def test_nothing_to_compare_is_an_error(script: Script, tmp_path: Path) -> None:
 
 def test_an_output_that_is_a_file_is_refused(script: Script, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    status, _, err = script("runs", "--output", "file")
+    status, _, err = script("scripts/compare_runs.py", "runs", "--output", "file")
     assert status == 2
     assert "--output file: cannot be written" in err
     assert (tmp_path / "file").read_text() == "mine"

@@ -1,8 +1,6 @@
 """Counters evaluated on other data than they were trained on, as typed."""
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,25 +16,6 @@ CROSS = "scripts/cross_evaluate.py"
 Script = Callable[..., tuple[int, str, str]]
 PART_A: dict[str, Heads] = {"IMG_1": [(9.0, 9.0)] * 4, "IMG_2": []}
 PART_B: dict[str, Heads] = {"IMG_1": [(3.0, 4.0)], "IMG_2": [(5.0, 5.0)] * 2, "IMG_3": []}
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Script:
-    """Run a command in this process, from ``tmp_path``: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-
-    def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        except SystemExit as left:
-            status = int(left.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

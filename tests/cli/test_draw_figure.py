@@ -1,7 +1,5 @@
 """Figure 6 drawn from the command line."""
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,27 +15,9 @@ from headcount.engine import tiling
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., tuple[int, str, str]]
+DRAW = "scripts/draw_figure.py"
 SMALL = ["model.width=8", "dataset.width=64", "dataset.height=64", "dataset.test_images=9"]
 CPU = ["runtime=cpu"]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Script:
-    """Run the command in this process, from ``tmp_path``: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["draw_figure.py", *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / "draw_figure.py"), run_name="__main__")
-        except SystemExit as left:
-            status = int(left.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -60,7 +40,9 @@ def test_a_few_images_are_counted_and_drawn(
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     write_checkpoint(tmp_path, *SMALL)
-    status, out, err = script("--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
+    status, out, err = script(
+        "scripts/draw_figure.py", "--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf"
+    )
     assert status == 0, err
     assert len(modes) == 3  # none of the other six
     lines = [line for line in out.splitlines() if ": true" in line]
@@ -72,13 +54,14 @@ def test_a_few_images_are_counted_and_drawn(
     for line, count in zip(lines, counts, strict=True):
         assert f"true {count:g}" in said
         assert f"predicted {line.split('predicted ')[1]}" in said
-    again = script("--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
+    again = script(DRAW, "--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
     assert again == (status, out, err)
 
 
 def test_named_images_in_their_order_and_other_settings(script: Script, modes: list[Any], tmp_path: Path) -> None:
     write_checkpoint(tmp_path, *SMALL)
     status, out, err = script(
+        "scripts/draw_figure.py",
         *("--ckpt", "best_mae.pt", "--output", "new/f.png", "--split", "val", "--names", "val_0003", "val_0001"),
         *("eval=sliding_window", "eval.window=32", *CPU),
     )
@@ -94,7 +77,7 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
     make_shanghaitech(tmp_path / "data" / "part_B", {"train": heads, "test": heads})
     write_checkpoint(tmp_path, *SMALL)
     typed = ["--ckpt", "best_mae.pt", "--images", "2", "--data-root", "data", "dataset=shb", "dataset.min_side=64"]
-    status, out, err = script(*typed, "dataset.cache_dir=cache", *CPU)
+    status, out, err = script(DRAW, *typed, "dataset.cache_dir=cache", *CPU)
     assert status == 0, err
     assert "IMG_1: true 1" in out
     assert "IMG_2: true 2" in out
@@ -119,7 +102,7 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
 )
 def test_what_cannot_be_is_refused(typed: list[str], said: str, script: Script, modes: list[Any]) -> None:
     write_checkpoint(Path(), *SMALL)
-    status, _, err = script(*(["--ckpt", "best_mae.pt"] * ("--ckpt" not in typed)), *typed)
+    status, _, err = script(DRAW, *(["--ckpt", "best_mae.pt"] * ("--ckpt" not in typed)), *typed)
     assert status == 2
     assert said in err
     assert "Traceback" not in err
@@ -133,7 +116,7 @@ def test_a_counter_whose_weights_are_lost_is_named(
     write_checkpoint(tmp_path, *SMALL)
     blocks = tiling.BlockMaps(counts=torch.full((8, 8), torch.nan), probabilities=None)
     monkeypatch.setattr(tiling, "predict_blocks", lambda *_: blocks)
-    status, _, err = script("--ckpt", "best_mae.pt", *CPU)
+    status, _, err = script(DRAW, "--ckpt", "best_mae.pt", *CPU)
     assert status == 2
     assert "ckpt=best_mae.pt: the predicted count of test_" in err
     assert not (tmp_path / "figure.png").exists()

@@ -1,8 +1,6 @@
 """Counting, checking and scoring for NWPU-Crowd as typed, on a small folder in its layout."""
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,25 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.width=8", "dataset.min_side=64"]
 VAL: dict[str, Heads] = {"0004": [(5.0, 6.0)] * 3, "0005": [], "0006": [(1.0, 1.0)] * 120}
 Script = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Script:
-    """Run a script in this process, from ``tmp_path``: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-
-    def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        except SystemExit as left:
-            status = int(left.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -58,7 +37,7 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
 ) -> None:
     ckpt = write_checkpoint(tmp_path, "dataset=nwpu", *SMALL)
     typed = ("--ckpt", str(ckpt), "--data-root", str(data), "--output", "out/sub.txt")
-    status, out, err = script("nwpu_submit.py", *typed, "runtime=cpu", "dataset.cache_dir=cache")
+    status, out, err = script("scripts/nwpu_submit.py", *typed, "runtime=cpu", "dataset.cache_dir=cache")
     assert status == 0, err
     assert "3 test images" in out
     counts = read(tmp_path / "out" / "sub.txt")
@@ -67,14 +46,14 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     # As prepared for the checkpoint, short sides of 64 px: 41 x 96 became 64 x 160, not 448 as by dataset=nwpu.
     assert [p.name for p in (tmp_path / "cache").rglob("*.jpg")] == ["0010.jpg"]
 
-    assert script("nwpu_submit.py", "--validate", "out/sub.txt", "--data-root", str(data))[0] == 0
-    status, out, _ = script("nwpu_submit.py", "--validate", "out/sub.txt")
+    assert script("scripts/nwpu_submit.py", "--validate", "out/sub.txt", "--data-root", str(data))[0] == 0
+    status, out, _ = script("scripts/nwpu_submit.py", "--validate", "out/sub.txt")
     assert status == 1
     assert "line 1: id 12 is none of the 1500 images" in out
     assert "1500 of 1500 images are missing: 3610 to 5109" in out
 
     (data / "NWPU-Crowd" / "images" / "0007.jpg").unlink()
-    status, _, err = script("nwpu_submit.py", *typed, "runtime=cpu", "dataset.cache_dir=cache")
+    status, _, err = script("scripts/nwpu_submit.py", *typed, "runtime=cpu", "dataset.cache_dir=cache")
     assert status == 2
     assert "1 of 3 test images cannot be read" in err
     assert "0007.jpg" in err
@@ -83,7 +62,7 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
 
 def test_published_ids_are_valid(script: Script, tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text("".join(f"{k} {k / 7:.4f}\n" for k in range(3610, 5110)))
-    status, out, _ = script("nwpu_submit.py", "--validate", "s.txt")
+    status, out, _ = script("scripts/nwpu_submit.py", "--validate", "s.txt")
     assert status == 0
     assert "valid, 1500 images, checked against the published ids 3610 to 5109" in out
 
@@ -93,7 +72,7 @@ def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script,
     ckpt = write_checkpoint(tmp_path, "dataset=sha", *SMALL)
     where = ("--data-root", str(data))
     status, _, err = script(
-        *("nwpu_submit.py", "--ckpt", str(ckpt), *where, "--split", "val", "--output", "val.txt"),
+        *("scripts/nwpu_submit.py", "--ckpt", str(ckpt), *where, "--split", "val", "--output", "val.txt"),
         *("runtime=cpu", "dataset.cache_dir=cache"),
     )
     assert status == 0, err
@@ -105,7 +84,7 @@ def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script,
     assert result is not None
     assert counts == {int(i.name): pytest.approx(i.predicted, abs=1e-4) for i in result.evaluation.images}
 
-    status, out, err = script("nwpu_score.py", "val.txt", *where)
+    status, out, err = script("scripts/nwpu_score.py", "val.txt", *where)
     assert status == 0, err
     scores = json.loads((tmp_path / "val_scores.json").read_text())
     errors = {int(name): counts[int(name)] - len(heads) for name, heads in VAL.items()}
@@ -124,7 +103,7 @@ def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script,
 
 def test_a_file_with_wrong_ids_is_not_scored(script: Script, data: Path, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("4 3\n5 0\n9 1\n")
-    status, out, _ = script("nwpu_score.py", "val.txt", "--data-root", str(data))
+    status, out, _ = script("scripts/nwpu_score.py", "val.txt", "--data-root", str(data))
     assert status == 1
     assert "line 3: id 9 is none of the 3 images" in out
     assert "1 of 3 images are missing: 6" in out
@@ -134,7 +113,7 @@ def test_a_file_with_wrong_ids_is_not_scored(script: Script, data: Path, tmp_pat
 def test_lost_annotations_are_named(script: Script, data: Path, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("4 3\n5 0\n6 1\n")
     (data / "NWPU-Crowd" / "mats" / "0005.mat").unlink()
-    status, _, err = script("nwpu_score.py", "val.txt", "--data-root", str(data))
+    status, _, err = script("scripts/nwpu_score.py", "val.txt", "--data-root", str(data))
     assert status == 2
     assert "1 of 3 images of val have no annotation" in err
     assert "0005.mat" in err
@@ -153,7 +132,7 @@ def test_lost_annotations_are_named(script: Script, data: Path, tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_is_refused(typed: list[str], said: str, script: Script) -> None:
-    status, _, err = script("nwpu_submit.py", *typed)
+    status, _, err = script("scripts/nwpu_submit.py", *typed)
     assert status == 2
     assert said in err
     assert "Traceback" not in err

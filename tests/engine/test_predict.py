@@ -3,7 +3,6 @@
 import math
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.test_checkpoint import write_checkpoint
 from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
@@ -193,11 +193,9 @@ def test_a_count_that_is_no_number_is_an_error(counter: PhotoCounter, photo: Pat
         counter.count(photo)
 
 
-def test_auto_takes_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_checkpoint: Callable[..., Path]
-) -> None:
+def test_auto_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    loaded = load(make_checkpoint(tmp_path / "best.pt"), device="auto")
+    loaded = load(write_checkpoint(tmp_path), device="auto")
     assert loaded.counter.mean.device.type == "cpu"
 
 
@@ -216,8 +214,8 @@ def test_a_gpu_beyond_the_last_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_counts_as_the_cpu_does(tmp_path: Path, photo: Path, make_checkpoint: Callable[..., Path]) -> None:
-    path = make_checkpoint(tmp_path / "best.pt")
+def test_a_gpu_counts_as_the_cpu_does(tmp_path: Path, photo: Path) -> None:
+    path = write_checkpoint(tmp_path)
     cpu, gpu = load(path).predict(photo), load(path, device="cuda").predict(photo)
     assert gpu.block_counts.device.type == "cpu"
     assert gpu.count == pytest.approx(cpu.count, rel=1e-2)
