@@ -24,7 +24,7 @@ def compare_runs(folders: list[Path], output: Path) -> bool:
     Raises:
         ConfigError: if none could, or nothing can be written.
     """
-    from headcount.report.runs import MARKDOWN, PICTURE, compare, write_comparison
+    from headcount.report.compare import MARKDOWN, PICTURE, compare, write_comparison
 
     comparison = compare(folders)
     if not comparison.experiments:

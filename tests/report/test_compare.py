@@ -12,7 +12,14 @@ from omegaconf import OmegaConf
 
 from headcount.command import compose, to_config
 from headcount.config import TrainConfig, to_plain
-from headcount.report.runs import compare, differing, results_table, settings_table, terminal_report, write_comparison
+from headcount.report.compare import (
+    compare,
+    differing,
+    results_table,
+    settings_table,
+    terminal_report,
+    write_comparison,
+)
 from report.test_diagnostics import assert_legible
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
