@@ -11,6 +11,7 @@ Exit status: 0, 1 if a checked file has problems, which are listed, 2 if a setti
 """
 
 import argparse
+import math
 import os
 import sys
 from functools import partial
@@ -62,8 +63,7 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
         overrides: what was typed; a checkpoint trained on NWPU-Crowd says the rest of how images are resized.
 
     Raises:
-        ConfigError: if the checkpoint or images cannot be read.
-        FloatingPointError: if a count is not finite.
+        ConfigError: if the checkpoint or images cannot be read, or a count is not finite.
     """
     from tqdm import tqdm
 
@@ -108,7 +108,12 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
                 blocks = predict_blocks(counter, sample.image, mode).counts
             except MemoryError as error:
                 raise ConfigError(f"{sample.name}: {error}") from error
-            mine.append((index, float(blocks.double().sum())))
+            counted = float(blocks.double().sum())
+            if not math.isfinite(counted):
+                raise ConfigError(
+                    f"ckpt={config.ckpt}: counts {counted} people on {sample.name}; take another checkpoint"
+                )
+            mine.append((index, counted))
             bar.update(runtime.world)
     counts = {dataset.names[index]: value for index, value in sorted(runtime.gather(mine))}
     if not runtime.is_main:

@@ -50,6 +50,8 @@ def reproduce(typed: list[str]) -> int:
             settings[key] = value
         elif key == "seed":
             raise ConfigError(f"{text}: a table takes seeds=1,2,3")
+        elif key in ("experiment", "run_name", "resume", "dry_run") or key.startswith("expected"):
+            raise ConfigError(f"{text}: is the table's own business; leave it out")
         else:
             overrides.append(text)
     if settings["run"] not in ("true", "false"):
@@ -60,10 +62,14 @@ def reproduce(typed: list[str]) -> int:
         raise ConfigError(
             f"seeds={settings['seeds']}: must be whole numbers with commas between, such as 1,2,3"
         ) from None
+    if seeds[0] < 0:
+        raise ConfigError(f"seeds={settings['seeds']}: must be at least 0")
+    if not settings["table"]:
+        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss")
     runs = Path(settings["output_dir"]).expanduser()
 
     from headcount.engine.evaluate import make_folder
-    from headcount.report.tables import Filled, fill_table, latex, markdown, table_picture
+    from headcount.report.tables import Filled, counts_file, fill_table, latex, markdown, table_picture
 
     def fill() -> Filled:
         return fill_table(settings["table"], overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
@@ -80,14 +86,15 @@ def reproduce(typed: list[str]) -> int:
     if settings["run"] == "true":
         missing = filled.missing()
         for k, (cell, seed) in enumerate(missing, start=1):
-            print(f"\n[{k} of {len(missing)}] {cell.command(seed)}", file=sys.stderr)
-            if not train(cell.experiment, [*cell.overrides, f"output_dir={runs}"], seed):
-                failed.append(cell.command(seed))
+            command = filled.command(cell, seed)
+            print(f"\n[{k} of {len(missing)}] {command}", file=sys.stderr)
+            if not run_python("train.py", *cell.typed(seed), f"output_dir={runs}", "resume=true"):
+                failed.append(command)
         filled = fill()
         for cell in filled.cells.values():  # counts of the images decide whether a difference means anything
             for run in cell.runs.values():
-                if not (run.folder / "eval").is_dir():
-                    evaluate(run.folder, run.selection, cell.overrides)
+                if not counts_file(run).is_file() and not evaluate(run.folder, run.selection, cell.overrides):
+                    failed.append(f"the evaluation of {run.folder}")
     page = markdown(filled)
     stem = f"table{settings['table']}" if settings["table"].isdigit() else settings["table"]
     (folder / f"{stem}.md").write_text(page)
@@ -100,19 +107,16 @@ def reproduce(typed: list[str]) -> int:
     return 1 if failed else 0
 
 
-def train(experiment: str, overrides: Sequence[str], seed: int) -> bool:
-    """Run one cell to its end, from where it was."""
-    command = [sys.executable, str(ROOT / "train.py"), f"experiment={experiment}", *overrides]
-    return subprocess.run([*command, f"seed={seed}", "resume=true"]).returncode == 0
-
-
-def evaluate(folder: Path, split: str, overrides: Sequence[str]) -> None:
-    """Count the images of the split that selected, for the errors of each."""
+def evaluate(folder: Path, split: str, overrides: Sequence[str]) -> bool:
+    """Count the images of the split that selected, for the errors of each; whether that went well."""
     kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
     ckpt = str(folder / "best_mae.pt").replace("\\", "\\\\").replace("'", "\\'")
-    subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), f"ckpt='{ckpt}'", f"split={split}", "eval.pictures=0", *kept]
-    )
+    return run_python("eval.py", f"ckpt='{ckpt}'", f"split={split}", "eval.pictures=0", *kept)
+
+
+def run_python(script: str, *typed: str) -> bool:
+    """Run train.py or eval.py; whether it went well."""
+    return subprocess.run([sys.executable, str(ROOT / script), *typed]).returncode == 0
 
 
 def main() -> None:

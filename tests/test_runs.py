@@ -85,5 +85,11 @@ def test_a_file_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     assert differences(recipe(plain[0]), recipe(plain[1])) == {}
 
 
+def test_a_slash_in_a_text_is_no_folder() -> None:
+    phrases = [f"model.prompts.many='A {word}/picture of {{count}} {{noun}}.'" for word in ("photo", "drawing")]
+    plain = [config_of("model=clip_rn50", "model.weights=none", phrase) for phrase in phrases]
+    assert list(differences(recipe(plain[0]), recipe(plain[1]))) == ["model.prompts.many"]
+
+
 def test_full_names_of_nested_settings() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

@@ -698,6 +698,8 @@ class ExpectedConfig:
     """Heads an image; None where none was published."""
     source: str = MISSING
     """Where it was published."""
+    same_recipe: bool = True
+    """Whether it was trained and measured as the experiment is; else the two are never compared."""
 
 
 @dataclass
@@ -916,7 +918,7 @@ def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, 
     if window % multiple:
         return (
             f"eval.window={window}: must be a multiple of {multiple} (blocks of {block_size} px, the model works at "
-            f"stride {stride}); nearest below or at: {max(window // multiple, 1) * multiple}"
+            f"stride {stride}); nearest: {max(round(window / multiple), 1) * multiple}"
         )
     if step % block_size or step > window:
         return (

@@ -26,10 +26,13 @@ LAST_EVALUATIONS = 5
 
 # Where a run happened, not what was learned.
 _PLACE = (
-    *("resume", "dry_run", "data_root", "output_dir", "run_name", "eval.pictures", "expected"),
+    *("resume", "dry_run", "data_root", "output_dir", "run_name", "expected"),
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
     *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
+
+# Settings that are files or folders.
+_FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
 
 
 @dataclass
@@ -112,12 +115,16 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
-    """Every setting that changes what is learned or how it is evaluated, by its full name; the seed is one of them."""
+    """Every setting that changes what is learned or how it is evaluated, by its full name; the seed is one of them.
+
+    Files go by their names: wherever it lies, a file of one name is taken to be the same.
+    """
     plain = to_plain(config)
     plain["kinds"].pop("eval")
     plain["eval"] = to_plain_mode(config)
     flat = flatten(plain)
-    return {k: _name_of_file(v) for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in _PLACE)}
+    kept = {k: v for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in _PLACE)}
+    return kept | {key: _name_of_file(kept[key]) for key in _FILES if kept.get(key) is not None}
 
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
@@ -146,6 +153,6 @@ def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _name_of_file(value: Any) -> Any:
+def _name_of_file(value: str) -> str:
     """A path without its folders: the same file lies elsewhere on another machine."""
-    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) and re.search(r"[/\\]", value) else value
+    return re.split(r"[/\\]", value)[-1]

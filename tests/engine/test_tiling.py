@@ -206,8 +206,8 @@ def test_a_vit_sees_windows_of_its_own_size_and_others_whole_images() -> None:
 @pytest.mark.parametrize(
     ("window", "stride", "words"),
     [
-        (100, 100, "eval.window=100: must be a multiple of 16 .*; nearest below or at: 96"),
-        (8, 8, "eval.window=8: .* nearest below or at: 16"),
+        (100, 100, "eval.window=100: must be a multiple of 16 .*; nearest: 96"),
+        (8, 8, "eval.window=8: .* nearest: 16"),
         (96, 20, "eval.stride=20: must be a multiple of bins.block_size=8"),
         (96, 104, "eval.stride=104: .* at most eval.window=96"),
     ],

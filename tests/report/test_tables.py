@@ -1,6 +1,7 @@
 """The paper's tables take the runs that are theirs, refuse the others, and compute their percentages."""
 
 import csv
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,7 @@ def run_of(root: Path, experiment: str, *more: str, name: str = "any", mae: floa
 
 def write_counts(folder: Path, errors: Sequence[float]) -> None:
     report = folder / "eval" / "synthetic_val"
-    report.mkdir(parents=True)
+    report.mkdir(parents=True, exist_ok=True)
     with (report / "counts.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "true", "predicted", "error"])
@@ -135,32 +136,81 @@ def test_seeds_are_averaged_and_the_best_row_is_bold(tmp_path: Path) -> None:
     assert (tmp_path / "t.png").stat().st_size > 5000
 
 
-def test_a_difference_within_the_spread_is_undecided(tmp_path: Path) -> None:
-    for seed, mae in ((1, 10.0), (2, 20.0)):
-        run_of(tmp_path, "table3/lambda_1", *SHORT, f"seed={seed}", name="a", mae=mae)
-    folders = [run_of(tmp_path, "table3/lambda_2", *SHORT, name="b", mae=16.0)]
+def two_seeds(root: Path, experiment: str, maes: tuple[float, float], *, counts: bool = True) -> None:
+    for seed, mae in enumerate(maes, start=1):
+        folder = run_of(root, f"table3/{experiment}", *SHORT, f"seed={seed}", name=experiment, mae=mae)
+        if counts:
+            write_counts(folder, [mae + 3, -mae, mae - 3])
+
+
+def test_a_difference_within_the_spread_of_seeds_is_undecided(tmp_path: Path) -> None:
+    two_seeds(tmp_path, "lambda_1", (10.0, 20.0))
+    two_seeds(tmp_path, "lambda_2", (16.0, 18.0))
     filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
     one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
-    assert verdict(one, other) == "-1.0, undecided"
-    assert paired_difference(one, other) is None  # no counts of images yet
-    folders += [tmp_path / "x" / "a" / f"seed{seed}" for seed in (1, 2)]
-    for folder, errors in zip(folders, ([30.0, -30.0, 31.0], [1.0, 2.0, 1.0], [-3.0, 2.0, 1.0]), strict=True):
-        write_counts(folder, errors)
     paired = paired_difference(one, other)
     assert paired is not None
-    assert paired[0] == pytest.approx((1 + 3 + 2 + 2 + 1 + 1) / 6 - 91 / 3)
-    assert paired[1].low <= paired[0] <= paired[1].high < 0
+    assert (paired[0], paired[1].low, paired[1].high) == pytest.approx((-2, -2, -2))
+    assert verdict(one, other) == "-2.0 [-2.0, -2.0], undecided"
 
 
-def test_a_clear_difference_is_decided(tmp_path: Path) -> None:
-    for name, experiment, mae in (("a", "lambda_1", 10.0), ("b", "lambda_2", 40.0)):
-        for seed in (1, 2):
-            folder = run_of(tmp_path, f"table3/{experiment}", *SHORT, f"seed={seed}", name=name, mae=mae + seed)
-            write_counts(folder, [mae, -mae, mae + seed])
-    filled = fill("3", SHORT, tmp_path)
+def test_a_difference_within_the_spread_of_images_is_undecided(tmp_path: Path) -> None:
+    two_seeds(tmp_path, "lambda_1", (10.0, 10.1), counts=False)
+    two_seeds(tmp_path, "lambda_2", (11.0, 11.1), counts=False)
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
     one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
     assert verdict(one, other).endswith("better")
-    assert verdict(other, one).endswith("worse")
+    for cell, errors in ((one, [30.0, 0.0, 0.0, 10.0]), (other, [0.0, 30.0, 14.0, 0.0])):
+        for run in cell.runs.values():
+            write_counts(run.folder, [e * cell.best("mae")[run.config.seed - 1] / (sum(errors) / 4) for e in errors])
+    assert verdict(one, other).endswith("undecided")
+
+
+def test_a_clear_difference_is_decided_by_more_than_one_seed(tmp_path: Path) -> None:
+    two_seeds(tmp_path, "lambda_1", (10.0, 12.0))
+    two_seeds(tmp_path, "lambda_2", (40.0, 41.0))
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert verdict(one, other) == "-29.5 [-29.5, -29.5], better"
+    assert verdict(other, one) == "+29.5 [+29.5, +29.5], worse"
+    single = fill("3", SHORT, tmp_path, seeds=(1,))
+    one, other = (single.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert len(one.runs) == 1  # of the seeds that were asked for
+    assert verdict(one, other).endswith("undecided (one seed)")
+
+
+def test_counts_of_another_checkpoint_are_not_taken_for_the_best_ones(tmp_path: Path) -> None:
+    two_seeds(tmp_path, "lambda_1", (10.0, 12.0))
+    two_seeds(tmp_path, "lambda_2", (40.0, 41.0))
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert paired_difference(one, other) is not None
+    write_counts(one.runs[1].folder, [99.0, 99.0, 99.0])
+    assert paired_difference(one, other) is None
+
+
+def test_of_two_runs_alike_the_one_of_the_name_counts_and_the_other_is_told(tmp_path: Path) -> None:
+    run_of(tmp_path, "table3/lambda_1", *SHORT, name="a_copy", mae=1.0)
+    run_of(tmp_path, "table3/lambda_1", *SHORT, name="table3-lambda_1_short", mae=10.0)
+    cell = fill("3", SHORT, tmp_path).cells["lambda 1", "MAE"]
+    assert cell.best("mae") == [10.0]
+    assert "a_copy/seed1: has the settings and the seed of" in cell.refused[0]
+
+
+def test_numbers_published_for_another_training_are_never_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "sha" / "r" / "seed1", "experiment=table1/csrnet_sha", maes={2600: 75.0}, epochs=2600)
+    write_run(tmp_path / "sha" / "e" / "seed1", "experiment=table1/csrnet_ebc_sha", maes={2600: 66.0}, epochs=2600)
+    page = markdown(fill("1", ["dataset=sha"], tmp_path))
+    assert "| CSRNet | SHA | 1 | 2600 | sha val | 75.0 | 75.0 | 150.0 | 68.2 | other recipe |" in page
+    assert "| CSRNet-EBC | SHA | 1 | 2600 | sha val | 66.0 | 66.0 | 132.0 | 66.3 | -0.3 |" in page
+
+
+def test_the_command_of_a_missing_run_leads_to_where_it_is_looked_for(tmp_path: Path) -> None:
+    filled = fill("3", [*SHORT, "model.mean=[0.5,0.5,0.5]"], tmp_path / "my runs")
+    cell, seed = filled.missing()[0]
+    words = shlex.split(filled.command(cell, seed))
+    assert words[-1] == f"output_dir={tmp_path / 'my runs'}"
+    assert "model.mean=[0.5,0.5,0.5]" in words
 
 
 def test_a_table_that_compares_datasets_is_picked_from(tmp_path: Path) -> None:

@@ -161,17 +161,22 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     loaded = checkpoint.load(config.ckpt)
     trained_on = loaded.config.dataset
     dataset_config = config.dataset or trained_on
-    folder = Path(config.ckpt).expanduser().parent / "eval" / f"{dataset_config.name}_{config.split}"
+    mode = counting_mode(loaded.config, config.eval)
+    if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
+        raise ConfigError(wrong)
+    path = Path(config.ckpt).expanduser()
+    # The evaluation of the best weights is not written over by that of the last ones.
+    last = "_last" if path.name == checkpoint.LAST else ""
+    folder = path.parent / "eval" / f"{dataset_config.name}_{config.split}{last}"
     if config.output_dir:
         folder = Path(config.output_dir).expanduser()
-    if runtime.is_main:
-        make_folder(folder, "output_dir")
+        if runtime.is_main:
+            make_folder(folder, "output_dir")
     with runtime.main_first():
         dataset = open_evaluated(config, loaded.config)
+    if runtime.is_main:
+        make_folder(folder, "output_dir")
     counter = runtime.place(loaded.counter)
-    mode = counting_mode(loaded.config, config.eval)
-    if wrong := window_error(mode, counter.block_size, counter.stride):
-        raise ConfigError(wrong)
     bins = loaded.bins
     # Labels of smoothed counts would need the Gaussian; a counter without bins has no probabilities.
     reliability = None if bins is None or bins.smoothed else Reliability(bins.names())

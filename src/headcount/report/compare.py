@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from headcount.config import ConfigError
 from headcount.report.pictures import shorten
-from headcount.runs import CONFIG, LAST_EVALUATIONS, METRICS, RunRecord, flatten, read_run, recipe
+from headcount.runs import CONFIG, LAST_EVALUATIONS, METRICS, RunRecord, read_run, recipe
 
 MARKDOWN, PICTURE = "runs.md", "runs.png"
 
@@ -72,7 +72,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
             broken.append(words if str(folder) in words else f"{folder}: {words}")
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(repr(sorted({**settings(run), "seed": None}.items())), []).append(run)
+        groups.setdefault(repr(sorted({**recipe(run.config), "seed": None}.items())), []).append(run)
     names = _names(list(groups.values()))
     return Comparison(
         [Experiment(n, sorted(g, key=_seed)) for n, g in zip(names, groups.values(), strict=True)], broken
@@ -117,17 +117,12 @@ def _read(folder: Path) -> RunRecord:
     return run
 
 
-def settings(run: RunRecord) -> dict[str, Any]:
-    """Every setting that changes what is learned, by its full name."""
-    return flatten(recipe(run.config))
-
-
 def differing(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
     """Settings that are not the same in all experiments: name -> a value each, ``-`` where one has no such setting.
 
     The seed, which runs of one experiment do not share, is no setting here.
     """
-    all_settings = [settings(experiment.runs[0]) for experiment in experiments]
+    all_settings = [recipe(experiment.runs[0].config) for experiment in experiments]
     keys = sorted({key for one in all_settings for key in one} - {"seed"})
     values = {key: [one.get(key, "-") for one in all_settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}

@@ -9,6 +9,7 @@ Source of the tables: arXiv:2403.09281, version 1.
 
 import csv
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -138,13 +139,18 @@ class Cell:
     changed: dict[str, tuple[Any, Any]]
     """Settings of the published recipe that were typed otherwise: name -> (published, typed)."""
     runs: dict[int, RunRecord] = field(default_factory=dict)
-    """Seed -> its finished run."""
+    """Seed -> its finished run, of the seeds that were asked for."""
     refused: list[str] = field(default_factory=list)
     """Runs that bear the experiment's name and do not count, with the reason."""
 
-    def command(self, seed: int) -> str:
-        """What trains this cell."""
-        return " ".join(["python train.py", f"experiment={self.experiment}", *self.overrides, f"seed={seed}"])
+    @property
+    def comparable(self) -> bool:
+        """Whether ours was made as the published number was."""
+        return not self.changed and self.expected is not None and self.expected.same_recipe
+
+    def typed(self, seed: int) -> list[str]:
+        """The settings that train this cell."""
+        return [f"experiment={self.experiment}", *self.overrides, f"seed={seed}"]
 
     def best(self, key: str) -> list[float]:
         """``mae`` or ``rmse`` of each run's best checkpoint, by seed."""
@@ -165,6 +171,13 @@ class Filled:
     cells: dict[tuple[str, str], Cell]
     """(row label, column) -> cell."""
     seeds: list[int]
+    runs: Path
+    """The folder of all runs."""
+
+    def command(self, cell: Cell, seed: int) -> str:
+        """What trains a cell, into the folder that is looked through."""
+        where = [] if self.runs == Path("checkpoints") else [f"output_dir={self.runs}"]
+        return shlex.join(["python", "train.py", *cell.typed(seed), *where])
 
     def missing(self) -> list[tuple[Cell, int]]:
         """Cells and seeds that have no finished run."""
@@ -196,7 +209,8 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
             overrides = [o for o in overrides if o not in typed]
             if picked[group] not in present:
                 raise ConfigError(f"{typed[-1]}: {table.title} has {', '.join(sorted(present))}")
-    filled = Filled(table, [], {}, list(seeds))
+    filled = Filled(table, [], {}, list(seeds), runs)
+    found = _read_runs(runs)
     for row in table.rows:
         for column, experiment in zip(table.columns, row.experiments, strict=True):
             config = plain[experiment]
@@ -207,7 +221,7 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
                 *(row, column, experiment, list(overrides), config.expected),
                 changed=differences(recipe(config), settings, but=("seed",)),
             )
-            _collect(cell, settings, runs)
+            _collect(cell, settings, found, seeds)
             filled.cells[row.label, column] = cell
     if not filled.cells:
         raise ConfigError(f"{' '.join(f'{k}={v}' for k, v in picked.items())}: no cell of {table.title} has both")
@@ -215,18 +229,34 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
     return filled
 
 
-def _collect(cell: Cell, settings: dict[str, Any], runs: Path) -> None:
-    """Sort the runs below a folder into those that count for a cell and those that only bear its name."""
-    slug = cell.experiment.replace("/", "-")
-    for folder in find_runs(runs) if runs.is_dir() else []:
-        named = folder.parent.name == slug or folder.parent.name.startswith(f"{slug}_")
+def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError]:
+    """Every run below a folder with its recipe, or why it cannot be read."""
+    found: dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError] = {}
+    for folder in find_runs(root) if root.is_dir() else []:
         try:
             run = read_run(folder)
+            found[folder] = (run, recipe(run.config))
         except ConfigError as error:
+            found[folder] = error
+    return found
+
+
+def _collect(
+    cell: Cell,
+    settings: dict[str, Any],
+    found: dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError],
+    seeds: Sequence[int],
+) -> None:
+    """Sort runs into those that count for a cell and those that only bear its name, or come second."""
+    slug = cell.experiment.replace("/", "-")
+    names = {folder: folder.parent.name == slug or folder.parent.name.startswith(f"{slug}_") for folder in found}
+    for folder in sorted(found, key=lambda folder: not names[folder]):  # those of the name come first
+        named, read = names[folder], found[folder]
+        if isinstance(read, ConfigError):
             if named:
-                cell.refused.append(f"{folder}: {error}")
+                cell.refused.append(f"{folder}: {read}")
             continue
-        other = recipe(run.config)
+        run, other = read[0], dict(read[1])
         if settings.get("model.quick_gelu") is None:  # follows the weights, and is then written down
             other["model.quick_gelu"] = settings.get("model.quick_gelu")
         changed = differences(settings, other, but=("seed",))
@@ -239,8 +269,10 @@ def _collect(cell: Cell, settings: dict[str, Any], runs: Path) -> None:
             cell.refused.append(f"{folder}: stopped at epoch {run.epochs} of {run.config.epochs}; resume=true goes on")
         elif run.best is None:
             cell.refused.append(f"{folder}: was never evaluated")
-        else:
-            cell.runs.setdefault(run.config.seed, run)
+        elif (first := cell.runs.get(run.config.seed)) is not None:
+            cell.refused.append(f"{folder}: has the settings and the seed of {first.folder}, which is taken")
+        elif run.config.seed in seeds:
+            cell.runs[run.config.seed] = run
 
 
 def improvement(ours: float, theirs: float) -> float:
@@ -264,35 +296,44 @@ def paired_difference(one: Cell, other: Cell) -> tuple[float, Interval] | None:
     return float(difference.mean()), Interval(float(low), float(high))
 
 
+def counts_file(run: RunRecord) -> Path:
+    """Where the evaluation of a run's best checkpoint, on the split that selected it, tells of every image."""
+    return run.folder / "eval" / f"{run.config.dataset.name}_{run.selection}" / "counts.csv"
+
+
 def _image_errors(cell: Cell) -> dict[str, float] | None:
     """Mean absolute error of each image over the seeds, from the evaluations of the best checkpoints."""
     images: dict[str, list[float]] = {}
     for run in cell.runs.values():
-        file = run.folder / "eval" / f"{run.config.dataset.name}_{run.selection}" / "counts.csv"
+        file = counts_file(run)
         if not file.is_file():
             return None
-        for line in csv.DictReader(file.read_text().splitlines()):
-            images.setdefault(line["image"], []).append(abs(float(line["error"])))
+        errors = {x["image"]: abs(float(x["error"])) for x in csv.DictReader(file.read_text().splitlines())}
+        # Another checkpoint, or fewer images, may have been evaluated since.
+        if run.best is None or not math.isclose(statistics.mean(errors.values()), run.best["eval/mae"], rel_tol=1e-3):
+            return None
+        for name, error in errors.items():
+            images.setdefault(name, []).append(error)
     if not images or any(len(errors) != len(cell.runs) for errors in images.values()):
         return None
     return {name: statistics.mean(errors) for name, errors in images.items()}
 
 
 def verdict(one: Cell, other: Cell) -> str:
-    """Whether ``one`` counts better than ``other``: undecided within the spread of seeds or of images."""
+    """Whether ``one`` counts better than ``other``: undecided within the spread of seeds or images, or on one seed."""
     if not one.runs or not other.runs:
         return ""
     paired = paired_difference(one, other)
     difference = statistics.mean(one.best("mae")) - statistics.mean(other.best("mae"))
     spreads = [statistics.stdev(c.best("mae")) for c in (one, other) if len(c.runs) > 1]
     text = f"{difference:+.1f}"
-    undecided = bool(spreads) and abs(difference) < max(spreads)
+    undecided = len(spreads) < 2 or abs(difference) < max(spreads)
     if paired is not None:
         interval = paired[1]
         text += f" [{interval.low:+.1f}, {interval.high:+.1f}]"
         undecided = undecided or interval.low <= 0 <= interval.high
-    if undecided or (not spreads and paired is None):
-        return f"{text}, undecided"
+    if undecided:
+        return f"{text}, undecided" + " (one seed)" * (len(spreads) < 2)
     return f"{text}, {'better' if difference < 0 else 'worse'}"
 
 
@@ -312,7 +353,7 @@ def markdown(filled: Filled) -> str:
     lines += ["", "## Runs", "", *_markdown_table(_run_rows(filled))]
     if missing := filled.missing():
         lines += ["", f"## Missing: {len(missing)} runs", "", "```sh"]
-        lines += [cell.command(seed) for cell, seed in missing] + ["```"]
+        lines += [filled.command(cell, seed) for cell, seed in missing] + ["```"]
     refused = [reason for cell in filled.cells.values() for reason in cell.refused]
     if refused:
         lines += ["", "## Refused", "", *(f"* {reason}" for reason in dict.fromkeys(refused))]
@@ -420,7 +461,7 @@ def _how(filled: Filled) -> str:
 
 
 def _ours(filled: Filled, *, bold: str) -> dict[tuple[str, str], str]:
-    """Our MAE / RMSE of each cell; the best MAE of a column (of the table, where columns are variants) in bold."""
+    """Our MAE / RMSE of each cell; the best MAE of a column in bold, where it has rivals."""
     means = {key: statistics.mean(cell.best("mae")) for key, cell in filled.cells.items() if cell.runs}
     close = "}" if bold.endswith("{") else bold
     texts = {}
@@ -493,7 +534,8 @@ def _run_rows(filled: Filled) -> list[list[str]]:
         expected = cell.expected.mae if cell.expected is not None else None
         difference = "-"
         if runs and expected is not None:
-            difference = "other recipe" if cell.changed else f"{statistics.mean(cell.best('mae')) - expected:+.1f}"
+            ours = statistics.mean(cell.best("mae"))
+            difference = f"{ours - expected:+.1f}" if cell.comparable else "other recipe"
         rows.append(
             [
                 label,
