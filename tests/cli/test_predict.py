@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import headcount.engine.predict as engine
+from engine.test_checkpoint import write_checkpoint
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Predict = Callable[..., tuple[int, str, str]]
@@ -60,8 +61,8 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]) -> str:
-    return str(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt"))
+def best(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "model.width=8"))
 
 
 @pytest.fixture
@@ -344,11 +345,9 @@ def test_larger_pictures_than_allowed_are_refused(predict: Predict, tmp_path: Pa
     assert predict("large.png", "--max-megapixels", "2", "--no-pictures")[0] == 0
 
 
-def test_blocks_can_be_laid_on_the_photo(
-    predict: Predict, tmp_path: Path, make_checkpoint: Callable[..., Path]
-) -> None:
+def test_blocks_can_be_laid_on_the_photo(predict: Predict, tmp_path: Path) -> None:
     """A counter of a dataset's images sees the photo at another size."""
-    folder = make_checkpoint(tmp_path / "sha.pt", "dataset=sha", "dataset.min_side=96")
+    folder = write_checkpoint(tmp_path, "model.width=8", "dataset=sha", "dataset.min_side=96")
     picture(tmp_path / "p.png")
     assert predict("p.png", ckpt=str(folder))[0] == 0
     row = records(tmp_path / "predictions")["p.png"]
