@@ -232,7 +232,8 @@ def data(arguments: argparse.Namespace) -> None:
             for file in tqdm(files, desc="drawing", unit="image"):
                 Image.fromarray(photograph(rng, *size)).save(file, quality=90)
             points = [torch.from_numpy(rng.uniform((0, 0), size, (500, 2)).astype(np.float32)) for _ in files]
-            mapped = decode_images([PreparedImage(f, size, size) for f in files], Path(folder) / "decoded", label="all")
+            prepared = [PreparedImage(file, file, size, size) for file in files]
+            mapped = decode_images(prepared, Path(folder) / "decoded", label="all")
 
             def dataset(
                 images: Callable[[int], Tensor], points: list[Tensor] = points, size: tuple[int, int] = size

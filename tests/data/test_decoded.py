@@ -10,14 +10,14 @@ from PIL import Image
 from headcount.config import ConfigError
 from headcount.data import decoded
 from headcount.data.decoded import decode_images, open_decoded
-from headcount.data.prepare import PreparedImage
+from headcount.data.prepare import PreparedImage, prepare_images
 from headcount.data.readers import read_image
 
 
 def image_in(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (40, 30)) -> PreparedImage:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / name, quality=95)
-    return PreparedImage(folder / name, size, size)
+    return PreparedImage(folder / name, folder / name, size, size)
 
 
 def test_the_same_pixels(tmp_path: Path) -> None:
@@ -43,6 +43,25 @@ def test_a_changed_source_is_decoded_anew_and_the_old_file_goes(tmp_path: Path) 
     assert torch.equal(open_decoded(after[0]), read_image(changed.path))
 
 
+def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: Path) -> None:
+    """Both find the cache empty and fill it; the slower one writes everything again, the resized copies too."""
+    source, cache = image_in(tmp_path, "a.jpg").path, tmp_path / "cache"
+    first = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    of_first = decode_images(first, cache / "decoded", label="x")
+    (cache / "a.jpg").unlink()
+    second = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    decoded._decode(second[0].path, decode_images(second, cache / "decoded", label="x")[0])
+    assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
+
+
+def test_no_file_is_missing_while_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = image_in(tmp_path, "a.jpg")
+    (file,) = decode_images([image], tmp_path / "cache", label="x")
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: path != file or pytest.fail("took it away"))
+    decoded._decode(image.path, file)
+    assert torch.equal(open_decoded(file), read_image(image.path))
+
+
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [image_in(tmp_path, "a.jpg")]
     usage = decoded.shutil.disk_usage(tmp_path)
@@ -53,9 +72,10 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_broken_image_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"no image")
+    broken = tmp_path / "a.jpg"
+    broken.write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"a\.jpg"):
-        decode_images([PreparedImage(tmp_path / "a.jpg", (4, 4), (4, 4))], tmp_path / "cache", label="x")
+        decode_images([PreparedImage(broken, broken, (4, 4), (4, 4))], tmp_path / "cache", label="x")
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headcount.config import ConfigError
-from headcount.data.prepare import PreparedImage
+from headcount.data.prepare import PreparedImage, image_origin, written_whole
 from headcount.data.readers import read_image
 
 
@@ -66,24 +66,22 @@ def open_decoded(file: Path) -> UInt8[Tensor, "3 height width"]:
 
 
 def _origin(image: PreparedImage) -> str:
-    """A word for the file and the time an image was read from."""
-    status = image.path.stat()
-    made = f"{image.path}|{status.st_size}|{status.st_mtime_ns}|{image.size}"
-    return hashlib.sha256(made.encode()).hexdigest()[:12]
+    """A word for the image as distributed and the size it has here.
+
+    Not for the file at ``image.path``: a second run that prepares the same folder may write that anew.
+    """
+    return hashlib.sha256(image_origin(image.source, image.size)).hexdigest()[:12]
 
 
 def _decode(source: Path, target: Path) -> None:
-    """Write the pixels; the file takes its name only when it is complete, and older versions go."""
+    """Write the pixels; older versions go."""
     pixels = read_image(source).permute(1, 2, 0).contiguous().numpy()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(target) as part, part.open("wb") as file:
             np.save(file, pixels)
         for old in target.parent.iterdir():
-            if old.suffix == ".npy" and old.name[:-17] == target.name[:-17]:
+            # The same stem, another origin; never the target, which another run may be reading.
+            if old.suffix == ".npy" and old.name != target.name and old.name[:-17] == target.name[:-17]:
                 old.unlink(missing_ok=True)
-        os.replace(temporary, target)
     except OSError as error:
         raise ConfigError(f"{source} could not be decoded into {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

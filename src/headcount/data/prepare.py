@@ -9,8 +9,10 @@ an interrupted run goes on where it stopped, and a changed source is made anew.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from headcount.data.readers import open_pillow, read_pillow
 class PreparedImage:
     """Where an image's pixels are, and its size before and after preparation."""
 
+    source: Path
+    """The image as distributed."""
     path: Path
     """The cached file, or the source itself where it needed no resizing."""
     size: tuple[int, int]
@@ -86,22 +90,22 @@ def prepare_images(
         label: what the progress bar calls the work.
     """
     prepared: list[PreparedImage] = []
-    due: list[tuple[Path, PreparedImage]] = []
+    due: list[PreparedImage] = []
     for source in sources:
         with open_pillow(source) as image:
             source_size = image.size
         size = prepared_size(*source_size, min_side=min_side, max_side=max_side, multiple=multiple)
         cached = folder / f"{source.stem}.jpg"
-        image_ = PreparedImage(source if size == source_size else cached, size, source_size)
+        image_ = PreparedImage(source, source if size == source_size else cached, size, source_size)
         prepared.append(image_)
-        if size != source_size and not _is_current(cached, _origin(source, size)):
-            due.append((source, image_))
+        if size != source_size and not _is_current(cached, image_origin(source, size)):
+            due.append(image_)
     if due:
         folder.mkdir(parents=True, exist_ok=True)
         # Threads suffice: Pillow decodes, resizes and encodes without Python's lock.
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
-            tasks = [pool.submit(_resize, source, image) for source, image in due]
+            tasks = [pool.submit(_resize, image) for image in due]
             for task in tqdm(as_completed(tasks), total=len(tasks), desc=f"resizing {label} once", unit="image"):
                 task.result()
         finally:
@@ -109,8 +113,8 @@ def prepare_images(
     return prepared
 
 
-def _origin(source: Path, size: tuple[int, int]) -> bytes:
-    """What a cached file was made from, and how large; written into it."""
+def image_origin(source: Path, size: tuple[int, int]) -> bytes:
+    """What a cached file was made from, and how large; the same in every process that makes it."""
     status = source.stat()
     made = {"source": source.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns, "size": size}
     return json.dumps(made).encode()
@@ -125,20 +129,30 @@ def _is_current(cached: Path, origin: bytes) -> bool:
         return False
 
 
-def _resize(source: Path, target: PreparedImage) -> None:
-    """Write the resized image; it takes its name only when it is complete."""
-    origin = _origin(source, target.size)  # Before reading: a source changed meanwhile is then out of date.
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A file of this process alone to write, which takes the name of ``target`` only when it is complete."""
+    # No process number: on two machines that share a disk it may be the same.
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _resize(image: PreparedImage) -> None:
+    """Write the resized image."""
+    origin = image_origin(image.source, image.size)  # Before reading: a source changed meanwhile is then out of date.
     # Released code: OpenCV's bicubic, which skips pixels when it shrinks; here: antialiased.
-    resized = read_pillow(source).resize(target.size, Image.Resampling.BICUBIC)
-    temporary = target.path.with_name(f".{target.path.name}.{os.getpid()}.part")
+    resized = read_pillow(image.source).resize(image.size, Image.Resampling.BICUBIC)
     try:
         # JPEG, not PNG, which takes far longer to decode. Full colour resolution and quality 95 keep
         # the second compression below the first one's noise.
-        resized.save(temporary, "JPEG", quality=95, subsampling=0, comment=origin)
-        os.replace(temporary, target.path)
+        with written_whole(image.path) as part:
+            resized.save(part, "JPEG", quality=95, subsampling=0, comment=origin)
     except OSError as error:
+        width, height = image.size
         raise ConfigError(
-            f"{source} could not be resized to {target.size[0]} x {target.size[1]} pixels into {target.path}: {error}"
+            f"{image.source} could not be resized to {width} x {height} pixels into {image.path}: {error}"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
