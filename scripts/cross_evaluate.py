@@ -13,16 +13,14 @@ an evaluation failed (the others go on), 2 if a setting is wrong.
 import argparse
 import contextlib
 import io
-import os
 import re
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcount.command import compose, to_config
-from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, FolderDatasetConfig, check_evaluation
+from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation
 
 if TYPE_CHECKING:
     from headcount.config import TrainConfig
@@ -92,7 +90,7 @@ def check_splits(row: list[EvalCommandConfig]) -> None:
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: list[str]) -> bool:
     """Whether a column is what the counter was trained on; if so, it is read as the checkpoint says."""
-    from headcount.data.datasets import DATA_ROOT_VARIABLE
+    from headcount.engine.evaluate import as_trained
 
     typed, own = config.dataset, trained.dataset
     assert typed is not None
@@ -100,13 +98,7 @@ def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: li
     moved = isinstance(typed, CustomConfig) and any(key in ("root", "train", "val", "test") for key in keys)
     if typed.name != own.name or moved:
         return False
-    own = replace(own)
-    said = config.data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    if isinstance(own, FolderDatasetConfig) and not isinstance(own, CustomConfig) and said:
-        own.root = None  # where the data lay for training matters only if nothing is said now
-    for key in keys:
-        setattr(own, key, getattr(typed, key))
-    config.dataset = own
+    config.dataset = as_trained(own, typed, overrides, data_root=config.data_root)
     return True
 
 

@@ -71,7 +71,7 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
     from headcount.data.datasets import DATA_ROOT_VARIABLE
     from headcount.data.loading import evaluation_samples
     from headcount.engine import checkpoint
-    from headcount.engine.evaluate import make_folder
+    from headcount.engine.evaluate import as_trained, make_folder
     from headcount.engine.runtime import Runtime
     from headcount.engine.tiling import predict_blocks
     from headcount.report.nwpu import read_submission, write_submission
@@ -82,11 +82,8 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
     assert isinstance(images, FolderDatasetConfig)
     data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or loaded.config.data_root
     if trained_on.name == "nwpu" and isinstance(trained_on, FolderDatasetConfig):
-        if config.data_root or os.environ.get(DATA_ROOT_VARIABLE):
-            trained_on.root = None  # where the data lay for training matters only if nothing is said now
-        for key in (o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")):
-            setattr(trained_on, key, getattr(images, key))
-        images = trained_on
+        images = as_trained(trained_on, images, overrides, data_root=config.data_root)
+        assert isinstance(images, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)
     mode = counting_mode(loaded.config, config.eval)
     if wrong := window_error(mode, counter.block_size, counter.stride):

@@ -30,14 +30,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headcount.config import SCHEMAS, ConfigError, TrainConfig, check, check_evaluation, register_schemas
+from headcount.config import PLACE, SCHEMAS, ConfigError, TrainConfig, check, check_evaluation, register_schemas
 
 # Settings that do not change what is learned, and so are no part of a run's name.
-_NOT_IN_NAME = (
-    *("seed", "resume", "dry_run", "data_root", "output_dir", "run_name", "eval", "dataset.root", "dataset.cache_dir"),
-    "dataset.cache",
-    *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
-)
+_NOT_IN_NAME = (*PLACE, "seed", "eval", "runtime.devices")
 _LONGEST_NAME = 120
 # What a choice is called, which belongs to it.
 _NAMES = ("dataset.name", "model.name", "loss.name")

@@ -758,6 +758,13 @@ class EvalCommandConfig:
     runtime: RuntimeConfig = MISSING
 
 
+PLACE = (
+    *("resume", "dry_run", "data_root", "output_dir", "run_name"),
+    *("dataset.root", "dataset.cache_dir", "dataset.cache"),
+    *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
+)
+"""Settings that say where and how a run happens, not what is learned."""
+
 MODELS: dict[str, type[ModelConfig]] = {
     "tiny": TinyConfig,
     "mobilenet_v2": MobileNetV2Config,

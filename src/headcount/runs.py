@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from headcount.config import ConfigError, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.config import PLACE, ConfigError, TrainConfig, counting_mode, from_plain, to_plain
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -24,13 +24,8 @@ PROVENANCE = "run.json"
 LAST_EVALUATIONS = 5
 """So many evaluations at the end of a run are averaged: what it gives without a split to select on."""
 
-# Where a run happened, not what was learned.
-_PLACE = (
-    *("resume", "dry_run", "data_root", "output_dir", "run_name", "expected"),
-    *("dataset.root", "dataset.cache_dir", "dataset.cache"),
-    *("runtime.accelerator", "runtime.devices", "runtime.workers", "runtime.channels_last", "runtime.compile"),
-)
-
+# What is no part of a recipe.
+_PLACE = (*PLACE, "runtime.devices", "expected")
 # Settings that are files or folders.
 _FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
 

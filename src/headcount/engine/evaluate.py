@@ -1,7 +1,9 @@
 """Count all images of a split and measure the errors, on any number of processes."""
 
+import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,14 +214,29 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     """
     dataset = config.dataset or trained.dataset
     dataset.max_train_images = dataset.max_eval_images = config.max_images
-    # Where the data lay for training matters only if nothing is said now.
-    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or None
     if config.dataset is None and isinstance(dataset, CustomConfig):
         # It lies in no folder of datasets: only what is typed here can say where it is now.
         dataset.root = config.data_root or dataset.root
-    elif config.dataset is None and data_root and isinstance(dataset, FolderDatasetConfig):
-        dataset.root = None
-    return open_split(dataset, config.split, data_root=data_root or trained.data_root)
+    elif config.dataset is None:
+        dataset = where_it_is_now(dataset, config.data_root)
+    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or trained.data_root
+    return open_split(dataset, config.split, data_root=data_root)
+
+
+def where_it_is_now(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
+    """The dataset a counter was trained on; where it lay then matters only if no folder of datasets is named now."""
+    said = data_root or os.environ.get(DATA_ROOT_VARIABLE)
+    if said and isinstance(trained, FolderDatasetConfig) and not isinstance(trained, CustomConfig):
+        return dataclasses.replace(trained, root=None)
+    return trained
+
+
+def as_trained(
+    trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str], *, data_root: str | None
+) -> DatasetConfig:
+    """The dataset of a counter with its own settings, but for the ``dataset.key=value`` that were typed."""
+    keys = [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
+    return dataclasses.replace(where_it_is_now(trained, data_root), **{key: getattr(typed, key) for key in keys})
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:

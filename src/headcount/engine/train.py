@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from headcount.bins import CountBins, build_bins
 from headcount.config import (
+    PLACE,
     BinsConfig,
     BlocksConfig,
     BlockwiseConfig,
@@ -275,11 +276,7 @@ def _refuse_used_folder(folder: Path, config: TrainConfig) -> None:
 
 
 # What may change between a run and its continuation: where things are, not what is learned.
-_MAY_CHANGE = (
-    *("resume", "dry_run", "data_root", "dataset.root", "dataset.cache_dir", "output_dir", "run_name", "eval.pictures"),
-    "dataset.cache",
-    *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
-)
+_MAY_CHANGE = (*PLACE, "eval.pictures")
 
 
 def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) -> None:
