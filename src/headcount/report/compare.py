@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from headcount.config import ConfigError
+from headcount.report.markdown import pipe_table
 from headcount.report.pictures import shorten
 from headcount.runs import CONFIG, LAST_EVALUATIONS, METRICS, RunRecord, read_run, recipe
 
@@ -235,10 +236,10 @@ def markdown(comparison: Comparison) -> str:
     lines += [
         "## Settings that differ",
         "",
-        *(_piped(table, right=False) if table else [_no_difference(comparison)]),
+        *(pipe_table(table) if table else [_no_difference(comparison)]),
         "",
     ]
-    lines += ["## Errors", "", *_piped(results_table(comparison), right=True), "", *_notes(comparison)]
+    lines += ["## Errors", "", *pipe_table(results_table(comparison), numbers_from=2), "", *_notes(comparison)]
     lines += ["", f"![training loss and MAE]({PICTURE})"]
     if comparison.broken:
         lines += ["", "## Not compared", "", *(f"* {line}" for line in comparison.broken)]
@@ -268,12 +269,6 @@ def _notes(comparison: Comparison) -> list[str]:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _piped(rows: Sequence[Sequence[str]], *, right: bool) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    columns = len(rows[0])
-    return [lines[0], "| --- | --- |" + (" ---: |" if right else " --- |") * (columns - 2), *lines[1:]]
 
 
 # ------------------------------------------------------------------------------------------ picture

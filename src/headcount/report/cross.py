@@ -14,6 +14,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from headcount.report.markdown import pipe_table
+
 MARKDOWN, CSV, JSON, PICTURE = "cross.md", "cross.csv", "cross.json", "cross.png"
 
 _DPI = 110
@@ -137,10 +139,7 @@ def terminal_table(matrix: Matrix) -> str:
 
 def markdown(matrix: Matrix) -> str:
     """The same as a page of Markdown, with the failures."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in _texts(matrix)]
-    table = ["| " + " | ".join(row) + " |" for row in rows]
-    table.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
-    lines = ["# Evaluation across datasets", "", *table, "", *_notes(matrix)]
+    lines = ["# Evaluation across datasets", "", *pipe_table(_texts(matrix), numbers_from=1), "", *_notes(matrix)]
     if failures := matrix.failures():
         lines += ["", "## Failed", "", *("* " + failure.split("\n")[0] for failure in failures)]
     checkpoints = zip(matrix.row_names(), matrix.rows, strict=True)

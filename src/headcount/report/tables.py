@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.metrics import Interval
+from headcount.report.markdown import pipe_table
 from headcount.runs import LAST_EVALUATIONS, RunRecord, differences, find_runs, read_run, recipe
 
 Compose = Callable[[Sequence[str]], TrainConfig]
@@ -344,13 +345,13 @@ def markdown(filled: Filled) -> str:
     """The table, how it was made, what is missing and what was refused."""
     table = filled.table
     lines = [f"# {table.title}", "", *_warnings(filled), "## Ours, MAE / RMSE", ""]
-    lines += _markdown_table([["", *filled.columns], *_grid(filled, _ours(filled, bold="**"))])
+    lines += pipe_table([["", *filled.columns], *_grid(filled, _ours(filled, bold="**"))])
     lines += ["", _how(filled), "", "## Published, MAE / RMSE", ""]
-    lines += _markdown_table([["", *filled.columns], *_grid(filled, _published(filled))])
+    lines += pipe_table([["", *filled.columns], *_grid(filled, _published(filled))])
     if improvements := _improvements(filled):
-        lines += ["", "## Improvements", "", *_markdown_table(improvements[0])]
+        lines += ["", "## Improvements", "", *pipe_table(improvements[0])]
         lines += ["", *(f"{mark} {note}" for mark, note in improvements[1])] * bool(improvements[1])
-    lines += ["", "## Runs", "", *_markdown_table(_run_rows(filled))]
+    lines += ["", "## Runs", "", *pipe_table(_run_rows(filled))]
     if missing := filled.missing():
         lines += ["", f"## Missing: {len(missing)} runs", "", "```sh"]
         lines += [filled.command(cell, seed) for cell, seed in missing] + ["```"]
@@ -560,11 +561,6 @@ def _spread(values: Sequence[float]) -> str:
         return "-"
     spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
 def _escape(text: str) -> str:
