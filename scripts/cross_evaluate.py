@@ -90,7 +90,7 @@ def check_splits(row: list[EvalCommandConfig]) -> None:
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: list[str]) -> bool:
     """Whether a column is what the counter was trained on; if so, it is read as the checkpoint says."""
-    from headcount.engine.evaluate import as_trained
+    from headcount.engine.evaluate import as_trained, folder_of_datasets
 
     typed, own = config.dataset, trained.dataset
     assert typed is not None
@@ -99,6 +99,7 @@ def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: li
     if typed.name != own.name or moved:
         return False
     config.dataset = as_trained(own, typed, overrides, data_root=config.data_root)
+    config.data_root = folder_of_datasets(config.data_root, trained.data_root, own=True)
     return True
 
 

@@ -68,10 +68,9 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
     from tqdm import tqdm
 
     from headcount.config import counting_mode, window_error
-    from headcount.data.datasets import DATA_ROOT_VARIABLE
     from headcount.data.loading import evaluation_samples
     from headcount.engine import checkpoint
-    from headcount.engine.evaluate import as_trained, make_folder
+    from headcount.engine.evaluate import as_trained, folder_of_datasets, make_folder
     from headcount.engine.runtime import Runtime
     from headcount.engine.tiling import predict_blocks
     from headcount.report.nwpu import read_submission, write_submission
@@ -80,8 +79,9 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
     loaded = checkpoint.load(config.ckpt)
     images, trained_on = config.dataset, loaded.config.dataset
     assert isinstance(images, FolderDatasetConfig)
-    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or loaded.config.data_root
-    if trained_on.name == "nwpu" and isinstance(trained_on, FolderDatasetConfig):
+    own = trained_on.name == "nwpu"
+    data_root = folder_of_datasets(config.data_root, loaded.config.data_root, own=own)
+    if own and isinstance(trained_on, FolderDatasetConfig):
         images = as_trained(trained_on, images, overrides, data_root=config.data_root)
         assert isinstance(images, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)

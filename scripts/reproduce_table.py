@@ -19,9 +19,13 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from headcount.command import compose, to_config
+from headcount.command import compose, quoted, to_config
 from headcount.config import ConfigError, TrainConfig, check
+
+if TYPE_CHECKING:
+    from headcount.runs import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,9 +71,13 @@ def reproduce(typed: list[str]) -> int:
     if not settings["table"]:
         raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss")
     runs = Path(settings["output_dir"]).expanduser()
+    if runs.exists() and not runs.is_dir():
+        raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
+    if not runs.is_dir() and settings["run"] == "false":
+        print(f"reproduce_table.py: output_dir={runs}: there is no such folder yet, so no runs", file=sys.stderr)
 
     from headcount.engine.evaluate import make_folder
-    from headcount.report.tables import Filled, counts_file, fill_table, latex, markdown, table_picture
+    from headcount.report.tables import Filled, fill_table, image_errors, latex, markdown, table_picture
 
     def fill() -> Filled:
         return fill_table(settings["table"], overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
@@ -88,12 +96,14 @@ def reproduce(typed: list[str]) -> int:
         for k, (cell, seed) in enumerate(missing, start=1):
             command = filled.command(cell, seed)
             print(f"\n[{k} of {len(missing)}] {command}", file=sys.stderr)
-            if not run_python("train.py", *cell.typed(seed), f"output_dir={runs}", "resume=true"):
+            if not run_python("train.py", *cell.typed(seed), f"output_dir={quoted(runs)}", "resume=true"):
                 failed.append(command)
         filled = fill()
+        left = [filled.command(cell, seed) for cell, seed in filled.missing()]
+        failed += [command for command in left if command not in failed]  # trained, and yet it does not count
         for cell in filled.cells.values():  # counts of the images decide whether a difference means anything
             for run in cell.runs.values():
-                if not counts_file(run).is_file() and not evaluate(run.folder, run.selection, cell.overrides):
+                if image_errors(run) is None and not evaluate(run, cell.overrides):
                     failed.append(f"the evaluation of {run.folder}")
     page = markdown(filled)
     stem = f"table{settings['table']}" if settings["table"].isdigit() else settings["table"]
@@ -107,11 +117,14 @@ def reproduce(typed: list[str]) -> int:
     return 1 if failed else 0
 
 
-def evaluate(folder: Path, split: str, overrides: Sequence[str]) -> bool:
-    """Count the images of the split that selected, for the errors of each; whether that went well."""
+def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
+    """Count the images that selected, for the errors of each; whether that went well."""
     kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
-    ckpt = str(folder / "best_mae.pt").replace("\\", "\\\\").replace("'", "\\'")
-    return run_python("eval.py", f"ckpt='{ckpt}'", f"split={split}", "eval.pictures=0", *kept)
+    fewer = run.config.dataset.max_eval_images
+    return run_python(
+        *("eval.py", f"ckpt={quoted(run.folder / 'best_mae.pt')}", f"split={run.selection}", "eval.pictures=0", *kept),
+        *([f"max_images={fewer}"] if fewer else []),
+    )
 
 
 def run_python(script: str, *typed: str) -> bool:

@@ -292,6 +292,12 @@ def test_several_processes_of_a_cluster_job_are_not() -> None:
     command._refuse_early(["seed=1,2", "runtime=ddp", "hydra/launcher=basic"], True, "train", CONFIGS)
 
 
+def test_a_job_that_comes_twice_is_refused() -> None:
+    """Its figures would pass for those of two runs."""
+    with pytest.raises(ConfigError, match=r"seed=1: comes twice in this sweep"):
+        command._refuse_early(["seed=1,1"], True, "train", CONFIGS)
+
+
 def test_values_that_cannot_be_enumerated_are_refused() -> None:
     with pytest.raises(ConfigError, match="name the values"):
         list(command._jobs(["optim.lr=interval(0,1)"], True, "train", CONFIGS))

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.engine.records import Records
 from headcount.runs import differences, find_runs, flatten, read_run, recipe
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -83,6 +84,61 @@ def test_a_recipe_is_what_is_learned_not_where() -> None:
 def test_a_file_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     plain = [config_of("model=mobilenet_v2", f"model.weights={folder}/w.pth") for folder in ("/a", "/b/c")]
     assert differences(recipe(plain[0]), recipe(plain[1])) == {}
+
+
+def test_a_file_is_not_the_choice_it_is_named_after() -> None:
+    plain = [config_of("model=mobilenet_v2", f"model.weights={value}") for value in ("imagenet", "w/imagenet")]
+    assert list(differences(recipe(plain[0]), recipe(plain[1]))) == ["model.weights"]
+
+
+def test_datasets_of_ones_own_are_told_apart_by_their_folders() -> None:
+    plain = [config_of("dataset=custom", f"dataset.root=/data/{name}") for name in ("penguins", "cars")]
+    assert list(differences(recipe(plain[0]), recipe(plain[1]))) == ["dataset.root"]
+    parts = [config_of("dataset=custom", f"dataset.train=/{k}/train", f"dataset.test=/{k}/test") for k in "ab"]
+    assert list(differences(recipe(parts[0]), recipe(parts[1]))) == ["dataset.test", "dataset.train"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "5", "[]", '{"a": 1}', '{"epoch": "1"}', '{"epoch": 1, "eval/mae": 2.0, "eval/split": "val"}'),
+        '{"epoch": 1, "eval/mae": "2", "eval/rmse": 3.0, "eval/split": "val"}',
+        '{"epoch": 1, "eval/mae": 2.0, "eval/rmse": 3.0}',
+    ],
+)
+def test_a_damaged_record_is_named_and_nothing_is_lost(line: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=3)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    damaged = "\n".join([lines[0], line, lines[2]]) + "\n"
+    (folder / "metrics.jsonl").write_text(damaged)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 "):
+        read_run(folder)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 "):
+        Records(folder, start_epoch=3)
+    assert (folder / "metrics.jsonl").read_text() == damaged
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
+def test_a_file_that_is_no_text_is_named(name: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=1)
+    (folder / name).write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ConfigError, match=name):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "commits", "images"),
+    [
+        ("", [], None),
+        ("[]", [], None),
+        ('{"commit": "abc"}', ["abc"], None),
+        ('{"commits": ["abc", "def"], "images": {"train": 3, "selection": 2}}', ["abc", "def"], (3, 2)),
+    ],
+)
+def test_how_a_run_was_made(made: str, commits: list[str], images: tuple[int, int] | None, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=1)
+    (folder / "run.json").write_text(made)
+    assert (read_run(folder).commits, read_run(folder).images) == (commits, images)
 
 
 def test_a_slash_in_a_text_is_no_folder() -> None:

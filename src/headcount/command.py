@@ -224,7 +224,9 @@ def _refuse_early(overrides: Sequence[str], multirun: bool, config_name: str, co
     """Compose and check every job before the first one starts; the overrides of each."""
     launched = any(o.startswith("hydra/launcher=") for o in overrides)
     jobs = list(_jobs(overrides, multirun, config_name, config_dir))
-    for job in jobs:
+    for k, job in enumerate(jobs):
+        if job in jobs[:k]:
+            raise ConfigError(f"{' '.join(job)}: comes twice in this sweep; name each value once")
         cfg = compose(job, config_name=config_name, config_dir=config_dir)
         config = to_config(cfg)
         errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
@@ -254,6 +256,13 @@ def _jobs(overrides: Sequence[str], multirun: bool, config_name: str, config_dir
         else:
             raise ConfigError(f"{override.input_line}: several values make a sweep; add -m, or quote the value")
     yield from (list(job) for job in itertools.product(*choices))
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra reads it: in quotes where it holds more than plain characters."""
+    if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)):
+        return str(path)
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _with_home(text: str) -> str:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from headcount.config import PLACE, ConfigError, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.config import PLACE, ConfigError, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -39,7 +39,19 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     """One an epoch, as in metrics.jsonl."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Commit, versions and hardware; empty for runs of before these were kept."""
+    """Commit, images, versions and hardware; empty for runs of before these were kept."""
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits it was trained at, more than one where it was resumed."""
+        made = self.provenance
+        return [str(commit) for commit in made.get("commits", [made["commit"]] if "commit" in made else [])]
+
+    @property
+    def images(self) -> tuple[int, int] | None:
+        """Training images and images that select; None where that was not kept."""
+        images = self.provenance.get("images", {})
+        return (images["train"], images["selection"]) if {"train", "selection"} <= images.keys() else None
 
     @property
     def epochs(self) -> int:
@@ -73,35 +85,67 @@ class RunRecord:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, one an epoch; a last line that was cut short is left out."""
+    """The records of a run, one an epoch; a last line that was cut short is left out.
+
+    Raises:
+        ConfigError: names any other line that is no record of an epoch.
+    """
     file = folder / METRICS
+    try:
+        lines = file.read_text().splitlines() if file.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
     records = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ConfigError(f"{file}: line {number} cannot be read ({error}); mend it or take it out") from error
+        if not _is_record(record):
+            raise ConfigError(f"{file}: line {number} is no record of an epoch; mend it or take it out")
+        records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether an epoch's line holds what is read of it."""
+    if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+        return False
+    if "eval/mae" not in record:
+        return True
+    return isinstance(record.get("eval/split"), str) and all(
+        isinstance(record.get(f"eval/{key}"), (int, float)) for key in ("mae", "rmse")
+    )
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """How a run was made; empty where nothing tells."""
+    try:
+        made = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 def read_run(folder: Path) -> RunRecord:
     """The run in a folder.
 
     Raises:
-        ConfigError: if there is none, or its settings cannot be read.
+        ConfigError: if there is none, or its settings or records cannot be read.
     """
     file = folder / CONFIG
     if not file.is_file():
         raise ConfigError(f"{folder} holds no run: there is no {CONFIG}")
     try:
-        config = from_plain(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
-    except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError) as error:
+        plain = OmegaConf.to_container(OmegaConf.load(file))
+        if not isinstance(plain, dict):
+            raise TypeError("it holds no settings")
+        config = from_plain(plain)  # type: ignore[arg-type]
+    except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    try:
-        provenance = json.loads((folder / PROVENANCE).read_text())
-    except (OSError, json.JSONDecodeError):
-        provenance = {}
-    return RunRecord(folder, config, read_metrics(folder), provenance)
+    return RunRecord(folder, config, read_metrics(folder), read_provenance(folder))
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -112,14 +156,18 @@ def find_runs(root: Path) -> Iterator[Path]:
 def recipe(config: TrainConfig) -> dict[str, Any]:
     """Every setting that changes what is learned or how it is evaluated, by its full name; the seed is one of them.
 
-    Files go by their names: wherever it lies, a file of one name is taken to be the same.
+    Files go by their names: wherever it lies, a file of one name is taken to be the same. So do the datasets that have
+    a name; one's own are told apart by where they lie.
     """
     plain = to_plain(config)
     plain["kinds"].pop("eval")
     plain["eval"] = to_plain_mode(config)
     flat = flatten(plain)
-    kept = {k: v for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in _PLACE)}
-    return kept | {key: _name_of_file(kept[key]) for key in _FILES if kept.get(key) is not None}
+    own = isinstance(config.dataset, CustomConfig)
+    place = [p for p in _PLACE if not (own and p == "dataset.root")]
+    kept = {k: v for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in place)}
+    files = [key for key in _FILES if kept.get(key) is not None and not (own and key.startswith("dataset."))]
+    return kept | {key: _name_of_file(kept[key]) for key in files}
 
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
@@ -149,5 +197,5 @@ def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _name_of_file(value: str) -> str:
-    """A path without its folders: the same file lies elsewhere on another machine."""
-    return re.split(r"[/\\]", value)[-1]
+    """A path without its folders: the same file lies elsewhere on another machine; a name like ``none`` is no file."""
+    return "file " + re.split(r"[/\\]", value)[-1] if re.search(r"[/\\.]", value) else value

@@ -28,6 +28,8 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     looked = run_command("scripts/reproduce_table.py", *TYPED)
     assert looked.returncode == 0, looked.stderr
     assert "Missing: 1 runs" in looked.stdout
+    nowhere = run_command("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "output=none")
+    assert "output_dir=nowhere: there is no such folder yet" in nowhere.stderr
     command = next(line for line in looked.stdout.splitlines() if line.startswith("python train.py"))
     assert "experiment=table3/lambda_1 dataset=synthetic" in command
     done = run_command("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
@@ -39,7 +41,13 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     assert (tmp_path / "out" / "table3.png").is_file()
     made = [f for f in tmp_path.rglob("best_mae.pt") if "table3-lambda_1" in str(f)]
     assert len(made) == 1
-    assert (made[0].parent / "eval" / "synthetic_val" / "counts.csv").is_file()
+    counts = made[0].parent / "eval" / "synthetic_val" / "counts.csv"
+    # An evaluation of another checkpoint is made again.
+    right = counts.read_text()
+    counts.write_text("image,error\na,20000\n")
+    done = run_command("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
+    assert done.returncode == 0, done.stderr
+    assert counts.read_text() == right
 
 
 def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]]) -> None:
@@ -53,6 +61,7 @@ def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]])
         (["table=3", "seeds=one"], "seeds=one: must be whole numbers"),
         (["table=3", "run=maybe"], "run=maybe: must be true or false"),
         (["table=3", "scale=tiny"], "scale=tiny: no such choice"),
+        (["table=3", f"output_dir={__file__}"], "is a file; name the folder of the runs"),
     ):
         status, _, said = script("scripts/reproduce_table.py", *typed)
         assert status == 2

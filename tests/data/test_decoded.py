@@ -1,5 +1,6 @@
 """Images decoded once: the same pixels, read where they are used, made anew when their source changes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,29 @@ def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: 
     assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
 
 
-def test_no_file_is_missing_while_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_run_has_written_meanwhile_is_left_alone(tmp_path: Path) -> None:
     image = image_in(tmp_path, "a.jpg")
     (file,) = decode_images([image], tmp_path / "cache", label="x")
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: path != file or pytest.fail("took it away"))
+    before = file.stat()
     decoded._decode(image.path, file)
-    assert torch.equal(open_decoded(file), read_image(image.path))
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_copies_of_a_dataset_share_a_cache(tmp_path: Path) -> None:
+    """Machines with the dataset on their own disks and the cache on a common one."""
+    image = image_in(tmp_path, "a.jpg")
+    files = decode_images([image], tmp_path / "cache", label="x")
+    os.utime(image.path, (1, 1))
+    assert decode_images([image], tmp_path / "cache", label="x") == files
+
+
+def test_a_pixel_changed_within_a_file_of_the_same_length_is_seen(tmp_path: Path) -> None:
+    image = image_in(tmp_path, "a.bmp", size=(200, 200))
+    before = decode_images([image], tmp_path / "cache", label="x")
+    content = bytearray(image.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.path.write_bytes(content)
+    assert decode_images([image], tmp_path / "cache", label="x") != before
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

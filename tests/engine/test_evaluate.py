@@ -1,12 +1,14 @@
 """Errors of regions, and what an evaluation passes on."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from headcount.engine.evaluate import game_errors
+from headcount.config import FolderDatasetConfig
+from headcount.engine.evaluate import folder_of_datasets, game_errors, where_it_is_now
 from headcount.types import Sample
 
 
@@ -55,3 +57,22 @@ def test_game_never_falls_with_its_level_and_starts_at_the_error_of_the_image(he
     levels = game_errors(sample(points, height=height, width=width), blocks, 8)
     whole = abs(float(blocks.sum(dtype=torch.float64)) - len(points))
     assert all(low <= high + 1e-9 for low, high in zip((whole, *levels), levels, strict=False))
+
+
+def test_a_training_set_is_read_where_the_training_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless something is typed, or it has gone: the environment variable, which did not count then, does not now."""
+    monkeypatch.setenv("HEADCOUNT_DATA", "variable")
+    here = tmp_path / "here"
+    here.mkdir()
+    trained = FolderDatasetConfig(name="sha", root=str(here))
+    assert where_it_is_now(trained, None).root == str(here)  # type: ignore[attr-defined]
+    assert where_it_is_now(trained, "typed").root is None  # type: ignore[attr-defined]
+    assert folder_of_datasets(None, str(here), own=True) == str(here)
+    assert folder_of_datasets("typed", str(here), own=True) == "typed"
+    assert folder_of_datasets(None, str(here), own=False) == "variable"
+    assert folder_of_datasets(None, None, own=True) == "variable"
+    here.rmdir()
+    assert where_it_is_now(trained, None).root is None  # type: ignore[attr-defined]
+    assert folder_of_datasets(None, str(here), own=True) == "variable"
+    monkeypatch.delenv("HEADCOUNT_DATA")
+    assert folder_of_datasets(None, str(here), own=True) == str(here)

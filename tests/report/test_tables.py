@@ -1,6 +1,7 @@
 """The paper's tables take the runs that are theirs, refuse the others, and compute their percentages."""
 
 import csv
+import json
 import shlex
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from headcount.report.tables import (
     TABLES,
     Filled,
     fill_table,
+    image_errors,
     improvement,
     latex,
     markdown,
@@ -21,6 +23,7 @@ from headcount.report.tables import (
     table_picture,
     verdict,
 )
+from headcount.runs import read_run
 from test_runs import write_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -83,7 +86,10 @@ def test_a_run_counts_by_its_settings_whatever_its_name(tmp_path: Path) -> None:
     assert cell.best("mae") == [10.0]
     assert cell.late("mae") == [11.0]
     assert len(filled.missing()) == 6
-    assert "| lambda 1 | MAE | 1 | 40 | synthetic val | 10.0 | 11.0 | 20.0 | 77.9 | other recipe |" in markdown(filled)
+    assert (
+        "| lambda 1 | MAE | 1 | 40 | unknown | synthetic val | 10.0 | 11.0 | 20.0 | 77.9 | other recipe |"
+        in markdown(filled)
+    )
 
 
 def test_another_run_of_the_name_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_the_papers_own_recipe_is_compared(tmp_path: Path) -> None:
     maes = {2600: 80.0}
     write_run(tmp_path / "qnrf" / "r" / "seed1", "experiment=table3/lambda_1", maes=maes, epochs=2600)
     page = markdown(fill("3", [], tmp_path))
-    assert "| lambda 1 | MAE | 1 | 2600 | qnrf val | 80.0 | 80.0 | 160.0 | 77.9 | +2.1 |" in page
+    assert "| lambda 1 | MAE | 1 | 2600 | unknown | qnrf val | 80.0 | 80.0 | 160.0 | 77.9 | +2.1 |" in page
     assert "Not the published recipe" not in page
 
 
@@ -200,16 +206,59 @@ def test_of_two_runs_alike_the_one_of_the_name_counts_and_the_other_is_told(tmp_
 def test_numbers_published_for_another_training_are_never_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "sha" / "r" / "seed1", "experiment=table1/csrnet_sha", maes={2600: 75.0}, epochs=2600)
     write_run(tmp_path / "sha" / "e" / "seed1", "experiment=table1/csrnet_ebc_sha", maes={2600: 66.0}, epochs=2600)
-    page = markdown(fill("1", ["dataset=sha"], tmp_path))
-    assert "| CSRNet | SHA | 1 | 2600 | sha val | 75.0 | 75.0 | 150.0 | 68.2 | other recipe |" in page
-    assert "| CSRNet-EBC | SHA | 1 | 2600 | sha val | 66.0 | 66.0 | 132.0 | 66.3 | -0.3 |" in page
+    filled = fill("1", ["dataset=sha"], tmp_path)
+    page = markdown(filled)
+    assert "| CSRNet | 68.2 / 115.0* |" in page
+    assert "| CSRNet-EBC | 66.3 / 105.0 |" in page
+    assert "| CSRNet-EBC over CSRNet | SHA | 2.8 % (1) | 8.7 % (2) | 12.0 %* | -9.0 [not evaluated], undecided" in page
+    assert "68.2 / 115.0*" in latex(filled)
+    assert "published for another training" in latex(filled)
+    assert "| CSRNet | SHA | 1 | 2600 | unknown | sha val | 75.0 | 75.0 | 150.0 | 68.2 | other recipe |" in page
+    assert "| CSRNet-EBC | SHA | 1 | 2600 | unknown | sha val | 66.0 | 66.0 | 132.0 | 66.3 | -0.3 |" in page
+
+
+def test_a_run_on_other_images_is_no_run_of_the_dataset(tmp_path: Path) -> None:
+    for seed, images in ((1, (10, 10)), (2, (1201, 334)), (3, None)):
+        folder = run_of(tmp_path, "table3/lambda_1", f"seed={seed}", epochs=2600)
+        made = {} if images is None else {"images": {"train": images[0], "selection": images[1]}}
+        (folder / "run.json").write_text(json.dumps({"commits": ["0123456789ab+changes"], **made}))
+    filled = fill("3", [], tmp_path, seeds=(1, 2, 3))
+    cell = filled.cells["lambda 1", "MAE"]
+    assert sorted(cell.runs) == [2, 3]
+    assert "trained on 10 images and selected on 10, where qnrf has 1201 and 334" in cell.refused[0]
+    assert "| 1201, unknown |" in markdown(filled)
+    assert "0123456+changes |" in markdown(filled)
+
+
+@pytest.mark.parametrize(
+    ("table", "typed"),
+    [
+        ("2", "bins=coarse"),
+        ("3", "bins=fine"),
+        ("4", "bins=fine loss=dace"),
+        ("tokens", "model.prompt_tokens=32"),
+        ("count_loss", "loss=dace"),
+    ],
+)
+def test_what_a_table_compares_cannot_be_typed(table: str, typed: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the same; leave out what the table compares"):
+        fill(table, typed.split(), tmp_path)
+
+
+def test_a_damaged_evaluation_is_none(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "table3/lambda_1", *SHORT, mae=10.0)
+    for content in ("", "image,error\n", "image,error\na,ten\n", "image,count\na,3\n", "image,error\na\n"):
+        write_counts(folder, [10.0, -10.0])
+        assert image_errors(read_run(folder)) == {"i0": 10.0, "i1": 10.0}
+        (folder / "eval" / "synthetic_val" / "counts.csv").write_text(content)
+        assert image_errors(read_run(folder)) is None
 
 
 def test_the_command_of_a_missing_run_leads_to_where_it_is_looked_for(tmp_path: Path) -> None:
-    filled = fill("3", [*SHORT, "model.mean=[0.5,0.5,0.5]"], tmp_path / "my runs")
+    filled = fill("3", [*SHORT, "model.mean=[0.5,0.5,0.5]"], tmp_path / "my runs, (1)=a'b")
     cell, seed = filled.missing()[0]
     words = shlex.split(filled.command(cell, seed))
-    assert words[-1] == f"output_dir={tmp_path / 'my runs'}"
+    assert composed((words[-1],)).output_dir == str(tmp_path / "my runs, (1)=a'b")
     assert "model.mean=[0.5,0.5,0.5]" in words
 
 

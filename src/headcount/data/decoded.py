@@ -74,13 +74,15 @@ def _origin(image: PreparedImage) -> str:
 
 
 def _decode(source: Path, target: Path) -> None:
-    """Write the pixels; older versions go."""
+    """Write the pixels, unless another run has meanwhile; older versions go."""
+    if target.exists():
+        return
     pixels = read_image(source).permute(1, 2, 0).contiguous().numpy()
     try:
         with written_whole(target) as part, part.open("wb") as file:
             np.save(file, pixels)
         for old in target.parent.iterdir():
-            # The same stem, another origin; never the target, which another run may be reading.
+            # The same stem, another origin.
             if old.suffix == ".npy" and old.name != target.name and old.name[:-17] == target.name[:-17]:
                 old.unlink(missing_ok=True)
     except OSError as error:

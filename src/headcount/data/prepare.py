@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ from tqdm import tqdm
 
 from headcount.config import ConfigError
 from headcount.data.readers import open_pillow, read_pillow
+
+# So many bytes at either end, and the length, tell one version of a compressed image from another; others are read
+# whole.
+_CHECKED = 16384
+_COMPRESSED = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,17 @@ def prepare_images(
 
 
 def image_origin(source: Path, size: tuple[int, int]) -> bytes:
-    """What a cached file was made from, and how large; the same in every process that makes it."""
-    status = source.stat()
-    made = {"source": source.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns, "size": size}
-    return json.dumps(made).encode()
+    """What a cached file was made from, and how large; the same for every copy of the source.
+
+    No time: machines that share a cache have copies of the dataset made at different times.
+    """
+    length = source.stat().st_size
+    with source.open("rb") as file:
+        checked = zlib.crc32(file.read(_CHECKED))
+        if source.suffix.lower() in _COMPRESSED:
+            file.seek(max(0, length - _CHECKED))
+        checked = zlib.crc32(file.read(), checked)
+    return json.dumps({"source": source.name, "bytes": length, "crc32": checked, "size": size}).encode()
 
 
 def _is_current(cached: Path, origin: bytes) -> bool:

@@ -219,16 +219,23 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
         dataset.root = config.data_root or dataset.root
     elif config.dataset is None:
         dataset = where_it_is_now(dataset, config.data_root)
-    data_root = config.data_root or os.environ.get(DATA_ROOT_VARIABLE) or trained.data_root
+    data_root = folder_of_datasets(config.data_root, trained.data_root, own=config.dataset is None)
     return open_split(dataset, config.split, data_root=data_root)
 
 
+def folder_of_datasets(typed: str | None, trained: str | None, *, own: bool) -> str | None:
+    """The folder of all datasets: what is typed now; for the dataset of the training (``own``) then what was typed
+    for that, if it is still there; then the environment variable."""
+    still = trained if own and trained and Path(trained).expanduser().is_dir() else None
+    return typed or still or os.environ.get(DATA_ROOT_VARIABLE) or trained
+
+
 def where_it_is_now(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
-    """The dataset a counter was trained on; where it lay then matters only if no folder of datasets is named now."""
-    said = data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    if said and isinstance(trained, FolderDatasetConfig) and not isinstance(trained, CustomConfig):
-        return dataclasses.replace(trained, root=None)
-    return trained
+    """The dataset a counter was trained on, without its folder if ``data_root`` is typed now or it has gone."""
+    if isinstance(trained, CustomConfig) or not isinstance(trained, FolderDatasetConfig) or trained.root is None:
+        return trained
+    gone = not Path(trained.root).expanduser().is_dir()
+    return dataclasses.replace(trained, root=None) if data_root or gone else trained
 
 
 def as_trained(

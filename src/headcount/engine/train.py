@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from headcount.bins import CountBins, build_bins
+from headcount.command import quoted
 from headcount.config import (
     PLACE,
     BinsConfig,
@@ -45,7 +45,7 @@ from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarise
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
-from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics
+from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics, read_run
 from headcount.types import Evaluation, Sample
 
 Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
@@ -206,7 +206,13 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     if runtime.is_main:
         make_folder(folder, "output_dir")
         OmegaConf.save(OmegaConf.create(plain), folder / CONFIG)
-        (folder / PROVENANCE).write_text(json.dumps({"commit": commit, **runtime.describe()}, indent=2) + "\n")
+        earlier = read_run(folder).commits if resuming and (folder / CONFIG).is_file() else []
+        made = {
+            "commits": [*(c for c in earlier if c != commit), commit],
+            "images": {"train": len(data.train), "selection": len(data.select), "digest": images},
+            **runtime.describe(),
+        }
+        (folder / PROVENANCE).write_text(json.dumps(made, indent=2) + "\n")
         records = Records(folder, start_epoch=state.epoch)
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
 
@@ -253,7 +259,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     best = state.best or {}
     print(
         f"best MAE {best['mae']:.2f}, RMSE {best['rmse']:.2f} at epoch {best['epoch']}, selected on "
-        f"'{data.selection}'; next: python eval.py {shlex.quote(f'ckpt={_quoted(folder / checkpoint.BEST)}')}",
+        f"'{data.selection}'; next: python eval.py {shlex.quote(f'ckpt={quoted(folder / checkpoint.BEST)}')}",
         file=sys.stderr,
     )
     return Run(folder=folder, metrics=read_metrics(folder), best=best)
@@ -305,11 +311,6 @@ def _refuse_changed_images(now: str, before: str | None) -> None:
             "resume=true with other training images or annotations than the run has: go on with its own, or start "
             "another run with run_name=NAME"
         )
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra reads it: in quotes where it holds more than plain characters."""
-    return str(path) if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)) else f"'{path}'"
 
 
 def _open_data(config: TrainConfig, runtime: Runtime) -> Data:

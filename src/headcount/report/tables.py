@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from headcount.command import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.metrics import Interval
 from headcount.report.markdown import pipe_table
@@ -28,6 +29,9 @@ Compose = Callable[[Sequence[str]], TrainConfig]
 """Overrides -> the config that train.py would make of them."""
 
 _RESAMPLES = 5000
+# Marks a published number that the experiment file does not train for.
+OTHERWISE = "*"
+_OTHERWISE_NOTE = f"{OTHERWISE} published for another training than this project's file: not compared"
 # Of many settings that differ these are told first.
 _TELLING = ("dataset.name", "model.name", "epochs", "scale", "optim.lr")
 _DPI = 120
@@ -63,6 +67,8 @@ _DATASETS = ("sha", "shb", "qnrf", "nwpu")
 _BACKBONES = ("vgg16", "resnet101", "mobilenet_v2", "densenet201")
 _BINS = ("fine", "dynamic", "coarse")
 _TOKENS = (0, 8, 16, 32, 64, 128)
+# Images that train and images that select, as published.
+_IMAGES = {"sha": (300, 182), "shb": (400, 316), "qnrf": (1201, 334), "nwpu": (3109, 500)}
 
 TABLES: dict[str, Table] = {
     "1": Table(
@@ -177,7 +183,7 @@ class Filled:
 
     def command(self, cell: Cell, seed: int) -> str:
         """What trains a cell, into the folder that is looked through."""
-        where = [] if self.runs == Path("checkpoints") else [f"output_dir={self.runs}"]
+        where = [] if self.runs == Path("checkpoints") else [f"output_dir={quoted(self.runs)}"]
         return shlex.join(["python", "train.py", *cell.typed(seed), *where])
 
     def missing(self) -> list[tuple[Cell, int]]:
@@ -206,8 +212,8 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
         present = {getattr(config, group).name for config in plain.values()}
         typed = [o for o in overrides if o.startswith(f"{group}=")]
         if typed and len(present) > 1:
-            picked[group] = typed[-1].split("=", 1)[1]
             overrides = [o for o in overrides if o not in typed]
+            picked[group] = typed[-1].split("=", 1)[1]
             if picked[group] not in present:
                 raise ConfigError(f"{typed[-1]}: {table.title} has {', '.join(sorted(present))}")
     filled = Filled(table, [], {}, list(seeds), runs)
@@ -224,10 +230,29 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
             )
             _collect(cell, settings, found, seeds)
             filled.cells[row.label, column] = cell
+    _refuse_settings_that_cells_differ_in(filled, plain, compose)
     if not filled.cells:
         raise ConfigError(f"{' '.join(f'{k}={v}' for k, v in picked.items())}: no cell of {table.title} has both")
     filled.columns = [c for c in table.columns if any(column == c for _, column in filled.cells)]
     return filled
+
+
+def _refuse_settings_that_cells_differ_in(filled: Filled, plain: dict[str, TrainConfig], compose: Compose) -> None:
+    """Two cells that what was typed makes the same are no longer what their row or column says.
+
+    Raises:
+        ConfigError: names two such cells.
+    """
+    seen: list[tuple[Cell, dict[str, Any]]] = []
+    for cell in filled.cells.values():
+        settings = recipe(compose([f"experiment={cell.experiment}", *cell.overrides]))
+        for other, before in seen:
+            if before == settings and recipe(plain[other.experiment]) != recipe(plain[cell.experiment]):
+                raise ConfigError(
+                    f"{' '.join(cell.overrides)}: makes {other.experiment} and {cell.experiment} the same; leave out "
+                    "what the table compares"
+                )
+        seen.append((cell, settings))
 
 
 def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError]:
@@ -266,6 +291,8 @@ def _collect(
                 telling = sorted(changed, key=lambda key: key not in _TELLING)
                 words = [f"{key} is {changed[key][1]}, not {changed[key][0]}" for key in telling[:6]]
                 cell.refused.append(f"{folder}: {', '.join(words)}{', ...' if len(changed) > 6 else ''}")
+        elif wrong := _wrong_images(run):
+            cell.refused.append(f"{folder}: {wrong}")
         elif not run.finished:
             cell.refused.append(f"{folder}: stopped at epoch {run.epochs} of {run.config.epochs}; resume=true goes on")
         elif run.best is None:
@@ -274,6 +301,16 @@ def _collect(
             cell.refused.append(f"{folder}: has the settings and the seed of {first.folder}, which is taken")
         elif run.config.seed in seeds:
             cell.runs[run.config.seed] = run
+
+
+def _wrong_images(run: RunRecord) -> str | None:
+    """What is wrong with the images of a run on a whole published dataset, from their numbers; None if nothing is."""
+    dataset, published = run.config.dataset, _IMAGES.get(run.config.dataset.name)
+    shrunk = dataset.max_train_images or dataset.max_eval_images or dataset.holdout or dataset.train_fraction < 1
+    if shrunk or published is None or run.images in (None, published):
+        return None
+    told = " and ".join(map(str, published))
+    return f"trained on {run.images[0]} images and selected on {run.images[1]}, where {dataset.name} has {told}"
 
 
 def improvement(ours: float, theirs: float) -> float:
@@ -302,16 +339,27 @@ def counts_file(run: RunRecord) -> Path:
     return run.folder / "eval" / f"{run.config.dataset.name}_{run.selection}" / "counts.csv"
 
 
+def image_errors(run: RunRecord) -> dict[str, float] | None:
+    """Absolute error of each image that selected a run, from the evaluation of its best checkpoint.
+
+    None where there is none, or it is of another checkpoint or of other images: its MAE is not the one of the run.
+    """
+    try:
+        rows = list(csv.DictReader(counts_file(run).read_text().splitlines()))
+        errors = {row["image"]: abs(float(row["error"])) for row in rows}
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    if not errors or run.best is None:
+        return None
+    return errors if math.isclose(statistics.mean(errors.values()), run.best["eval/mae"], rel_tol=1e-3) else None
+
+
 def _image_errors(cell: Cell) -> dict[str, float] | None:
     """Mean absolute error of each image over the seeds, from the evaluations of the best checkpoints."""
     images: dict[str, list[float]] = {}
     for run in cell.runs.values():
-        file = counts_file(run)
-        if not file.is_file():
-            return None
-        errors = {x["image"]: abs(float(x["error"])) for x in csv.DictReader(file.read_text().splitlines())}
-        # Another checkpoint, or fewer images, may have been evaluated since.
-        if run.best is None or not math.isclose(statistics.mean(errors.values()), run.best["eval/mae"], rel_tol=1e-3):
+        errors = image_errors(run)
+        if errors is None:
             return None
         for name, error in errors.items():
             images.setdefault(name, []).append(error)
@@ -327,7 +375,7 @@ def verdict(one: Cell, other: Cell) -> str:
     paired = paired_difference(one, other)
     difference = statistics.mean(one.best("mae")) - statistics.mean(other.best("mae"))
     spreads = [statistics.stdev(c.best("mae")) for c in (one, other) if len(c.runs) > 1]
-    text = f"{difference:+.1f}"
+    text = f"{difference:+.1f}" + " [not evaluated]" * (paired is None)
     undecided = len(spreads) < 2 or abs(difference) < max(spreads)
     if paired is not None:
         interval = paired[1]
@@ -348,6 +396,7 @@ def markdown(filled: Filled) -> str:
     lines += pipe_table([["", *filled.columns], *_grid(filled, _ours(filled, bold="**"))])
     lines += ["", _how(filled), "", "## Published, MAE / RMSE", ""]
     lines += pipe_table([["", *filled.columns], *_grid(filled, _published(filled))])
+    lines += ["", _OTHERWISE_NOTE.replace(OTHERWISE, "\\" + OTHERWISE)] * _any_otherwise(filled)
     if improvements := _improvements(filled):
         lines += ["", "## Improvements", "", *pipe_table(improvements[0])]
         lines += ["", *(f"{mark} {note}" for mark, note in improvements[1])] * bool(improvements[1])
@@ -373,6 +422,8 @@ def latex(filled: Filled) -> str:
     caption = [_escape(filled.table.title), "MAE / RMSE", "published in brackets"]
     if _changed(filled):
         caption.append("Ours was trained otherwise than the published numbers")
+    if _any_otherwise(filled):
+        caption.append(_OTHERWISE_NOTE)
     return "\n".join(
         [
             r"\begin{table}",
@@ -409,7 +460,10 @@ def table_picture(filled: Filled, path: Path) -> None:
             else:
                 axis.text(k, 0, "missing", rotation=90, ha="center", va="bottom", color="grey")
             if cell.expected is not None and cell.expected.mae is not None:
-                axis.plot(k, cell.expected.mae, "D", color=_PUBLISHED, label="published")
+                face, label = (
+                    ("none", "published, trained otherwise") if _otherwise(cell) else (_PUBLISHED, "published")
+                )
+                axis.plot(k, cell.expected.mae, "D", color=_PUBLISHED, markerfacecolor=face, label=label)
         axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=30, ha="right")
         axis.set_xlim(-0.7, len(rows) - 0.3)
         axis.set_ylim(bottom=0)
@@ -422,8 +476,16 @@ def table_picture(filled: Filled, path: Path) -> None:
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     note = "\nours was trained otherwise than the published numbers: they do not compare" if _changed(filled) else ""
-    figure.suptitle(filled.table.title + note, parse_math=False)
+    figure.suptitle(f"{filled.table.title}\n{_how(filled)}{note}", parse_math=False, fontsize="medium", wrap=True)
     figure.savefig(path)
+
+
+def _otherwise(cell: Cell | None) -> bool:
+    return cell is not None and cell.expected is not None and not cell.expected.same_recipe
+
+
+def _any_otherwise(filled: Filled) -> bool:
+    return any(map(_otherwise, filled.cells.values()))
 
 
 def _warnings(filled: Filled) -> list[str]:
@@ -484,8 +546,15 @@ def _published(filled: Filled) -> dict[tuple[str, str], str]:
         if expected is None or expected.mae is None:
             texts[key] = "-"
             continue
-        texts[key] = f"{expected.mae:g}" + (f" / {expected.rmse:g}" if expected.rmse is not None else "")
+        texts[key] = " / ".join(_as_printed(value) for value in (expected.mae, expected.rmse) if value is not None)
+        if not expected.same_recipe:
+            texts[key] += OTHERWISE
     return texts
+
+
+def _as_printed(error: float) -> str:
+    """A published error with the digits that the paper gives it: one, or two where it has them."""
+    return f"{error:.1f}" if round(error, 1) == error else f"{error:.2f}"
 
 
 def _grid(filled: Filled, texts: dict[tuple[str, str], str]) -> list[list[str]]:
@@ -522,6 +591,7 @@ def _improvements(filled: Filled) -> tuple[list[list[str]], list[tuple[str, str]
             ours = "-"
             if cell.runs and base.runs:
                 ours = f"{improvement(statistics.mean(cell.best('mae')), statistics.mean(base.best('mae'))):.1f} %"
+                ours += OTHERWISE * (_otherwise(cell) or _otherwise(base))
             rows.append([f"{row.label} over {row.against}", column, *published, ours, verdict(cell, base)])
     return (rows, notes) if len(rows) > 1 else None
 
@@ -529,7 +599,8 @@ def _improvements(filled: Filled) -> tuple[list[list[str]], list[tuple[str, str]
 def _run_rows(filled: Filled) -> list[list[str]]:
     """A line a cell: how many runs, how long, selected where, best and last, against what was published."""
     late = f"mean of last {LAST_EVALUATIONS}"
-    rows = [["", "column", "seeds", "epochs", "selected on", "MAE", late, "RMSE", "published", "difference", "commit"]]
+    rows = [["", "column", "seeds", "epochs", "images", "selected on", "MAE", late, "RMSE", "published", "difference"]]
+    rows[0].append("commit")
     for (label, column), cell in filled.cells.items():
         runs = [run for _, run in sorted(cell.runs.items())]
         expected = cell.expected.mae if cell.expected is not None else None
@@ -543,16 +614,23 @@ def _run_rows(filled: Filled) -> list[list[str]]:
                 column,
                 ", ".join(str(run.config.seed) for run in runs) or "none",
                 ", ".join(sorted({str(run.config.epochs) for run in runs})) or "-",
+                ", ".join(sorted({str(run.images[0]) if run.images else "unknown" for run in runs})) or "-",
                 ", ".join(sorted({f"{run.config.dataset.name} {run.selection}" for run in runs})) or "-",
                 _spread(cell.best("mae")),
                 _spread(cell.late("mae")),
                 _spread(cell.best("rmse")),
-                "-" if expected is None else f"{expected:g}",
+                "-" if expected is None else _as_printed(expected),
                 difference,
-                ", ".join(sorted({str(run.provenance.get("commit", "unknown"))[:7] for run in runs})) or "-",
+                ", ".join(sorted({_short(commit) for run in runs for commit in run.commits or ["unknown"]})) or "-",
             ]
         )
     return rows
+
+
+def _short(commit: str) -> str:
+    """The start of a commit; that the tree was edited stays."""
+    name, plus, changes = commit.partition("+")
+    return name[:7] + plus + changes
 
 
 def _spread(values: Sequence[float]) -> str:
