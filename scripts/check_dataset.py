@@ -14,6 +14,7 @@ from pathlib import Path
 
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, TrainConfig, check
+from headcount.files import make_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -33,7 +34,6 @@ def audit(overrides: list[str], output: Path | None) -> bool:
 
     # Heavy imports after the checks.
     from headcount.data.audit import audit_dataset
-    from headcount.engine.evaluate import make_folder
     from headcount.engine.train import count_bins
     from headcount.report.audit import write_audit
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation
+from headcount.files import make_folder
 
 if TYPE_CHECKING:
     from headcount.config import TrainConfig
@@ -146,7 +147,6 @@ def cross_evaluate(
 
     from headcount.config import from_plain
     from headcount.engine import checkpoint
-    from headcount.engine.evaluate import make_folder
     from headcount.report.cross import CSV, JSON, MARKDOWN, PICTURE, Cell, Matrix, Row, write_cross
 
     make_folder(output, "--output")

@@ -23,6 +23,7 @@ from headcount.config import (
     counting_mode,
     window_error,
 )
+from headcount.files import make_folder
 
 if TYPE_CHECKING:
     from headcount.data.datasets import CrowdDataset
@@ -82,7 +83,7 @@ def draw(options: argparse.Namespace) -> None:
 
     # Heavy imports after the checks.
     from headcount.engine import checkpoint
-    from headcount.engine.evaluate import make_folder, open_evaluated
+    from headcount.engine.evaluate import open_evaluated
     from headcount.engine.runtime import Runtime
     from headcount.engine.tiling import predict_blocks
     from headcount.report.figure import check_format, density_figure

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
+from headcount.files import make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
     from headcount.config import counting_mode, window_error
     from headcount.data.loading import evaluation_samples
     from headcount.engine import checkpoint
-    from headcount.engine.evaluate import as_trained, folder_of_datasets, make_folder
+    from headcount.engine.evaluate import as_trained, folder_of_datasets
     from headcount.engine.runtime import Runtime
     from headcount.engine.tiling import predict_blocks
     from headcount.report.nwpu import read_submission, write_submission

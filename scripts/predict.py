@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.config import ConfigError, missing_checkpoint
+from headcount.files import make_folder, written_whole
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm"),
@@ -189,7 +190,6 @@ def predict(options: argparse.Namespace) -> int:
     from PIL import Image
     from tqdm import tqdm
 
-    from headcount.engine.evaluate import make_folder
     from headcount.engine.predict import load
 
     Image.MAX_IMAGE_PIXELS = max(1, options.max_megapixels * 1_000_000 // 2)  # Pillow refuses twice as many
@@ -336,21 +336,18 @@ class Record:
         if every and time.monotonic() - self.saved < every:
             return
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": [asdict(row) for row in self.rows]}
-        _write_whole(self.json, json.dumps(content, indent=2) + "\n")
-        with self.csv.with_suffix(".csv.part").open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:
-            writer = csv.writer(f)
+        with written_whole(self.json) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with (
+            written_whole(self.csv) as part,
+            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            writer = csv.writer(file)
             writer.writerow(["file", "count", "width", "height", "error"])
             for row in self.rows:
                 count = "" if row.count is None else f"{row.count:.4f}"
                 writer.writerow([row.file, count, row.width or "", row.height or "", row.error])
-        os.replace(f.name, self.csv)
         self.saved = time.monotonic()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def print_counts(rows: list[Row], record: Record) -> None:

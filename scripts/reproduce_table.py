@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcount.command import compose, quoted, to_config
-from headcount.config import ConfigError, TrainConfig, check
+from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
+from headcount.files import make_folder
 
 if TYPE_CHECKING:
     from headcount.runs import RunRecord
@@ -76,7 +77,6 @@ def reproduce(typed: list[str]) -> int:
     if not runs.is_dir() and settings["run"] == "false":
         print(f"reproduce_table.py: output_dir={runs}: there is no such folder yet, so no runs", file=sys.stderr)
 
-    from headcount.engine.evaluate import make_folder
     from headcount.report.tables import Filled, fill_table, image_errors, latex, markdown, table_picture
 
     def fill() -> Filled:
@@ -120,7 +120,15 @@ def reproduce(typed: list[str]) -> int:
 def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
     """Count the images that selected, for the errors of each; whether that went well."""
     kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
-    fewer = run.config.dataset.max_eval_images
+    dataset, fewer = run.config.dataset, run.config.dataset.max_eval_images
+    if roots := [o for o in overrides if o.startswith("dataset.root=")]:  # where it is now, with the run's own sizes
+        if isinstance(dataset, CustomConfig):
+            kept += [roots[-1].replace("dataset.root=", "data_root=")]
+        elif isinstance(dataset, FolderDatasetConfig):
+            longest = "null" if dataset.max_side is None else dataset.max_side
+            kept += [f"dataset={dataset.name}", roots[-1], f"dataset.cache_dir={quoted(Path(dataset.cache_dir))}"]
+            kept += [f"dataset.min_side={dataset.min_side}", f"dataset.max_side={longest}"]
+            kept += [f"dataset.side_multiple={dataset.side_multiple}"]
     return run_python(
         *("eval.py", f"ckpt={quoted(run.folder / 'best_mae.pt')}", f"split={run.selection}", "eval.pictures=0", *kept),
         *([f"max_images={fewer}"] if fewer else []),
@@ -141,6 +149,13 @@ def main() -> None:
     except ConfigError as error:
         print(f"reproduce_table.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nreproduce_table.py: interrupted; the same command goes on where it was, and without run=true it writes "
+            "the table of what there is",
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 if __name__ == "__main__":

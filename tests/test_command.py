@@ -306,6 +306,9 @@ def test_values_that_cannot_be_enumerated_are_refused() -> None:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
+        (["ckpt=nowhere.pt", "dataset.root=x"], "dataset.root=x: no dataset is chosen; add dataset=..., which root is"),
+        (["ckpt=nowhere.pt", "model=tiny"], "model=tiny: there is no setting model; allowed are ckpt, "),
+        (["ckpt=nowhere.pt", "experiment=table3/lambda_1"], "there is no setting experiment"),
         (["ckpt=nowhere.pt"], "ckpt=nowhere.pt: no such file"),
         (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be at least 0"),
         (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be at least 1"),
@@ -352,7 +355,7 @@ def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
         (["dataset=sha", f"loss={loss}", f"seed={seed}"], {"MAE": mae, "RMSE": 2 * mae})
         for loss, seed, mae in (("dace", 1, 10.0), ("dace", 2, 13.0), ("dm", 1, 20.0))
     ]
-    lines = command.sweep_table(jobs).splitlines()
+    lines = command.sweep_table(jobs, common={"dataset=sha"}).splitlines()
     assert [line.split() for line in lines] == [
         ["MAE", "RMSE"],
         ["loss=dace", "seed=1", "10.00", "20.00"],
@@ -361,4 +364,42 @@ def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
         ["loss=dm", "seed=1", "20.00", "40.00"],
     ]
     folds = [(["dataset=ucf_cc_50", f"dataset.fold={k}"], {"MAE": float(k)}) for k in range(1, 6)]
-    assert command.sweep_table(folds).splitlines()[-1].split() == ["mean", "of", "5", "3.00", "+-", "1.58"]
+    assert command.sweep_table(folds, common={"dataset=ucf_cc_50"}).splitlines()[-1].split() == [
+        "mean",
+        "of",
+        "5",
+        "3.00",
+        "+-",
+        "1.58",
+    ]
+
+
+def test_what_is_left_of_a_sweep_is_told_apart_as_the_whole_was() -> None:
+    left = [(["optim.lr=1", "seed=1"], {"MAE": 1.0}), (["optim.lr=1", "seed=2"], {"MAE": 3.0})]
+    lines = [line.split() for line in command.sweep_table(left, common=set()).splitlines()]
+    assert lines[1] == ["optim.lr=1", "seed=1", "1.00"]
+    assert lines[3] == ["optim.lr=1", "mean", "of", "2", "2.00", "+-", "1.41"]
+
+
+def test_several_values_where_one_is_needed_are_told_as_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^optim\.lr=1e-3,1e-4: several values; one is needed here$"):
+        compose("optim.lr=1e-3,1e-4")
+
+
+def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: TrainConfig) -> dict[str, float]:
+        if config.seed == 2:
+            raise KeyboardInterrupt
+        return {"MAE": float(config.seed)}
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", f"output_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        command.command(task, str(ROOT / "train.py"))
+    out, err = capsys.readouterr()
+    assert stop.value.code == 130
+    assert "seed=1  1.00" in out
+    assert "seed=3" in err
+    assert "resume=true goes on" in err
+    assert not list(tmp_path.rglob("*.jsonl"))

@@ -53,7 +53,9 @@ def test_a_run_that_was_cut_short(tmp_path: Path) -> None:
     assert math.isnan(run.late("mae"))
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "kinds: {}\n", "[1, 2]\n", "kinds: {model: gone}\nmodel: {}\n"])
+@pytest.mark.parametrize(
+    "content", [None, "a: [", "kinds: {}\n", "[1, 2]\n", "kinds: {model: gone}\nmodel: {}\n", "kinds: null\n"]
+)
 def test_what_is_no_run_is_refused_by_name(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
@@ -101,7 +103,15 @@ def test_datasets_of_ones_own_are_told_apart_by_their_folders() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *("", "5", "[]", '{"a": 1}', '{"epoch": "1"}', '{"epoch": 1, "eval/mae": 2.0, "eval/split": "val"}'),
+        *(
+            "",
+            "5",
+            "[]",
+            '{"a": 1}',
+            '{"epoch": "1"}',
+            '{"epoch": 2, "train/total": "abc"}',
+            '{"epoch": 1, "eval/mae": 2.0, "eval/split": "val"}',
+        ),
         '{"epoch": 1, "eval/mae": "2", "eval/rmse": 3.0, "eval/split": "val"}',
         '{"epoch": 1, "eval/mae": 2.0, "eval/rmse": 3.0}',
     ],
@@ -129,8 +139,7 @@ def test_a_file_that_is_no_text_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "commits", "images"),
     [
-        ("", [], None),
-        ("[]", [], None),
+        ("{}", [], None),
         ('{"commit": "abc"}', ["abc"], None),
         ('{"commits": ["abc", "def"], "images": {"train": 3, "selection": 2}}', ["abc", "def"], (3, 2)),
     ],
@@ -139,6 +148,30 @@ def test_how_a_run_was_made(made: str, commits: list[str], images: tuple[int, in
     folder = write_run(tmp_path / "run", epochs=1)
     (folder / "run.json").write_text(made)
     assert (read_run(folder).commits, read_run(folder).images) == (commits, images)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        *("", "[]", '{"commits": null}', '{"commits": [1]}', '{"images": null}', '{"images": {"train": "3"}}'),
+        '{"commits": ["abc"',
+    ],
+)
+def test_a_damaged_file_of_how_a_run_was_made_is_named(made: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=1)
+    (folder / "run.json").write_text(made)
+    with pytest.raises(ConfigError, match=r"run\.json .*put it back, or delete it"):
+        read_run(folder)
+
+
+def test_records_that_end_before_the_checkpoint_are_not_gone_on_with(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=3)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for damaged in (lines[:1], [*lines[:2], lines[2][:-9]], [lines[0], lines[2]], []):
+        (folder / "metrics.jsonl").write_text("".join(damaged))
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl does not hold epochs 1 to 3"):
+            Records(folder, start_epoch=3)
+        assert (folder / "metrics.jsonl").read_text() == "".join(damaged)
 
 
 def test_a_slash_in_a_text_is_no_folder() -> None:

@@ -59,6 +59,7 @@ Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt eval.pictures=20
 """,
 }
+_INTERRUPTED = 130  # what shells say of a command stopped by Ctrl-C
 _HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
 
 
@@ -113,6 +114,12 @@ def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None
     except ConfigError as error:
         print(f"{config_name}.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if log is not None:
+            _close_sweep(log, jobs)
+        go_on = "; the same command with resume=true goes on" if config_name == "train" else ""
+        print(f"\n{config_name}.py: interrupted{go_on}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     if log is not None and (status := _close_sweep(log, jobs)):
         sys.exit(status)
 
@@ -132,24 +139,22 @@ def _close_sweep(log: Path, jobs: Sequence[list[str]]) -> int:
     log.unlink(missing_ok=True)
     told.sort(key=lambda one: one["job"])
     if finished := [(one["typed"], one["figures"]) for one in told if one.get("figures")]:
-        print(sweep_table(finished))
+        print(sweep_table(finished, common=set.intersection(*map(set, jobs))))
     failed = [" ".join(one["typed"]) for one in told if one.get("status")]
-    failed += [
-        f"{' '.join(jobs[k])} (ended without a word)" for k in {*range(len(jobs))} - {one["job"] for one in told}
-    ]
+    failed += [f"{' '.join(jobs[k])} (did not end)" for k in {*range(len(jobs))} - {one["job"] for one in told}]
     if not failed:
         return 0
-    print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
+    print("failed or unfinished:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
     return max(one.get("status", 0) for one in told) if len(told) == len(jobs) else 1
 
 
-def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]]) -> str:
+def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> str:
     """The figures of a sweep's jobs, and mean and standard deviation of those that differ in seed or fold alone.
 
     Args:
         jobs: what was typed for each, and its figures; all have the same ones.
+        common: what was typed for every job of the sweep, those that failed included; it is not repeated.
     """
-    common = set(jobs[0][0]).intersection(*(typed for typed, _ in jobs))
     groups: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for typed, figures in jobs:
         differs = [override for override in typed if override not in common]
@@ -181,7 +186,7 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
         ConfigError: names the key, the value, what is allowed, and the nearest match.
     """
     register_schemas()
-    groups = _choices(config_dir)
+    groups = _groups(config_name, config_dir)
     overrides = [_with_home(text) for text in overrides]
     parsed = _parse(overrides)
     for override in parsed:
@@ -192,7 +197,7 @@ def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path) -> 
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
             cfg = hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, AttributeError, AssertionError) as error:
             raise ConfigError(_explain(overrides, error, config_name, config_dir)) from error
         if any(str(override.key_or_group) in _NAMES for override in parsed):
             chosen = [str(o.input_line) for o in parsed if str(o.key_or_group) in groups]
@@ -305,6 +310,12 @@ def _choices(config_dir: Path) -> dict[str, list[str]]:
     return groups
 
 
+def _groups(config_name: str, config_dir: Path) -> dict[str, list[str]]:
+    """The groups that a command chooses from, with what can be chosen: those of its defaults list."""
+    defaults = _default_choices(config_name, config_dir)
+    return {group: choices for group, choices in _choices(config_dir).items() if group in defaults}
+
+
 def _nearest(word: str, allowed: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
@@ -316,11 +327,13 @@ def _no_choice(group: str, value: Any, choices: Sequence[str]) -> str:
 
 def _explain(overrides: Sequence[str], error: Exception, config_name: str, config_dir: Path) -> str:
     """Find the override that cannot be, and say what could."""
-    groups = _choices(config_dir)
+    groups = _groups(config_name, config_dir)
     parsed = [o for o in _parse(overrides) if not str(o.key_or_group).startswith("hydra")]
     good: list[str] = []
     for override in parsed:
         key, value = str(override.key_or_group), override.value()
+        if override.is_sweep_override():
+            return f"{override.input_line}: several values; one is needed here"
         if key in groups:
             if value not in groups[key]:
                 return _no_choice(key, value, groups[key])
@@ -338,6 +351,8 @@ def _problem(base: DictConfig, key: str, value: Any, config_dir: Path) -> str | 
     node: Any = base
     path = ""
     for part in key.split("."):
+        if isinstance(node, DictConfig) and node._is_none():
+            return f"{key}={value}: no {path} is chosen; add {path}=..., which {part} is a setting of"
         if not isinstance(node, DictConfig) or part not in map(str, node):  # which a value still missing is in
             allowed = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
             where = f"{path} has no {part}" if path else f"there is no setting {part}"
@@ -448,10 +463,9 @@ def help_page(config_name: str, *, config_dir: Path) -> str:
     cfg = compose([], config_name=config_name, config_dir=config_dir)
     defaults = _default_choices(config_name, config_dir)
     lines = [_EXAMPLES[config_name].strip(), "", "Choices (the default is marked with *):", ""]
-    for group, names in _choices(config_dir).items():
-        if group in defaults or group == "experiment":
-            marked = [f"{n}*" if n == defaults.get(group) else n for n in names]
-            lines.append(textwrap.fill(f"  {group + '=':<12} {'  '.join(marked)}", 100, subsequent_indent=" " * 15))
+    for group, names in _groups(config_name, config_dir).items():
+        marked = [f"{n}*" if n == defaults.get(group) else n for n in names]
+        lines.append(textwrap.fill(f"  {group + '=':<12} {'  '.join(marked)}", 100, subsequent_indent=" " * 15))
     lines += ["", "Settings:", ""]
     for key in map(str, cfg):
         if key not in defaults:

@@ -21,9 +21,11 @@ from headcount.config import PLACE, ConfigError, CustomConfig, TrainConfig, coun
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 PROVENANCE = "run.json"
+COUNTS = "counts.csv"
 LAST_EVALUATIONS = 5
 """So many evaluations at the end of a run are averaged: what it gives without a split to select on."""
 
+_MADE_HINT = "put it back, or delete it: it tells the run's commits and images, and nothing is lost but these"
 # What is no part of a recipe.
 _PLACE = (*PLACE, "runtime.devices", "expected")
 # Settings that are files or folders.
@@ -54,6 +56,12 @@ class RunRecord:
         return (images["train"], images["selection"]) if {"train", "selection"} <= images.keys() else None
 
     @property
+    def digest(self) -> str | None:
+        """Tells the images it was trained and selected on from others; None where that was not kept."""
+        found: str | None = self.provenance.get("images", {}).get("digest")
+        return found
+
+    @property
     def epochs(self) -> int:
         """Epochs finished."""
         return self.metrics[-1]["epoch"] if self.metrics else 0
@@ -78,9 +86,14 @@ class RunRecord:
         """Name of the split that was evaluated and selects."""
         return self.evaluations[-1]["eval/split"] if self.evaluations else "nothing"
 
+    @property
+    def last_evaluations(self) -> list[dict[str, Any]]:
+        """The records of the last evaluations, :data:`LAST_EVALUATIONS` of them where there are so many."""
+        return self.evaluations[-LAST_EVALUATIONS:]
+
     def late(self, key: str) -> float:
         """Mean of ``eval/<key>`` over the last evaluations; NaN without any."""
-        values = [r[f"eval/{key}"] for r in self.evaluations[-LAST_EVALUATIONS:]]
+        values = [r[f"eval/{key}"] for r in self.last_evaluations]
         return statistics.mean(values) if values else math.nan
 
 
@@ -110,8 +123,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether an epoch's line holds what is read of it."""
+    """Whether an epoch's line holds what is read of it: numbers, but for the name of the split."""
     if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+        return False
+    if not all(isinstance(v, (int, float, type(None))) for key, v in record.items() if key != "eval/split"):
         return False
     if "eval/mae" not in record:
         return True
@@ -121,12 +136,40 @@ def _is_record(record: Any) -> bool:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """How a run was made; empty where nothing tells."""
+    """How a run was made; empty where there is no such file.
+
+    Raises:
+        ConfigError: if it is there and cannot be read.
+    """
+    file = folder / PROVENANCE
     try:
-        made = json.loads((folder / PROVENANCE).read_text())
-    except (OSError, ValueError):
+        made = json.loads(file.read_text())
+    except FileNotFoundError:
         return {}
-    return made if isinstance(made, dict) else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); {_MADE_HINT}") from error
+    if not _is_provenance(made):
+        raise ConfigError(f"{file} does not tell how a run was made; {_MADE_HINT}")
+    return dict(made)
+
+
+def _is_provenance(made: Any) -> bool:
+    """Whether it holds what is read of it."""
+    if not isinstance(made, dict):
+        return False
+    commits, images = made.get("commits", []), made.get("images", {})
+    return (
+        isinstance(commits, list)
+        and all(isinstance(commit, str) for commit in commits)
+        and isinstance(images, dict)
+        and all(isinstance(images.get(key, 0), int) for key in ("train", "selection"))
+        and isinstance(images.get("digest", ""), str)
+    )
+
+
+def evaluation_folder(run: Path, dataset: str, split: str) -> Path:
+    """Where the evaluation of a run's checkpoint on a split is written, unless another place is typed."""
+    return run / "eval" / f"{dataset}_{split}"
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -143,7 +186,9 @@ def read_run(folder: Path) -> RunRecord:
         if not isinstance(plain, dict):
             raise TypeError("it holds no settings")
         config = from_plain(plain)  # type: ignore[arg-type]
-    except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     return RunRecord(folder, config, read_metrics(folder), read_provenance(folder))
 

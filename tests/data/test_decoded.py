@@ -50,7 +50,7 @@ def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: 
     of_first = decode_images(first, cache / "decoded", label="x")
     (cache / "a.jpg").unlink()
     second = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
-    decoded._decode(second[0].path, decode_images(second, cache / "decoded", label="x")[0])
+    decoded._decode(second[0], decode_images(second, cache / "decoded", label="x")[0])
     assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
 
 
@@ -58,8 +58,24 @@ def test_what_another_run_has_written_meanwhile_is_left_alone(tmp_path: Path) ->
     image = image_in(tmp_path, "a.jpg")
     (file,) = decode_images([image], tmp_path / "cache", label="x")
     before = file.stat()
-    decoded._decode(image.path, file)
+    decoded._decode(image, file)
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_file_cut_short_is_made_again(tmp_path: Path, kept: int) -> None:
+    image = image_in(tmp_path, "a.jpg")
+    (file,) = decode_images([image], tmp_path / "cache", label="x")
+    os.truncate(file, kept % file.stat().st_size)
+    assert decode_images([image], tmp_path / "cache", label="x") == [file]
+    assert torch.equal(open_decoded(file), read_image(image.path))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir=") as told:
+        decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "file" / "cache", label="x")
+    assert str(tmp_path / "file" / "cache") in str(told.value)
 
 
 def test_copies_of_a_dataset_share_a_cache(tmp_path: Path) -> None:

@@ -109,6 +109,19 @@ def test_a_half_written_file_left_by_a_killed_run_is_not_used(
         assert image.size == (64, 96)
 
 
+def test_a_file_cut_short_is_made_again(prepare_all: Callable[..., list[PreparedImage]]) -> None:
+    odd = prepare_all()[2].path
+    whole = odd.read_bytes()
+    os.truncate(odd, len(whole) - 1)
+    assert prepare_all()[2].path.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_made_is_told(sources: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir="):
+        prepare_images(sources, tmp_path / "file" / "x", min_side=64, max_side=128, multiple=32, label="test")
+
+
 def test_a_changed_source_is_prepared_again(
     sources: list[Path], prepare_all: Callable[..., list[PreparedImage]]
 ) -> None:

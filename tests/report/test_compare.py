@@ -113,6 +113,27 @@ def test_errors_of_the_best_the_last_and_the_last_five_epochs(tmp_path: Path, co
     assert all(len(row) == len(rows[0]) for row in rows)
 
 
+def test_a_seed_counts_once_in_a_mean(tmp_path: Path, config: TrainConfig) -> None:
+    for name, seed, more in (("a1", 1, 0.0), ("a1again", 1, 50.0), ("a2", 2, 2.0)):
+        write_run(tmp_path / name, config, [v + more for v in MAE], seed=seed, run_name="a")
+    comparison = compare([tmp_path])
+    (mean,) = [row for row in results_table(comparison) if row[0] == ""][1:]
+    assert (mean[1], mean[6]) == ("a, mean of 2 seeds", "11.00 ± 1.41 / 21.00 ± 1.41")
+    assert "a: a seed comes twice; the mean takes its first finished run" in terminal_report(comparison)
+
+
+def test_runs_on_different_images_have_no_mean(tmp_path: Path, config: TrainConfig) -> None:
+    for seed, digest in ((1, "x"), (2, "x"), (3, None), (4, "y")):
+        folder = write_run(tmp_path / f"a{seed}", config, MAE, seed=seed, run_name="a")
+        if digest is not None:
+            (folder / "run.json").write_text(json.dumps({"images": {"train": 2, "selection": 2, "digest": digest}}))
+        means = [row[1] for row in results_table(compare([tmp_path])) if row[0] == ""][1:]
+        assert means == ([f"a, mean of {seed} seeds"] if seed in (2, 3) else [])
+    assert "a: its runs saw different images or annotations, so they have no mean" in terminal_report(
+        compare([tmp_path])
+    )
+
+
 def test_folders_that_hold_no_run_are_named(tmp_path: Path, config: TrainConfig) -> None:
     good = write_run(tmp_path / "good", config, MAE)
     whole = (good / "metrics.jsonl").read_text()

@@ -87,7 +87,7 @@ def test_a_run_counts_by_its_settings_whatever_its_name(tmp_path: Path) -> None:
     assert cell.late("mae") == [11.0]
     assert len(filled.missing()) == 6
     assert (
-        "| lambda 1 | MAE | 1 | 40 | unknown | synthetic val | 10.0 | 11.0 | 20.0 | 77.9 | other recipe |"
+        "| lambda 1 | MAE | 1 | 40 | unknown | synthetic val | 10.0 | 11.0 (2) | 20.0 | 77.9 | other recipe |"
         in markdown(filled)
     )
 
@@ -123,7 +123,7 @@ def test_the_papers_own_recipe_is_compared(tmp_path: Path) -> None:
     maes = {2600: 80.0}
     write_run(tmp_path / "qnrf" / "r" / "seed1", "experiment=table3/lambda_1", maes=maes, epochs=2600)
     page = markdown(fill("3", [], tmp_path))
-    assert "| lambda 1 | MAE | 1 | 2600 | unknown | qnrf val | 80.0 | 80.0 | 160.0 | 77.9 | +2.1 |" in page
+    assert "| lambda 1 | MAE | 1 | 2600 | unknown | qnrf val | 80.0 | 80.0 (1) | 160.0 | 77.9 | +2.1 |" in page
     assert "Not the published recipe" not in page
 
 
@@ -213,7 +213,7 @@ def test_numbers_published_for_another_training_are_never_compared(tmp_path: Pat
     assert "| CSRNet-EBC over CSRNet | SHA | 2.8 % (1) | 8.7 % (2) | 12.0 %* | -9.0 [not evaluated], undecided" in page
     assert "68.2 / 115.0*" in latex(filled)
     assert "published for another training" in latex(filled)
-    assert "| CSRNet | SHA | 1 | 2600 | unknown | sha val | 75.0 | 75.0 | 150.0 | 68.2 | other recipe |" in page
+    assert "| CSRNet | SHA | 1 | 2600 | unknown | sha val | 75.0 | 75.0 (1) | 150.0 | 68.2 | other recipe |" in page
     assert "| CSRNet-EBC | SHA | 1 | 2600 | unknown | sha val | 66.0 | 66.0 | 132.0 | 66.3 | -0.3 |" in page
 
 
@@ -228,6 +228,35 @@ def test_a_run_on_other_images_is_no_run_of_the_dataset(tmp_path: Path) -> None:
     assert "trained on 10 images and selected on 10, where qnrf has 1201 and 334" in cell.refused[0]
     assert "| 1201, unknown |" in markdown(filled)
     assert "0123456+changes |" in markdown(filled)
+
+
+def test_runs_of_one_dataset_saw_the_same_images(tmp_path: Path) -> None:
+    digests = {("lambda_1", 1): "x", ("lambda_1", 2): "y", ("lambda_2", 1): "x", ("lambda_2", 2): None}
+    for (name, seed), digest in digests.items():
+        folder = run_of(tmp_path, f"table3/{name}", *SHORT, f"seed={seed}", name=name)
+        made = {"images": {"train": 6, "selection": 2, "digest": digest}} if digest else {}
+        (folder / "run.json").write_text(json.dumps(made))
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    assert sorted(filled.cells["lambda 2", "MAE"].runs) == [1, 2]
+    cell = filled.cells["lambda 1", "MAE"]
+    assert list(cell.runs) == [1]
+    (refused,) = cell.refused
+    assert "lambda_1/seed2: was trained or selected on other images or annotations than" in refused
+    assert refused in markdown(filled)
+
+
+def test_a_mean_of_fewer_evaluations_says_of_how_many(tmp_path: Path) -> None:
+    run_of(tmp_path, "table3/lambda_1", *SHORT)
+    maes = dict.fromkeys(range(20, 41, 5), 10.0)
+    write_run(tmp_path / "two" / "seed1", "experiment=table3/lambda_2", *SHORT, maes=maes)
+    page = markdown(fill("3", SHORT, tmp_path))
+    assert "| 10.0 | 11.0 (2) | 20.0 |" in page
+    assert "| 10.0 | 10.0 | 20.0 |" in page
+
+
+def test_a_wrong_setting_is_told_with_its_cell(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^table3/blockwise: loss\.weight=1: loss has no weight"):
+        fill("3", [*SHORT, "loss.weight=1"], tmp_path)
 
 
 @pytest.mark.parametrize(

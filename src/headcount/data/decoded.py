@@ -19,12 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headcount.config import ConfigError
-from headcount.data.prepare import PreparedImage, image_origin, written_whole
+from headcount.data.prepare import PreparedImage, image_origin
 from headcount.data.readers import read_image
+from headcount.files import make_folder, written_whole
 
 
 def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) -> list[Path]:
-    """Write the pixels of each image into ``folder``; only those that are missing or out of date.
+    """Write the pixels of each image into ``folder``; only those that are missing, out of date or cut short.
 
     Args:
         folder: made if it does not exist.
@@ -34,13 +35,13 @@ def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) 
         The file of each image.
 
     Raises:
-        ConfigError: if the disk has no room for what is missing.
+        ConfigError: if the folder cannot be made, or the disk has no room for what is missing.
     """
     files = [folder / f"{image.path.stem}-{_origin(image)}.npy" for image in images]
-    due = [(image, file) for image, file in zip(images, files, strict=True) if not file.exists()]
+    due = [(image, file) for image, file in zip(images, files, strict=True) if not _is_whole(file, image.size)]
     if not due:
         return files
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "dataset.cache_dir")
     needed = sum(3 * image.size[0] * image.size[1] for image, _ in due)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -50,7 +51,7 @@ def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) 
         )
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        tasks = [pool.submit(_decode, image.path, file) for image, file in due]
+        tasks = [pool.submit(_decode, image, file) for image, file in due]
         bar = tqdm(as_completed(tasks), total=len(tasks), desc=f"decoding {label} once", unit="image")
         for task in bar:
             task.result()
@@ -73,16 +74,24 @@ def _origin(image: PreparedImage) -> str:
     return hashlib.sha256(image_origin(image.source, image.size)).hexdigest()[:12]
 
 
-def _decode(source: Path, target: Path) -> None:
+def _is_whole(file: Path, size: tuple[int, int]) -> bool:
+    """Whether a file holds as many pixels as an image of this (width, height)."""
+    try:
+        return bool(np.load(file, mmap_mode="r").shape == (size[1], size[0], 3))
+    except (OSError, EOFError, ValueError):  # missing, empty, or cut short
+        return False
+
+
+def _decode(image: PreparedImage, target: Path) -> None:
     """Write the pixels, unless another run has meanwhile.
 
     Versions of another origin stay: a run that goes on may be reading them.
     """
-    if target.exists():
+    if _is_whole(target, image.size):
         return
-    pixels = read_image(source).permute(1, 2, 0).contiguous().numpy()
+    pixels = read_image(image.path).permute(1, 2, 0).contiguous().numpy()
     try:
         with written_whole(target) as part, part.open("wb") as file:
             np.save(file, pixels)
     except OSError as error:
-        raise ConfigError(f"{source} could not be decoded into {target}: {error}") from error
+        raise ConfigError(f"{image.path} could not be decoded into {target}: {error}") from error

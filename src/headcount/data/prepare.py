@@ -9,11 +9,9 @@ an interrupted run goes on where it stopped, and a changed source is made anew.
 import hashlib
 import json
 import os
-import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +20,13 @@ from tqdm import tqdm
 
 from headcount.config import ConfigError
 from headcount.data.readers import open_pillow, read_pillow
+from headcount.files import make_folder, written_whole
 
 # So many bytes at either end, and the length, tell one version of a compressed image from another; others are read
 # whole.
 _CHECKED = 16384
 _COMPRESSED = (".jpg", ".jpeg", ".png", ".webp")
+_END_OF_JPEG = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def prepare_images(
         if size != source_size and not _is_current(cached, image_origin(source, size)):
             due.append(image_)
     if due:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "dataset.cache_dir")
         # Threads suffice: Pillow decodes, resizes and encodes without Python's lock.
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
@@ -134,24 +134,15 @@ def image_origin(source: Path, size: tuple[int, int]) -> bytes:
 
 
 def _is_current(cached: Path, origin: bytes) -> bool:
-    """Whether the cached file exists and was made from ``origin``."""
+    """Whether the cached file exists, was made from ``origin``, and has its end."""
     try:
         with open_pillow(cached) as image:
-            return image.info.get("comment") == origin
-    except ConfigError:  # Missing, or no image.
+            current = bool(image.info.get("comment") == origin)
+        with cached.open("rb") as file:
+            file.seek(-len(_END_OF_JPEG), os.SEEK_END)
+            return current and file.read() == _END_OF_JPEG
+    except (ConfigError, OSError):  # Missing, or no image.
         return False
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A file of this process alone to write, which takes the name of ``target`` only when it is complete."""
-    # No process number: on two machines that share a disk it may be the same.
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _resize(image: PreparedImage) -> None:

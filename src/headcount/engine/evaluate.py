@@ -33,8 +33,10 @@ from headcount.data.points import block_counts, clamp_into, spread_blocks
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
 from headcount.engine.tiling import WHOLE_IMAGE, predict_blocks
+from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import Counter
+from headcount.runs import evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount, Sample
 
 # GAME(3) cuts an image into 2^3 regions a side, those of the coarser levels are made of these.
@@ -169,7 +171,7 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     path = Path(config.ckpt).expanduser()
     # The evaluation of the best weights is not written over by that of the last ones.
     last = "_last" if path.name == checkpoint.LAST else ""
-    folder = path.parent / "eval" / f"{dataset_config.name}_{config.split}{last}"
+    folder = evaluation_folder(path.parent, dataset_config.name, f"{config.split}{last}")
     if config.output_dir:
         folder = Path(config.output_dir).expanduser()
         if runtime.is_main:
@@ -220,6 +222,12 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     elif config.dataset is None:
         dataset = where_it_is_now(dataset, config.data_root)
     data_root = folder_of_datasets(config.data_root, trained.data_root, own=config.dataset is None)
+    before, now = getattr(trained.dataset, "root", None), getattr(dataset, "root", None)
+    if config.dataset is None and before and not now and not data_root:
+        raise ConfigError(
+            f"{before}, where the images lay for the training, is no longer there; type data_root=FOLDER, the folder "
+            f"of all datasets, or dataset={dataset.name} dataset.root=FOLDER"
+        )
     return open_split(dataset, config.split, data_root=data_root)
 
 
@@ -260,15 +268,3 @@ def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     if isinstance(mode, WholeImageConfig):
         return "whole image"
     return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
-
-
-def make_folder(folder: Path, setting: str) -> None:
-    """Make a folder to write into, before any work is done for it.
-
-    Raises:
-        ConfigError: names the ``setting`` to change if it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error}); choose another with {setting}=...") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from headcount.config import ConfigError
 from headcount.engine.runtime import Runtime
 from headcount.runs import METRICS, read_metrics
 from headcount.types import Batch, BlockPrediction, LossTerms
@@ -23,9 +24,18 @@ class Records:
     """Writes the records of the main process."""
 
     def __init__(self, folder: Path, *, start_epoch: int) -> None:
-        """Open the records of ``folder``; forget epochs from ``start_epoch`` (0-based) on."""
+        """Open the records of ``folder``; forget epochs from ``start_epoch`` (0-based) on.
+
+        Raises:
+            ConfigError: if an epoch before is missing.
+        """
         self.file = folder / METRICS
         kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
+        if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
+            raise ConfigError(
+                f"{self.file} does not hold epochs 1 to {start_epoch}, which the checkpoint has trained: put the whole "
+                "file back, or start another run with run_name=NAME"
+            )
         self.file.write_text("".join(json.dumps(r) + "\n" for r in kept))
         self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)
 

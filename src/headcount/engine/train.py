@@ -38,11 +38,12 @@ from headcount.data.datasets import CrowdDataset, block_histogram, open_split, s
 from headcount.data.loading import TrainLoader, build_smoothing, build_train_loader
 from headcount.data.points import Smoothing
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import evaluate, make_folder
+from headcount.engine.evaluate import evaluate
 from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
 from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarise
+from headcount.files import make_folder, written_whole
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
 from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics, read_run
@@ -185,6 +186,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             print(description)
         return None
     images = _digest(data.train)
+    selecting = _digest(data.select)
     model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
     schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
     average = build_average(config.optim, counter)
@@ -205,15 +207,17 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
         make_folder(folder, "output_dir")
-        OmegaConf.save(OmegaConf.create(plain), folder / CONFIG)
         earlier = read_run(folder).commits if resuming and (folder / CONFIG).is_file() else []
         made = {
             "commits": [*(c for c in earlier if c != commit), commit],
-            "images": {"train": len(data.train), "selection": len(data.select), "digest": images},
+            "images": {"train": len(data.train), "selection": len(data.select), "digest": f"{images}-{selecting}"},
             **runtime.describe(),
         }
-        (folder / PROVENANCE).write_text(json.dumps(made, indent=2) + "\n")
         records = Records(folder, start_epoch=state.epoch)
+        with written_whole(folder / CONFIG) as part:
+            OmegaConf.save(OmegaConf.create(plain), part)
+        with written_whole(folder / PROVENANCE) as part:
+            part.write_text(json.dumps(made, indent=2) + "\n")
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
 
     def save(state: State, is_best: bool) -> None:

@@ -43,6 +43,20 @@ class Experiment:
     name: str
     runs: list[RunRecord]
 
+    @property
+    def finished(self) -> list[RunRecord]:
+        """The runs a mean is of: the first finished one of each seed."""
+        first: dict[int, RunRecord] = {}
+        for run in self.runs:
+            if run.finished and run.evaluations:
+                first.setdefault(run.config.seed, run)
+        return list(first.values())
+
+    @property
+    def same_images(self) -> bool:
+        """Whether nothing tells that its runs saw different images; runs of earlier versions tell nothing."""
+        return len({run.digest for run in self.runs} - {None}) < 2
+
 
 @dataclass
 class Comparison:
@@ -97,6 +111,8 @@ def _read(folder: Path) -> RunRecord:
     Raises:
         ConfigError: if there is none.
     """
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; name the folder of the run, {folder.parent}")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name folders that train.py wrote, or one above them")
     file = folder / METRICS
@@ -155,7 +171,7 @@ def settings_table(comparison: Comparison) -> list[list[str]]:
 
 
 def results_table(comparison: Comparison) -> list[list[str]]:
-    """How well each run did, headings first; experiments end with the mean of their finished seeds, if several."""
+    """How well each run did, headings first; experiments end with the mean over their seeds, if several."""
     late_heading = f"mean of last {LAST_EVALUATIONS}, MAE / RMSE"
     headings = ["", "run", "seed", "epochs", "finished", "split", "best MAE / RMSE", "at", "last MAE / RMSE", "at"]
     rows = [[*headings, late_heading, "epochs"]]
@@ -168,12 +184,12 @@ def results_table(comparison: Comparison) -> list[list[str]]:
             if run.best is None:
                 rows.append([*row, *"-------"])
                 continue
-            seen = run.evaluations[-LAST_EVALUATIONS:]
+            seen = run.last_evaluations
             span = f"{seen[0]['epoch']}-{seen[-1]['epoch']}" + f" ({len(seen)})" * (len(seen) < LAST_EVALUATIONS)
             best, last, late = (f"{mae:.2f} / {rmse:.2f}" for mae, rmse in _errors(run))
             rows.append([*row, run.selection, best, str(run.best["epoch"]), last, str(seen[-1]["epoch"]), late, span])
-        finished = [_errors(run) for run in experiment.runs if run.evaluations and run.finished]
-        if len(finished) > 1:
+        finished = [_errors(run) for run in experiment.finished]
+        if len(finished) > 1 and experiment.same_images:
             best, last, late = (
                 " / ".join(f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for v in zip(*pairs, strict=True))
                 for pairs in zip(*finished, strict=True)
@@ -185,7 +201,7 @@ def results_table(comparison: Comparison) -> list[list[str]]:
 
 def _errors(run: RunRecord) -> list[tuple[float, float]]:
     """MAE and RMSE of the best, of the last, and mean of the last evaluations of a run that has any."""
-    chosen = [[run.best or {}], run.evaluations[-1:], run.evaluations[-LAST_EVALUATIONS:]]
+    chosen = [[run.best or {}], run.evaluations[-1:], run.last_evaluations]
     mae, rmse = (
         [statistics.mean(_number(record, key) for record in records) for records in chosen]
         for key in ("eval/mae", "eval/rmse")
@@ -251,6 +267,11 @@ def _notes(comparison: Comparison) -> list[str]:
     if splits:
         notes.append(f"Heads an image. 'best' is the epoch of the least MAE on '{', '.join(splits)}', with its RMSE:")
         notes.append("chosen and measured on one split, which flatters it; the mean of the last evaluations is not.")
+    for experiment in comparison.experiments:
+        if not experiment.same_images:
+            notes.append(f"{experiment.name}: its runs saw different images or annotations, so they have no mean.")
+        elif len({run.config.seed for run in experiment.runs}) < len(experiment.runs):
+            notes.append(f"{experiment.name}: a seed comes twice; the mean takes its first finished run.")
     if len(splits) > 1:
         notes.append("The splits differ: errors of different images do not compare.")
     if len({run.config.dataset.name for run in comparison.runs}) > 1:

@@ -11,10 +11,10 @@ from headcount.data.datasets import CrowdDataset
 from headcount.metrics import Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
+from headcount.runs import COUNTS
 from headcount.types import Evaluation
 
 METRICS = "metrics.json"
-COUNTS = "counts.csv"
 PICTURE, SCATTER, LEVELS_PICTURE, RELIABILITY = "worst.png", "scatter.png", "levels.png", "reliability.png"
 
 

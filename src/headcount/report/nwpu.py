@@ -7,7 +7,6 @@ and the dataset's readme describe them. Counts alone: nothing here knows a count
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from headcount.config import ConfigError
+from headcount.files import written_whole
 from headcount.metrics import LEVELS, measure
 from headcount.types import CountErrors, ImageCount
 
@@ -283,9 +283,5 @@ def _without_nan(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")

@@ -4,7 +4,7 @@ A cell is an experiment file. A run counts for it only if every setting that cha
 is the cell's own (or what was typed for the whole table); what was published is compared with ours
 only where nothing was typed that changes the recipe.
 
-Source of the tables: arXiv:2403.09281, version 1.
+Source of the tables: arXiv:2403.09281, version 1; of the tokens: version 2, figure 5.
 """
 
 import csv
@@ -23,7 +23,16 @@ from headcount.command import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.metrics import Interval
 from headcount.report.markdown import pipe_table
-from headcount.runs import LAST_EVALUATIONS, RunRecord, differences, find_runs, read_run, recipe
+from headcount.runs import (
+    COUNTS,
+    LAST_EVALUATIONS,
+    RunRecord,
+    differences,
+    evaluation_folder,
+    find_runs,
+    read_run,
+    recipe,
+)
 
 Compose = Callable[[Sequence[str]], TrainConfig]
 """Overrides -> the config that train.py would make of them."""
@@ -35,6 +44,7 @@ _OTHERWISE_NOTE = f"{OTHERWISE} published for another training than this project
 # Of many settings that differ these are told first.
 _TELLING = ("dataset.name", "model.name", "epochs", "scale", "optim.lr")
 _DPI = 120
+_PLUS_MINUS = r"$\pm$"
 _OURS, _PUBLISHED = "#0072b2", "#d55e00"
 
 
@@ -223,7 +233,10 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
             config = plain[experiment]
             if any(getattr(config, group).name != wanted for group, wanted in picked.items()):
                 continue
-            settings = recipe(compose([f"experiment={experiment}", *overrides]))
+            try:
+                settings = recipe(compose([f"experiment={experiment}", *overrides]))
+            except ConfigError as error:
+                raise ConfigError(f"{experiment}: {error}") from error
             cell = Cell(
                 *(row, column, experiment, list(overrides), config.expected),
                 changed=differences(recipe(config), settings, but=("seed",)),
@@ -231,6 +244,7 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
             _collect(cell, settings, found, seeds)
             filled.cells[row.label, column] = cell
     _refuse_settings_that_cells_differ_in(filled, plain, compose)
+    _refuse_other_images(filled)
     if not filled.cells:
         raise ConfigError(f"{' '.join(f'{k}={v}' for k, v in picked.items())}: no cell of {table.title} has both")
     filled.columns = [c for c in table.columns if any(column == c for _, column in filled.cells)]
@@ -253,6 +267,23 @@ def _refuse_settings_that_cells_differ_in(filled: Filled, plain: dict[str, Train
                     "what the table compares"
                 )
         seen.append((cell, settings))
+
+
+def _refuse_other_images(filled: Filled) -> None:
+    """Of runs with one dataset's settings and not the same images, those like the first one count."""
+    first: dict[str, RunRecord] = {}
+    for cell in filled.cells.values():
+        for seed, run in sorted(cell.runs.items()):
+            if run.digest is None:  # kept by later versions only
+                continue
+            settings = {k: v for k, v in recipe(run.config).items() if k.startswith(("dataset.", "kinds.dataset"))}
+            before = first.setdefault(repr(sorted(settings.items())), run)
+            if run.digest != before.digest:
+                del cell.runs[seed]
+                cell.refused.append(
+                    f"{run.folder}: was trained or selected on other images or annotations than {before.folder}; "
+                    "remove the one that should not count"
+                )
 
 
 def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError]:
@@ -336,7 +367,7 @@ def paired_difference(one: Cell, other: Cell) -> tuple[float, Interval] | None:
 
 def counts_file(run: RunRecord) -> Path:
     """Where the evaluation of a run's best checkpoint, on the split that selected it, tells of every image."""
-    return run.folder / "eval" / f"{run.config.dataset.name}_{run.selection}" / "counts.csv"
+    return evaluation_folder(run.folder, run.config.dataset.name, run.selection) / COUNTS
 
 
 def image_errors(run: RunRecord) -> dict[str, float] | None:
@@ -416,18 +447,19 @@ def latex(filled: Filled) -> str:
     published = _published(filled)
     both = {k: f"{ours[k]} ({published[k]})" if published[k] != "-" else ours[k] for k in filled.cells}
     body = [
-        " & ".join(_escape(cell) if k == 0 else cell.replace(" +- ", " $\\pm$ ") for k, cell in enumerate(row)) + r" \\"
+        " & ".join(_escape(cell) if k == 0 else cell.replace("+-", _PLUS_MINUS) for k, cell in enumerate(row)) + r" \\"
         for row in _grid(filled, both)
     ]
-    caption = [_escape(filled.table.title), "MAE / RMSE", "published in brackets"]
+    caption = [_escape(filled.table.title), "MAE / RMSE", "Published in brackets"]
     if _changed(filled):
         caption.append("Ours was trained otherwise than the published numbers")
     if _any_otherwise(filled):
         caption.append(_OTHERWISE_NOTE)
     return "\n".join(
         [
+            r"% \usepackage{booktabs}",
             r"\begin{table}",
-            f"\\caption{{{'. '.join(caption)}. {_escape(_how(filled))}}}",
+            f"\\caption{{{'. '.join(caption)}. {_escape(_how(filled)).replace('+-', _PLUS_MINUS)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(filled.columns)}}}",
             r"\toprule",
             " & ".join(["", *map(_escape, filled.columns)]) + r" \\",
@@ -617,7 +649,7 @@ def _run_rows(filled: Filled) -> list[list[str]]:
                 ", ".join(sorted({str(run.images[0]) if run.images else "unknown" for run in runs})) or "-",
                 ", ".join(sorted({f"{run.config.dataset.name} {run.selection}" for run in runs})) or "-",
                 _spread(cell.best("mae")),
-                _spread(cell.late("mae")),
+                _spread(cell.late("mae")) + _how_many({len(run.last_evaluations) for run in runs}),
                 _spread(cell.best("rmse")),
                 "-" if expected is None else _as_printed(expected),
                 difference,
@@ -625,6 +657,12 @@ def _run_rows(filled: Filled) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _how_many(evaluations: set[int]) -> str:
+    """How many evaluations a mean of the last is of, where they are fewer than usual."""
+    usual = not evaluations or evaluations == {LAST_EVALUATIONS}
+    return "" if usual else f" ({', '.join(map(str, sorted(evaluations)))})"
 
 
 def _short(commit: str) -> str:
