@@ -85,11 +85,13 @@ def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None
 
     def job(cfg: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        told: dict[str, Any] = {"typed": list(hydra_config.overrides.task)}
+        told: dict[str, Any] = {}
         try:
             config: Any = OmegaConf.to_object(cfg)
             if isinstance(config, TrainConfig) and config.run_name == "auto":
-                config.run_name = run_name(told["typed"], config_name=config_name, config_dir=config_dir)
+                config.run_name = run_name(
+                    list(hydra_config.overrides.task), config_name=config_name, config_dir=config_dir
+                )
             told["figures"] = task(config)
         except ConfigError as error:
             print(f"{config_name}.py: {error}", file=sys.stderr)
@@ -138,9 +140,9 @@ def _close_sweep(log: Path, jobs: Sequence[list[str]]) -> int:
     told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     log.unlink(missing_ok=True)
     told.sort(key=lambda one: one["job"])
-    if finished := [(one["typed"], one["figures"]) for one in told if one.get("figures")]:
+    if finished := [(jobs[one["job"]], one["figures"]) for one in told if one.get("figures")]:
         print(sweep_table(finished, common=set.intersection(*map(set, jobs))))
-    failed = [" ".join(one["typed"]) for one in told if one.get("status")]
+    failed = [" ".join(jobs[one["job"]]) for one in told if one.get("status")]
     failed += [f"{' '.join(jobs[k])} (did not end)" for k in {*range(len(jobs))} - {one["job"] for one in told}]
     if not failed:
         return 0

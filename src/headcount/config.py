@@ -13,6 +13,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -792,6 +793,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 }
 
 
+@cache  # once a process: tables compose hundreds of configs
 def register_schemas() -> None:
     """Put every schema where the YAML files find it: ``/schema/<group>/<kind>``."""
     store = ConfigStore.instance()

@@ -30,6 +30,7 @@ def released() -> dict[str, torch.Tensor]:
     return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
 
 
+@pytest.mark.slow
 def test_a_training_checkpoint_converts_and_evaluates(
     run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:
