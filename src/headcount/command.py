@@ -143,11 +143,11 @@ def _close_sweep(log: Path, jobs: Sequence[list[str]]) -> int:
     if finished := [(jobs[one["job"]], one["figures"]) for one in told if one.get("figures")]:
         print(sweep_table(finished, common=set.intersection(*map(set, jobs))))
     failed = [" ".join(jobs[one["job"]]) for one in told if one.get("status")]
-    failed += [f"{' '.join(jobs[k])} (did not end)" for k in {*range(len(jobs))} - {one["job"] for one in told}]
-    if not failed:
-        return 0
-    print("failed or unfinished:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
-    return max(one.get("status", 0) for one in told) if len(told) == len(jobs) else 1
+    unfinished = [" ".join(jobs[k]) for k in sorted({*range(len(jobs))} - {one["job"] for one in told})]
+    for title, lines in (("failed", failed), ("not finished", unfinished)):
+        if lines:
+            print(f"{title}:", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
+    return 1 if unfinished else max(one.get("status", 0) for one in told)
 
 
 def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> str:

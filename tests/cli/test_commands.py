@@ -19,19 +19,20 @@ from headcount.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Script = Callable[..., tuple[int, str, str]]
 SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=96", "model.width=8", "runtime.accelerator=cpu"]
 FOLDER = "checkpoints/synthetic/tiny_fine_scale-smoke_dataset.height-96_dataset.width-96_model.width-8/seed1"
 
 
-def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
-    trained = run_command("train.py", *SMALL)
-    assert trained.returncode == 0, trained.stderr
+def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
+    status, _, told = script("train.py", *SMALL)
+    assert status == 0, told
     run = tmp_path / FOLDER
-    assert f"next: python eval.py ckpt={FOLDER}/best_mae.pt" in trained.stderr
+    assert f"next: python eval.py ckpt={FOLDER}/best_mae.pt" in told
     assert (run / "curves.png").stat().st_size > 1000
 
-    evaluated = run_command("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
-    assert evaluated.returncode == 0, evaluated.stderr
+    status, out, told = script("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
+    assert status == 0, told
     report = run / "eval" / "synthetic_test"
     errors = json.loads((report / "metrics.json").read_text())
     rows = list(csv.DictReader((report / "counts.csv").read_text().splitlines()))
@@ -39,21 +40,19 @@ def test_train_evaluate_look_and_load(run_command: Run, tmp_path: Path) -> None:
     by_hand = sum(abs(float(r["predicted"]) - float(r["true"])) for r in rows) / 3
     assert errors["mae"] == pytest.approx(by_hand, abs=1e-3)
     assert errors["selected_on"] == "val"
-    assert re.search(rf"MAE +{errors['mae']:.2f}\b", evaluated.stdout)
+    assert re.search(rf"MAE +{errors['mae']:.2f}\b", out)
     assert (report / "worst.png").stat().st_size > 10_000
 
     # The paths it printed are there, and the checkpoint counts a picture in three lines of Python.
-    assert all(
-        (tmp_path / line.strip()).exists() for line in evaluated.stdout.splitlines() if line.startswith("  check")
-    )
+    assert all((tmp_path / line.strip()).exists() for line in out.splitlines() if line.startswith("  check"))
     counter = headcount.load(run / "best_mae.pt")
     prediction = counter.predict(report / "worst.png")
     assert prediction.count == pytest.approx(float(prediction.block_counts.sum()), rel=1e-5)
 
-    again = run_command("train.py", *SMALL)
-    assert again.returncode == 2
-    assert "holds a run already" in again.stderr
-    assert "Traceback" not in again.stderr
+    status, _, told = script("train.py", *SMALL)
+    assert status == 2
+    assert "holds a run already" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow
@@ -89,9 +88,11 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
     assert errors[0]["rmse"] == pytest.approx(errors[1]["rmse"], abs=1e-6)
 
 
-def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
-    done = run_command("train.py", "-m", *SMALL, "bins=fine,coarse", "optim.lr=1e-3,2e-3", "epochs=1", "resume=true")
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_keeps_its_runs_apart(script: Script, tmp_path: Path) -> None:
+    status, out, told = script(
+        "train.py", "-m", *SMALL, "bins=fine,coarse", "optim.lr=1e-3,2e-3", "epochs=1", "resume=true"
+    )
+    assert status == 0, told
     folders = sorted(
         str(f.parent.relative_to(tmp_path / "checkpoints" / "synthetic")) for f in tmp_path.rglob("last.pt")
     )
@@ -99,7 +100,7 @@ def test_a_sweep_keeps_its_runs_apart(run_command: Run, tmp_path: Path) -> None:
     assert ["optim.lr-0.002" in f for f in folders] == [False, True, False, True]
     assert folders[0].startswith("tiny_coarse")
     assert folders[2].startswith("tiny_fine")
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("bins=")]
+    lines = [line.split() for line in out.splitlines() if line.startswith("bins=")]
     assert [line[:2] for line in lines] == [
         [f"bins={b}", f"optim.lr={lr}"] for b in ("fine", "coarse") for lr in ("0.001", "0.002")
     ]
@@ -173,15 +174,15 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(run_command: Run, tm
     assert epochs == list(range(1, 13))
 
 
-def test_a_dry_run_of_a_dataset_that_is_not_there_says_where_to_get_it(run_command: Run, tmp_path: Path) -> None:
-    done = run_command("train.py", "dataset=sha", "dry_run=true", f"data_root={tmp_path}", HEADCOUNT_DATA="")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_a_dry_run_of_a_dataset_that_is_not_there_says_where_to_get_it(script: Script, tmp_path: Path) -> None:
+    status, _, told = script("train.py", "dataset=sha", "dry_run=true", f"data_root={tmp_path}")
+    assert status == 2
+    assert "Traceback" not in told
     for words in ("ShanghaiTech", str(tmp_path), "http"):
-        assert words in done.stderr
+        assert words in told
 
 
-def test_a_missing_checkpoint_is_refused(run_command: Run) -> None:
-    done = run_command("eval.py", "ckpt=nowhere.pt")
-    assert done.returncode == 2
-    assert done.stderr.strip() == "eval.py: ckpt=nowhere.pt: no such file"
+def test_a_missing_checkpoint_is_refused(script: Script) -> None:
+    status, _, told = script("eval.py", "ckpt=nowhere.pt")
+    assert status == 2
+    assert told.strip() == "eval.py: ckpt=nowhere.pt: no such file"

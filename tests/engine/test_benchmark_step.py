@@ -48,6 +48,7 @@ def test_the_measured_step_is_the_one_of_training() -> None:
     assert "meter.look()" in look
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_step_fit_together(run_command: Callable[..., Any]) -> None:
     settings = ["model=tiny", "model.width=8", "--batch", "1", "--crop-size", "64", "--points", "20", "--repeats", "1"]
     done = run_command("scripts/benchmark.py", "step", *settings, "--precision", "float32")
