@@ -264,8 +264,8 @@ def test_a_wrong_setting_is_told_with_its_cell(tmp_path: Path) -> None:
     [
         ("2", "bins=coarse"),
         ("3", "bins=fine"),
-        ("4", "bins=fine loss=dace"),
-        ("tokens", "model.prompt_tokens=32"),
+        pytest.param("4", "bins=fine loss=dace", marks=pytest.mark.slow),
+        pytest.param("tokens", "model.prompt_tokens=32", marks=pytest.mark.slow),
         ("count_loss", "loss=dace"),
     ],
 )
