@@ -7,6 +7,7 @@ smaller map.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -31,19 +32,19 @@ def resample(maps: Float[Tensor, "batch channels h w"], factor: float) -> Float[
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Predicts blocks from features; the interface of the heads below."""
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
-        """Let the untrained head predict the blocks of ``histogram`` (block count -> blocks).
+        """Let the untrained head predict the blocks of ``histogram`` (block count -> blocks), if it has a bias.
 
         Nearly all blocks are empty: from equal shares the first epochs only unlearn crowds.
         """
-        raise NotImplementedError
+        return
 
+    @abstractmethod
     def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
         """Predict blocks from features on a grid that is ``factor`` times coarser than the blocks."""
-        raise NotImplementedError
 
 
 class BlockClassifier(Head):
