@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.command import compose, quoted, to_config
+from headcount.command import INTERRUPTED, compose, quoted, to_config
 from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
 from headcount.files import make_folder
 
@@ -155,7 +155,7 @@ def main() -> None:
             "the table of what there is",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -103,15 +103,8 @@ def test_datasets_of_ones_own_are_told_apart_by_their_folders() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *(
-            "",
-            "5",
-            "[]",
-            '{"a": 1}',
-            '{"epoch": "1"}',
-            '{"epoch": 2, "train/total": "abc"}',
-            '{"epoch": 1, "eval/mae": 2.0, "eval/split": "val"}',
-        ),
+        *("", "5", "[]", '{"a": 1}', '{"epoch": "1"}', '{"epoch": 2, "train/total": "abc"}'),
+        '{"epoch": 1, "eval/mae": 2.0, "eval/split": "val"}',
         '{"epoch": 1, "eval/mae": "2", "eval/rmse": 3.0, "eval/split": "val"}',
         '{"epoch": 1, "eval/mae": 2.0, "eval/rmse": 3.0}',
     ],

@@ -17,6 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt eval.pictures=20
 """,
 }
-_INTERRUPTED = 130  # what shells say of a command stopped by Ctrl-C
+INTERRUPTED = 130
+"""Exit status of a command stopped by Ctrl-C, as shells give it."""
 _HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
 
 
@@ -121,7 +123,7 @@ def command(task: Callable[[Any], dict[str, float] | None], script: str) -> None
             _close_sweep(log, jobs)
         go_on = "; the same command with resume=true goes on" if config_name == "train" else ""
         print(f"\n{config_name}.py: interrupted{go_on}", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if log is not None and (status := _close_sweep(log, jobs)):
         sys.exit(status)
 
@@ -312,6 +314,7 @@ def _choices(config_dir: Path) -> dict[str, list[str]]:
     return groups
 
 
+@cache  # each composition asks
 def _groups(config_name: str, config_dir: Path) -> dict[str, list[str]]:
     """The groups that a command chooses from, with what can be chosen: those of its defaults list."""
     defaults = _default_choices(config_name, config_dir)

@@ -186,7 +186,6 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             print(description)
         return None
     images = _digest(data.train)
-    selecting = _digest(data.select)
     model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
     schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=len(data.loader))
     average = build_average(config.optim, counter)
@@ -208,9 +207,10 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     if runtime.is_main:
         make_folder(folder, "output_dir")
         earlier = read_run(folder).commits if resuming and (folder / CONFIG).is_file() else []
+        digest = f"{images}-{_digest(data.select)}"
         made = {
             "commits": [*(c for c in earlier if c != commit), commit],
-            "images": {"train": len(data.train), "selection": len(data.select), "digest": f"{images}-{selecting}"},
+            "images": {"train": len(data.train), "selection": len(data.select), "digest": digest},
             **runtime.describe(),
         }
         records = Records(folder, start_epoch=state.epoch)

@@ -201,12 +201,9 @@ def results_table(comparison: Comparison) -> list[list[str]]:
 
 def _errors(run: RunRecord) -> list[tuple[float, float]]:
     """MAE and RMSE of the best, of the last, and mean of the last evaluations of a run that has any."""
-    chosen = [[run.best or {}], run.evaluations[-1:], run.last_evaluations]
-    mae, rmse = (
-        [statistics.mean(_number(record, key) for record in records) for records in chosen]
-        for key in ("eval/mae", "eval/rmse")
-    )
-    return list(zip(mae, rmse, strict=True))
+    assert run.best is not None
+    chosen = (run.best, run.evaluations[-1])
+    return [*((r["eval/mae"], r["eval/rmse"]) for r in chosen), (run.late("mae"), run.late("rmse"))]
 
 
 def _number(record: dict[str, Any], key: str) -> float:

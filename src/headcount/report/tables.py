@@ -8,6 +8,7 @@ Source of the tables: arXiv:2403.09281, version 1; of the tokens: version 2, fig
 """
 
 import csv
+import itertools
 import math
 import shlex
 import statistics
@@ -152,6 +153,8 @@ class Cell:
     column: str
     experiment: str
     overrides: list[str]
+    settings: dict[str, Any]
+    """The recipe that its runs must have."""
     expected: ExpectedConfig | None
     changed: dict[str, tuple[Any, Any]]
     """Settings of the published recipe that were typed otherwise: name -> (published, typed)."""
@@ -238,12 +241,12 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
             except ConfigError as error:
                 raise ConfigError(f"{experiment}: {error}") from error
             cell = Cell(
-                *(row, column, experiment, list(overrides), config.expected),
+                *(row, column, experiment, list(overrides), settings, config.expected),
                 changed=differences(recipe(config), settings, but=("seed",)),
             )
-            _collect(cell, settings, found, seeds)
+            _collect(cell, found, seeds)
             filled.cells[row.label, column] = cell
-    _refuse_settings_that_cells_differ_in(filled, plain, compose)
+    _refuse_settings_that_cells_differ_in(filled, plain)
     _refuse_other_images(filled)
     if not filled.cells:
         raise ConfigError(f"{' '.join(f'{k}={v}' for k, v in picked.items())}: no cell of {table.title} has both")
@@ -251,22 +254,19 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
     return filled
 
 
-def _refuse_settings_that_cells_differ_in(filled: Filled, plain: dict[str, TrainConfig], compose: Compose) -> None:
+def _refuse_settings_that_cells_differ_in(filled: Filled, plain: dict[str, TrainConfig]) -> None:
     """Two cells that what was typed makes the same are no longer what their row or column says.
 
     Raises:
         ConfigError: names two such cells.
     """
-    seen: list[tuple[Cell, dict[str, Any]]] = []
-    for cell in filled.cells.values():
-        settings = recipe(compose([f"experiment={cell.experiment}", *cell.overrides]))
-        for other, before in seen:
-            if before == settings and recipe(plain[other.experiment]) != recipe(plain[cell.experiment]):
-                raise ConfigError(
-                    f"{' '.join(cell.overrides)}: makes {other.experiment} and {cell.experiment} the same; leave out "
-                    "what the table compares"
-                )
-        seen.append((cell, settings))
+    for other, cell in itertools.combinations(filled.cells.values(), 2):
+        same = other.settings == cell.settings
+        if same and recipe(plain[other.experiment]) != recipe(plain[cell.experiment]):
+            raise ConfigError(
+                f"{' '.join(cell.overrides)}: makes {other.experiment} and {cell.experiment} the same; leave out "
+                "what the table compares"
+            )
 
 
 def _refuse_other_images(filled: Filled) -> None:
@@ -300,7 +300,6 @@ def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | Conf
 
 def _collect(
     cell: Cell,
-    settings: dict[str, Any],
     found: dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError],
     seeds: Sequence[int],
 ) -> None:
@@ -314,9 +313,9 @@ def _collect(
                 cell.refused.append(f"{folder}: {read}")
             continue
         run, other = read[0], dict(read[1])
-        if settings.get("model.quick_gelu") is None:  # follows the weights, and is then written down
-            other["model.quick_gelu"] = settings.get("model.quick_gelu")
-        changed = differences(settings, other, but=("seed",))
+        if cell.settings.get("model.quick_gelu") is None:  # follows the weights, and is then written down
+            other["model.quick_gelu"] = cell.settings.get("model.quick_gelu")
+        changed = differences(cell.settings, other, but=("seed",))
         if changed:
             if named:
                 telling = sorted(changed, key=lambda key: key not in _TELLING)
