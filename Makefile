@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 quickstart: $(VENV)/installed ## train, evaluate and picture a counter on generated crowds
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/installed ## the tests anybody can run: no network, no GPU, under three minutes
+test: $(VENV)/installed ## the tests anybody can run: no network, no GPU, about three minutes
 	$(PYTEST) -m "not slow and not golden and not data and not gpu"
 
 test-all: $(VENV)/installed ## all tests; golden and real data where HEADCOUNT_GOLDEN and HEADCOUNT_DATA say
