@@ -108,7 +108,7 @@ def loss(arguments: argparse.Namespace) -> None:
         alone = predicted.detach()[fullest : fullest + 1].requires_grad_()
         few = [points[fullest]]
         compared = {
-            name: (step(dense_sinkhorn), step(TruncatedSinkhorn(regularisation=10.0, iterations=100)), 1e-3),
+            name: (step(dense_sinkhorn), step(TruncatedSinkhorn(regularization=10.0, iterations=100)), 1e-3),
             f"{len(points[fullest])} stable": (
                 step(log_sinkhorn, alone, few),
                 step(StableSinkhorn(10.0, 100), alone, few),
@@ -211,7 +211,7 @@ def add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def data(arguments: argparse.Namespace) -> None:
     """JPEGs of two sizes to augmented crops, in one process on one thread: ours against Pillow and floats.
 
-    Plain is how it is usually written: Pillow decodes, all else happens on float tensors, normalisation included
+    Plain is how it is usually written: Pillow decodes, all else happens on float tensors, normalization included
     (ours leaves that to the model, on its device). Decoded is ours with dataset.cache=decoded. All draw the same
     chances. A table of our stages follows, then the loader with workers, and its memory over many epochs.
     """
@@ -312,7 +312,7 @@ def resident_bytes() -> int:
 
 def stage_times(files: list[Path], points: list[Tensor], augment: "TrainAugment") -> dict[str, tuple[float, float]]:
     """Median milliseconds of each stage of our pipeline, and how often it happens."""
-    from headcount.data.augment import blur, jitter_colours, random_window, resize, salt_and_pepper
+    from headcount.data.augment import blur, jitter_colors, random_window, resize, salt_and_pepper
     from headcount.data.readers import read_image
 
     a, generator = augment, torch.Generator().manual_seed(0)
@@ -329,7 +329,7 @@ def stage_times(files: list[Path], points: list[Tensor], augment: "TrainAugment"
             image = timed("decode", read_image, file)
             window = timed("window", random_window, image, heads, a.crop_size, a.min_scale, a.max_scale, generator)
             image, _ = timed("resize", resize, *window, a.crop_size)
-            image = timed("jitter", jitter_colours, image, a.jitter, generator)
+            image = timed("jitter", jitter_colors, image, a.jitter, generator)
             image = timed("blur", blur, image, a.blur_size, generator)
             timed("salt and pepper", salt_and_pepper, image, a.salt_pepper, generator)
     sometimes = {
@@ -346,7 +346,7 @@ def plain_sample(file: Path, points: Tensor, augment: "TrainAugment", generator:
     from PIL import Image
 
     from headcount.data import points as heads
-    from headcount.data.augment import BLUR_SIGMA, happens, jitter_colours, uniform
+    from headcount.data.augment import BLUR_SIGMA, happens, jitter_colors, uniform
 
     crop = augment.crop_size
     image = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
@@ -360,7 +360,7 @@ def plain_sample(file: Path, points: Tensor, augment: "TrainAugment", generator:
     if happens(augment.flip, generator):
         image, points = pixels.horizontal_flip(image), heads.flip(points, width=crop)
     if happens(augment.jitter_probability, generator):
-        image = jitter_colours(image, augment.jitter, generator)
+        image = jitter_colors(image, augment.jitter, generator)
     if happens(augment.blur_probability, generator):
         sigma = uniform(*BLUR_SIGMA, generator)
         image = pixels.gaussian_blur(image, [augment.blur_size, augment.blur_size], [sigma, sigma])
@@ -411,8 +411,8 @@ def add_step(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def step(arguments: argparse.Namespace) -> None:
     """A whole training step, as train.py takes it, against its bare layers and its loss; and one evaluated image.
 
-    Bare is forward and backward of the same modules on normalised floats that lie on the device, from the mean of
-    the logits (or counts). The whole step adds the batch's way to the device, normalisation, loss, clipping, optimiser,
+    Bare is forward and backward of the same modules on normalized floats that lie on the device, from the mean of
+    the logits (or counts). The whole step adds the batch's way to the device, normalization, loss, clipping, optimizer,
     average and meter. Every round measures everything once; times are medians, ratios medians of the rounds' ratios.
     Where the layout is contiguous, so are bare's floats; training's images stay as they are decoded, channels last.
     Memory is what ``loss --help`` says. Weights are random unless model.weights says which. With a CLIP without a
@@ -441,7 +441,7 @@ def step(arguments: argparse.Namespace) -> None:
     )
     functions: dict[tuple[str, ...], Callable[[], object]] = {}
     for key, parts in steps.items():
-        # In this order: bare leaves gradients, which clipping and the optimiser find, and which the latter clears.
+        # In this order: bare leaves gradients, which clipping and the optimizer find, and which the latter clears.
         for name in ("whole", "bare", "clip", "update", "follow", "loss"):
             functions[*key, name] = getattr(parts, name)
         if isinstance(counter.head, CosineClassifier) and counter.decoder is None:
@@ -455,12 +455,12 @@ def step(arguments: argparse.Namespace) -> None:
     peaks = {
         key: peak_bytes(function, device=device) / 1e6
         for key, function in functions.items()
-        if key[-1] in ("whole", "bare", "update", "evaluation")  # the optimiser's clears what bare leaves
+        if key[-1] in ("whole", "bare", "update", "evaluation")  # the optimizer's clears what bare leaves
     }
 
     print(
         f"\n{'precision':>9} {'layout':>13}   step ms  bare ms  loss ms  step/(bare+loss)  step<=1.05bare+loss"
-        "   optimiser ms  clip ms  average ms  without them   step MB  bare MB"
+        "   optimizer ms  clip ms  average ms  without them   step MB  bare MB"
     )
     for key in steps:
         whole, bare, clip, update, follow, loss = (
@@ -475,7 +475,7 @@ def step(arguments: argparse.Namespace) -> None:
             f"{peaks[*key, 'bare']:8.1f}"
         )
     print(
-        "goal: step/(bare+loss) at most 1.05. Optimiser, clipping and average belong to the step and not to bare: "
+        "goal: step/(bare+loss) at most 1.05. Optimizer, clipping and average belong to the step and not to bare: "
         "'without them' is the ratio of the rest."
     )
     print(f"\nevaluation of one image, {IMAGE_PX[0]} x {IMAGE_PX[1]} px, float32:")
@@ -566,7 +566,7 @@ class TrainingStep:
     """Leaves gradients behind."""
     clip: Callable[[], None]
     update: Callable[[], None]
-    """The optimiser's step; clears the gradients."""
+    """The optimizer's step; clears the gradients."""
     follow: Callable[[], None]
     """The average's update."""
     loss: Callable[[], None]
@@ -628,7 +628,7 @@ class TrainingStep:
             return torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16)
 
         with torch.no_grad(), autocast():
-            floats = counter.normalise(here.images).contiguous(memory_format=layout)
+            floats = counter.normalize(here.images).contiguous(memory_format=layout)
             example = counter(floats)
         network = torch.compile(counter) if compiled else counter
 
@@ -681,7 +681,7 @@ class TrainingStep:
 
 
 def textbook_cosines(head: Any, features: Tensor, *, factor: float) -> "BlockPrediction":
-    """CLIP-EBC's head as its equations are written: up-sample, project, normalise, scale, softmax, expectation."""
+    """CLIP-EBC's head as its equations are written: up-sample, project, normalize, scale, softmax, expectation."""
     from headcount.types import BlockPrediction
 
     images = head.projection(F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False))
@@ -716,7 +716,7 @@ def throughput(setup: StepSetup, *, repeats: int) -> None:
             parts = TrainingStep.build(
                 setup, images, Precision.bf16, channels_last=setup.config.runtime.channels_last, compiled=compiled
             )
-            for _ in range(3):  # libraries choose kernels, the optimiser makes its state, compilers compile
+            for _ in range(3):  # libraries choose kernels, the optimizer makes its state, compilers compile
                 parts.whole()
             whole, loss = (np.array(t) for t in in_turns([parts.whole, parts.loss], rounds=repeats, device="cuda"))
             peak = peak_bytes(parts.whole, device="cuda") / 1e6

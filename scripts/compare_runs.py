@@ -4,7 +4,7 @@
   python scripts/compare_runs.py checkpoints/sha/vgg19_fine/seed* checkpoints/sha/mobilenet_v2_fine --output results
 
 A RUN is a folder with config.yaml and metrics.jsonl, as train.py writes them, or one that has such below it. Runs
-that differ in the seed alone share a colour and get a mean. Writes runs.md and runs.png. Exit status: 0, 1 if a
+that differ in the seed alone share a color and get a mean. Writes runs.md and runs.png. Exit status: 0, 1 if a
 folder could not be read (the others are compared), 2 if there is nothing to compare.
 """
 

@@ -35,7 +35,7 @@ def compose(*overrides: str, name: str = "train") -> TrainConfig:
         ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
         ("loss=3", ["loss=3: no such choice", "dace"]),
         ("resume=maybe", ["true or false"]),
-        ("model.mean=grey", ["a list such as"]),
+        ("model.mean=gray", ["a list such as"]),
         ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
         ("+speed=1", ["nothing can be added or removed"]),
         ("~loss", ["nothing can be added or removed"]),
@@ -140,8 +140,8 @@ def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
             "loss.beta=0.5: has no effect with loss.kernel=fixed",
         ),
         (
-            "bins=none model.head=regression loss=mse loss.neighbours=5",
-            "loss.neighbours=5: has no effect with loss.kern",
+            "bins=none model.head=regression loss=mse loss.neighbors=5",
+            "loss.neighbors=5: has no effect with loss.kern",
         ),
         ("bins.counted=windows bins.representatives=middle", "has no effect with bins.representatives=middle"),
         (
@@ -150,7 +150,7 @@ def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
         ),
         ("bins.representatives=middle bins.representative_counts=[0,1,2,3,4]", "bins.representatives=middle: has no"),
         ("bins.min_head_px=2 bins.label_correction=false", "bins.min_head_px=2: has no effect with bins.label_correc"),
-        ("loss=dace_mae loss.transport.regularisation=5", "with loss.count_loss=mae; leave it at 10.0"),
+        ("loss=dace_mae loss.transport.regularization=5", "with loss.count_loss=mae; leave it at 10.0"),
         ("bins.min_head_px=2 bins.max_count=4", "bins.min_head_px=2: has no effect with bins.max_count"),
         ("bins=blockwise bins.edges=[1,2] bins.step=0.1", "bins.step=0.1: has no effect with bins.edges"),
     ],
@@ -165,7 +165,7 @@ def test_settings_that_nothing_reads_are_refused(overrides: str, message: str) -
     [
         "loss=dace_mae",
         "loss.transport.ot_weight=0.1 loss.transport.iterations=5",
-        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.beta=0.5 loss.neighbours=5 loss.sigma=9",
+        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.beta=0.5 loss.neighbors=5 loss.sigma=9",
         "bins.counted=windows",
         "bins.min_head_px=2",
         "bins=blockwise bins.step=0.1",

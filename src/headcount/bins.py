@@ -50,7 +50,7 @@ class CountBins:
     representatives: tuple[float, ...]
     """The count each bin stands for (the paper's a_i)."""
     clip_at: float = math.inf
-    """Counts above this are labelled, and averaged, as this (the paper's m); inf where they are kept."""
+    """Counts above this are labeled, and averaged, as this (the paper's m); inf where they are kept."""
     smoothed: bool = False
     """The counts are those of heads that a Gaussian has spread: any number from 0, not integers."""
     observed: tuple[float, ...] | None = None
@@ -162,7 +162,7 @@ class CountBins:
     def label(self, block_counts: Float[Tensor, "batch 1 rows cols"]) -> Int64[Tensor, "batch rows cols"]:
         """The index of the bin each block's count lies in.
 
-        A smoothed count is 0 nowhere, exactly; up to ``ZERO_BELOW`` it is labelled as 0.
+        A smoothed count is 0 nowhere, exactly; up to ``ZERO_BELOW`` it is labeled as 0.
 
         Raises:
             ValueError: if a count lies in no bin (negative, not finite, or fractional where bins are of integers).

@@ -110,7 +110,7 @@ class Solver(Enum):
 
 
 class Kernel(Enum):
-    """Width of the Gaussian on each head: one for all, or by the distance to its neighbours."""
+    """Width of the Gaussian on each head: one for all, or by the distance to its neighbors."""
 
     fixed = 1
     adaptive = 2
@@ -156,7 +156,7 @@ class Reduction(Enum):
 
 
 class Algorithm(Enum):
-    """Optimiser."""
+    """Optimizer."""
 
     adam = 1
     adamw = 2
@@ -461,7 +461,7 @@ class BlocksConfig:
 
 
 ZERO_BELOW = 1e-4
-"""Heads; up to so many a smoothed count is labelled 0, which no Gaussian leaves exactly."""
+"""Heads; up to so many a smoothed count is labeled 0, which no Gaussian leaves exactly."""
 
 
 @dataclass
@@ -484,7 +484,7 @@ class BinsConfig(BlocksConfig):
     strategy: Strategy = Strategy.fine
     """One integer a bin, two for large counts, or two for all but 0."""
     min_head_px: int = number(4, 1)
-    """Side of the smallest head that can be recognised, pixels (the paper's s)."""
+    """Side of the smallest head that can be recognized, pixels (the paper's s)."""
     max_count: int | None = number(None, 1, 10_000)
     """Largest count with a meaning of its own; None gives (block_size // min_head_px)^2."""
     last: Last = Last.open
@@ -547,8 +547,8 @@ class TransportConfig:
     """Weight of the total-variation term."""
     count_weight: float = number(1.0, 0)
     """Weight of the absolute count error."""
-    regularisation: float = number(10.0, 0.001)
-    """Entropic regularisation, squared pixels."""
+    regularization: float = number(10.0, 0.001)
+    """Entropic regularization, squared pixels."""
     iterations: int = number(100, 1)
     """Sinkhorn iterations; a published number needs exactly 100."""
     solver: Solver = Solver.released
@@ -590,10 +590,10 @@ class MseConfig(LossConfig):
 
     name: str = "mse"
     kernel: Kernel = Kernel.fixed
-    """One width for all heads, or by the distance to the neighbours (geometry-adaptive)."""
+    """One width for all heads, or by the distance to the neighbors (geometry-adaptive)."""
     sigma: float = number(15.0, 1e-3)
     """Standard deviation of the fixed kernel, pixels of the training crop."""
-    neighbours: int = number(3, 1)
+    neighbors: int = number(3, 1)
     """Heads whose mean distance sets the adaptive kernel."""
     beta: float = number(0.3, 1e-3)
     """Adaptive standard deviation as a share of that distance."""
@@ -614,7 +614,7 @@ class DmConfig(LossConfig):
 
 @dataclass
 class OptimConfig:
-    """Optimiser, learning rate, gradient clipping, weight averaging."""
+    """Optimizer, learning rate, gradient clipping, weight averaging."""
 
     algorithm: Algorithm = Algorithm.adam
     lr: float = number(1e-4, 1e-12)
@@ -623,7 +623,7 @@ class OptimConfig:
     """Adam adds it to the gradient (L2), AdamW shrinks the weights."""
     schedule: Schedule = Schedule.cosine_restarts
     step: ScheduleStep = ScheduleStep.epoch
-    """The learning rate moves at every optimiser step, or once an epoch (released code)."""
+    """The learning rate moves at every optimizer step, or once an epoch (released code)."""
     warmup_epochs: float = number(0.0, 0)
     """Epochs of linear warm-up from ``warmup_lr``."""
     warmup_lr: float = number(1e-6, 0)
@@ -720,7 +720,7 @@ class TrainConfig:
     epochs: int = number(40, 1)
     """Passes over the training images."""
     batch_size: int = number(8, 1)
-    """Crops an optimiser step, over all processes."""
+    """Crops an optimizer step, over all processes."""
     eval_every_epochs: int = number(5, 1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     seed: int = number(1, 0)
@@ -991,7 +991,7 @@ def _idle_errors(config: TrainConfig) -> list[str]:
         ("bins", intervals, ("step",), intervals.edges is not None, "bins.edges"),
         ("loss.transport", transport, every, term is not CountTerm.dm, f"loss.count_loss={term.name}"),
         ("loss.transport", transport, ("iterations",), transport.tolerance is not None, "loss.transport.tolerance"),
-        ("loss", smoothed, ("neighbours", "beta"), smoothed.kernel is Kernel.fixed, "loss.kernel=fixed"),
+        ("loss", smoothed, ("neighbors", "beta"), smoothed.kernel is Kernel.fixed, "loss.kernel=fixed"),
     ]
     errors = []
     for group, values, names, idle, because in table:

@@ -1,6 +1,6 @@
 """The values that travel between the rooms: sample, batch, prediction, loss terms, errors.
 
-Plain dataclasses without behaviour of their own; nothing here knows a dataset, a model or a loss.
+Plain dataclasses without behavior of their own; nothing here knows a dataset, a model or a loss.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Sample:
     """One image with its annotated heads."""
 
     image: UInt8[Tensor, "3 height width"]
-    """RGB, 0 to 255; bytes until the model normalises them."""
+    """RGB, 0 to 255; bytes until the model normalizes them."""
     points: Float[Tensor, "n 2"]
     """Head positions (x, y) in pixels of this image, x right, y down."""
     name: str
@@ -76,7 +76,7 @@ class LossTerms:
     """A loss and the parts it was made of."""
 
     total: Float[Tensor, ""]
-    """What is minimised."""
+    """What is minimized."""
     parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Detached values to record, by name; weights already applied where a part is one of the sum."""
 

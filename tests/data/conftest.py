@@ -32,7 +32,7 @@ def write_image(path: Path, *, width: int, height: int, mode: str = "RGB", seed:
 IMAGES = {
     "IMG_1": (448, 448, "RGB", [(10.5, 20.25), (447.9, 447.9), (10.5, 20.25)]),  # Fits as it is; a duplicate.
     "IMG_2": (182, 260, "RGB", [(0.0, 0.0), (181.5, 259.5), (90.0, 100.0)]),  # Below the least side.
-    "IMG_3": (480, 448, "L", [(100.0, 100.0), (100.5, 100.5), (479.0, 447.0)]),  # Grey; two heads in a pixel.
+    "IMG_3": (480, 448, "L", [(100.0, 100.0), (100.5, 100.5), (479.0, 447.0)]),  # Gray; two heads in a pixel.
     "IMG_4": (500, 450, "RGB", []),  # Nobody.
     "IMG_10": (600, 470, "RGB", [(-3.0, 20.0), (600.0, 100.0), (300.0, 200.0), (50.0, 480.5)]),  # Three outside.
 }

@@ -57,7 +57,7 @@ def test_everything_wrong_is_found_at_once(faulty: Path) -> None:
     assert "train: 2 heads at exactly the place of another, in 1 image (most in IMG_1: 2)" in said
     assert "train: 2 heads outside the image, in 1 image (most in IMG_2: 2)" in said
     assert "train: 1 image without people: IMG_3" in said
-    assert "train: 1 image without colours: IMG_3" in said
+    assert "train: 1 image without colors: IMG_3" in said
     assert "1 image the same byte for byte in more than one split" in said
     assert "train/IMG_2 = test/IMG_1" in said
 

@@ -24,17 +24,17 @@ def chance(seed: int = 0) -> torch.Generator:
 
 
 def texture(height: int, width: int) -> torch.Tensor:
-    """A colourful picture without a symmetry, channels last in memory as decoded ones."""
+    """A colorful picture without a symmetry, channels last in memory as decoded ones."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([x * 5 % 256, y * 3 % 256, (x + 2 * y) % 256], dim=-1)
     return image.to(torch.uint8).permute(2, 0, 1)
 
 
-def spots(centres: torch.Tensor, *, height: int, width: int, radius: float) -> torch.Tensor:
+def spots(centers: torch.Tensor, *, height: int, width: int, radius: float) -> torch.Tensor:
     """Soft white discs on black, one around each point."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     image = torch.zeros(height, width)
-    for cx, cy in centres.tolist():
+    for cx, cy in centers.tolist():
         image = torch.maximum(image, torch.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * radius**2)))
     return (255 * image).to(torch.uint8).expand(3, -1, -1)
 
@@ -55,8 +55,8 @@ def test_heads_stay_where_the_picture_shows_them(flip: float, low: float, high: 
             if min(patch.shape) < 9:  # Cut off by the border.
                 continue
             rows, cols = torch.arange(patch.shape[0]) + top + 0.5, torch.arange(patch.shape[1]) + left + 0.5
-            centre = (patch.sum(0) @ cols.double() / patch.sum(), patch.sum(1) @ rows.double() / patch.sum())
-            assert math.dist(centre, (x, y)) < 0.34
+            center = (patch.sum(0) @ cols.double() / patch.sum(), patch.sum(1) @ rows.double() / patch.sum())
+            assert math.dist(center, (x, y)) < 0.34
             seen += 1
     assert seen > 5
 
@@ -133,28 +133,28 @@ def test_blur_is_torchvisions_but_for_a_few_grey_levels(size: int) -> None:
         assert difference.float().mean() < 0.5
 
 
-def test_blur_leaves_flat_colours_alone() -> None:
+def test_blur_leaves_flat_colors_alone() -> None:
     for value in (0, 1, 254, 255):
         flat = torch.full((3, 16, 16), value, dtype=torch.uint8)
         assert torch.equal(augment.blur(flat, 5, chance()), flat)
 
 
 def test_salt_and_pepper_are_whole_pixels_of_the_asked_share() -> None:
-    grey = torch.full((3, 200, 300), 128, dtype=torch.uint8)
-    result = augment.salt_and_pepper(grey, 0.01, chance())
+    gray = torch.full((3, 200, 300), 128, dtype=torch.uint8)
+    result = augment.salt_and_pepper(gray, 0.01, chance())
     white, black = (result == 255).all(0), (result == 0).all(0)
     assert 560 <= int(white.sum()) <= 600
     assert 560 <= int(black.sum()) <= 600
     assert torch.equal((result != 128).any(0), white | black)
-    assert (grey == 128).all()
+    assert (gray == 128).all()
 
 
-def test_jitter_moves_colours_by_at_most_its_amount() -> None:
-    grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
-    values = [augment.jitter_colours(grey, 0.1, chance(seed)).float().mean().item() for seed in range(60)]
+def test_jitter_moves_colors_by_at_most_its_amount() -> None:
+    gray = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+    values = [augment.jitter_colors(gray, 0.1, chance(seed)).float().mean().item() for seed in range(60)]
     assert 87 <= min(values) < 93  # Bytes are cut, not rounded, after each of the three.
     assert 107 < max(values) <= 111
-    assert torch.equal(augment.jitter_colours(grey, 0.0, chance()), grey)
+    assert torch.equal(augment.jitter_colors(gray, 0.0, chance()), gray)
 
 
 def test_each_change_happens_as_often_as_its_probability() -> None:

@@ -34,9 +34,9 @@ def test_training_images_and_heads_are_read(make_shanghaitech: MakeFolder, confi
     expected = torch.tensor([(0.0, 0.0), (181.5 * 448 / 182, 259.5 * 640 / 260), (90 * 448 / 182, 100 * 640 / 260)])
     torch.testing.assert_close(dataset[1].points, expected)
     assert dataset[0].points.tolist()[0] == [10.5, 20.25]
-    grey = dataset[2].image
-    assert torch.equal(grey[0], grey[1])
-    assert grey[0].float().std() > 10
+    gray = dataset[2].image
+    assert torch.equal(gray[0], gray[1])
+    assert gray[0].float().std() > 10
 
 
 @pytest.mark.parametrize("part", ["part_A", "part_A_final", "shanghaitech/part_A", "ShanghaiTech/part_A_final"])

@@ -395,7 +395,7 @@ def test_a_good_folder_has_nothing_to_leave_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("ending", ["JPG", "jpeg", "PNG"])
-def test_endings_and_colours_vary(ending: str, mode: str, tmp_path: Path) -> None:
+def test_endings_and_colors_vary(ending: str, mode: str, tmp_path: Path) -> None:
     base = tmp_path / "UCF-QNRF" / "Train"
     write_image(base / f"img_0001.{ending}", mode=mode)
     write_ann_mat(base / "img_0001_ann.MAT", HEADS["1"])

@@ -98,7 +98,7 @@ def test_collate_smooths_if_asked() -> None:
 
 def test_two_workers_smooth_as_none_does() -> None:
     dataset = crowd(8)
-    smoothing = Smoothing(4.0, neighbours=3)
+    smoothing = Smoothing(4.0, neighbors=3)
     alone, helped = (list(loader(dataset, workers=workers, smoothing=smoothing).epoch(0)) for workers in (0, 2))
     for a, b in zip(alone, helped, strict=True):
         assert a.smoothed is not None
@@ -111,8 +111,8 @@ def test_heads_are_smoothed_for_the_loss_or_else_the_bins() -> None:
     assert build_smoothing(BinsConfig(), DaceConfig()) is None
     assert build_smoothing(BlockwiseConfig(sigma=3.0), DaceConfig()) == Smoothing(3.0)
     assert build_smoothing(BlockwiseConfig(sigma=3.0), MseConfig(sigma=9.0)) == Smoothing(9.0)
-    adaptive = MseConfig(kernel=Kernel.adaptive, sigma=9.0, neighbours=2, beta=0.1)
-    assert build_smoothing(BinsConfig(), adaptive) == Smoothing(9.0, neighbours=2, beta=0.1)
+    adaptive = MseConfig(kernel=Kernel.adaptive, sigma=9.0, neighbors=2, beta=0.1)
+    assert build_smoothing(BinsConfig(), adaptive) == Smoothing(9.0, neighbors=2, beta=0.1)
 
 
 def test_collate_refuses_different_sizes() -> None:

@@ -161,10 +161,10 @@ def smooth(points: torch.Tensor, sigma: float, *, height: int = 40, width: int =
 
 @given(images_with_heads(), st.floats(0.1, 300), st.integers(1, 4))
 def test_smoothing_keeps_every_head_inside(
-    image: tuple[torch.Tensor, int, int, int], sigma: float, neighbours: int
+    image: tuple[torch.Tensor, int, int, int], sigma: float, neighbors: int
 ) -> None:
     points, width, height, block = image
-    for smoothing in (heads.Smoothing(sigma), heads.Smoothing(sigma, neighbours=neighbours)):
+    for smoothing in (heads.Smoothing(sigma), heads.Smoothing(sigma, neighbors=neighbors)):
         counts = heads.smoothed_counts(points, smoothing.sigmas(points), height=height, width=width, block_size=block)
         assert counts.shape == (height // block, width // block)
         assert float(counts.sum()) == pytest.approx(len(points), rel=1e-9)
@@ -197,11 +197,11 @@ def test_smoothed_heads_add_up_and_mirror() -> None:
 
 def test_adaptive_widths_by_hand() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 10.0], [30.0, 0.0]])
-    two = heads.Smoothing(15.0, neighbours=2, beta=0.3).sigmas(points)
+    two = heads.Smoothing(15.0, neighbors=2, beta=0.3).sigmas(points)
     assert two[0].item() == pytest.approx(0.3 * (5 + 10) / 2)
     assert two[3].item() == pytest.approx(0.3 * (30 + math.hypot(27, 4)) / 2)
-    assert heads.Smoothing(15.0, neighbours=4).sigmas(points).tolist() == [15] * 4  # three others are too few
+    assert heads.Smoothing(15.0, neighbors=4).sigmas(points).tolist() == [15] * 4  # three others are too few
     assert heads.Smoothing(15.0).sigmas(points).tolist() == [15] * 4
-    equal = heads.Smoothing(15.0, neighbours=2).sigmas(torch.ones(5, 2))
+    equal = heads.Smoothing(15.0, neighbors=2).sigmas(torch.ones(5, 2))
     assert equal.tolist() == [heads.MIN_SIGMA] * 5
-    assert heads.Smoothing(15.0, neighbours=2).sigmas(torch.zeros(0, 2)).shape == (0,)
+    assert heads.Smoothing(15.0, neighbors=2).sigmas(torch.zeros(0, 2)).shape == (0,)

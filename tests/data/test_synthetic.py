@@ -78,7 +78,7 @@ def test_an_image_without_people_still_shows_things(scenes: list[Scene]) -> None
     empty = [scene for scene in scenes if not scene.people]
     assert empty
     for scene in empty:
-        # Neighbouring pixels differ strongly somewhere: edges, not only a gradient and noise.
+        # Neighboring pixels differ strongly somewhere: edges, not only a gradient and noise.
         assert np.abs(np.diff(scene.image.astype(int), axis=2)).max() > 40
 
 
@@ -125,16 +125,16 @@ def test_refusals(config: SyntheticConfig, split: str, message: str) -> None:
 # ------------------------------------------------------------------------------------------ the painter
 
 
-def square(x: float, y: float, *, half: float = 5.0, colour: np.ndarray = RED, opacity: float = 1.0) -> Blob:
+def square(x: float, y: float, *, half: float = 5.0, color: np.ndarray = RED, opacity: float = 1.0) -> Blob:
     """Nearly a square: straight flanks, rounded by the last pixel only."""
-    return Blob(x, y, half, half, colour, colour, relief=0.0, opacity=opacity)
+    return Blob(x, y, half, half, color, color, relief=0.0, opacity=opacity)
 
 
 def canvas() -> Canvas:
     return Canvas(height=40, width=60, light=np.zeros(2))
 
 
-def test_an_ellipse_covers_its_area_around_its_centre() -> None:
+def test_an_ellipse_covers_its_area_around_its_center() -> None:
     page = canvas()
     page.paint(Blob(20.25, 15.5, 8.0, 12.0, RED, RED, relief=0.0))
     covered = 1 - page.free
@@ -158,9 +158,9 @@ def test_visible_share_of_free_hidden_half_hidden_and_outside_shapes() -> None:
 
 def test_what_is_painted_first_stays_in_front() -> None:
     page = canvas()
-    page.paint(square(30.0, 20.0, colour=RED))
-    page.paint(square(33.0, 20.0, half=8.0, colour=BLUE))
-    page.paint(square(500.0, 20.0, colour=RED))  # outside: nothing happens
+    page.paint(square(30.0, 20.0, color=RED))
+    page.paint(square(33.0, 20.0, half=8.0, color=BLUE))
+    page.paint(square(500.0, 20.0, color=RED))  # outside: nothing happens
     picture = page.over(np.full((3, 40, 60), 0.5))
     assert picture[:, 20, 30].tolist() == [1, 0, 0]
     assert picture[:, 20, 38].tolist() == [0, 0, 1]
@@ -169,7 +169,7 @@ def test_what_is_painted_first_stays_in_front() -> None:
 
 def test_half_opaque_paint_mixes_with_what_lies_behind() -> None:
     page = canvas()
-    page.paint(square(30.0, 20.0, colour=RED, opacity=0.25))
+    page.paint(square(30.0, 20.0, color=RED, opacity=0.25))
     assert page.over(np.ones((3, 40, 60)))[:, 20, 30] == pytest.approx([1, 0.75, 0.75])
 
 
@@ -182,12 +182,12 @@ def disks(n: int, *, seed: int) -> Sample:
     image = np.zeros((96, 128), np.uint8)
     y, x = np.mgrid[:96, :128]
     places = rng.permutation(6 * 8)[:n]
-    centres = np.stack([places % 8 * 16 + 8, places // 8 * 16 + 8], axis=1)
-    for a, b in centres:
+    centers = np.stack([places % 8 * 16 + 8, places // 8 * 16 + 8], axis=1)
+    for a, b in centers:
         image[(x - a) ** 2 + (y - b) ** 2 <= 36] = 255
     for place in rng.permutation(6 * 8)[:9]:
         image[place // 8 * 16, place % 8 * 16 : place % 8 * 16 + 2] = 255  # in the corners between disks
-    return Sample(torch.from_numpy(image).expand(3, -1, -1), torch.from_numpy(centres).float(), f"disks_{seed}")
+    return Sample(torch.from_numpy(image).expand(3, -1, -1), torch.from_numpy(centers).float(), f"disks_{seed}")
 
 
 def test_blob_counter_counts_disks_and_ignores_specks() -> None:

@@ -1,4 +1,4 @@
-"""Learning rates against the released schedule's golden factors; optimisers and averages by hand."""
+"""Learning rates against the released schedule's golden factors; optimizers and averages by hand."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_adamw_spares_biases_and_norms_and_adam_does_not() -> None:
     assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.5, 4)]
 
 
-def test_frozen_parameters_are_not_optimised() -> None:
+def test_frozen_parameters_are_not_optimized() -> None:
     model = nn.Linear(2, 2)
     model.weight.requires_grad = False
     assert [len(g["params"]) for g in build_optimizer(OptimConfig(), model).param_groups] == [1]

@@ -133,11 +133,11 @@ def test_a_prediction_says_how_sure_it_is(counter: PhotoCounter, photo: Path) ->
 
 
 def test_grey_arrays_and_tensors_are_counted_as_three_equal_channels(counter: PhotoCounter) -> None:
-    grey = np.random.default_rng(0).integers(0, 256, (96, 128), dtype=np.uint8)
-    expected = counter.count(np.stack([grey] * 3, axis=2))
-    assert counter.count(grey) == counter.count(torch.from_numpy(grey)) == expected
-    assert counter.count(Image.fromarray(grey)) == expected
-    assert counter.count(grey.T) != expected
+    gray = np.random.default_rng(0).integers(0, 256, (96, 128), dtype=np.uint8)
+    expected = counter.count(np.stack([gray] * 3, axis=2))
+    assert counter.count(gray) == counter.count(torch.from_numpy(gray)) == expected
+    assert counter.count(Image.fromarray(gray)) == expected
+    assert counter.count(gray.T) != expected
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_grey_arrays_and_tensors_are_counted_as_three_equal_channels(counter: Ph
     [
         (np.zeros((4, 5, 3), np.float32), r"\(height, width, 3\) bytes, not \(4, 5, 3\) float32.*times 255"),
         (torch.zeros(3, 4, 5), r"\(3, height, width\) bytes, not \(3, 4, 5\) torch.float32.*times 255"),
-        (np.zeros((4, 5, 4), np.uint8), r"not \(4, 5, 4\) uint8; \(height, width\) bytes are grey$"),
+        (np.zeros((4, 5, 4), np.uint8), r"not \(4, 5, 4\) uint8; \(height, width\) bytes are gray$"),
         (np.zeros((3, 4, 5), np.uint8), r"not \(3, 4, 5\) uint8"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), r"not \(4, 5, 3\) torch.uint8"),
         (np.zeros((4, 5), np.uint16), r"not \(4, 5\) uint16"),

@@ -32,7 +32,7 @@ BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, block_size=8, strategy=Strat
 
 
 class Features(nn.Module):
-    """The mean colour of every ``stride`` pixels a side."""
+    """The mean color of every ``stride`` pixels a side."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ class Problem:
     points: Tensor
     blocks: Tensor
     block_size: int
-    regularisation: float
+    regularization: float
     cost: float
     """<P, C>, squared pixels."""
     potentials: Tensor | None = None
@@ -32,36 +32,36 @@ def one_point() -> Problem:
         points=torch.tensor([[x, y]], dtype=torch.float64),
         blocks=blocks,
         block_size=8,
-        regularisation=reg,
+        regularization=reg,
         cost=float((blocks * cost).sum()),
         potentials=cost + reg * blocks.log(),
     )
 
 
 def shifted_lattice(*, dx: float, dy: float) -> Problem:
-    """Points ``(dx, dy)`` off the centres of blocks 64 px apart, which hold all the mass: each goes to its own."""
+    """Points ``(dx, dy)`` off the centers of blocks 64 px apart, which hold all the mass: each goes to its own."""
     blocks = torch.zeros(20, 28, dtype=torch.float64)
     rows, cols = torch.meshgrid(torch.tensor([2, 10, 18]), torch.tensor([1, 9, 17, 25]), indexing="ij")
     blocks[rows, cols] = 1 / 12
-    centres = torch.stack([cols, rows], dim=-1).reshape(-1, 2) * 8 + 4.0
+    centers = torch.stack([cols, rows], dim=-1).reshape(-1, 2) * 8 + 4.0
     return Problem(
-        points=centres + torch.tensor([dx, dy], dtype=torch.float64),
+        points=centers + torch.tensor([dx, dy], dtype=torch.float64),
         blocks=blocks,
         block_size=8,
-        regularisation=10.0,
+        regularization=10.0,
         cost=dx**2 + dy**2,
     )
 
 
-def symmetric_pair(*, block_size: int = 8, regularisation: float = 64.0) -> Problem:
-    """Two points on the centres of two neighbours of equal mass: P is proportional to exp(-C / reg)."""
+def symmetric_pair(*, block_size: int = 8, regularization: float = 64.0) -> Problem:
+    """Two points on the centers of two neighbors of equal mass: P is proportional to exp(-C / reg)."""
     squared = float(block_size**2)
-    k = math.exp(-squared / regularisation)
+    k = math.exp(-squared / regularization)
     return Problem(
         points=torch.tensor([[0.5, 0.5], [1.5, 0.5]], dtype=torch.float64) * block_size,
         blocks=torch.full((1, 2), 0.5, dtype=torch.float64),
         block_size=block_size,
-        regularisation=regularisation,
+        regularization=regularization,
         cost=squared * k / (1 + k),
         potentials=torch.zeros(1, 2, dtype=torch.float64),
     )
@@ -69,10 +69,10 @@ def symmetric_pair(*, block_size: int = 8, regularisation: float = 64.0) -> Prob
 
 KNOWN: dict[str, Callable[[], Problem]] = {
     "one point": one_point,
-    "on the centres": lambda: shifted_lattice(dx=0, dy=0),
-    "off the centres": lambda: shifted_lattice(dx=3, dy=-2),
+    "on the centers": lambda: shifted_lattice(dx=0, dy=0),
+    "off the centers": lambda: shifted_lattice(dx=3, dy=-2),
     "symmetric pair": symmetric_pair,
-    "symmetric pair of large blocks": lambda: symmetric_pair(block_size=16, regularisation=100),
+    "symmetric pair of large blocks": lambda: symmetric_pair(block_size=16, regularization=100),
 }
 
 
@@ -85,19 +85,19 @@ def crowd(n: int, rows: int, cols: int, *, seed: int, block_size: int = 8) -> tu
 
 
 def squared_distances(points: np.ndarray, rows: int, cols: int, block_size: int) -> np.ndarray:
-    """(n, rows * cols), from each point to each centre of a block."""
+    """(n, rows * cols), from each point to each center of a block."""
     row, col = np.divmod(np.arange(rows * cols), cols)
-    centres = np.stack([col, row], axis=1) * block_size + block_size / 2
-    return np.square(points[:, None] - centres[None]).sum(-1)
+    centers = np.stack([col, row], axis=1) * block_size + block_size / 2
+    return np.square(points[:, None] - centers[None]).sum(-1)
 
 
 def dense_iteration(
-    points: Tensor, blocks: Tensor, *, block_size: int, regularisation: float, iterations: int, stop: float = 1e-9
+    points: Tensor, blocks: Tensor, *, block_size: int, regularization: float, iterations: int, stop: float = 1e-9
 ) -> tuple[np.ndarray, float, int]:
     """The released iteration in float64 on the whole kernel: potentials, cost and the iterations made."""
     b = blocks.double().numpy().ravel()
     cost = squared_distances(points.double().numpy(), *blocks.shape, block_size)
-    kernel = np.exp(-cost / regularisation)
+    kernel = np.exp(-cost / regularization)
     a = u = np.full(len(points), 1 / len(points))
     done = 0
     while done < iterations:
@@ -106,5 +106,5 @@ def dense_iteration(
         done += 1
         if done % 10 == 0 and np.square(v * (u @ kernel) - b).sum() <= stop:
             break
-    potentials = regularisation * np.log(v + 1e-16).reshape(blocks.shape)
+    potentials = regularization * np.log(v + 1e-16).reshape(blocks.shape)
     return potentials, float(u @ (kernel * cost) @ v), done

@@ -113,7 +113,7 @@ def test_every_setting_reaches_the_loss():
         {"ot_reduction": Reduction.sum},
         {"tv_weight": 1.0},
         {"count_weight": 0.0},
-        {"regularisation": 30.0},
+        {"regularization": 30.0},
         {"iterations": 3},
         {"solver": Solver.stable},
         {"solver": Solver.stable, "tolerance": 1e-4},
@@ -152,7 +152,7 @@ def test_count_loss_of_every_block(term):
     torch.testing.assert_close(terms.total.detach(), by_hand + terms.parts["cross_entropy"])
 
 
-def test_bins_of_smoothed_counts_are_labelled_by_those():
+def test_bins_of_smoothed_counts_are_labeled_by_those():
     bins = CountBins.from_edges([0.5], block_size=8)  # as many as above
     logits, batch = prediction_and_batch()
     smoothed = torch.full_like(batch.block_counts, 0.3)

@@ -8,8 +8,8 @@ from headcount.losses.sinkhorn import TruncatedSinkhorn
 from losses.problems import KNOWN, crowd, dense_iteration, squared_distances
 
 
-def solve(points, blocks, *, block_size=8, regularisation=10.0, iterations=100):
-    return TruncatedSinkhorn(regularisation, iterations)(points, blocks, block_size=block_size)
+def solve(points, blocks, *, block_size=8, regularization=10.0, iterations=100):
+    return TruncatedSinkhorn(regularization, iterations)(points, blocks, block_size=block_size)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -20,7 +20,7 @@ def test_known_answers(name, dtype):
         [problem.points.to(dtype)],
         problem.blocks[None].to(dtype),
         block_size=problem.block_size,
-        regularisation=problem.regularisation,
+        regularization=problem.regularization,
     )
     tolerance = 1e-4 if dtype is torch.float32 else 1e-9
     assert float(solution.costs) == pytest.approx(problem.cost, rel=tolerance, abs=tolerance)
@@ -33,20 +33,20 @@ def test_known_answers(name, dtype):
 def test_pot_makes_the_same_iterations(monkeypatch, iterations):
     monkeypatch.setattr(sinkhorn, "STOP_BELOW", -1.0)
     points, blocks = crowd(23, 4, 5, seed=1)
-    regularisation = 100.0  # every block within reach, where EPSILON has no say
+    regularization = 100.0  # every block within reach, where EPSILON has no say
     cost = squared_distances(points.numpy(), 4, 5, 8)
     plan, log = ot.bregman.sinkhorn_knopp(
         np.full(23, 1 / 23),
         blocks.numpy().ravel(),
         cost,
-        regularisation,
+        regularization,
         numItermax=iterations,
         stopThr=0,
         warn=False,
         log=True,
     )
-    solution = solve([points], blocks[None], regularisation=regularisation, iterations=iterations)
-    potentials = regularisation * np.log(log["v"]).reshape(4, 5)
+    solution = solve([points], blocks[None], regularization=regularization, iterations=iterations)
+    potentials = regularization * np.log(log["v"]).reshape(4, 5)
     np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=1e-7)
     assert float(solution.costs) == pytest.approx((plan * cost).sum(), rel=1e-9)
 
@@ -54,7 +54,7 @@ def test_pot_makes_the_same_iterations(monkeypatch, iterations):
 def test_many_iterations_approach_the_exact_transport():
     points, blocks = crowd(12, 3, 4, seed=2)
     exact = ot.emd2(np.full(12, 1 / 12), blocks.numpy().ravel(), squared_distances(points.numpy(), 3, 4, 8))
-    costs = [float(solve([points], blocks[None], regularisation=r, iterations=5000).costs) for r in (60.0, 20.0)]
+    costs = [float(solve([points], blocks[None], regularization=r, iterations=5000).costs) for r in (60.0, 20.0)]
     assert exact < costs[1] < costs[0]
     assert costs[1] < 1.1 * exact
 
@@ -63,7 +63,7 @@ def test_many_iterations_approach_the_exact_transport():
 @pytest.mark.parametrize(("n", "rows", "cols"), [(1, 56, 56), (5, 56, 56), (60, 56, 40), (400, 20, 56)])
 def test_the_sparse_kernel_makes_the_dense_iteration(n, rows, cols):
     points, blocks = crowd(n, rows, cols, seed=n)
-    potentials, cost, _ = dense_iteration(points, blocks, block_size=8, regularisation=10, iterations=100)
+    potentials, cost, _ = dense_iteration(points, blocks, block_size=8, regularization=10, iterations=100)
     solution = solve([points], blocks[None])
     np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=2e-3)
     assert float(solution.costs) == pytest.approx(cost, rel=1e-5)
@@ -72,19 +72,19 @@ def test_the_sparse_kernel_makes_the_dense_iteration(n, rows, cols):
     assert float(single.costs) == pytest.approx(cost, rel=1e-4)
 
 
-@pytest.mark.parametrize(("block_size", "regularisation"), [(4, 10.0), (16, 10.0), (8, 1.0), (8, 1000.0)])
-def test_other_blocks_and_regularisations(block_size, regularisation):
+@pytest.mark.parametrize(("block_size", "regularization"), [(4, 10.0), (16, 10.0), (8, 1.0), (8, 1000.0)])
+def test_other_blocks_and_regularizations(block_size, regularization):
     points, blocks = crowd(30, 12, 9, seed=3, block_size=block_size)
-    kind = {"block_size": block_size, "regularisation": regularisation, "iterations": 40}
+    kind = {"block_size": block_size, "regularization": regularization, "iterations": 40}
     potentials, cost, _ = dense_iteration(points, blocks, **kind)
     solution = solve([points], blocks[None], **kind)
-    np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=2e-4 * regularisation)
+    np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=2e-4 * regularization)
     assert float(solution.costs) == pytest.approx(cost, rel=1e-5)
 
 
 def test_points_out_of_reach_of_every_block():
     points, blocks = torch.tensor([[1.0, 1.0], [126.0, 1.0]]), torch.full((1, 1, 2), 0.5)
-    solution = solve([points], blocks, block_size=64, regularisation=1.0)
+    solution = solve([points], blocks, block_size=64, regularization=1.0)
     torch.testing.assert_close(solution.potentials, torch.full_like(blocks, 0.5e16).log())
     assert not solution.costs.any()
 
@@ -94,7 +94,7 @@ def test_an_image_stops_at_the_released_threshold():
     counts = np.histogram2d(points[:, 1], points[:, 0], bins=12, range=[[0, 96]] * 2)[0] + 1
     blocks = torch.from_numpy(counts * np.random.default_rng(1).uniform(0.9, 1.1, (12, 12)))
     blocks /= blocks.sum()
-    kind = {"block_size": 8, "regularisation": 100.0, "iterations": 100}
+    kind = {"block_size": 8, "regularization": 100.0, "iterations": 100}
     stopped, _, made = dense_iteration(points, blocks, **kind)
     went_on, _, _ = dense_iteration(points, blocks, **kind, stop=0)
     assert made < 100
@@ -104,7 +104,7 @@ def test_an_image_stops_at_the_released_threshold():
     other_points, other_blocks = crowd(40, 12, 12, seed=5)
     other, _, other_made = dense_iteration(other_points, other_blocks, **kind)
     assert other_made == 100
-    solution = solve([points, other_points], torch.stack([blocks, other_blocks]), regularisation=100.0)
+    solution = solve([points, other_points], torch.stack([blocks, other_blocks]), regularization=100.0)
     np.testing.assert_allclose(solution.potentials[0].numpy(), stopped, rtol=0, atol=1e-6)
     np.testing.assert_allclose(solution.potentials[1].numpy(), other, rtol=0, atol=1e-6)
 
@@ -121,7 +121,7 @@ def test_a_ragged_batch_is_its_images_one_at_a_time(monkeypatch, at_once, vector
     assert not solution.potentials[[0, 5]].any()
     assert not solution.costs[[0, 5]].any()
     for i in (1, 2, 3, 4, 6):
-        potentials, cost, _ = dense_iteration(*crowds[i], block_size=8, regularisation=10, iterations=100)
+        potentials, cost, _ = dense_iteration(*crowds[i], block_size=8, regularization=10, iterations=100)
         np.testing.assert_allclose(solution.potentials[i].numpy(), potentials, rtol=0, atol=2e-3)
         assert float(solution.costs[i]) == pytest.approx(cost, rel=1e-5)
 

@@ -13,34 +13,34 @@ from headcount.losses.transport import TransportLoss
 from losses.problems import KNOWN, crowd, squared_distances
 
 
-def solve(points, blocks, *, block_size=8, regularisation=10.0, iterations=100, tolerance=None):
-    return StableSinkhorn(regularisation, iterations, tolerance)(points, blocks, block_size=block_size)
+def solve(points, blocks, *, block_size=8, regularization=10.0, iterations=100, tolerance=None):
+    return StableSinkhorn(regularization, iterations, tolerance)(points, blocks, block_size=block_size)
 
 
-def pot(points, blocks, *, block_size=8, regularisation=10.0, iterations, stop=0.0):
+def pot(points, blocks, *, block_size=8, regularization=10.0, iterations, stop=0.0):
     """Potentials of the blocks, their weighted mean 0, and <P, C>, by POT's iteration in logarithms."""
     b = blocks.numpy().ravel()
     a, cost = np.full(len(points), 1 / len(points)), squared_distances(points.numpy(), *blocks.shape, block_size)
     plan, log = ot.sinkhorn(
-        *(a, b, cost, regularisation),
+        *(a, b, cost, regularization),
         method="sinkhorn_log",
         numItermax=iterations,
         stopThr=stop,
         warn=False,
         log=True,
     )
-    g = regularisation * log["log_v"]
+    g = regularization * log["log_v"]
     return (g - g @ b).reshape(blocks.shape), float((plan * cost).sum())
 
 
 PROBLEMS = [(23, 4, 5, 100.0), (50, 8, 8, 10.0), (1, 8, 8, 10.0), (30, 8, 5, 1.0), (2, 1, 8, 10.0)]
 
 
-@pytest.mark.parametrize(("n", "rows", "cols", "regularisation"), PROBLEMS)
+@pytest.mark.parametrize(("n", "rows", "cols", "regularization"), PROBLEMS)
 @pytest.mark.parametrize("iterations", [1, 2, 9, 100])
-def test_pot_makes_the_same_iterations(n, rows, cols, regularisation, iterations):
+def test_pot_makes_the_same_iterations(n, rows, cols, regularization, iterations):
     points, blocks = crowd(n, rows, cols, seed=n)
-    kind = {"regularisation": regularisation, "iterations": iterations}
+    kind = {"regularization": regularization, "iterations": iterations}
     potentials, cost = pot(points, blocks, **kind)
     solution = solve([points], blocks[None], **kind)
     np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=1e-6)
@@ -58,11 +58,11 @@ def test_absorbing_often_or_never_changes_nothing(monkeypatch):
         torch.testing.assert_close(solve([points], blocks[None]).potentials, usual.potentials, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("n", "rows", "cols", "regularisation"), PROBLEMS[:3])
-def test_with_a_tolerance_it_is_pot_converged(n, rows, cols, regularisation):
+@pytest.mark.parametrize(("n", "rows", "cols", "regularization"), PROBLEMS[:3])
+def test_with_a_tolerance_it_is_pot_converged(n, rows, cols, regularization):
     points, blocks = crowd(n, rows, cols, seed=n)
-    potentials, cost = pot(points, blocks, regularisation=regularisation, iterations=50_000, stop=1e-13)
-    solution = solve([points], blocks[None], regularisation=regularisation, iterations=1, tolerance=1e-12)
+    potentials, cost = pot(points, blocks, regularization=regularization, iterations=50_000, stop=1e-13)
+    solution = solve([points], blocks[None], regularization=regularization, iterations=1, tolerance=1e-12)
     np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=1e-6)
     assert float(solution.costs) == pytest.approx(cost, rel=1e-6)
 
@@ -95,7 +95,7 @@ def test_known_answers(name, dtype):
         [problem.points.to(dtype)],
         problem.blocks[None].to(dtype),
         block_size=problem.block_size,
-        regularisation=problem.regularisation,
+        regularization=problem.regularization,
         tolerance=1e-6 if dtype is torch.float32 else 1e-12,
     )
     # Blocks without a share: as many floors as there are.
@@ -181,7 +181,7 @@ def test_nothing_is_differentiated():
 def test_the_config_chooses_it():
     from headcount.config import DmConfig
 
-    transport = TransportConfig(solver=Solver.stable, regularisation=3.0, iterations=7, tolerance=1e-3)
+    transport = TransportConfig(solver=Solver.stable, regularization=3.0, iterations=7, tolerance=1e-3)
     loss = build_loss(DmConfig(transport=transport), None, block_size=8)
     assert loss.transport.solver == StableSinkhorn(3.0, 7, 1e-3)
 

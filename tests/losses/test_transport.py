@@ -8,9 +8,9 @@ from headcount.losses.transport import TransportLoss, transport_surrogate
 from losses.problems import crowd, squared_distances
 
 
-def transport_loss(*, ot_weight=0.8, reduction=Reduction.mean, tv_weight=0.01, count_weight=1.0, regularisation=10.0):
+def transport_loss(*, ot_weight=0.8, reduction=Reduction.mean, tv_weight=0.01, count_weight=1.0, regularization=10.0):
     return TransportLoss(
-        TruncatedSinkhorn(regularisation, 100),
+        TruncatedSinkhorn(regularization, 100),
         block_size=8,
         ot_weight=ot_weight,
         ot_reduction=reduction,
@@ -60,7 +60,7 @@ def test_gradient_of_variation_and_count_is_numerical():
 
 def test_gradient_of_transport_is_that_of_the_entropic_distance():
     # POT, converged: the least value of <P, C> + reg * sum P (log P - 1), as the prediction moves a little.
-    n, rows, cols, regularisation = 9, 3, 4, 50.0
+    n, rows, cols, regularization = 9, 3, 4, 50.0
     points, blocks = crowd(n, rows, cols, seed=4)
     predicted = (7 * blocks)[None].requires_grad_()
     a = torch.full((n,), 1 / n, dtype=torch.float64)
@@ -68,10 +68,10 @@ def test_gradient_of_transport_is_that_of_the_entropic_distance():
 
     def distance(counts):
         b = (counts / counts.sum()).flatten()
-        plan = ot.sinkhorn(a, b, cost, regularisation, method="sinkhorn_log", numItermax=20000, stopThr=1e-13)
-        return float((plan * cost).sum() + regularisation * (plan * (plan.clamp(min=1e-300).log() - 1)).sum())
+        plan = ot.sinkhorn(a, b, cost, regularization, method="sinkhorn_log", numItermax=20000, stopThr=1e-13)
+        return float((plan * cost).sum() + regularization * (plan * (plan.clamp(min=1e-300).log() - 1)).sum())
 
-    solution = TruncatedSinkhorn(regularisation, 2000)([points], blocks[None], block_size=8)
+    solution = TruncatedSinkhorn(regularization, 2000)([points], blocks[None], block_size=8)
     found = torch.autograd.grad(transport_surrogate(predicted, solution.potentials).sum(), predicted)[0][0]
     for k in range(6):
         step = 1e-4 * torch.randn(rows, cols, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) * blocks

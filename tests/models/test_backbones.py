@@ -105,7 +105,7 @@ def test_layers_have_the_names_of_published_checkpoints() -> None:
 
 
 def disturb(module: nn.Module) -> None:
-    """Statistics and weights of normalisation away from 0 and 1, where a lost one would not be seen."""
+    """Statistics and weights of normalization away from 0 and 1, where a lost one would not be seen."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.0)
@@ -298,7 +298,7 @@ def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_built() ->
 
 
 @pytest.mark.parametrize(("name", "near"), [("convnext_att", "convnext_atto"), ("resnet19", "resnet18")])
-def test_an_unknown_name_is_told_its_neighbours(name: str, near: str) -> None:
+def test_an_unknown_name_is_told_its_neighbors(name: str, near: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.name={name}: timm has no such model; near: .*\b{near}\b") as caught:
         timm_backbone(name, max_stride=16, pretrained=False)
     assert str(caught.value).count(",") <= 4

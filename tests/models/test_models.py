@@ -1,4 +1,4 @@
-"""Shapes, parameter counts, resampling, normalisation and weights of the counters."""
+"""Shapes, parameter counts, resampling, normalization and weights of the counters."""
 
 import itertools
 import math
@@ -131,7 +131,7 @@ def test_an_untrained_head_starts_at_the_shares_of_the_bins() -> None:
 
 
 @each_model
-def test_bytes_are_normalised_inside_and_floats_are_taken_as_they_are(config: ModelConfig) -> None:
+def test_bytes_are_normalized_inside_and_floats_are_taken_as_they_are(config: ModelConfig) -> None:
     counter = counter_of(config)
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -142,8 +142,8 @@ def test_bytes_are_normalised_inside_and_floats_are_taken_as_they_are(config: Mo
 
 def test_mean_and_std_of_other_weights() -> None:
     counter = counter_of(TinyConfig(width=8, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]))
-    normalised = counter.normalise(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2))
-    assert normalised[0, 0, 0].tolist() == [-1, 1]
+    normalized = counter.normalize(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2))
+    assert normalized[0, 0, 0].tolist() == [-1, 1]
 
 
 @each_model

@@ -76,7 +76,7 @@ def test_the_released_names_of_networks() -> None:
     same(convert_released(state, "clip_resnet50", bins=BINS, **RESNET), counter)
 
 
-def test_pixels_are_normalised_as_the_released_code_does() -> None:
+def test_pixels_are_normalized_as_the_released_code_does() -> None:
     state, _ = released_clip("clip_rn50", RESNET)
     assert convert_released(state, "clip_rn50", bins=BINS, **RESNET).mean.flatten().tolist() == pytest.approx(
         [0.485, 0.456, 0.406]

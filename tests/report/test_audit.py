@@ -16,11 +16,11 @@ from headcount.report.audit import _spread_out, audit_numbers, audit_page, block
 HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}
 
 
-def image(name: str, points: list[tuple[float, float]], *, width: int = 80, grey: int = 120) -> AuditedImage:
+def image(name: str, points: list[tuple[float, float]], *, width: int = 80, gray: int = 120) -> AuditedImage:
     return AuditedImage(
         name,
         None,
-        lambda: torch.full((3, 40, width), grey, dtype=torch.uint8),
+        lambda: torch.full((3, 40, width), gray, dtype=torch.uint8),
         width,
         40,
         "RGB",
@@ -90,13 +90,13 @@ def test_the_chosen_block_size_is_marked(tmp_path: Path) -> None:
     assert blue[0] < 0.5 < blue[1]
 
 
-@pytest.mark.parametrize("grey", [0, 255])
-def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, grey: int) -> None:
-    split = AuditedSplit("train", True, [image("$a_1", [(20, 20), (60, 20), (60, 20), (-300, 5)], grey=grey)])
+@pytest.mark.parametrize("gray", [0, 255])
+def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, gray: int) -> None:
+    split = AuditedSplit("train", True, [image("$a_1", [(20, 20), (60, 20), (60, 20), (-300, 5)], gray=gray)])
     contact_sheet([split], tmp_path / "sheet.png", title="mine")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
-    for colour in ((255, 221, 0), (255, 79, 216), (255, 0, 0)):
-        assert (pixels == colour).all(2).sum() >= 5, colour
+    for color in ((255, 221, 0), (255, 79, 216), (255, 0, 0)):
+        assert (pixels == color).all(2).sum() >= 5, color
 
 
 def test_the_sheet_spans_all_and_prefers_the_odd() -> None:

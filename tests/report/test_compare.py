@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, how well they did, one colour an experiment, and folders that are none."""
+"""Runs side by side: what differs, how well they did, one color an experiment, and folders that are none."""
 
 import json
 from dataclasses import replace
@@ -174,7 +174,7 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     assert "neither it nor a folder below it holds config.yaml" in comparison.broken[0]
 
 
-def test_curves_have_one_colour_an_experiment_and_a_legend_outside(
+def test_curves_have_one_color_an_experiment_and_a_legend_outside(
     tmp_path: Path, config: TrainConfig, figures: list[Figure]
 ) -> None:
     for seed in (1, 2):
@@ -183,18 +183,18 @@ def test_curves_have_one_colour_an_experiment_and_a_legend_outside(
     write_comparison(compare([tmp_path]), tmp_path / "out")
     (figure,) = figures
     loss, errors = figure.axes
-    colours = [to_hex(line.get_color()) for line in loss.lines]
-    assert colours[0] == colours[1] != colours[2]
+    colors = [to_hex(line.get_color()) for line in loss.lines]
+    assert colors[0] == colors[1] != colors[2]
     assert loss.lines[0].get_xydata().tolist() == [[e, pytest.approx(100 / e)] for e in range(1, 8)]
     curves = [line for line in errors.lines if line.get_linestyle() != "None"]
     dots = [line for line in errors.lines if line.get_linestyle() == "None"]
     assert curves[0].get_xydata().tolist() == [[epoch, MAE[epoch - 1]] for epoch in range(2, 8)]
     assert [dot.get_xydata().tolist() for dot in dots] == [[[6, 10]], [[6, 10]], [[1, 50]]]
     assert curves[2].get_marker() == "x"  # one point is no line
-    assert [to_hex(line.get_color()) for line in curves] == colours
+    assert [to_hex(line.get_color()) for line in curves] == colors
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["$a_b (2 seeds)", "b"]
-    assert [to_hex(line.get_color()) for line in legend.get_lines()] == [colours[0], colours[2]]
+    assert [to_hex(line.get_color()) for line in legend.get_lines()] == [colors[0], colors[2]]
     assert_legible(figure)
     assert legend.get_window_extent().x0 > loss.get_window_extent().x1
     page = (tmp_path / "out" / "runs.md").read_text()
@@ -202,7 +202,7 @@ def test_curves_have_one_colour_an_experiment_and_a_legend_outside(
     assert "![training loss and MAE](runs.png)" in page
 
 
-def test_twelve_runs_have_twelve_colours_and_can_be_read(
+def test_twelve_runs_have_twelve_colors_and_can_be_read(
     tmp_path: Path, config: TrainConfig, figures: list[Figure]
 ) -> None:
     for k in range(13):
@@ -211,7 +211,7 @@ def test_twelve_runs_have_twelve_colours_and_can_be_read(
     loss, _ = figures[0].axes
     looks = [(to_hex(line.get_color()), line.get_linestyle()) for line in loss.lines]
     assert len(set(looks)) == 13
-    assert len({colour for colour, _ in looks[:12]}) == 12
+    assert len({color for color, _ in looks[:12]}) == 12
     assert_legible(figures[0])
 
 

@@ -1,4 +1,4 @@
-"""The matrix of an evaluation across datasets: the same numbers everywhere, legible on every colour."""
+"""The matrix of an evaluation across datasets: the same numbers everywhere, legible on every color."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def matrix() -> Matrix:
 
 
 def fills(figure: Figure) -> dict[tuple[int, int], str]:
-    """Colour of each cell, by row and column."""
+    """Color of each cell, by row and column."""
     boxes = [p for p in figure.axes[0].patches if isinstance(p, Rectangle) and p.get_gid() != "own"]
     return {(int(b.get_y()), int(b.get_x())): to_hex(b.get_facecolor()) for b in boxes}
 
@@ -110,20 +110,20 @@ def test_a_checkpoint_that_could_not_be_read_goes_by_its_file() -> None:
     assert Matrix([("sha", "test")], [unread]).failures() == ["bad.pt on sha test: truncated"]
 
 
-def test_colours_compare_within_a_column_alone() -> None:
-    colours = fills(cross_figure(matrix()))
+def test_colors_compare_within_a_column_alone() -> None:
+    colors = fills(cross_figure(matrix()))
     scale = matplotlib.colormaps["viridis_r"]
     best, worst = to_hex(scale(0.0)), to_hex(scale(1.0))
-    assert colours[0, 0] == colours[1, 1] == best  # 60 is the best of its column, and 6 of the other
-    assert colours[1, 0] == colours[0, 1] == worst  # four times the best of the column, both
-    assert colours[2, 1] == to_hex(scale(0.5))  # 12 lies between 6 and 24 as a ratio
-    assert colours[2, 0] not in (best, worst)  # grey
+    assert colors[0, 0] == colors[1, 1] == best  # 60 is the best of its column, and 6 of the other
+    assert colors[1, 0] == colors[0, 1] == worst  # four times the best of the column, both
+    assert colors[2, 1] == to_hex(scale(0.5))  # 12 lies between 6 and 24 as a ratio
+    assert colors[2, 0] not in (best, worst)  # gray
 
 
 def test_near_misses_look_alike_and_one_row_is_all_best() -> None:
     near = Matrix([("sha", "test")], [Row(str(v), "x", "m", 1, [Cell(v, v, 9)]) for v in (60.0, 60.6)])
-    colours = fills(cross_figure(near))
-    apart = max(abs(x - y) for x, y in zip(to_rgb(colours[0, 0]), to_rgb(colours[1, 0]), strict=True))
+    colors = fills(cross_figure(near))
+    apart = max(abs(x - y) for x, y in zip(to_rgb(colors[0, 0]), to_rgb(colors[1, 0]), strict=True))
     assert 0 <= apart < 0.1
     alone = Matrix([("sha", "test")], [Row("a", "x", "m", 1, [Cell(0.0, 0.0, 9)])])
     assert fills(cross_figure(alone))[0, 0] == to_hex(matplotlib.colormaps["viridis_r"](0.0))
@@ -131,11 +131,11 @@ def test_near_misses_look_alike_and_one_row_is_all_best() -> None:
 
 def test_numbers_are_legible_and_own_cells_are_outlined() -> None:
     figure = cross_figure(matrix())
-    colours = fills(figure)
+    colors = fills(figure)
     texts = {(int(t.get_position()[1]), int(t.get_position()[0])): t for t in figure.axes[0].texts}
     assert {at: t.get_text() for at, t in texts.items()}[1, 0] == "240.00 / 300.00"
     assert texts[2, 0].get_text() == "failed"
-    assert all(contrast(t.get_color(), to_rgb(colours[at])) >= 4.5 for at, t in texts.items())
+    assert all(contrast(t.get_color(), to_rgb(colors[at])) >= 4.5 for at, t in texts.items())
     own = [p for p in figure.axes[0].patches if p.get_gid() == "own"]
     assert {(int(p.get_y()), int(p.get_x())) for p in own if isinstance(p, Rectangle)} == {(0, 0), (1, 1)}
 
@@ -153,7 +153,7 @@ def test_texts_stay_in_their_cells() -> None:
 
 
 @pytest.mark.parametrize("shade", [k / 20 for k in range(21)])
-def test_ink_stands_out_from_every_colour_of_the_scale(shade: float) -> None:
+def test_ink_stands_out_from_every_color_of_the_scale(shade: float) -> None:
     fill = to_rgb(matplotlib.colormaps["viridis_r"](shade)[:3])
     assert contrast(readable_on(fill), fill) >= 4.5
     assert contrast("black", to_rgb("white")) == pytest.approx(21)

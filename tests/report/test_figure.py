@@ -59,7 +59,7 @@ def _left(axis: Axes) -> float:
 
 
 def panels(figure: Figure) -> list[list[Axes]]:
-    """The axes of each column from top to bottom, columns from left to right; colour bars left out."""
+    """The axes of each column from top to bottom, columns from left to right; color bars left out."""
     axes = [a for a in figure.axes if a.images]
     columns = itertools.groupby(sorted(axes, key=_left), key=_left)
     return [sorted(column, key=lambda a: -a.get_position().y0) for _, column in columns]

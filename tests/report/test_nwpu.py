@@ -46,7 +46,7 @@ def test_a_count_that_is_none_is_not_written(count: float, tmp_path: Path) -> No
         ("3611 1_0", "line 2: id 3611: the count '1_0' is no finite number"),
         ("3611\t5", r"line 2: '3611\t5': id and count must have one space between them"),
         ("3611  5", "line 2: '3611  5': id and count must have one space between them"),
-        ("3611 1 5 5", "line 2: '3611 1 5 5' has 4 items, not an id and a count; a file of localisation has more"),
+        ("3611 1 5 5", "line 2: '3611 1 5 5' has 4 items, not an id and a count; a file of localization has more"),
         ("3611", "line 2: '3611' has 1 items, not an id and a count"),
     ],
 )

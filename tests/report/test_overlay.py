@@ -17,14 +17,14 @@ def drawn(path: Path, brightness: int, blocks: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("brightness", [0, 255])
-def test_people_are_coloured_and_the_rest_is_grey(tmp_path: Path, brightness: int) -> None:
+def test_people_are_colored_and_the_rest_is_gray(tmp_path: Path, brightness: int) -> None:
     blocks = torch.zeros(20, 30)
     empty = drawn(tmp_path / "empty.png", brightness, blocks)
     blocks[3:6, 3:6] = 1.0
     crowd = drawn(tmp_path / "crowd.png", brightness, blocks)
     assert empty.shape == crowd.shape
-    colour = crowd[:, :400].max(2) - crowd[:, :400].min(2)  # left of the scale
-    rows, cols = np.nonzero(colour > 60)
+    color = crowd[:, :400].max(2) - crowd[:, :400].min(2)  # left of the scale
+    rows, cols = np.nonzero(color > 60)
     # A crowd of 3 x 3 blocks in the upper left corner, and nothing elsewhere.
     assert 300 < len(rows) < 160 * 160
     assert cols.max() < 200
@@ -63,8 +63,8 @@ def test_a_large_photo_is_drawn_shrunk(tmp_path: Path) -> None:
     overlay_picture(image, blocks, tmp_path / "a.png", block_size=8, title="a")
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     assert pixels.shape[1] < 1600
-    colour = pixels[:, :1380].max(2) - pixels[:, :1380].min(2)
-    rows, cols = np.nonzero(colour > 60)
+    color = pixels[:, :1380].max(2) - pixels[:, :1380].min(2)
+    rows, cols = np.nonzero(color > 60)
     # The crowd lies at 78 % of the height and 82 % of the width.
     assert 0.70 < rows.mean() / pixels.shape[0] < 0.85
     assert 0.68 < cols.mean() / pixels.shape[1] < 0.82

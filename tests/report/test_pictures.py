@@ -85,7 +85,7 @@ def test_a_picture_of_many_rows_stays_below_the_limit(tmp_path: Path, monkeypatc
         assert 490 <= picture.size[1] <= 500
 
 
-def test_comparison_has_one_colour_scale_for_truth_and_prediction(
+def test_comparison_has_one_color_scale_for_truth_and_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Figure] = []

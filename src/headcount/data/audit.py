@@ -38,7 +38,7 @@ from headcount.data.readers import check_image, open_pillow, read_image
 BLOCK_SIZES = (8, 16, 32)
 """Pixels; the sizes of the paper, whose block counts are compared."""
 
-_GREY = ("1", "L", "LA", "I", "I;16", "F")
+_GRAY = ("1", "L", "LA", "I", "I;16", "F")
 
 
 class Fault(StrEnum):
@@ -64,7 +64,7 @@ class AuditedImage:
     """Pixels of the stored image; 0 where it was not read."""
     height: int = 0
     mode: str = ""
-    """Pillow's: RGB, L for greyscale, ..."""
+    """Pillow's: RGB, L for grayscale, ..."""
     size_bytes: int = 0
     """Of the file, or of the pixels of an image drawn by code."""
     points: Float[Tensor, "n 2"] = field(default_factory=lambda: torch.zeros(0, 2))
@@ -85,9 +85,9 @@ class AuditedImage:
         return int((~inside(self.points, width=self.width, height=self.height)).sum())
 
     @property
-    def grey(self) -> bool:
-        """Whether it is stored without colours."""
-        return self.mode in _GREY
+    def gray(self) -> bool:
+        """Whether it is stored without colors."""
+        return self.mode in _GRAY
 
     def digest(self) -> bytes:
         """The same for copies under another name, and for nothing else."""
@@ -273,7 +273,7 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
             yield f"{split.name}: {_many(total, 'head')} {what}, in {images} (most in {worst}: {max(number)})"
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
-        ("without colours", [i.name for i in split.usable if i.grey]),
+        ("without colors", [i.name for i in split.usable if i.gray]),
     ):
         if names:
             yield f"{split.name}: {_many(len(names), 'image')} {what}: {_some(names)}"

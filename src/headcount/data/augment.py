@@ -1,8 +1,8 @@
 """Random changes to a training image and its heads (arXiv:2403.09281, section IV).
 
-A square window is cut out and resized, which changes the heads' size; then flip, colour jitter,
+A square window is cut out and resized, which changes the heads' size; then flip, color jitter,
 blur, salt and pepper. The pixels are torchvision's business, the points ours: its key points are
-mirrored to W - 1 - x and cut to integers. Images stay bytes throughout; the model normalises them
+mirrored to W - 1 - x and cut to integers. Images stay bytes throughout; the model normalizes them
 on its device.
 """
 
@@ -52,7 +52,7 @@ class TrainAugment:
         if happens(self.flip, generator):
             image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
         if happens(self.jitter_probability, generator):
-            image = jitter_colours(image, self.jitter, generator)
+            image = jitter_colors(image, self.jitter, generator)
         if happens(self.blur_probability, generator):
             image = blur(image, self.blur_size, generator)
         if happens(self.salt_pepper_probability, generator):
@@ -109,7 +109,7 @@ def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
     return image, heads.scale(points, from_size=size, to_size=(side, side))
 
 
-def jitter_colours(image: Image, amount: float, generator: Generator) -> Image:
+def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:
     """Brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount)."""
     changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
     for k in torch.randperm(len(changes), generator=generator).tolist():
@@ -125,7 +125,7 @@ def blur(image: Image, size: int, generator: Generator) -> Image:
     radius = size // 2
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     # In steps of 1/128, which 16-bit integers hold exactly: a fifth of the time of torchvision's
-    # blur in floats, and within three grey levels of it even on white noise.
+    # blur in floats, and within three gray levels of it even on white noise.
     weights = (128 * kernel / kernel.sum()).round().int().tolist()
     weights[radius] += 128 - sum(weights)
     result = image.permute(1, 2, 0)
@@ -143,7 +143,7 @@ def blur(image: Image, size: int, generator: Generator) -> Image:
 
 def salt_and_pepper(image: Image, share: float, generator: Generator) -> Image:
     """Turn ``share`` of the pixels white and as many black."""
-    # Released code: each channel on its own, which gives coloured dots; here: whole pixels, as
+    # Released code: each channel on its own, which gives colored dots; here: whole pixels, as
     # salt and pepper are; the share of changed values is the same.
     height, width = image.shape[1:]
     spots = torch.randint(height * width, (2, round(share * height * width)), generator=generator)

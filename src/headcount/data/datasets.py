@@ -78,7 +78,7 @@ class DatasetInfo:
     title: str
     source: str
     """Where to get it."""
-    licence: str
+    license: str
     splits: tuple[str, ...]
     selection: str
     """The split that selects the checkpoint, as published results do."""
@@ -93,7 +93,7 @@ def _shanghaitech(part: str) -> DatasetInfo:
     return DatasetInfo(
         title=f"ShanghaiTech part {part}",
         source="https://github.com/desenzhou/ShanghaiTechDataset",
-        licence="research use; Zhang et al., CVPR 2016",
+        license="research use; Zhang et al., CVPR 2016",
         splits=("train", "test"),
         selection="test",
         files=FileSet(
@@ -110,7 +110,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "qnrf": DatasetInfo(
         title="UCF-QNRF",
         source="https://www.crcv.ucf.edu/data/ucf-qnrf/",
-        licence="research use; Idrees et al., ECCV 2018",
+        license="research use; Idrees et al., ECCV 2018",
         splits=("train", "test"),
         selection="test",
         files=FileSet(
@@ -122,7 +122,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "nwpu": DatasetInfo(
         title="NWPU-Crowd",
         source="https://www.crowdbenchmark.com/nwpucrowd.html",
-        licence="academic, not commercial use; Wang et al., TPAMI 2020",
+        license="academic, not commercial use; Wang et al., TPAMI 2020",
         splits=("train", "val", "test"),
         selection="val",
         unannotated="test",
@@ -135,7 +135,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "jhu": DatasetInfo(
         title="JHU-CROWD++",
         source="http://www.crowd-counting.com/",
-        licence="research, not commercial use; Sindagi et al., TPAMI 2020",
+        license="research, not commercial use; Sindagi et al., TPAMI 2020",
         splits=("train", "val", "test"),
         selection="val",
         files=FileSet(
@@ -147,7 +147,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "ucf_cc_50": DatasetInfo(
         title="UCF_CC_50",
         source="https://www.crcv.ucf.edu/data/ucf-cc-50/",
-        licence="research use; Idrees et al., CVPR 2013",
+        license="research use; Idrees et al., CVPR 2013",
         splits=("train", "test"),
         selection="test",
         files=FileSet(
@@ -160,7 +160,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "mall": DatasetInfo(
         title="Mall",
         source="https://personal.ie.cuhk.edu.hk/~ccloy/downloads_mall_dataset.html",
-        licence="research use; Chen et al., BMVC 2012",
+        license="research use; Chen et al., BMVC 2012",
         splits=("train", "test"),
         selection="test",
         files=FileSet(
@@ -172,7 +172,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "custom": DatasetInfo(
         title="images and points of one's own",
         source="one's own folder",
-        licence="one's own",
+        license="one's own",
         splits=layouts.SPLITS,
         selection="val",
         files=FileSet(folders=(), markers=(), list_split=layouts.custom, settings=CustomConfig),
@@ -180,7 +180,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "synthetic": DatasetInfo(
         title="crowds drawn by code",
         source="nothing to download",
-        licence="MIT, as this code",
+        license="MIT, as this code",
         splits=("train", "val", "test"),
         selection="val",
     ),
@@ -598,7 +598,7 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
 def _find_root(config: FolderDatasetConfig, files: FileSet, data_root: str | None) -> Path:
     """The dataset's folder, or an error that says where it was looked for."""
     info = DATASETS[config.name]
-    where = f"{info.title} is distributed at {info.source} ({info.licence})"
+    where = f"{info.title} is distributed at {info.source} ({info.license})"
     base = config.root or data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if not base:
         raise ConfigError(

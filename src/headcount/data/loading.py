@@ -22,7 +22,7 @@ def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
     """How heads are smoothed for a loss, or else for the labels of ``bins``; None where neither asks for it."""
     if isinstance(loss, MseConfig):
         adaptive = loss.kernel is Kernel.adaptive
-        return Smoothing(loss.sigma, loss.neighbours if adaptive else None, loss.beta)
+        return Smoothing(loss.sigma, loss.neighbors if adaptive else None, loss.beta)
     return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
 
 
@@ -63,7 +63,7 @@ def collate(
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys, in an order drawn from (seed, epoch).
 
-    The images of an optimiser step are the same on any number of processes; each takes its share
+    The images of an optimizer step are the same on any number of processes; each takes its share
     of them. What is left over at the end of an epoch is dropped, so that all processes see equally
     many batches of equal size. A dataset smaller than one step gives one smaller batch.
 

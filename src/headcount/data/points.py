@@ -71,8 +71,8 @@ def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, wind
 
 
 def _sliding_sum(values: np.ndarray, n: int) -> np.ndarray:
-    """Sums of each ``n`` neighbours along the first axis."""
-    # Sums of 1, 2, 4, ... neighbours; those that n is made of are put side by side.
+    """Sums of each ``n`` neighbors along the first axis."""
+    # Sums of 1, 2, 4, ... neighbors; those that n is made of are put side by side.
     run, length, total, covered = values, 1, None, 0
     outputs = len(values) - n + 1
     while covered < n:
@@ -92,7 +92,7 @@ class Smoothing:
 
     sigma: float
     """Standard deviation, pixels."""
-    neighbours: int | None = None
+    neighbors: int | None = None
     """Take ``beta`` times the mean distance to so many nearest heads instead, where there are so many others."""
     beta: float = 0.3
 
@@ -101,9 +101,9 @@ class Smoothing:
 
         Source of the geometry-adaptive width: Zhang et al., CVPR 2016; arXiv:1802.10062, equation 1.
         """
-        if self.neighbours is None or len(points) <= self.neighbours:
+        if self.neighbors is None or len(points) <= self.neighbors:
             return torch.full((len(points),), self.sigma, dtype=torch.float64)
-        distances, _ = KDTree(points.numpy()).query(points.numpy(), k=self.neighbours + 1)  # the nearest is itself
+        distances, _ = KDTree(points.numpy()).query(points.numpy(), k=self.neighbors + 1)  # the nearest is itself
         return torch.from_numpy(self.beta * distances[:, 1:].mean(axis=1)).clamp(min=MIN_SIGMA)
 
 

@@ -151,7 +151,7 @@ def _resize(image: PreparedImage) -> None:
     # Released code: OpenCV's bicubic, which skips pixels when it shrinks; here: antialiased.
     resized = read_pillow(image.source).resize(image.size, Image.Resampling.BICUBIC)
     try:
-        # JPEG, not PNG, which takes far longer to decode. Full colour resolution and quality 95 keep
+        # JPEG, not PNG, which takes far longer to decode. Full color resolution and quality 95 keep
         # the second compression below the first one's noise.
         with written_whole(image.path) as part:
             resized.save(part, "JPEG", quality=95, subsampling=0, comment=origin)

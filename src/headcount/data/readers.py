@@ -32,7 +32,7 @@ POINTS_KEYS = ("points", "annotations", "human_points", "annPoints", "locations"
 def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
     """An image file as RGB bytes.
 
-    Grey images are repeated; palettes, CMYK and 16 bits are converted; transparency is dropped.
+    Gray images are repeated; palettes, CMYK and 16 bits are converted; transparency is dropped.
     An EXIF orientation is ignored: annotations are given in pixels as stored.
 
     Returns:

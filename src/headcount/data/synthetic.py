@@ -29,7 +29,7 @@ MIN_VISIBLE = 0.5
 EMPTY_SHARE = 0.08
 """Share of images without people."""
 
-Colour = Float[np.ndarray, "3"]
+Color = Float[np.ndarray, "3"]
 Pixels = TypeVar("Pixels", float, np.ndarray)
 
 
@@ -38,9 +38,9 @@ class Person:
     """Somebody in a scene."""
 
     x: float
-    """Centre of the head, pixels from the left edge of the image."""
+    """Center of the head, pixels from the left edge of the image."""
     y: float
-    """Centre of the head, pixels from the top edge of the image."""
+    """Center of the head, pixels from the top edge of the image."""
     size: float
     """Crown to chin, pixels."""
     visible: float
@@ -115,7 +115,7 @@ def draw_scene(index: int, *, config: SyntheticConfig, split: str) -> Scene:
 
 @dataclass
 class Blob:
-    """A rounded shape of two colours, one above the other."""
+    """A rounded shape of two colors, one above the other."""
 
     x: float
     y: float
@@ -123,12 +123,12 @@ class Blob:
     """Half the width, pixels."""
     ry: float
     """Half the height, pixels."""
-    top: Colour
-    """Colour above the split, 0 to 1."""
-    bottom: Colour
-    """Colour below the split, 0 to 1."""
+    top: Color
+    """Color above the split, 0 to 1."""
+    bottom: Color
+    """Color below the split, 0 to 1."""
     split: float = 0.0
-    """Where the colours meet: -1 is the upper end of the shape, 1 the lower."""
+    """Where the colors meet: -1 is the upper end of the shape, 1 the lower."""
     power: int = 2
     """2 gives an ellipse; more, straighter flanks."""
     taper: float = 0.0
@@ -145,7 +145,7 @@ class Canvas:
     """
 
     def __init__(self, *, height: int, width: int, light: Float[np.ndarray, "2"]):
-        self.colour = np.zeros((3, height, width), np.float32)
+        self.color = np.zeros((3, height, width), np.float32)
         self.free = np.ones((height, width), np.float32)
         self.light = light.astype(np.float32)
 
@@ -167,12 +167,12 @@ class Canvas:
         free -= cover
         cover *= (1 - blob.relief * self.light[1] * v)[:, None] - blob.relief * self.light[0] * u
         lower = ((v - blob.split) * blob.ry + 0.5).clip(0, 1)
-        colour = blob.top[:, None] + (blob.bottom - blob.top)[:, None] * lower
-        self.colour[:, rows, cols] += cover * colour.astype(np.float32)[:, :, None]
+        color = blob.top[:, None] + (blob.bottom - blob.top)[:, None] * lower
+        self.color[:, rows, cols] += cover * color.astype(np.float32)[:, :, None]
 
     def over(self, background: Float[np.ndarray, "3 height width"]) -> Float[np.ndarray, "3 height width"]:
         """What was painted, with ``background`` in the gaps."""
-        return self.colour + self.free * background
+        return self.color + self.free * background
 
     def _window(self, blob: Blob) -> tuple[slice, slice]:
         """Rows and columns of the image that the blob may touch."""
@@ -214,7 +214,7 @@ class _View:
     near: float
     """Head size at the bottom of the image, pixels."""
     body: float
-    """From the head's centre to the feet, heads; less for a steeper camera."""
+    """From the head's center to the feet, heads; less for a steeper camera."""
 
     @classmethod
     def random(cls, rng: Generator, *, height: int, width: int) -> "_View":
@@ -261,7 +261,7 @@ _HAIR_SHARE = np.array([0.45, 0.75, 0.88, 0.95])  # cumulative
 
 
 def _dyes(rng: Generator, n: int) -> Float[np.ndarray, "n 3"]:
-    """Colours as clothes, balls and signs have them: anything from black over grey and white to garish."""
+    """Colors as clothes, balls and signs have them: anything from black over gray and white to garish."""
     value = rng.uniform(0.1, 0.95, (n, 1))
     hue = np.clip(np.abs((rng.random((n, 1)) * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     saturation = rng.random((n, 1)) ** 2
@@ -306,17 +306,17 @@ def _clutter(rng: Generator, x: float, y: float, size: float) -> list[Blob]:
     pole = Blob(x, y + size * 2.4, max(0.6, size * 0.1), size * 2, dark, dark, power=8)
     feet = _shadow(x + size * 0.4, y + size * 0.5, size * 0.7)
     match rng.integers(6):
-        case 0:  # a ball, now and then of the colours of skin or hair
-            colour = dye if rng.random() < 0.5 else _SKIN[rng.integers(len(_SKIN))]
-            return [Blob(x, y, size * 0.5, size * 0.5, colour, colour * 0.85, relief=0.35), feet]
+        case 0:  # a ball, now and then of the colors of skin or hair
+            color = dye if rng.random() < 0.5 else _SKIN[rng.integers(len(_SKIN))]
+            return [Blob(x, y, size * 0.5, size * 0.5, color, color * 0.85, relief=0.35), feet]
         case 1:  # a lamp
             glow = np.array([1.0, 0.96, 0.82]) * rng.uniform(0.75, 1)
             return [Blob(x, y, size * 0.45, size * 0.45, glow, glow, relief=0.1), pole]
         case 2:  # a sign
             return [Blob(x, y, size * 0.55, size * 0.55, dye, dye if rng.random() < 0.6 else dark, relief=0.0), pole]
         case 3:  # a stone
-            grey = rng.uniform(0.25, 0.7) * np.array([1.0, 0.97, 0.92])
-            return [Blob(x, y, size * rng.uniform(0.5, 0.9), size * 0.4, grey, grey * 0.6, relief=0.35), feet]
+            gray = rng.uniform(0.25, 0.7) * np.array([1.0, 0.97, 0.92])
+            return [Blob(x, y, size * rng.uniform(0.5, 0.9), size * 0.4, gray, gray * 0.6, relief=0.35), feet]
         case 4:  # a bush
             leaf = np.array([0.18, 0.34, 0.12]) * rng.uniform(0.6, 1.4)
             at = rng.normal(0, 0.45, (6, 2)) * size
@@ -396,7 +396,7 @@ def _house(rng: Generator, backdrop: Float[np.ndarray, "3 height width"], *, uni
 def _photograph(
     rng: Generator, scene: Float[np.ndarray, "3 height width"], view: _View
 ) -> UInt8[np.ndarray, "3 height width"]:
-    """Light, lens and sensor: gradient, vignette, colour cast, contrast, blur, noise."""
+    """Light, lens and sensor: gradient, vignette, color cast, contrast, blur, noise."""
     y = np.linspace(-1, 1, view.height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, view.width, dtype=np.float32)
     slope = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
@@ -406,7 +406,7 @@ def _photograph(
         shade = 4 * _noise(rng, len(ground), view.width, 80 * view.scale + 2) - 1
         ground *= 1 - np.float32(0.35) * shade.clip(0, 1)
     contrast = rng.uniform(0.85, 1.2)
-    gain = contrast * rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3)  # brightness and colour cast
+    gain = contrast * rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3)  # brightness and color cast
     image = scene * light
     image *= gain[:, None, None].astype(np.float32)
     if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and weight averaging from their config."""
+"""Optimizer, learning-rate schedule and weight averaging from their config."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """Adam (weight decay added to the gradient) or AdamW over the trainable parameters.
 
-    AdamW does not shrink biases and normalisation weights; Adam treats all alike, as released.
+    AdamW does not shrink biases and normalization weights; Adam treats all alike, as released.
     Fused: one pass over the weights, a third of the time of torch's default on a CPU.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -49,7 +49,7 @@ def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> f
 
 
 class LearningRate:
-    """Sets the learning rate of every parameter group, before each optimiser step."""
+    """Sets the learning rate of every parameter group, before each optimizer step."""
 
     def __init__(self, config: OptimConfig, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int) -> None:
         self.config = config
@@ -60,13 +60,13 @@ class LearningRate:
         self._set()
 
     def step(self) -> None:
-        """One optimiser step was taken."""
+        """One optimizer step was taken."""
         self.steps += 1
         self._set()
 
     @property
     def value(self) -> float:
-        """The learning rate of the next optimiser step."""
+        """The learning rate of the next optimizer step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _set(self) -> None:
@@ -88,13 +88,13 @@ class LearningRate:
 
 
 class WeightAverage:
-    """An exponential moving average of weights and normalisation statistics (torch's own)."""
+    """An exponential moving average of weights and normalization statistics (torch's own)."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step; the first time, take them over."""
+        """Take in the weights after an optimizer step; the first time, take them over."""
         self.average.update_parameters(model)
 
     def evaluated(self, model: nn.Module) -> Any:

@@ -78,7 +78,7 @@ class PhotoCounter:
 
         Args:
             photo: a file, or a Pillow image (the EXIF orientation of both is respected), or bytes: a NumPy
-                array (height, width, 3) or a tensor (3, height, width), RGB, or (height, width), grey.
+                array (height, width, 3) or a tensor (3, height, width), RGB, or (height, width), gray.
 
         Raises:
             ValueError: if an array is not of that shape and type.
@@ -177,8 +177,8 @@ def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
         photo = as_rgb(photo, upright=True)
     if isinstance(photo, Image.Image):
         return _as_tensor(np.array(photo))
-    grey_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[0 if isinstance(photo, Tensor) else 2] == 3)
-    if not grey_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
+    gray_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[0 if isinstance(photo, Tensor) else 2] == 3)
+    if not gray_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
         kind, shape = (
             ("a tensor", "(3, height, width)") if isinstance(photo, Tensor) else ("an array", "(height, width, 3)")
         )
@@ -186,7 +186,7 @@ def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
         hint = "; values of 0 to 1 become bytes times 255, rounded" if floats else ""
         raise ValueError(
             f"a picture as {kind} is {shape} bytes, not {tuple(photo.shape)} {photo.dtype}; "
-            f"(height, width) bytes are grey{hint}"
+            f"(height, width) bytes are gray{hint}"
         )
     if 0 in photo.shape:
         raise ValueError(f"a picture has pixels; this is {tuple(photo.shape)}")

@@ -124,7 +124,7 @@ class Runtime:
         return [math.fsum(parts) for parts in zip(*self.gather([list(values)]), strict=True)]
 
     def agree(self, model: Network) -> Network:
-        """Give every process the main one's normalisation statistics, which each gathers on its own."""
+        """Give every process the main one's normalization statistics, which each gathers on its own."""
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)

@@ -16,7 +16,7 @@ from headcount.models.prompts import write_prompts
 from headcount.types import Batch
 
 
-def summarise(
+def summarize(
     config: TrainConfig,
     train: CrowdDataset,
     select: CrowdDataset,

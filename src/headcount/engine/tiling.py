@@ -38,7 +38,7 @@ def predict_blocks(
     """Expected heads in each block of one image of any size.
 
     What a window (or the whole image) reaches over the right or lower border is filled with the mean
-    colour. Blocks that several windows see are averaged.
+    color. Blocks that several windows see are averaged.
 
     Args:
         mode: windows with every size given (:func:`headcount.config.counting_mode`).
@@ -124,11 +124,11 @@ def _forward(
 ) -> Float[Tensor, "windows maps rows cols"]:
     """Counts, then probabilities if asked for, of the windows of ``side`` px at ``corners``, on the host."""
     device = counter.mean.device
-    # Zero is the mean colour of normalised pixels.
+    # Zero is the mean color of normalized pixels.
     pixels = torch.zeros(len(corners), 3, *side, device=device).contiguous(memory_format=torch.channels_last)
     for k, (top, left) in enumerate(corners):
         part = image[:, top : top + side[0], left : left + side[1]]
-        pixels[k, :, : part.shape[1], : part.shape[2]] = counter.normalise(part[None].to(device))[0]
+        pixels[k, :, : part.shape[1], : part.shape[2]] = counter.normalize(part[None].to(device))[0]
     prediction = counter(pixels)
     maps = [prediction.block_counts.float()]
     if probabilities and prediction.logits is not None:

@@ -42,7 +42,7 @@ from headcount.engine.evaluate import evaluate
 from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
 from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime, unwrap
-from headcount.engine.summary import summarise
+from headcount.engine.summary import summarize
 from headcount.files import make_folder, written_whole
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
@@ -180,7 +180,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     if wrong := crop_error(config, counter.stride) or windows:
         raise ConfigError(wrong)
     loss_fn = build_loss(config.loss, bins, block_size=config.bins.block_size)
-    description = summarise(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)
+    description = summarize(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)
     if config.dry_run:
         if runtime.is_main:
             print(description)

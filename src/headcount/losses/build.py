@@ -67,9 +67,9 @@ def _build_transport(config: TransportConfig, block_size: int) -> TransportLoss:
     solver: TransportSolver
     match config.solver:
         case Solver.released:
-            solver = TruncatedSinkhorn(regularisation=config.regularisation, iterations=config.iterations)
+            solver = TruncatedSinkhorn(regularization=config.regularization, iterations=config.iterations)
         case Solver.stable:
-            solver = StableSinkhorn(config.regularisation, config.iterations, config.tolerance)
+            solver = StableSinkhorn(config.regularization, config.iterations, config.tolerance)
     return TransportLoss(
         solver,
         block_size=block_size,

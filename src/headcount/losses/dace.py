@@ -50,6 +50,6 @@ class DaceLoss:
             if self.weight == 0:
                 return LossTerms(total=classification, parts=parts)
             counts = self.count_loss(prediction.block_counts.float(), batch.points, batch.block_counts)
-            # The transport cost is told, not minimised: it stays in squared pixels.
+            # The transport cost is told, not minimized: it stays in squared pixels.
             parts |= {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
             return LossTerms(total=classification + self.weight * counts.total, parts=parts)

@@ -3,8 +3,8 @@
 Solves the transport problem inside DM-Count's loss (arXiv:2009.13077, section 3) with the iteration of
 arXiv:1306.0895 (algorithm 1):
 
-    minimise <P, C> - regularisation * entropy(P)  over plans P >= 0 with row sums a and column sums b,
-    C_ij = squared distance of point i and the centre of block j,  a_i = 1 / n,  b = normalised prediction.
+    minimize <P, C> - regularization * entropy(P)  over plans P >= 0 with row sums a and column sums b,
+    C_ij = squared distance of point i and the center of block j,  a_i = 1 / n,  b = normalized prediction.
 
 Published numbers rest on this iteration as it stands after 100 steps, far from converged and in single precision.
 It offers no converged solution, and nothing differentiates through it: the loss needs the potentials only.
@@ -59,7 +59,7 @@ class TransportSolution:
 class TruncatedSinkhorn:
     """The released iteration, on one sparse kernel for the points of several images.
 
-    With a regularisation of 10 squared pixels the kernel vanishes in single precision beyond some 30 pixels: a point
+    With a regularization of 10 squared pixels the kernel vanishes in single precision beyond some 30 pixels: a point
     reaches about 40 blocks of 8 pixels, however large the image. Only those are stored, and nothing is padded.
     """
 
@@ -68,8 +68,8 @@ class TruncatedSinkhorn:
     # float64 to 1e-6 of the gradient, nearer than the released code in float32 does.
     # Released code: goes back one iteration where it meets NaN; here: not, because sums with EPSILON cannot be 0.
 
-    regularisation: float
-    """Entropic regularisation, squared pixels."""
+    regularization: float
+    """Entropic regularization, squared pixels."""
     iterations: int
     """Most iterations of an image."""
 
@@ -93,10 +93,10 @@ class TruncatedSinkhorn:
                 chunk = torch.cat([points[i].to(blocks) for i in images])
                 chosen = torch.tensor(images, device=blocks.device)
                 image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
-                pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularisation=self.regularisation)
+                pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularization=self.regularization)
                 a = 1 / lengths[image].to(blocks)
                 costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, v_everywhere=v))
-        potentials = v.add_(EPSILON).log_().mul_(self.regularisation).view_as(blocks)
+        potentials = v.add_(EPSILON).log_().mul_(self.regularization).view_as(blocks)
         return TransportSolution(potentials.masked_fill_((lengths == 0)[:, None, None], 0), costs)
 
     def _solve(
@@ -108,7 +108,7 @@ class TruncatedSinkhorn:
         v_everywhere: Float[Tensor, " blocks"],
     ) -> Float[Tensor, " n"]:
         """Set v where a point reaches, for some images at once; return the transport cost of each point."""
-        reached, to_points, to_blocks = _kernel(pairs, self.regularisation)
+        reached, to_points, to_blocks = _kernel(pairs, self.regularization)
         image = reached // blocks[0].numel()
         b = blocks.flatten()[reached]
         # What the error owes to the blocks out of reach, by image: the sum of b^2 there.
@@ -149,11 +149,11 @@ class _Pairs:
 
 
 def _pairs(
-    points: Float[Tensor, "n 2"], image: Int[Tensor, " n"], shape: torch.Size, *, block_size: int, regularisation: float
+    points: Float[Tensor, "n 2"], image: Int[Tensor, " n"], shape: torch.Size, *, block_size: int, regularization: float
 ) -> _Pairs:
     """Pairs of ``points``, each in its ``image``, with the blocks of images of ``shape`` (batch, rows, cols)."""
     _, rows, cols = shape
-    radius = math.sqrt(-math.log(SMALLEST_KERNEL) * regularisation)
+    radius = math.sqrt(-math.log(SMALLEST_KERNEL) * regularization)
     col, dx2 = _near_blocks(points[:, 0], count=cols, block_size=block_size, radius=radius)
     row, dy2 = _near_blocks(points[:, 1], count=rows, block_size=block_size, radius=radius)
     row = image.int()[:, None] * rows + row
@@ -167,7 +167,7 @@ def _pairs(
 def _near_blocks(
     x: Float[Tensor, " n"], *, count: int, block_size: int, radius: float
 ) -> tuple[Int[Tensor, "n near"], Float[Tensor, "n near"]]:
-    """Along one axis of ``count`` blocks: those with centres within ``radius`` of each x, and squared distances.
+    """Along one axis of ``count`` blocks: those with centers within ``radius`` of each x, and squared distances.
 
     Every x gets as many blocks, all of them on the axis; some may lie farther than ``radius``.
     """
@@ -177,14 +177,14 @@ def _near_blocks(
     return index, (block_size * (index + 0.5) - x[:, None]).square()
 
 
-def _kernel(pairs: _Pairs, regularisation: float) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(pairs: _Pairs, regularization: float) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel as two sparse matrices.
 
     Returns:
-        The blocks that occur in ``pairs``, increasing; exp(-C / regularisation) times ``KERNEL_SCALE``, points x these
+        The blocks that occur in ``pairs``, increasing; exp(-C / regularization) times ``KERNEL_SCALE``, points x these
         blocks; its transpose, stored as well since only products by rows are fast.
     """
-    kernel = torch.exp(pairs.cost / -regularisation).mul_(KERNEL_SCALE)
+    kernel = torch.exp(pairs.cost / -regularization).mul_(KERNEL_SCALE)
     by_block, order = pairs.block.sort()
     reached, rank, sizes = torch.unique_consecutive(by_block, return_inverse=True, return_counts=True)
     column = torch.empty_like(pairs.block).scatter_(0, order, rank.int())

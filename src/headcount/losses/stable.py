@@ -2,7 +2,7 @@
 
 Same problem, same marginals, same order of steps as the released iteration (arXiv:1306.0895,
 algorithm 1), so that the same number of iterations may be compared. The potentials are kept as
-logarithms, and the kernel holds them already (stabilised as in arXiv:1610.06519, section 3), so
+logarithms, and the kernel holds them already (stabilized as in arXiv:1610.06519, section 3), so
 that most iterations are two products of a matrix and a vector. It does not make published numbers:
 those rest on what the released iteration loses. Nothing differentiates through it.
 """
@@ -34,8 +34,8 @@ numbers that are no longer normal take a CPU a hundred times as long."""
 class StableSinkhorn:
     """Log-domain Sinkhorn with absorbed potentials, one image at a time."""
 
-    regularisation: float
-    """Entropic regularisation, squared pixels."""
+    regularization: float
+    """Entropic regularization, squared pixels."""
     iterations: int
     """Iterations of an image, where no tolerance is given."""
     tolerance: float | None = None
@@ -67,16 +67,16 @@ class StableSinkhorn:
                 dx2, dy2 = (heads[:, :1] - col).square(), (heads[:, 1:] - row).square()
                 cost = (dy2[:, :, None] + dx2[:, None, :]).flatten(1)
                 g, costs[i] = self._solve(cost, b.clamp(min=FLOOR))
-                potentials[i] = (self.regularisation * (g - (g * b).sum() / b.sum())).view_as(blocks[i])
+                potentials[i] = (self.regularization * (g - (g * b).sum() / b.sum())).view_as(blocks[i])
         return TransportSolution(potentials, costs)
 
     def _solve(
         self, cost: Float[Tensor, "n m"], b: Float[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """Potentials of the blocks over the regularisation, and <P, C>."""
+        """Potentials of the blocks over the regularization, and <P, C>."""
         a = 1 / len(cost)
         log_a, log_b = torch.full_like(cost[:, 0], a).log(), b.log()
-        scaled = cost / -self.regularisation
+        scaled = cost / -self.regularization
         least = LEAST_ENTRY * torch.finfo(cost.dtype).tiny
         limit = self.iterations if self.tolerance is None else MOST_ITERATIONS
         f, done, close = log_a, 0, False

@@ -1,4 +1,4 @@
-"""Feature extractors: networks that turn normalised pixels into a map of features.
+"""Feature extractors: networks that turn normalized pixels into a map of features.
 
 Each states ``channels`` and ``stride``, and gives exactly ``size // stride`` features a side: what
 a padded convolution adds for an incomplete stride at the right and bottom is cut off, so that

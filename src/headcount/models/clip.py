@@ -67,7 +67,7 @@ class ClipResNet(nn.Module):
 
 
 class ClipViT(nn.Module):
-    """CLIP's vision transformer up to the normalised patches of its last layer.
+    """CLIP's vision transformer up to the normalized patches of its last layer.
 
     With ``prompt_tokens``, learned tokens stand between the class token and the patches: before
     every layer its own (deep), or before the first alone, and carried through (shallow).
@@ -191,7 +191,7 @@ class Clip:
     channels: int
     """Channels of the backbone, or of the decoder where there is one."""
     text_features: Float[Tensor, "bins embed"]
-    """The text encoder's output for each prompt, not normalised; zeros where a checkpoint will fill them."""
+    """The text encoder's output for each prompt, not normalized; zeros where a checkpoint will fill them."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -341,7 +341,7 @@ def _heads(width: int, heads: int, setting: str) -> int:
 
 @torch.no_grad()
 def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """The text encoder's output for each text, not normalised.
+    """The text encoder's output for each text, not normalized.
 
     Raises:
         ConfigError: if a text is longer than the encoder reads.

@@ -39,7 +39,7 @@ class Counter(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
-    def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def normalize(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Bytes to the range the weights were trained on."""
         return images.float().div_(255).sub_(self.mean).div_(self.std)
 
@@ -49,12 +49,12 @@ class Counter(nn.Module):
         """Predict the heads in each block.
 
         Args:
-            images: bytes (0 to 255, RGB), which are normalised here; or floats that already are.
+            images: bytes (0 to 255, RGB), which are normalized here; or floats that already are.
                 Nothing is padded: the answer covers the whole strides of the backbone, so 104 x 136
                 pixels at stride 16 give 12 x 16 blocks of 8.
         """
         if images.dtype == torch.uint8:
-            images = self.normalise(images)
+            images = self.normalize(images)
         features = self.backbone(images)
         factor = self.stride / self.block_size
         if self.decoder is None:

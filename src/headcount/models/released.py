@@ -75,7 +75,7 @@ def convert_released(
     Args:
         state_dict: a bare state dict, or the training checkpoint that holds one.
         model: a config, or the name of one (ours or the released code's, ``clip_rn50`` or
-            ``clip_resnet50``) with its settings as ``options``. Pixels are normalised as the released
+            ``clip_resnet50``) with its settings as ``options``. Pixels are normalized as the released
             code does it, by ImageNet's mean and standard deviation, unless the config says otherwise.
         bins: edges and representative counts, which the released files do not hold; None for a model
             that regresses counts.

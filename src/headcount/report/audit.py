@@ -28,7 +28,7 @@ _SHEET_UNUSABLE = 6  # of these at most
 _COUNT_EDGES = (0, 1, 10, 50, 100, 250, 500, 1000, 2500, 5000)
 # Pixels of the longer side; the last bar is open.
 _SIDE_EDGES = (0, 256, 512, 768, 1024, 1536, 2048, 4096)
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 _MOST_BINS = 24
 
 
@@ -91,7 +91,7 @@ def _split_numbers(split: AuditedSplit) -> dict[str, Any]:
         "annotated": split.annotated,
         "faults": {fault.name: split.faults[fault] for fault in Fault},
         **(annotated if split.annotated else dict.fromkeys(annotated)),
-        "greyscale": sum(image.grey for image in usable),
+        "grayscale": sum(image.gray for image in usable),
         "least_median_most_heads": _spread(counts),
         "least_median_most_shorter_side": _spread([min(image.width, image.height) for image in usable]),
         "least_median_most_longer_side": _spread(longer),
@@ -180,7 +180,7 @@ def _split_rows(splits: Sequence[AuditedSplit]) -> list[list[str]]:
         ("exact duplicates of a head", "duplicates"),
         ("in so many images", "images_with_duplicates"),
         ("heads outside their image", "outside"),
-        ("images without colours", "greyscale"),
+        ("images without colors", "grayscale"),
     ):
         row(words, [n[key] for n in numbers])
     for words, key in (
@@ -208,7 +208,7 @@ def histogram_picture(splits: Sequence[AuditedSplit], path: Path, *, title: str)
     for k, split in enumerate(annotated):
         bars = _bars([len(image.points) for image in split.usable], _COUNT_EDGES)
         places = np.arange(len(bars)) + (k - (len(annotated) - 1) / 2) * width
-        heads.bar(places, bars, width, label=split.name, color=_COLOURS[k % len(_COLOURS)])
+        heads.bar(places, bars, width, label=split.name, color=_COLORS[k % len(_COLORS)])
     heads.set(xlabel="heads in an image", ylabel="images")
     heads.set_xticks(range(len(words)), words, rotation=45, ha="right")
     shown = [(split, *_sides(split)) for split in splits if split.usable]
@@ -218,7 +218,7 @@ def histogram_picture(splits: Sequence[AuditedSplit], path: Path, *, title: str)
     spread = most > 4 * least
     edges = np.geomspace(least, most, 25) if spread else np.linspace(least - 1, most + 1, 25)
     for k, (split, wide, high) in enumerate(shown):
-        style = {"color": _COLOURS[k % len(_COLOURS)], "label": split.name}
+        style = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
         sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
         longest.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
         style["label"] = f"{split.name}, shorter side"
@@ -249,9 +249,7 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
     for axis, (size, histogram) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks.items(), strict=True):
         total = sum(histogram.values())
         chosen = size == config.block_size
-        axis.bar(
-            list(histogram), [n / total for n in histogram.values()], width=0.9, color=_COLOURS[0 if chosen else 2]
-        )
+        axis.bar(list(histogram), [n / total for n in histogram.values()], width=0.9, color=_COLORS[0 if chosen else 2])
         axis.set_yscale("log")
         axis.set(xlabel="heads in a block", ylabel="share of blocks")
         axis.set_title(f"blocks of {size} px" + " (chosen)" * chosen, fontweight="bold" if chosen else "normal")
@@ -262,7 +260,7 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
             # The same smallest head gives each block size its own maximum, unless one was set.
             m = config.m if chosen else max((size // config.min_head_px) ** 2, 1)
             largest = max(largest, m + 1)
-            axis.axvline(m + 0.5, color=_COLOURS[1], linestyle="--")
+            axis.axvline(m + 0.5, color=_COLORS[1], linestyle="--")
             above, heads = capped(dict(histogram), m)
             axis.text(
                 0.97,
@@ -326,7 +324,7 @@ def _spread_out(odd: Sequence[int], number: int) -> list[int]:
 def _odd(image: AuditedImage) -> list[str]:
     """What a person should look at in an image that can be used."""
     found = [f"{n} {what}" for n, what in ((image.duplicates, "duplicates"), (image.outside, "outside")) if n]
-    return [*found, *["grey"] * image.grey]
+    return [*found, *["gray"] * image.gray]
 
 
 def _draw(axis: Axes, split: str, image: AuditedImage) -> None:

@@ -1,6 +1,6 @@
 """Several runs side by side: what they differ in, how well they did, and their curves.
 
-Runs whose settings differ in the seed alone are one experiment: one colour, and one mean.
+Runs whose settings differ in the seed alone are one experiment: one color, and one mean.
 """
 
 import itertools
@@ -25,7 +25,7 @@ MARKDOWN, PICTURE = "runs.md", "runs.png"
 
 _DPI = 130
 # Dark enough on white, and told apart by most people who confuse red and green; then again with dashes.
-_COLOURS = (
+_COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00"),
     *("#56b4e9", "#8b0000", "#7f7f7f", "#6a3d9a", "#a6761d", "#b2df8a"),
 )
@@ -285,7 +285,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def runs_picture(comparison: Comparison, path: Path) -> None:
-    """Draw training loss and MAE of all runs by epoch; one colour an experiment, a dot at each best epoch."""
+    """Draw training loss and MAE of all runs by epoch; one color an experiment, a dot at each best epoch."""
     names = [shorten(experiment.name, _LONGEST_NAME) for experiment in comparison.experiments]
     labels = [
         name + (f" ({len(e.runs)} seeds)" if len(e.runs) > 1 else "")
@@ -304,7 +304,7 @@ def runs_picture(comparison: Comparison, path: Path) -> None:
     errors.sharex(loss)
     handles = []
     for k, experiment in enumerate(comparison.experiments):
-        style = {"color": _COLOURS[k % len(_COLOURS)], "linestyle": _LINES[k // len(_COLOURS) % len(_LINES)]}
+        style = {"color": _COLORS[k % len(_COLORS)], "linestyle": _LINES[k // len(_COLORS) % len(_LINES)]}
         alpha = 1.0 if len(experiment.runs) == 1 else 0.75
         for number, run in enumerate(experiment.runs):
             (line,) = _plot(loss, run.metrics, "train/total", linewidth=1.4, alpha=alpha, **style)

@@ -19,9 +19,9 @@ from headcount.report.markdown import pipe_table
 MARKDOWN, CSV, JSON, PICTURE = "cross.md", "cross.csv", "cross.json", "cross.png"
 
 _DPI = 110
-_COLOURS = "viridis_r"  # dark is a large error
+_COLORS = "viridis_r"  # dark is a large error
 _FAILED = "#d9d9d9"
-# From the best of a column to so many times its MAE the colour changes at least: near misses look alike.
+# From the best of a column to so many times its MAE the color changes at least: near misses look alike.
 _LEAST_RANGE = 2.0
 
 
@@ -184,7 +184,7 @@ def _notes(matrix: Matrix) -> list[str]:
 
 
 def cross_figure(matrix: Matrix) -> Figure:
-    """The matrix as a heat map; colours compare the counters within a column, as datasets differ in scale."""
+    """The matrix as a heat map; colors compare the counters within a column, as datasets differ in scale."""
     names, columns = matrix.row_names(), matrix.column_names()
     # Room for the longest texts: about 0.09 inches a letter.
     wide = max(1.7, *(0.1 * len(name) + 0.2 for name in columns))
@@ -193,12 +193,12 @@ def cross_figure(matrix: Matrix) -> Figure:
         figsize=(max(left + wide * len(columns) + 1.4, 6.0), 0.75 * len(names) + 1.9), dpi=_DPI, layout="constrained"
     )
     axis = figure.subplots()
-    colours = matplotlib.colormaps[_COLOURS]
+    colors = matplotlib.colormaps[_COLORS]
     shades = [_shades([row.cells[k].mae for row in matrix.rows]) for k in range(len(columns))]
     for y, row in enumerate(matrix.rows):
         for x, cell in enumerate(row.cells):
             shade = shades[x][y]
-            fill = to_rgb(_FAILED) if shade is None else colours(shade)[:3]
+            fill = to_rgb(_FAILED) if shade is None else colors(shade)[:3]
             axis.add_patch(Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="white", linewidth=2))
             ink = readable_on(fill)
             if cell.own:
@@ -216,7 +216,7 @@ def cross_figure(matrix: Matrix) -> Figure:
     axis.tick_params(length=0, labelsize=11)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    scale = matplotlib.cm.ScalarMappable(cmap=colours)
+    scale = matplotlib.cm.ScalarMappable(cmap=colors)
     bar = figure.colorbar(scale, ax=axis, fraction=0.05, pad=0.02, ticks=[0, 1])
     bar.ax.set_yticklabels(["best of\nits column", "worst, at\nleast twice\nthe best"], fontsize=9)
     figure.suptitle("MAE / RMSE: counters (rows) on datasets (columns)", fontsize=13)
@@ -240,12 +240,12 @@ def readable_on(fill: tuple[float, float, float]) -> str:
 
 
 def contrast(ink: str, fill: tuple[float, float, float]) -> float:
-    """Contrast of two colours, 1 to 21.
+    """Contrast of two colors, 1 to 21.
 
     Source: WCAG 2.1, relative luminance and contrast ratio.
     """
     light = []
-    for colour in (to_rgb(ink), fill):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    for color in (to_rgb(ink), fill):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
         light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(light) + 0.05) / (min(light) + 0.05)

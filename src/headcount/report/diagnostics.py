@@ -19,7 +19,7 @@ from headcount.report.pictures import shorten
 from headcount.types import ImageCount
 
 _DPI = 110
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#777777"
+_BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#777777"
 # Log axes where the largest count is over so many times the 10th percentile of those above zero.
 _DECADES = 20
 _NAMED = 5
@@ -44,7 +44,7 @@ def scatter_picture(images: Sequence[ImageCount], path: Path, *, title: str = ""
     figure = Figure(figsize=(10.2, 6.4), dpi=_DPI)
     axis = figure.add_axes((0.08, 0.1, 0.51, 0.81))
     low, high = _scale(axis, true, predicted)
-    axis.plot([low, high], [low, high], color=_GREY, linestyle="--", linewidth=1, zorder=1)
+    axis.plot([low, high], [low, high], color=_GRAY, linestyle="--", linewidth=1, zorder=1)
     faint = float(np.clip(20 / math.sqrt(len(images)), 0.35, 0.9))
     axis.scatter(true, predicted, s=22, color=_BLUE, alpha=faint, linewidths=0, zorder=2)
     worst = np.argsort(-np.abs(predicted - true), kind="stable")[:_NAMED]
@@ -123,7 +123,7 @@ def _scale(axis: Axes, true: np.ndarray, predicted: np.ndarray) -> tuple[float, 
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two limits, as dense as a log axis can be labelled."""
+    """Round numbers between two limits, as dense as a log axis can be labeled."""
     decades = range(math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [float(step * 10**k) for k in decades for step in steps]
@@ -139,8 +139,8 @@ def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
     figure = Figure(figsize=(max(7.5, 2.2 + 2.1 * len(levels)), 5.0), dpi=_DPI, layout="constrained")
     absolute, relative = figure.subplots(1, 2, width_ratios=(3, 2))
     at = np.arange(len(levels))
-    for shift, name, colour in ((-0.2, "mae", _BLUE), (0.2, "rmse", _ORANGE)):
-        _bars(absolute, at + shift, [getattr(e, name) for _, e in levels], 0.38, ".1f", name.upper(), colour)
+    for shift, name, color in ((-0.2, "mae", _BLUE), (0.2, "rmse", _ORANGE)):
+        _bars(absolute, at + shift, [getattr(e, name) for _, e in levels], 0.38, ".1f", name.upper(), color)
     absolute.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2, fontsize=10, frameon=False)
     _bars(relative, at, [e.nae for _, e in levels], 0.55, ".3f", "NAE", _BLUE)
     ticks = [f"{name}\n{e.images} image{'s' * (e.images != 1)}" for name, e in levels]
@@ -162,11 +162,11 @@ def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
 
 
 def _bars(
-    axis: Axes, at: np.ndarray, values: Sequence[float], width: float, style: str, label: str, colour: str
+    axis: Axes, at: np.ndarray, values: Sequence[float], width: float, style: str, label: str, color: str
 ) -> None:
     """Bars with their values on top; a value that is none says so."""
     known = [0.0 if math.isnan(value) else value for value in values]
-    axis.bar(at, known, width, color=colour, label=label)
+    axis.bar(at, known, width, color=color, label=label)
     for x, value, height in zip(at, values, known, strict=True):
         text = "nobody\nthere" if math.isnan(value) else f"{value:{style}}"
         axis.annotate(text, (x, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
@@ -198,7 +198,7 @@ def reliability_picture(reliability: Reliability, path: Path, *, title: str = ""
         shares.tick_params(labelbottom=False)
         seen = reliability.blocks[k] > 0
         blocks = reliability.blocks[k, seen]
-        shares.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+        shares.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1)
         x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
         shares.plot(x, y, color=_BLUE, linewidth=1.2, clip_on=False, zorder=3)
         for some, fill in ((blocks >= _FEW, _BLUE), (blocks < _FEW, "white")):
@@ -210,10 +210,10 @@ def reliability_picture(reliability: Reliability, path: Path, *, title: str = ""
         numbers.bar((edges[:-1] + edges[1:])[seen] / 2, blocks, 0.8 / buckets, color="#9ecae1", log=True)
         numbers.set(ylim=(0.5, 0.5 * (2 * max(most, 10)) ** 1.75), xticks=[0, 0.5, 1], yticks=[])
         numbers.minorticks_off()
-        for centre, count in zip((edges[:-1] + edges[1:])[seen] / 2, blocks, strict=True):
+        for center, count in zip((edges[:-1] + edges[1:])[seen] / 2, blocks, strict=True):
             numbers.annotate(
                 short_number(count),
-                (centre, count),
+                (center, count),
                 xytext=(0, 2),
                 textcoords="offset points",
                 ha="center",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headcount.config import ConfigError
 from headcount.data.points import spread_blocks
-from headcount.report.pictures import COLOURS, LEAST_SCALE, ComparisonRow, shorten, thumbnail
+from headcount.report.pictures import COLORS, LEAST_SCALE, ComparisonRow, shorten, thumbnail
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -102,7 +102,7 @@ def _heads_in_pixels(
 def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
     """Draw each image in a column: the image, its smoothed truth, the prediction; below them the counts.
 
-    Truth and prediction of a column have one colour scale, which its colour bar shows.
+    Truth and prediction of a column have one color scale, which its color bar shows.
 
     Args:
         columns: from left to right.
@@ -137,7 +137,7 @@ def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str =
         axes = [figure.add_axes(box(left, bottom, width, tall)) for bottom in bottoms]
         axes[0].imshow(_fitted(column, panel), interpolation="antialiased")
         for axis, values in zip(axes[1:], maps, strict=True):
-            drawn = axis.imshow(values, cmap=COLOURS, vmin=0, vmax=scale, interpolation="antialiased")
+            drawn = axis.imshow(values, cmap=COLORS, vmin=0, vmax=scale, interpolation="antialiased")
         for axis in axes:
             axis.set(xticks=[], yticks=[])
         axes[0].set_title(shorten(column.name, int(width / _LETTER)), fontsize=11, parse_math=False)

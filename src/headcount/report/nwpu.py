@@ -109,7 +109,7 @@ def _layout_problem(line: str) -> str:
         return "is blank"
     if len(items) == 2:
         return f"{line.strip()!r}: id and count must have one space between them"
-    more = "; a file of localisation has more" if len(items) > 2 else ""
+    more = "; a file of localization has more" if len(items) > 2 else ""
     return f"{_short(line.strip())!r} has {len(items)} items, not an id and a count{more}"
 
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from headcount.data.points import spread_blocks
 from headcount.report.pictures import shorten
 
-_COLOURS = "turbo"
-_FROM, _TO = 0.1, 0.93  # part of the colours: neither black, which hides in dark photos, nor as dark a red
+_COLORS = "turbo"
+_FROM, _TO = 0.1, 0.93  # part of the colors: neither black, which hides in dark photos, nor as dark a red
 _LONG_SIDE = 1400  # pixels of the drawn photo
 _DPI = 100
 _SMOOTHING = 0.7  # blocks
-_LEAST_SCALE = 0.2  # heads a block; what is less is noise, and is not blown up to full colour
-_STRONGEST = 0.8  # share of colour at the densest place; the rest is photo
-_BLACK, _WHITE = 0.15, 0.8  # what they become, so that colours are seen on dark and on light photos alike
+_LEAST_SCALE = 0.2  # heads a block; what is less is noise, and is not blown up to full color
+_STRONGEST = 0.8  # share of color at the densest place; the rest is photo
+_BLACK, _WHITE = 0.15, 0.8  # what they become, so that colors are seen on dark and on light photos alike
 _LETTER = 12  # pixels
 
 
@@ -38,7 +38,7 @@ def overlay_picture(
     block_size: int,
     title: str,
 ) -> None:
-    """Draw the photo in grey with its density in colour, the count above it and a scale beside it.
+    """Draw the photo in gray with its density in color, the count above it and a scale beside it.
 
     Args:
         image: the photo the blocks belong to.
@@ -51,7 +51,7 @@ def overlay_picture(
     shrink = min(1.0, _LONG_SIDE / max(height, width))
     panel = max(1, round(height * shrink)), max(1, round(width * shrink))
     photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
-    grey = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
+    gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
     blocks = block_counts.double().numpy()
     per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
     scale = max(_LEAST_SCALE, float(per_block.max()))
@@ -59,11 +59,11 @@ def overlay_picture(
     inches = max(panel[1] / _DPI, 4.0) + 1.1, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
-    axis.imshow(_blend(grey, per_block / scale), interpolation="antialiased")
+    axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
     axis.set_axis_off()
     name = shorten(title, int(inches[0] * _DPI / _LETTER))
     figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
-    # The scale as it looks on a photo of middle grey.
+    # The scale as it looks on a photo of middle gray.
     levels = np.linspace(0, 1, 256)
     seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
     bar = figure.colorbar(ScalarMappable(Normalize(0, scale), seen), ax=axis, fraction=0.04, pad=0.01)
@@ -86,10 +86,10 @@ def _per_block(
     return shown * panel[0] * panel[1] * block_size**2 / (image[0] * image[1])
 
 
-def _blend(grey: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """Colours for a share from 0 to 1 over a grey from 0 to 1."""
+def _blend(gray: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
+    """Colors for a share from 0 to 1 over a gray from 0 to 1."""
     share = share.clip(0, 1)
-    colour = colormaps[_COLOURS](_FROM + (_TO - _FROM) * share)[..., :3]
+    color = colormaps[_COLORS](_FROM + (_TO - _FROM) * share)[..., :3]
     # The square root lets single people be seen beside a crowd.
     weight = _STRONGEST * np.minimum(1, 1.5 * np.sqrt(share))[..., None]
-    return (1 - weight) * grey[..., None] + weight * colour
+    return (1 - weight) * gray[..., None] + weight * color

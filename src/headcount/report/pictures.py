@@ -22,7 +22,7 @@ from torch import Tensor
 from headcount.data.points import spread_blocks
 from headcount.types import Sample
 
-COLOURS = "inferno"
+COLORS = "inferno"
 # A map whose blocks all stay below this is drawn dark: noise in an empty image must not glow.
 LEAST_SCALE = 0.25
 # Standard deviation, blocks: single heads of the truth become as wide as a network's.
@@ -54,7 +54,7 @@ class ComparisonRow:
 def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
     """Draw each image in a row: photo with true heads, true density, predicted density.
 
-    Truth and prediction of a row have one colour scale.
+    Truth and prediction of a row have one color scale.
 
     Raises:
         ValueError: if there are no rows.
@@ -79,7 +79,7 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
         scale = max(LEAST_SCALE, *(float(m.max()) for m in maps))
         whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
         for axis, values in zip((truth, prediction), maps, strict=True):
-            drawn = axis.imshow(values, extent=whole_blocks, cmap=COLOURS, vmin=0, vmax=scale)
+            drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, vmin=0, vmax=scale)
         figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False).set_label(
             "heads per block"
         )
@@ -131,7 +131,7 @@ def density_picture(
     gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
     panels = [np.asarray(photo)]
     for m in maps:
-        panels += [gap, matplotlib.colormaps[COLOURS](m / scale, bytes=True)[:, :, :3]]
+        panels += [gap, matplotlib.colormaps[COLORS](m / scale, bytes=True)[:, :, :3]]
     return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
 
 

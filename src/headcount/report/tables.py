@@ -489,7 +489,7 @@ def table_picture(filled: Filled, path: Path) -> None:
                 axis.bar(k, statistics.mean(best), yerr=spread or None, capsize=4, color=_OURS, label="ours (best)")
                 axis.plot(k, statistics.mean(cell.late("mae")), "k_", markersize=22, label="ours, last evaluations")
             else:
-                axis.text(k, 0, "missing", rotation=90, ha="center", va="bottom", color="grey")
+                axis.text(k, 0, "missing", rotation=90, ha="center", va="bottom", color="gray")
             if cell.expected is not None and cell.expected.mae is not None:
                 face, label = (
                     ("none", "published, trained otherwise") if _otherwise(cell) else (_PUBLISHED, "published")
