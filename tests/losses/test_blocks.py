@@ -25,7 +25,7 @@ def test_sums_over_blocks_are_averaged_over_images() -> None:
 
 
 def test_the_error_of_a_block_is_no_transport() -> None:
-    with pytest.raises(ValueError, match="no error of a block called dm; there are mae, mse"):
+    with pytest.raises(ValueError, match="kind=dm: not an error per block; allowed: mae, mse"):
         BlockError(CountTerm.dm)
 
 
@@ -43,7 +43,7 @@ def test_the_scale_of_the_mse_reaches_its_gradient() -> None:
 
 
 def test_mse_without_smoothed_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="mse loss compares with smoothed counts, but the batch has none"):
+    with pytest.raises(ValueError, match="mse loss needs smoothed counts, but the batch has none"):
         MseLoss()(BlockPrediction(PREDICTED), batch_of(None))
 
 

@@ -159,7 +159,7 @@ def test_bins_of_smoothed_counts_are_labeled_by_those():
     for loss in (build_loss(CrossEntropyConfig(), bins), build_loss(DaceConfig(weight=0.0), bins)):
         found = loss(predict(logits), dataclasses.replace(batch, smoothed=smoothed)).total
         torch.testing.assert_close(found, -logits.log_softmax(1)[:, 1].sum((1, 2)).mean())
-        with pytest.raises(ValueError, match="bins are of smoothed counts, but the batch has none"):
+        with pytest.raises(ValueError, match="bins are bins of smoothed counts, but the batch has none"):
             loss(predict(logits), batch)
 
 

@@ -1,7 +1,7 @@
-"""Losses that compare counts block by block: absolute and squared errors, and CSRNet's against smoothed heads.
+"""Losses that compare counts block by block: absolute and squared errors, and CSRNet's loss on smoothed counts.
 
-Implements the count losses that arXiv:2403.09281, equation 3, may take instead of DM-Count's, and
-arXiv:1802.10062, equation 2. It does not smooth heads; the batch brings them.
+Implements alternatives to DM-Count's loss in arXiv:2403.09281, equation 3, and arXiv:1802.10062, equation 2. It does
+not smooth the annotations; the batch provides smoothed counts.
 """
 
 import torch
@@ -13,11 +13,15 @@ from headcount.types import Batch, BlockPrediction, LossTerms
 
 
 class BlockError:
-    """Absolute (``mae``) or squared (``mse``) error of every block, summed over blocks and averaged over images."""
+    """Absolute (``mae``) or squared (``mse``) error per block, summed over blocks and averaged over images.
+
+    Raises:
+        ValueError: if ``kind`` is neither ``mae`` nor ``mse``.
+    """
 
     def __init__(self, kind: CountTerm) -> None:
         if kind not in (CountTerm.mae, CountTerm.mse):
-            raise ValueError(f"there is no error of a block called {kind.name}; there are mae, mse")
+            raise ValueError(f"kind={kind.name}: not an error per block; allowed: mae, mse")
         self.kind = kind
 
     def __call__(
@@ -26,28 +30,44 @@ class BlockError:
         points: list[Float[Tensor, "_ 2"]],
         true: Float[Tensor, "batch 1 rows cols"],
     ) -> LossTerms:
-        """Compare ``predicted`` with ``true`` block counts; ``points`` are not looked at."""
+        """Compare ``predicted`` with ``true`` block counts.
+
+        Args:
+            predicted: heads per block.
+            points: not used; part of the interface of a count loss.
+            true: heads per block.
+
+        Returns:
+            The total, also as the part ``absolute_error`` or ``squared_error``.
+        """
         error = predicted - true.to(predicted)
         total = (error.abs() if self.kind is CountTerm.mae else error.square()).sum((1, 2, 3)).mean()
         return LossTerms(total, {"absolute_error" if self.kind is CountTerm.mae else "squared_error": total.detach()})
 
 
 class MseLoss:
-    """Half the squared error of the block counts against smoothed heads, summed over blocks, averaged over images."""
+    """Half the squared error between block counts and smoothed counts, summed over blocks and averaged over images.
+
+    Args:
+        scale: factor of the loss.
+
+    Source: arXiv:1802.10062, equation 2.
+    """
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
     def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
-        """The loss of a prediction, in float32 even under autocast.
+        """Compute the loss of a prediction, in float32 even under autocast.
+
+        Returns:
+            The total, also as the part ``squared_error``.
 
         Raises:
             ValueError: if the batch has no smoothed counts.
         """
         if batch.smoothed is None:
-            raise ValueError(
-                "the mse loss compares with smoothed counts, but the batch has none: collate needs a smoothing"
-            )
+            raise ValueError("the mse loss needs smoothed counts, but the batch has none: pass a smoothing to collate")
         with torch.autocast(prediction.block_counts.device.type, enabled=False):
             error = prediction.block_counts.float() - batch.smoothed
             total = self.scale * error.square().sum((1, 2, 3)).mean() / 2
