@@ -9,7 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import CountTerm
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import Batch, LossTerms, Prediction
+
+
+def blocks_of(prediction: Prediction) -> Float[Tensor, "batch 1 rows cols"]:
+    """The predicted heads per block, in float32.
+
+    Raises:
+        ValueError: if the prediction has no blocks.
+    """
+    if prediction.blocks is None:
+        raise ValueError("this loss compares blocks, but the head predicts one number per image; choose another loss")
+    return prediction.blocks.float()
 
 
 class BlockError:
@@ -54,10 +65,12 @@ class MseLoss:
     Source: arXiv:1802.10062, equation 2.
     """
 
+    needs = frozenset({"smoothed"})
+
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
 
         Returns:
@@ -66,9 +79,7 @@ class MseLoss:
         Raises:
             ValueError: if the batch has no smoothed counts.
         """
-        if batch.smoothed is None:
-            raise ValueError("the mse loss needs smoothed counts, but the batch has none: pass a smoothing to collate")
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
-            error = prediction.block_counts.float() - batch.smoothed
+        with torch.autocast(prediction.count.device.type, enabled=False):
+            error = blocks_of(prediction) - batch.target("smoothed")
             total = self.scale * error.square().sum((1, 2, 3)).mean() / 2
         return LossTerms(total, {"squared_error": total.detach()})

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headcount.bins import CountBins
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import Batch, BinPrediction, LossTerms, Prediction
 
 
 class CrossEntropyLoss:
@@ -18,8 +18,9 @@ class CrossEntropyLoss:
 
     def __init__(self, bins: CountBins) -> None:
         self.bins = bins
+        self.needs = frozenset({"smoothed" if bins.smoothed else "block_counts"})
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
 
         Returns:
@@ -28,12 +29,12 @@ class CrossEntropyLoss:
         Raises:
             ValueError: see :func:`cross_entropy`.
         """
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
+        with torch.autocast(prediction.count.device.type, enabled=False):
             total = cross_entropy(prediction, batch, self.bins, name="cross_entropy")
         return LossTerms(total=total, parts={"cross_entropy": total.detach()})
 
 
-def cross_entropy(prediction: BlockPrediction, batch: Batch, bins: CountBins, *, name: str) -> Float[Tensor, ""]:
+def cross_entropy(prediction: Prediction, batch: Batch, bins: CountBins, *, name: str) -> Float[Tensor, ""]:
     """Cross-entropy between the logits and the bins of the true counts, summed over blocks, averaged over images.
 
     The true counts are smoothed ones if ``bins`` are bins of smoothed counts.
@@ -42,14 +43,12 @@ def cross_entropy(prediction: BlockPrediction, batch: Batch, bins: CountBins, *,
         name: name of the calling loss, for error messages.
 
     Raises:
-        ValueError: if logits or smoothed counts are missing, or a true count lies in no bin.
+        ValueError: if the prediction has no logits, a target is missing, or a true count lies in no bin.
     """
-    if prediction.logits is None:
+    if not isinstance(prediction, BinPrediction):
         raise ValueError(
-            f"the {name} loss needs logits over bins, but the model regresses counts: choose a model with bins"
+            f"the {name} loss needs logits over bins, which this head does not predict; choose model.head=ebc"
         )
-    true = batch.smoothed if bins.smoothed else batch.block_counts
-    if true is None:
-        raise ValueError("the bins are bins of smoothed counts, but the batch has none: pass a smoothing to collate")
+    true = batch.target("smoothed" if bins.smoothed else "block_counts")
     entropies = functional.cross_entropy(prediction.logits.float(), bins.label(true), reduction="none")
     return entropies.sum((1, 2)).mean()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from headcount.bins import CountBins
+from headcount.losses.blocks import blocks_of
 from headcount.losses.cross_entropy import cross_entropy
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import Batch, LossTerms, Prediction
 
 
 @runtime_checkable
@@ -43,25 +44,26 @@ class DaceLoss:
         self.count_loss = count_loss
         self.bins = bins
         self.weight = weight
+        targets = {"smoothed" if bins.smoothed else "block_counts"}
+        self.needs = frozenset(targets | ({"points", "block_counts"} if weight else set()))
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
 
         The expected counts are compared with the unsmoothed counts, even if the bins are bins of smoothed counts.
 
         Returns:
-            The total and its parts: ``cross_entropy``, and those of the count loss multiplied by ``weight``.
-            ``transport_cost`` is logged only and not multiplied.
+            The total and its parts: ``cross_entropy``, and those of the count loss multiplied by ``weight``; values
+            that the count loss only logs are not multiplied.
 
         Raises:
             ValueError: if the prediction has no logits, or a true count lies in no bin.
         """
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
+        with torch.autocast(prediction.count.device.type, enabled=False):
             classification = cross_entropy(prediction, batch, self.bins, name="dace")
             parts = {"cross_entropy": classification.detach()}
             if self.weight == 0:
                 return LossTerms(total=classification, parts=parts)
-            counts = self.count_loss(prediction.block_counts.float(), batch.points, batch.block_counts)
-            # The transport cost is logged only, not part of the loss: it stays in squared pixels.
-            parts |= {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
-            return LossTerms(total=classification + self.weight * counts.total, parts=parts)
+            counts = self.count_loss(blocks_of(prediction), batch.target("points"), batch.target("block_counts"))
+            parts |= {name: self.weight * part for name, part in counts.parts.items()}
+            return LossTerms(classification + self.weight * counts.total, parts, counts.logged)

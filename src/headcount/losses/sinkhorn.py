@@ -15,7 +15,6 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -94,14 +93,13 @@ class TruncatedSinkhorn:
         # A block that no point reaches receives no mass: its v is b / EPSILON from the first iteration on.
         v = (blocks / EPSILON).flatten()
         costs = blocks.new_zeros(len(blocks))
-        with one_thread():
-            for images in _chunks([len(p) for p in points], *POINTS_AT_ONCE[blocks.device.type]):
-                chunk = torch.cat([points[i].to(blocks) for i in images])
-                chosen = torch.tensor(images, device=blocks.device)
-                image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
-                pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularization=self.regularization)
-                a = 1 / lengths[image].to(blocks)
-                costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, v_everywhere=v))
+        for images in _chunks([len(p) for p in points], *POINTS_AT_ONCE[blocks.device.type]):
+            chunk = torch.cat([points[i].to(blocks) for i in images])
+            chosen = torch.tensor(images, device=blocks.device)
+            image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
+            pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularization=self.regularization)
+            a = 1 / lengths[image].to(blocks)
+            costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, v_everywhere=v))
         potentials = v.add_(EPSILON).log_().mul_(self.regularization).view_as(blocks)
         return TransportSolution(potentials.masked_fill_((lengths == 0)[:, None, None], 0), costs)
 
@@ -241,18 +239,3 @@ def _chunks(lengths: list[int], at_least: int, at_most: int) -> Iterator[list[in
             total += length
     if chunk:
         yield chunk
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one CPU thread inside the context.
-
-    An operation here takes microseconds, so several threads gain little. Where other processes, such as data-loading
-    workers, use the same cores, the threads wait for each other for milliseconds at each of a thousand operations.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

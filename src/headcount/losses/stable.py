@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from headcount.losses.sinkhorn import CHECK_EVERY, TransportSolution, one_thread
+from headcount.losses.sinkhorn import CHECK_EVERY, TransportSolution
 
 FLOOR = 1e-16
 """Minimum share of a block. The potential of a block with share 0 is infinite; this share is practically 0."""
@@ -59,15 +59,14 @@ class StableSinkhorn:
         potentials, costs = torch.zeros_like(blocks), blocks.new_zeros(len(blocks))
         row, col = (block_size * (torch.arange(k, device=blocks.device) + 0.5) for k in blocks.shape[1:])
         predicted = (blocks > 0).flatten(1).any(1).tolist()  # device sync
-        with one_thread():
-            for i, image in enumerate(points):
-                if not len(image) or not predicted[i]:
-                    continue
-                heads, b = image.to(blocks), blocks[i].flatten()
-                dx2, dy2 = (heads[:, :1] - col).square(), (heads[:, 1:] - row).square()
-                cost = (dy2[:, :, None] + dx2[:, None, :]).flatten(1)
-                g, costs[i] = self._solve(cost, b.clamp(min=FLOOR))
-                potentials[i] = (self.regularization * (g - (g * b).sum() / b.sum())).view_as(blocks[i])
+        for i, image in enumerate(points):
+            if not len(image) or not predicted[i]:
+                continue
+            heads, b = image.to(blocks), blocks[i].flatten()
+            dx2, dy2 = (heads[:, :1] - col).square(), (heads[:, 1:] - row).square()
+            cost = (dy2[:, :, None] + dx2[:, None, :]).flatten(1)
+            g, costs[i] = self._solve(cost, b.clamp(min=FLOOR))
+            potentials[i] = (self.regularization * (g - (g * b).sum() / b.sum())).view_as(blocks[i])
         return TransportSolution(potentials, costs)
 
     def _solve(

@@ -80,7 +80,7 @@ class TransportLoss:
         Returns:
             The total, and its weighted parts ``count``, ``total_variation`` and ``transport``. The value of
             ``transport`` is zero up to rounding: it has the gradient of the transport distance, not its value.
-            ``transport_cost``, the mean <P, C> in squared pixels (0 for an image without heads), is logged only.
+            Logged only: ``transport_cost``, the mean <P, C> in squared pixels (0 for an image without heads).
         """
         predicted, true = predicted.squeeze(1), true.squeeze(1).to(predicted)
         heads = torch.tensor([len(p) for p in points], dtype=predicted.dtype, device=predicted.device)
@@ -100,7 +100,8 @@ class TransportLoss:
         }
         return LossTerms(
             total=torch.stack(list(parts.values())).sum(),
-            parts={name: part.detach() for name, part in parts.items()} | {"transport_cost": solution.costs.mean()},
+            parts={name: part.detach() for name, part in parts.items()},
+            logged={"transport_cost": solution.costs.mean()},
         )
 
 
