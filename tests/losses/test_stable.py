@@ -10,6 +10,7 @@ from headcount.losses import stable
 from headcount.losses.build import build_loss
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportLoss
+from headcount.types import BlockGrid
 from losses.problems import KNOWN, crowd, squared_distances
 
 
@@ -182,7 +183,7 @@ def test_the_config_chooses_it():
     from headcount.config import DmConfig
 
     transport = TransportConfig(solver=Solver.stable, regularization=3.0, iterations=7, tolerance=1e-3)
-    loss = build_loss(DmConfig(transport=transport), None, block_size=8)
+    loss = build_loss(DmConfig(transport=transport), BlockGrid(8), None)
     assert loss.transport.solver == StableSinkhorn(3.0, 7, 1e-3)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headcount.config import CountTerm
+from headcount.config import BlockErrorKind
 from headcount.types import Batch, LossTerms, Prediction
 
 
@@ -24,15 +24,9 @@ def blocks_of(prediction: Prediction) -> Float[Tensor, "batch 1 rows cols"]:
 
 
 class BlockError:
-    """Absolute (``mae``) or squared (``mse``) error per block, summed over blocks and averaged over images.
+    """Absolute (``mae``) or squared (``mse``) error per block, summed over blocks and averaged over images."""
 
-    Raises:
-        ValueError: if ``kind`` is neither ``mae`` nor ``mse``.
-    """
-
-    def __init__(self, kind: CountTerm) -> None:
-        if kind not in (CountTerm.mae, CountTerm.mse):
-            raise ValueError(f"kind={kind.name}: not an error per block; allowed: mae, mse")
+    def __init__(self, kind: BlockErrorKind) -> None:
         self.kind = kind
 
     def __call__(
@@ -52,8 +46,11 @@ class BlockError:
             The total, also as the part ``absolute_error`` or ``squared_error``.
         """
         error = predicted - true.to(predicted)
-        total = (error.abs() if self.kind is CountTerm.mae else error.square()).sum((1, 2, 3)).mean()
-        return LossTerms(total, {"absolute_error" if self.kind is CountTerm.mae else "squared_error": total.detach()})
+        name, per_block = (
+            ("absolute_error", error.abs()) if self.kind is BlockErrorKind.mae else ("squared_error", error.square())
+        )
+        total = per_block.sum((1, 2, 3)).mean()
+        return LossTerms(total, {name: total.detach()})
 
 
 class MseLoss:

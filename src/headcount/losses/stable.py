@@ -18,9 +18,6 @@ from headcount.losses.sinkhorn import CHECK_EVERY, TransportSolution
 FLOOR = 1e-16
 """Minimum share of a block. The potential of a block with share 0 is infinite; this share is practically 0."""
 
-MAX_ITERATIONS = 10_000
-"""Limit on the iterations per image where a tolerance is set."""
-
 MAX_SCALING = 2.0**20
 """Scalings above this value or below its inverse are absorbed into the potentials, and the kernel is recomputed."""
 
@@ -36,10 +33,10 @@ class StableSinkhorn:
     regularization: float
     """Entropic regularization, in squared pixels."""
     iterations: int
-    """Number of iterations per image if no tolerance is set."""
+    """Maximum number of iterations per image."""
     tolerance: float | None = None
-    """An image is finished when the absolute errors of its block shares sum to less than this value, or after
-    ``MAX_ITERATIONS``; None runs ``iterations``."""
+    """An image is finished earlier when the absolute errors of its block shares sum to less than this value; None
+    always runs all ``iterations``."""
 
     @torch.no_grad()
     def __call__(
@@ -81,7 +78,6 @@ class StableSinkhorn:
         log_a, log_b = torch.full_like(cost[:, 0], a).log(), b.log()
         scaled = cost / -self.regularization
         least = MIN_ENTRY * torch.finfo(cost.dtype).tiny
-        limit = self.iterations if self.tolerance is None else MAX_ITERATIONS
         f, done, close = log_a, 0, False
         while True:
             # One iteration in the log domain, which is exact for any potentials.
@@ -92,7 +88,7 @@ class StableSinkhorn:
             kernel = functional.threshold(kernel, least, 0, inplace=True)
             u, v, received = torch.ones_like(f), torch.ones_like(g), kernel.sum(0)
             # Further iterations as products with that kernel, while its scalings stay near 1.
-            while done < limit:
+            while done < self.iterations:
                 if self.tolerance is not None and done % CHECK_EVERY == 0:
                     close = bool((v * received - b).abs().sum() < self.tolerance)  # device sync
                     if close:
@@ -103,7 +99,7 @@ class StableSinkhorn:
                     break
                 u, v, done = next_u, next_v, done + 1
                 received = u @ kernel
-            if done >= limit or close:
+            if done >= self.iterations or close:
                 return g + v.log(), u @ (kernel.mul_(cost) @ v)
             f, g = f + u.log(), g + v.log()
 
