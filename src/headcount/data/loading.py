@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from headcount.config import (
+    AdaptiveKernelConfig,
     BlocksConfig,
     BlockwiseConfig,
     ConfigError,
-    Kernel,
+    FixedKernelConfig,
     LossConfig,
     MethodConfig,
     MseConfig,
@@ -36,8 +37,12 @@ from headcount.types import Batch, BlockGrid, Sample
 def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
     """The Gaussian of smoothed counts for a loss, or otherwise for the labels of ``bins``; None if neither needs it."""
     if isinstance(loss, MseConfig):
-        adaptive = loss.kernel is Kernel.adaptive
-        return Smoothing(loss.sigma, loss.neighbors if adaptive else None, loss.beta)
+        match loss.kernel:
+            case FixedKernelConfig(sigma):
+                return Smoothing(sigma)
+            case AdaptiveKernelConfig(sigma, neighbors, beta):
+                return Smoothing(sigma, neighbors, beta)
+        raise ConfigError(f"loss.kernel: no smoothing is built from a {type(loss.kernel).__name__}")
     return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
 
 
