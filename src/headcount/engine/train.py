@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from headcount.bins import CountBins, build_bins
-from headcount.command import quoted
 from headcount.config import (
     PLACE,
     BinsConfig,
@@ -43,7 +42,7 @@ from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build
 from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarize
-from headcount.files import make_folder, written_whole
+from headcount.files import make_folder, quoted, written_whole
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
 from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics, read_run
