@@ -1,6 +1,7 @@
-"""Folders and files that are written: made in time, and never seen half done."""
+"""Create output folders, write files atomically, and write a path as a setting."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,10 @@ def written_whole(target: Path) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def quoted(path: Path | str) -> str:
+    """A path as Hydra reads it on a command line: in quotes where it holds more than plain characters."""
+    if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)):
+        return str(path)
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from headcount.command import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
+from headcount.files import quoted
 from headcount.metrics import Interval
 from headcount.report.markdown import pipe_table
 from headcount.runs import (
