@@ -25,7 +25,7 @@ from headcount.files import make_folder
 
 if TYPE_CHECKING:
     from headcount.config import TrainConfig
-    from headcount.report.cross import Cell
+    from headcount.report.cross import CrossCell
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Settings that are flags here.
@@ -104,7 +104,7 @@ def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: li
     return True
 
 
-def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
+def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
     """Evaluate one counter on one dataset, and put the errors, or why there are none, into ``cell``."""
     from headcount.engine.evaluate import evaluate_checkpoint
     from headcount.report.evaluation import write_evaluation
@@ -123,7 +123,7 @@ def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
         return
     errors = result.evaluation.errors
     cell.mae, cell.rmse, cell.images = errors.mae, errors.rmse, errors.images
-    cell.selected = cell.own and result.facts["selected_on"] == config.split
+    cell.selected = cell.own and result.facts.selected_on == config.split
 
 
 def cross_evaluate(
@@ -147,22 +147,31 @@ def cross_evaluate(
 
     from headcount.config import from_plain
     from headcount.engine import checkpoint
-    from headcount.report.cross import CSV, JSON, MARKDOWN, PICTURE, Cell, Matrix, Row, write_cross
+    from headcount.report.cross import (
+        CSV_FILE,
+        JSON_FILE,
+        MARKDOWN_FILE,
+        PICTURE_FILE,
+        CrossCell,
+        CrossMatrix,
+        CrossRow,
+        write_cross,
+    )
 
     make_folder(output, "--output")
-    matrix = Matrix(columns, [])
+    matrix = CrossMatrix(columns, [])
     for configs_of_row in rows:
         ckpt = configs_of_row[0].ckpt
-        cells = [Cell(error="not evaluated yet") for _ in columns]
+        cells = [CrossCell(error="not evaluated yet") for _ in columns]
         try:
             trained = from_plain(checkpoint.read(ckpt)["config"])
         except (ConfigError, KeyError) as error:
-            cells = [Cell(error=str(error)) for _ in columns]
-            matrix.rows.append(Row(ckpt, None, None, None, cells))
+            cells = [CrossCell(error=str(error)) for _ in columns]
+            matrix.rows.append(CrossRow(ckpt, None, None, None, cells))
             continue
         for config, cell in zip(configs_of_row, cells, strict=True):
             cell.own = own_dataset(config, trained, overrides)
-        matrix.rows.append(Row(ckpt, trained.dataset.name, trained.model.name, trained.seed, cells))
+        matrix.rows.append(CrossRow(ckpt, trained.dataset.name, trained.model.name, trained.seed, cells))
 
     done, total = 0, len(checkpoints) * len(columns)
     names = matrix.row_names()
@@ -182,7 +191,7 @@ def cross_evaluate(
             print(f"[{done}/{total}] {name} on {column}: {said}", flush=True)
     print()
     print(write_cross(matrix, output))
-    for file in (MARKDOWN, CSV, JSON, PICTURE):
+    for file in (MARKDOWN_FILE, CSV_FILE, JSON_FILE, PICTURE_FILE):
         print(f"  {output / file}")
     if failures := matrix.failures():
         print("failed:", *(f"  {line}" for line in failures), sep="\n", file=sys.stderr)

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.config import ConfigError, missing_checkpoint
-from headcount.files import make_folder, written_whole
+from headcount.files import atomic_write, make_folder
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm"),
@@ -336,10 +336,10 @@ class Record:
         if every and time.monotonic() - self.saved < every:
             return
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": [asdict(row) for row in self.rows]}
-        with written_whole(self.json) as part:
+        with atomic_write(self.json) as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with (
-            written_whole(self.csv) as part,
+            atomic_write(self.csv) as part,
             part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             writer = csv.writer(file)

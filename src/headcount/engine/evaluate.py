@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from headcount.engine.tiling import WHOLE_IMAGE, predict_blocks
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import Counter
-from headcount.runs import evaluation_folder
+from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount, Sample
 
 # GAME(3) cuts an image into 2^3 regions a side, those of the coarser levels are made of these.
@@ -146,8 +145,7 @@ class Result:
     evaluation: Evaluation
     dataset: CrowdDataset
     folder: Path
-    facts: dict[str, Any]
-    """Plain values for the report: checkpoint, dataset, split, how the checkpoint was selected."""
+    facts: EvaluationFacts
     reliability: Reliability | None
     """Probabilities against shares of the blocks; None for a counter without bins of whole heads."""
 
@@ -190,21 +188,21 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     if not runtime.is_main:
         return None
     content = loaded.content
-    facts = {
-        "checkpoint": str(config.ckpt),
-        "dataset": dataset_config.name,
-        "split": config.split,
-        "trained_on": trained_on.name if config.dataset is None else _trained_on(trained_on, dataset_config),
-        "images": len(dataset),
-        "mode": _describe(mode),
-        "epoch": content["epoch"],
-        "selected_on": content["selection"]["split"],
-        "scale": loaded.config.scale,
-        "seed": loaded.config.seed,
-        "commit": content["commit"],
-        "block_size": loaded.config.bins.block_size,
-        "pictures": config.eval.pictures,
-    }
+    facts = EvaluationFacts(
+        checkpoint=str(config.ckpt),
+        dataset=dataset_config.name,
+        split=config.split,
+        trained_on=trained_on.name if config.dataset is None else _trained_on(trained_on, dataset_config),
+        images=len(dataset),
+        mode=_describe(mode),
+        epoch=content["epoch"],
+        selected_on=content["selection"]["split"],
+        scale=loaded.config.scale,
+        seed=loaded.config.seed,
+        commit=content["commit"],
+        block_size=loaded.config.bins.block_size,
+        pictures=config.eval.pictures,
+    )
     return Result(evaluation, dataset, folder, facts, reliability)
 
 

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from headcount.config import ConfigError
 from headcount.engine.runtime import Runtime
-from headcount.runs import METRICS, read_metrics
+from headcount.runs import METRICS_FILE, read_metrics
 from headcount.types import Batch, BlockPrediction, LossTerms
 
 
@@ -29,7 +29,7 @@ class Records:
         Raises:
             ConfigError: if an epoch before is missing.
         """
-        self.file = folder / METRICS
+        self.file = folder / METRICS_FILE
         kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
         if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
             raise ConfigError(

@@ -43,10 +43,10 @@ from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build
 from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.summary import summarize
-from headcount.files import make_folder, written_whole
+from headcount.files import atomic_write, make_folder
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model, follow_weights
-from headcount.runs import CONFIG, PROVENANCE, flatten, read_metrics, read_run
+from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_metrics, read_run
 from headcount.types import Evaluation, Sample
 
 Draw = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
@@ -206,7 +206,7 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     records: Records | NoRecords = NoRecords()
     if runtime.is_main:
         make_folder(folder, "output_dir")
-        earlier = read_run(folder).commits if resuming and (folder / CONFIG).is_file() else []
+        earlier = read_run(folder).commits if resuming and (folder / CONFIG_FILE).is_file() else []
         digest = f"{images}-{_digest(data.select)}"
         made = {
             "commits": [*(c for c in earlier if c != commit), commit],
@@ -214,9 +214,9 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
             **runtime.describe(),
         }
         records = Records(folder, start_epoch=state.epoch)
-        with written_whole(folder / CONFIG) as part:
+        with atomic_write(folder / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(plain), part)
-        with written_whole(folder / PROVENANCE) as part:
+        with atomic_write(folder / PROVENANCE_FILE) as part:
             part.write_text(json.dumps(made, indent=2) + "\n")
         print(f"{description}\nrun: {folder}" + (f", from epoch {state.epoch}" if state.epoch else ""), file=sys.stderr)
 
