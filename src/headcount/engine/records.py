@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from headcount.errors import CheckpointError
 from headcount.engine.runtime import Runtime
-from headcount.files import written_whole
-from headcount.runs import METRICS, read_metrics
+from headcount.files import write_text
+from headcount.runs import METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
 
 
@@ -30,15 +30,14 @@ class Records:
         Raises:
             CheckpointError: if one of the first ``start_epoch`` epochs is missing.
         """
-        self.file = folder / METRICS
+        self.file = folder / METRICS_FILE
         kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
         if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
             raise CheckpointError(
                 f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore the "
                 "whole file, or start another run with run_name=NAME"
             )
-        with written_whole(self.file) as part:
-            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
         self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)
 
     def write(self, record: dict[str, Any]) -> None:
