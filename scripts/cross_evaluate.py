@@ -73,7 +73,7 @@ def check_splits(row: list[EvalCommandConfig]) -> None:
     Raises:
         ConfigError: lists those it has.
     """
-    from headcount.data.datasets import dataset_info, split_names
+    from headcount.data.catalogue import dataset_info, split_names
 
     for config in row:
         assert config.dataset is not None

@@ -26,7 +26,7 @@ from headcount.config import (
 from headcount.files import make_folder
 
 if TYPE_CHECKING:
-    from headcount.data.datasets import CrowdDataset
+    from headcount.data.crowd import CrowdDataset
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Settings that are flags here.
@@ -121,7 +121,7 @@ def draw(options: argparse.Namespace) -> None:
     title = f"{name} {config.split}, counted by {loaded.config.model.name} (trained on {loaded.config.dataset.name})"
     density_figure(columns, output, title=title)
     print(f"  {output}")
-    for line in dataset.left_out_report():
+    for line in dataset.describe_left_out():
         print(f"  {line}")
 
 

@@ -27,12 +27,12 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
 
-    from headcount.data.datasets import list_folder
     from headcount.data.layouts import nwpu_ids
+    from headcount.data.open import list_split
     from headcount.report.nwpu import read_submission, score, scores_table, write_scores
 
     config = FolderDatasetConfig(name="nwpu")
-    root, listed = list_folder(config, split, data_root=data_root)
+    root, listed = list_split(config, split, data_root=data_root)
     true: dict[int, float] = {}
     bad = []
     for item in listed:

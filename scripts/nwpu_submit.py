@@ -25,7 +25,7 @@ from headcount.files import make_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headcount.data.datasets import CrowdDataset
+    from headcount.data.crowd import CrowdDataset
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Settings that are flags here, or that a submission cannot have.
@@ -137,13 +137,14 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
     """
     import torch
 
-    from headcount.data.datasets import CrowdDataset, list_folder
+    from headcount.data.crowd import CrowdDataset
+    from headcount.data.images import check_image
     from headcount.data.layouts import nwpu_ids
+    from headcount.data.open import list_split
     from headcount.data.prepare import cache_folder, prepare_images
-    from headcount.data.readers import check_image
 
     config.max_train_images = config.max_eval_images = None
-    root, listed = list_folder(config, split, data_root=data_root)
+    root, listed = list_split(config, split, data_root=data_root)
     files = {item.name: item.image for item in listed}
     names = list(nwpu_ids(root, split))
     problems = []
@@ -175,7 +176,7 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
 
 
 def _read_one(paths: list[Path], index: int) -> "Tensor":
-    from headcount.data.readers import read_image
+    from headcount.data.images import read_image
 
     return read_image(paths[index])
 
@@ -192,15 +193,16 @@ def validate(path: Path, data_root: str | None, split: str) -> bool:
     if not path.is_file():
         raise ConfigError(f"--validate {path}: no such file")
 
-    from headcount.data.datasets import DATA_ROOT_VARIABLE, list_folder
     from headcount.data.layouts import NWPU_IMAGES, nwpu_ids
+    from headcount.data.locate import DATA_ROOT_VARIABLE
+    from headcount.data.open import list_split
     from headcount.report.nwpu import read_submission
 
     first, last = NWPU_IMAGES[split]
     ids, source = [*range(first, last + 1)], f"the published ids {first} to {last}"
     if data_root or os.environ.get(DATA_ROOT_VARIABLE):
         try:
-            root, _ = list_folder(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
+            root, _ = list_split(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
         except ConfigError:
             if data_root:
                 raise

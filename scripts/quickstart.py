@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from headcount.config import SyntheticConfig
-from headcount.data.datasets import open_split
+from headcount.data.open import open_split
 from headcount.data.references import BlobCounter
 from headcount.types import CountErrors
 

@@ -21,9 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-
-class ConfigError(ValueError):
-    """Settings that cannot work, in words for the person who typed them."""
+from headcount.errors import ConfigError as ConfigError
 
 
 def number(default: Any, least: float = 0, most: float = math.inf) -> Any:

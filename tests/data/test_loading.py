@@ -5,7 +5,7 @@ import torch
 
 from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, ConfigError, DaceConfig, Kernel, MseConfig
 from headcount.data.augment import build_augment
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import (
     EpochSampler,
     TrainLoader,

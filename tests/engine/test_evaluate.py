@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from headcount import command
-from headcount.config import ConfigError, FolderDatasetConfig
-from headcount.engine.evaluate import folder_of_datasets, game_errors, open_evaluated, where_it_is_now
+from headcount.engine.evaluate import game_errors, open_evaluated
+from headcount.errors import DataError
 from headcount.types import Sample
 
 
@@ -62,30 +62,11 @@ def test_game_never_falls_with_its_level_and_starts_at_the_error_of_the_image(he
     assert all(low <= high + 1e-9 for low, high in zip((whole, *levels), levels, strict=False))
 
 
-def test_a_training_set_is_read_where_the_training_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless something is typed, or it has gone: the environment variable, which did not count then, does not now."""
-    monkeypatch.setenv("HEADCOUNT_DATA", "variable")
-    here = tmp_path / "here"
-    here.mkdir()
-    trained = FolderDatasetConfig(name="sha", root=str(here))
-    assert where_it_is_now(trained, None).root == str(here)  # type: ignore[attr-defined]
-    assert where_it_is_now(trained, "typed").root is None  # type: ignore[attr-defined]
-    assert folder_of_datasets(None, str(here), own=True) == str(here)
-    assert folder_of_datasets("typed", str(here), own=True) == "typed"
-    assert folder_of_datasets(None, str(here), own=False) == "variable"
-    assert folder_of_datasets(None, None, own=True) == "variable"
-    here.rmdir()
-    assert where_it_is_now(trained, None).root is None  # type: ignore[attr-defined]
-    assert folder_of_datasets(None, str(here), own=True) == "variable"
-    monkeypatch.delenv("HEADCOUNT_DATA")
-    assert folder_of_datasets(None, str(here), own=True) == str(here)
-
-
 def test_a_dataset_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
     compose = partial(command.compose, config_dir=Path(__file__).resolve().parents[2] / "configs")
     gone = tmp_path / "gone"
     trained = command.to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
     typed = command.to_config(compose(["ckpt=any.pt"], config_name="eval"))
-    with pytest.raises(ConfigError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
+    with pytest.raises(DataError, match=re.escape(f"{gone}, the folder of the images in training, no longer exists")):
         open_evaluated(typed, trained)

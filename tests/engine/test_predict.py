@@ -22,8 +22,8 @@ from headcount.config import (
     TrainConfig,
     WholeImageConfig,
 )
-from headcount.data.prepare import prepare_images
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
+from headcount.data.prepare import ResizeRule, prepare_images
 from headcount.engine.predict import PhotoCounter, load
 from headcount.engine.tiling import BlockMaps, predict_blocks
 from headcount.models.build import build_model
@@ -51,7 +51,7 @@ def photo(tmp_path: Path) -> Path:
 def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
     counter: PhotoCounter, photo: Path, tmp_path: Path
 ) -> None:
-    (prepared,) = prepare_images([photo], tmp_path / "cache", **LIMITS, label="test")
+    (prepared,) = prepare_images([photo], tmp_path / "cache", rule=ResizeRule(**LIMITS), label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
     evaluated = predict_blocks(counter.counter, read_image(prepared.path)).counts
     prediction = counter.predict(photo)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from headcount.config import BlocksConfig, BlockwiseConfig, ConfigError, Kernel, LossConfig, MseConfig
-from headcount.data.datasets import CrowdDataset, sample_seed
+from headcount.data.crowd import CrowdDataset, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
 from headcount.types import Batch, Sample
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from headcount.config import (
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
-    FolderDatasetConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
     counting_mode,
     window_error,
 )
-from headcount.data.datasets import DATA_ROOT_VARIABLE, CrowdDataset, open_split
+from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import evaluation_samples
+from headcount.data.locate import locate
+from headcount.data.open import open_split
 from headcount.data.points import block_counts, clamp_into, spread_blocks
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
@@ -212,46 +212,12 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     """The split to evaluate: of the dataset that was typed, else of the one the counter was trained on.
 
     Raises:
-        ConfigError: if it is not there or cannot be used.
+        ConfigError: if a setting is wrong.
+        DataError: if it is not there or cannot be used.
     """
-    dataset = config.dataset or trained.dataset
-    dataset.max_train_images = dataset.max_eval_images = config.max_images
-    if config.dataset is None and isinstance(dataset, CustomConfig):
-        # It lies in no folder of datasets: only what is typed here can say where it is now.
-        dataset.root = config.data_root or dataset.root
-    elif config.dataset is None:
-        dataset = where_it_is_now(dataset, config.data_root)
-    data_root = folder_of_datasets(config.data_root, trained.data_root, own=config.dataset is None)
-    before, now = getattr(trained.dataset, "root", None), getattr(dataset, "root", None)
-    if config.dataset is None and before and not now and not data_root:
-        raise ConfigError(
-            f"{before}, where the images lay for the training, is no longer there; type data_root=FOLDER, the folder "
-            f"of all datasets, or dataset={dataset.name} dataset.root=FOLDER"
-        )
-    return open_split(dataset, config.split, data_root=data_root)
-
-
-def folder_of_datasets(typed: str | None, trained: str | None, *, own: bool) -> str | None:
-    """The folder of all datasets: what is typed now; for the dataset of the training (``own``) then what was typed
-    for that, if it is still there; then the environment variable."""
-    still = trained if own and trained and Path(trained).expanduser().is_dir() else None
-    return typed or still or os.environ.get(DATA_ROOT_VARIABLE) or trained
-
-
-def where_it_is_now(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
-    """The dataset a counter was trained on, without its folder if ``data_root`` is typed now or it has gone."""
-    if isinstance(trained, CustomConfig) or not isinstance(trained, FolderDatasetConfig) or trained.root is None:
-        return trained
-    gone = not Path(trained.root).expanduser().is_dir()
-    return dataclasses.replace(trained, root=None) if data_root or gone else trained
-
-
-def as_trained(
-    trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str], *, data_root: str | None
-) -> DatasetConfig:
-    """The dataset of a counter with its own settings, but for the ``dataset.key=value`` that were typed."""
-    keys = [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
-    return dataclasses.replace(where_it_is_now(trained, data_root), **{key: getattr(typed, key) for key in keys})
+    located = locate(trained.dataset, typed=config.dataset, data_root=config.data_root, trained_root=trained.data_root)
+    dataset = dataclasses.replace(located.config, max_train_images=config.max_images, max_eval_images=config.max_images)
+    return open_split(dataset, config.split, data_root=located.data_root)
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import CountBins
 from headcount.config import BinsConfig, ClipConfig, TrainConfig
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.losses.build import Loss
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
@@ -33,8 +33,8 @@ def summarize(
     lines = [
         f"data: {dataset}, {len(train)} training images; the best checkpoint is selected on {len(select)} "
         f"images of '{selection}'" + (" (the split the field reports: no unseen data remain)" * (selection == "test")),
-        *train.report(),
-        *(f"{selection}: {line}" for line in select.left_out_report()),
+        *train.describe(),
+        *(f"{selection}: {line}" for line in select.describe_left_out()),
         *_blocks_and_bins(config, bins, histogram),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]

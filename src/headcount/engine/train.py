@@ -34,8 +34,11 @@ from headcount.config import (
     window_error,
 )
 from headcount.data.augment import build_augment
-from headcount.data.datasets import CrowdDataset, block_histogram, open_split, selection_split, smoothed_histogram
+from headcount.data.catalogue import selection_split
+from headcount.data.crowd import CrowdDataset
+from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import TrainLoader, build_smoothing, build_train_loader
+from headcount.data.open import open_split
 from headcount.data.points import Smoothing
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate

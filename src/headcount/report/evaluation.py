@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.metrics import Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
@@ -55,7 +55,7 @@ def write_evaluation(
     )
     if facts["dataset"] != facts["trained_on"]:
         print(f"  The counter was trained on {facts['trained_on']}, not on {facts['dataset']}.")
-    for line in dataset.left_out_report():
+    for line in dataset.describe_left_out():
         print(f"  {line}")
     if facts["split"] == "train" and facts["dataset"] == facts["trained_on"]:
         print("  The counter was trained on these images: the error on unseen images is larger.")
