@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from headcount.bins import CountBins
     from headcount.config import Precision, TrainConfig
     from headcount.data.augment import TrainAugment
-    from headcount.data.datasets import CrowdDataset
+    from headcount.data.crowd import CrowdDataset
     from headcount.losses.sinkhorn import TransportSolution
     from headcount.models.counter import Counter
     from headcount.types import Batch, BlockPrediction
@@ -218,10 +218,10 @@ def data(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from headcount.data.augment import TrainAugment
-    from headcount.data.datasets import CrowdDataset, sample_seed
+    from headcount.data.crowd import CrowdDataset, sample_seed
     from headcount.data.decoded import decode_images, open_decoded
+    from headcount.data.images import read_image
     from headcount.data.prepare import PreparedImage
-    from headcount.data.readers import read_image
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -313,7 +313,7 @@ def resident_bytes() -> int:
 def stage_times(files: list[Path], points: list[Tensor], augment: "TrainAugment") -> dict[str, tuple[float, float]]:
     """Median milliseconds of each stage of our pipeline, and how often it happens."""
     from headcount.data.augment import blur, jitter_colors, random_window, resize, salt_and_pepper
-    from headcount.data.readers import read_image
+    from headcount.data.images import read_image
 
     a, generator = augment, torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {}

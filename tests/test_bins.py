@@ -23,7 +23,8 @@ from headcount.config import (
     TrainConfig,
     check,
 )
-from headcount.data.datasets import block_histogram, open_split
+from headcount.data.histograms import block_histogram
+from headcount.data.open import open_split
 from headcount.engine import checkpoint
 from headcount.engine.train import train
 from headcount.models.prompts import write_prompts

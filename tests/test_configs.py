@@ -10,7 +10,7 @@ from headcount.bins import build_bins
 from headcount.cli.compose import compose
 from headcount.config import TrainConfig, check
 from headcount.data.augment import build_augment
-from headcount.data.datasets import dataset_info, selection_split
+from headcount.data.catalogue import dataset_info, selection_split
 from headcount.engine.optim import build_average, build_optimizer
 from headcount.losses.build import build_loss
 from headcount.models.build import build_model

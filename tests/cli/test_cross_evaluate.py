@@ -8,7 +8,7 @@ import pytest
 
 from data.folders import Heads, make_shanghaitech, write_image, write_nwpu_json
 from engine.test_checkpoint import write_checkpoint
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
 from headcount.engine import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from PIL import Image
 from headcount.config import ConfigError
 from headcount.data import decoded
 from headcount.data.decoded import decode_images, open_decoded
-from headcount.data.prepare import PreparedImage, prepare_images
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
+from headcount.data.prepare import PreparedImage, ResizeRule, prepare_images
+from headcount.errors import DataError
 
 
 def image_in(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (40, 30)) -> PreparedImage:
@@ -46,10 +47,10 @@ def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_goes_
 def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: Path) -> None:
     """Both find the cache empty and fill it; the slower one writes everything again, the resized copies too."""
     source, cache = image_in(tmp_path, "a.jpg").path, tmp_path / "cache"
-    first = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    first = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
     of_first = decode_images(first, cache / "decoded", label="x")
     (cache / "a.jpg").unlink()
-    second = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    second = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
     decoded._decode(second[0], decode_images(second, cache / "decoded", label="x")[0])
     assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
 
@@ -107,7 +108,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
 def test_a_broken_image_leaves_nothing_behind(tmp_path: Path) -> None:
     broken = tmp_path / "a.jpg"
     broken.write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"a\.jpg"):
+    with pytest.raises(DataError, match=r"a\.jpg"):
         decode_images([PreparedImage(broken, broken, (4, 4), (4, 4))], tmp_path / "cache", label="x")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.metrics import Reliability
 from headcount.report.evaluation import write_evaluation
 from headcount.runs import EvaluationFacts

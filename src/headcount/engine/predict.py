@@ -21,8 +21,8 @@ from headcount.config import (
     WholeImageConfig,
     counting_mode,
 )
-from headcount.data.prepare import prepared_size
-from headcount.data.readers import as_rgb, read_pillow
+from headcount.data.images import as_rgb, read_pillow
+from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
 from headcount.models.counter import Counter
 from headcount.types import Counted
@@ -131,9 +131,7 @@ class PhotoCounter:
         height, width = image.shape[1:]
         if not isinstance(dataset, FolderDatasetConfig):
             return image
-        size = prepared_size(
-            width, height, min_side=dataset.min_side, max_side=dataset.max_side, multiple=dataset.side_multiple
-        )
+        size = ResizeRule.from_config(dataset).size(width, height)
         if size == (width, height):
             return image
         if size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
