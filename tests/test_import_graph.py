@@ -1,17 +1,19 @@
 """Nothing imports upwards, and rooms of one level do not know each other (CONTRIBUTING.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
-GROUND = {"types", "bins", "config", "errors", "command", "metrics", "runs", "files"}
+GROUND = {"types", "bins", "config", "errors", "metrics", "runs", "files"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
+    "cli": GROUND | {"data", "models", "losses", "engine", "report", "cli"},
 }
 
 
@@ -45,3 +47,11 @@ def test_an_upward_import_is_seen(tmp_path: Path) -> None:
 def test_only_one_file_knows_of_processes() -> None:
     knowing = [f.name for f in SOURCE.rglob("*.py") if "lightning_fabric" in f.read_text()]
     assert knowing == ["runtime.py"]
+
+
+def test_only_one_file_uses_private_parts_of_hydra() -> None:
+    private = re.compile(
+        r"hydra\._internal|hydra\.core\.(global_hydra|override_parser)|\._(metadata|get_node|is_none)\b"
+    )
+    using = [file.name for file in SOURCE.rglob("*.py") if private.search(file.read_text())]
+    assert using == ["hydra_private.py"]

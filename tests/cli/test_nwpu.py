@@ -8,7 +8,7 @@ import pytest
 
 from data.folders import Heads, make_nwpu, write_image
 from engine.test_checkpoint import write_checkpoint
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.engine.evaluate import evaluate_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script,
     assert status == 0, err
     counts = {int(name): count for name, count in read(tmp_path / "val.txt")}
     typed = ["ckpt=unused", "dataset=nwpu", "split=val", f"data_root={data}", "runtime=cpu", "dataset.cache_dir=cache"]
-    config = to_config(compose(typed, config_name="eval", config_dir=ROOT / "configs"))
+    config = to_config(compose(typed, config_name="eval"))
     config.ckpt = str(ckpt)
     result = evaluate_checkpoint(config)
     assert result is not None

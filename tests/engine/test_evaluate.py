@@ -2,14 +2,13 @@
 
 import math
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from headcount import command
+from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.engine.evaluate import folder_of_datasets, game_errors, open_evaluated, where_it_is_now
 from headcount.types import Sample
@@ -83,9 +82,8 @@ def test_a_training_set_is_read_where_the_training_read_it(tmp_path: Path, monke
 
 def test_a_dataset_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-    compose = partial(command.compose, config_dir=Path(__file__).resolve().parents[2] / "configs")
     gone = tmp_path / "gone"
-    trained = command.to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
-    typed = command.to_config(compose(["ckpt=any.pt"], config_name="eval"))
+    trained = to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
+    typed = to_config(compose(["ckpt=any.pt"], config_name="eval"))
     with pytest.raises(ConfigError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
         open_evaluated(typed, trained)

@@ -142,8 +142,13 @@ PLACE = (
 """Settings that say where and how a run happens, not what is learned."""
 
 
-def check(config: TrainConfig) -> list[str]:
-    """Every error of a training config that its types do not catch, one line each."""
+def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
+    """Every error of a training config that its types do not catch, one line each.
+
+    Args:
+        config: what a training run depends on.
+        weights: whether to check the pretrained weights as well; a run that is only read does not need their file.
+    """
     errors = range_errors(config, "")
     if errors:  # the checks below divide by these numbers
         return errors
@@ -157,7 +162,8 @@ def check(config: TrainConfig) -> list[str]:
             f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
             "so that every process gets as many images"
         )
-    errors += model.errors(config.model)
+    without = isinstance(config.model, model.PretrainedConfig) and not weights
+    errors += model.errors(dataclasses.replace(config.model, weights="none") if without else config.model)
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
     errors += dataset.errors(config.dataset)
