@@ -9,13 +9,9 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from headcount import config
 from headcount.cli import hydra_private
 from headcount.cli.choices import dotted, nested_groups
-from headcount.config import ConfigError
-
-# Settings that were renamed: old key -> a sentence with the new one.
-OLD_SPELLINGS: dict[str, str] = getattr(config, "OLD_SPELLINGS", {})
+from headcount.config import OLD_SPELLINGS, ConfigError
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What can be configured: one dataclass for each config group and kind, with the errors of its values.
 
-Field docstrings give units. ``check`` collects every error. Importing this package loads neither torch nor an
-image library, so that invalid settings are reported immediately.
+Field docstrings state meaning and unit. :func:`check` collects every error. Importing this package loads neither
+torch nor an image library, so that invalid settings are reported immediately.
 """
 
 from headcount.config.augment import (
     AugmentConfig,
+    crop_error,
 )
 from headcount.config.bins import (
     ZERO_BELOW,
@@ -26,6 +27,7 @@ from headcount.config.counting import (
     EvalConfig,
     SlidingWindowConfig,
     WholeImageConfig,
+    counting_mode,
     window_error,
 )
 from headcount.config.dataset import (
@@ -40,26 +42,39 @@ from headcount.config.dataset import (
 )
 from headcount.config.fields import (
     number,
+    range_errors,
 )
 from headcount.config.loss import (
-    CountTerm,
+    LOSSES,
+    AdaptiveKernelConfig,
+    BlockErrorKind,
     CrossEntropyConfig,
+    DaceBlockErrorConfig,
     DaceConfig,
     DmConfig,
-    Kernel,
+    FixedKernelConfig,
+    KernelConfig,
     LossConfig,
     MseConfig,
     Reduction,
-    Solver,
+    ReleasedTransportConfig,
+    StableTransportConfig,
     TransportConfig,
 )
+from headcount.config.method import (
+    MethodConfig,
+    SupervisedConfig,
+)
 from headcount.config.model import (
+    HEADS,
+    MODELS,
     ClipConfig,
     ClipResNetConfig,
     ClipViTConfig,
     CountStyle,
     Decoder,
-    Head,
+    EbcHeadConfig,
+    HeadConfig,
     ImageNetConfig,
     LastPrompt,
     MobileNetV2Config,
@@ -67,6 +82,7 @@ from headcount.config.model import (
     PretrainedConfig,
     PromptDepth,
     PromptsConfig,
+    RegressionHeadConfig,
     TimmConfig,
     TinyConfig,
 )
@@ -86,55 +102,69 @@ from headcount.config.run import (
     TrainConfig,
     check,
     check_evaluation,
-    counting_mode,
-    crop_error,
     missing_checkpoint,
 )
 from headcount.config.schemas import (
-    MODELS,
     SCHEMAS,
     from_plain,
+    kinds,
+    register,
     register_schemas,
     to_plain,
 )
-from headcount.errors import ConfigError
+from headcount.config.upgrade import (
+    OLD_SPELLINGS,
+    upgrade_config,
+)
+from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 __all__ = [
+    "HEADS",
+    "LOSSES",
     "MODELS",
+    "OLD_SPELLINGS",
     "PLACE",
     "SCHEMAS",
     "ZERO_BELOW",
     "Accelerator",
+    "AdaptiveKernelConfig",
     "Algorithm",
     "AugmentConfig",
     "BinsConfig",
+    "BlockErrorKind",
     "BlocksConfig",
     "BlockwiseConfig",
     "Border",
     "Cache",
+    "CheckpointError",
     "ClipConfig",
     "ClipResNetConfig",
     "ClipViTConfig",
     "ConfigError",
     "CountStyle",
-    "CountTerm",
     "Counted",
     "CrossEntropyConfig",
     "CustomConfig",
+    "DaceBlockErrorConfig",
     "DaceConfig",
+    "DataError",
     "DatasetConfig",
     "Decoder",
     "DmConfig",
+    "EbcHeadConfig",
     "EvalCommandConfig",
     "EvalConfig",
     "ExpectedConfig",
+    "FixedKernelConfig",
     "FolderDatasetConfig",
-    "Head",
+    "HeadConfig",
+    "HeadcountError",
     "ImageNetConfig",
-    "Kernel",
+    "KernelConfig",
     "Last",
     "LastPrompt",
     "LossConfig",
+    "MethodConfig",
     "MobileNetV2Config",
     "ModelConfig",
     "MseConfig",
@@ -146,13 +176,16 @@ __all__ = [
     "PromptDepth",
     "PromptsConfig",
     "Reduction",
+    "RegressionHeadConfig",
+    "ReleasedTransportConfig",
     "Representatives",
     "RuntimeConfig",
     "Schedule",
     "ScheduleStep",
     "SlidingWindowConfig",
-    "Solver",
+    "StableTransportConfig",
     "Strategy",
+    "SupervisedConfig",
     "SyntheticConfig",
     "TimmConfig",
     "TinyConfig",
@@ -168,10 +201,14 @@ __all__ = [
     "edges_error",
     "from_plain",
     "integer_bins",
+    "kinds",
     "missing_checkpoint",
     "number",
+    "range_errors",
+    "register",
     "register_schemas",
     "representatives_error",
     "to_plain",
+    "upgrade_config",
     "window_error",
 ]

@@ -10,21 +10,21 @@ from headcount.config.fields import number
 
 
 class Outside(Enum):
-    """What training does with an annotation outside its image."""
+    """What training does with an annotation outside its image: move it onto the border, or drop it."""
 
     clamp = 1
     drop = 2
 
 
 class Cache(Enum):
-    """What is kept of the images between epochs."""
+    """What is kept between epochs: nothing, or the decoded pixels of all images."""
 
     none = 1
     decoded = 2
 
 
 class PointsFormat(Enum):
-    """How a folder of one's own keeps its head positions; ``auto`` goes by the file's ending."""
+    """File format of the head positions of a custom dataset; ``auto`` is decided by the file's extension."""
 
     auto = 1
     csv = 2
@@ -38,70 +38,72 @@ class DatasetConfig:
     """Fields that every dataset has."""
 
     name: str = MISSING
-    """Name in the table of datasets."""
+    """Name of the dataset."""
     holdout: float = number(0.0, 0, 0.9)
-    """Share of the training images held out to select the checkpoint; 0 selects on the dataset's own split."""
+    """Fraction of the training images held out to select the checkpoint; 0 selects on the dataset's own split."""
     outside: Outside = Outside.clamp
-    """Training annotations outside the image: moved onto its border, or dropped. Evaluation counts all."""
+    """Training annotations outside the image are moved onto its border (``clamp``) or dropped (``drop``); evaluation
+    always counts all annotations."""
     one_head_per_pixel: bool = False
-    """Count the heads of one pixel once in the labels, as the released code does; points keep all of them."""
+    """Count the heads of one pixel as one in the block labels, as the released code does; points keep all of them."""
     train_fraction: float = number(1.0, 1e-4, 1)
-    """Share of the training images that is used; a smaller share is part of a larger one, whatever the seed."""
+    """Fraction of the training images that is used; a smaller fraction is a subset of a larger one, for any seed."""
     max_train_images: int | None = number(None, 1)
-    """Use the first so many training images; None for all."""
+    """Use only the first N training images; None uses all."""
     max_eval_images: int | None = number(None, 1)
-    """Evaluate the first so many images; None for all."""
+    """Evaluate only the first N images; None evaluates all."""
 
 
 @dataclass
 class FolderDatasetConfig(DatasetConfig):
-    """A dataset read from its folder as distributed, resized once into a cache."""
+    """A dataset read from its folder as distributed; images are resized once into a cache."""
 
     root: str | None = None
-    """The dataset's folder; None looks below ``data_root``."""
+    """Folder of the dataset; None searches below ``data_root``."""
     cache_dir: str = "~/.cache/headcount"
-    """Where resized images go; never the dataset's own folder."""
+    """Folder for resized images; must not be inside the dataset's own folder."""
     min_side: int = number(448, 1)
-    """Images are enlarged until their short side has this many pixels."""
+    """Images are enlarged until the short side has at least this many pixels; a multiple of ``side_multiple``."""
     max_side: int | None = number(None, 1)
-    """Images are shrunk until their long side has at most this many pixels; None for no limit."""
+    """Images are shrunk until the long side has at most this many pixels; None sets no limit."""
     side_multiple: int = number(32, 1)
-    """Both sides are cut to a multiple of this many pixels."""
+    """Both sides are resized to a multiple of this many pixels."""
     cache: Cache = Cache.none
-    """``decoded`` keeps the pixels of all images uncompressed in ``cache_dir``, and reads only the crop."""
+    """``decoded`` stores the uncompressed pixels of all images in ``cache_dir`` and reads only the crop; ``none``
+    decodes each image again."""
     skip_bad: bool = False
-    """Leave out images that cannot be read or have no usable annotation, and say so; else they stop the run."""
+    """Skip images that cannot be read or have no usable annotation, and report them; False stops the run."""
 
 
 @dataclass
 class UcfCc50Config(FolderDatasetConfig):
-    """UCF_CC_50, which has no split of its own: five folds."""
+    """UCF_CC_50, evaluated by cross-validation in five folds because it has no split of its own."""
 
     fold: int = number(1, 1, 5)
-    """Images 10k - 9 to 10k are tested in fold k; the others train."""
+    """Fold k tests on images 10k - 9 to 10k and trains on the others."""
 
 
 @dataclass
 class CustomConfig(FolderDatasetConfig):
-    """Images and points of one's own, in one folder or three."""
+    """Your own images and head positions, in one folder or one per split."""
 
     name: str = "custom"
     train: str | None = None
-    """Folder of the training images; None takes ``root``, split by ``split_file`` or by fractions."""
+    """Folder of the training images; None splits ``root`` by ``split_file`` or by the fractions below."""
     val: str | None = None
-    """Folder of the images that select the checkpoint."""
+    """Folder of the images that select the checkpoint; None has none."""
     test: str | None = None
-    """Folder of the images nobody selects on."""
+    """Folder of the test images, which never select; None has none."""
     points: str | None = None
-    """Folder or single file of the head positions; None looks beside the images and in sibling folders."""
+    """Folder or file of the head positions; None searches beside the images and in sibling folders."""
     points_format: PointsFormat = PointsFormat.auto
-    """How the head positions are kept."""
+    """File format of the head positions; ``auto`` is decided by the file's extension."""
     split_file: str | None = None
-    """A csv or json file that gives each image's split; None splits by the fractions below."""
+    """A csv or json file with the split of each image; None splits by the fractions below."""
     val_fraction: float = number(0.1, 0, 0.9)
-    """Share of one folder's images that selects, chosen by a hash of their names."""
+    """Fraction of the images in ``root`` that selects the checkpoint, chosen by a hash of the image names."""
     test_fraction: float = number(0.2, 0, 0.9)
-    """Share of one folder's images that is only tested, chosen likewise."""
+    """Fraction of the images in ``root`` used only for testing, chosen in the same way."""
 
 
 @dataclass
@@ -114,51 +116,56 @@ class SyntheticConfig(DatasetConfig):
     val_images: int = number(24, 1)
     """Number of images that select the checkpoint."""
     test_images: int = number(48, 1)
-    """Number of images nobody selects on."""
+    """Number of test images, which never select."""
     width: int = number(384, 32)
-    """Width of an image, pixels."""
+    """Width of an image, in pixels."""
     height: int = number(288, 32)
-    """Height of an image, pixels."""
+    """Height of an image, in pixels."""
     max_people: int = number(150, 1)
-    """Most people in an image."""
+    """Maximum number of people per image."""
     seed: int = number(0, 0)
-    """Another seed draws other crowds; independent of the training seed."""
+    """Seed of the drawn crowds; independent of the training seed."""
 
 
 def errors(config: DatasetConfig) -> list[str]:
-    """Settings of a dataset that contradict each other."""
-    errors = _size_errors(config) if isinstance(config, FolderDatasetConfig) else []
-    return errors + (_custom_errors(config) if isinstance(config, CustomConfig) else [])
+    """Find settings of the dataset that contradict each other; one message each."""
+    found = []
+    if isinstance(config, FolderDatasetConfig):
+        found += _size_errors(config)
+    if isinstance(config, CustomConfig):
+        found += _custom_errors(config)
+    return found
 
 
 def _size_errors(config: FolderDatasetConfig) -> list[str]:
     """Limits of the one-time resize that contradict each other."""
-    errors = []
+    found = []
     for key in ("min_side", "max_side"):
         side = getattr(config, key)
         if side is not None and side % config.side_multiple:
-            errors.append(f"dataset.{key}={side}: must be a multiple of dataset.side_multiple={config.side_multiple}")
+            found.append(f"dataset.{key}={side}: must be a multiple of dataset.side_multiple={config.side_multiple}")
     if config.max_side is not None and config.max_side < config.min_side:
-        errors.append(f"dataset.max_side={config.max_side}: must be at least dataset.min_side={config.min_side}")
-    return errors
+        found.append(f"dataset.max_side={config.max_side}: must be at least dataset.min_side={config.min_side}")
+    return found
 
 
 def _custom_errors(config: CustomConfig) -> list[str]:
-    """Settings of a dataset of one's own that contradict each other."""
-    given = {f"dataset.{k}": folder for k in ("train", "val", "test") if (folder := getattr(config, k)) is not None}
-    shares = f"dataset.val_fraction={config.val_fraction:g} dataset.test_fraction={config.test_fraction:g}"
-    errors = []
+    """Folders and fractions of a custom dataset that contradict each other."""
+    folders = {"dataset.train": config.train, "dataset.val": config.val, "dataset.test": config.test}
+    given = {key: folder for key, folder in folders.items() if folder is not None}
+    fractions = f"dataset.val_fraction={config.val_fraction:g} dataset.test_fraction={config.test_fraction:g}"
+    found = []
     if given and config.train is None:
-        errors.append(f"{next(iter(given))}: needs dataset.train as well")
+        found.append(f"{next(iter(given))}: needs dataset.train as well")
     if given and config.split_file is not None:
-        errors.append(f"dataset.split_file={config.split_file}: splits one folder; leave out {', '.join(given)}")
+        found.append(f"dataset.split_file={config.split_file}: splits one folder; leave out {', '.join(given)}")
     if len({os.path.abspath(folder) for folder in given.values()}) < len(given):
-        errors.append(f"{', '.join(given)}: two of these are one folder, whose images would be trained on and tested")
+        found.append(f"{', '.join(given)}: two of these are one folder, whose images would be trained on and tested")
     if list(given) == ["dataset.train"] and config.holdout == 0:
-        errors.append("dataset.train: add dataset.val or dataset.test to select on, or dataset.holdout=0.1")
+        found.append("dataset.train: add dataset.val or dataset.test to select on, or dataset.holdout=0.1")
     if not given and config.split_file is None:
         if config.val_fraction + config.test_fraction >= 1:
-            errors.append(f"{shares}: leave no images to train on; their sum must be below 1")
+            found.append(f"{fractions}: leave no images to train on; their sum must be below 1")
         if config.val_fraction + config.test_fraction + config.holdout == 0:
-            errors.append(f"{shares}: leave no images to select on; raise one, or add dataset.holdout=0.1")
-    return errors
+            found.append(f"{fractions}: leave no images to select on; raise one, or add dataset.holdout=0.1")
+    return found
