@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from headcount.cli import hydra_private
 from headcount.cli.compose import config_dir
-from headcount.config import Border, SlidingWindowConfig
+from headcount.config import Border, EvalCommandConfig, SlidingWindowConfig, SyntheticConfig
 
 HYDRA = f"hydra-core {hydra.__version__} changed what headcount/cli/hydra_private.py uses: "
 OMEGACONF = f"omegaconf {omegaconf.__version__} changed what headcount/cli/hydra_private.py uses: "
@@ -23,7 +23,7 @@ def test_hydra_reads_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = hydra_private.command_line()
     assert arguments.overrides == ["seed=1,2", "optim.lr=1"], f"{HYDRA}_internal.utils.get_args_parser, overrides"
     assert arguments.multirun is True, f"{HYDRA}_internal.utils.get_args_parser, multirun"
-    for flag in ("help", "hydra_help", "version", "shell_completion", "info", "cfg"):
+    for flag in ("help", "hydra_help", "shell_completion", "info", "cfg"):
         assert hasattr(arguments, flag), f"{HYDRA}_internal.utils.get_args_parser, {flag}"
 
 
@@ -74,7 +74,7 @@ def test_omegaconf_has_the_declared_type_of_a_node() -> None:
 
 
 def test_omegaconf_knows_null_groups_and_full_keys() -> None:
-    cfg = OmegaConf.create({"dataset": {"name": "sha", "size": None}})
+    cfg = OmegaConf.structured(EvalCommandConfig(dataset=SyntheticConfig()))
     inner = hydra_private.child(cfg, "dataset")
     assert not hydra_private.is_null(inner), f"{OMEGACONF}DictConfig._is_none"
     assert hydra_private.full_key(inner, "name") == "dataset.name", f"{OMEGACONF}DictConfig._get_full_key"
