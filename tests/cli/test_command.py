@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headcount.cli.command import run_command
-from headcount.config import TrainConfig
+from headcount.config import RegressionHeadConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +18,16 @@ def test_hydra_itself_gets_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["train.py", "data_root=~/data", f"output_dir={tmp_path}"])
     run_command(lambda config: seen.append(config.data_root), "train")
     assert seen == [f"{tmp_path}/data"]
+
+
+def test_hydra_itself_gets_a_nested_group_in_its_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+    typed = ["train.py", "model.head=regression", "bins=none", "loss=dm", "loss.transport=stable"]
+    monkeypatch.setattr(sys, "argv", [*typed, f"output_dir={tmp_path}"])
+    run_command(seen.append, "train")
+    (config,) = seen
+    assert isinstance(config.model.head, RegressionHeadConfig)
+    assert config.run_name == "tiny_none_loss-dm_loss.transport-stable_model.head-regression"
 
 
 def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Settings become a config, or are refused with an explanation."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 from omegaconf import OmegaConf
 
+from headcount.cli.choices import command_choices
 from headcount.cli.compose import compose
 from headcount.cli.name import run_name
 from headcount.cli.sweep import check_jobs
-from headcount.config import ConfigError, TrainConfig
+from headcount.config import SCHEMAS, ConfigError, DaceConfig, HeadConfig, StableTransportConfig, TrainConfig, register
 
 
 def composed(*overrides: str, name: str = "train") -> TrainConfig:
@@ -35,7 +37,21 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("+speed=1", ["settings can only be set, not added or removed"]),
         ("~loss", ["settings can only be set, not added or removed"]),
         ("optim={lr:1}", ["optim={'lr': 1}: no such choice"]),
-        ("loss.transport=3", ["settings of its own: loss.transport.ot_weight"]),
+        ("model.prompts=3", ["model has no prompts", "prompts is a setting of model=clip_rn101, clip_rn50"]),
+        ("model=clip_rn50 model.prompts=3", ["settings of its own: model.prompts.style"]),
+        ("loss.transport=3", ["loss.transport=3: no such choice; allowed are released, stable"]),
+        ("loss.transport=stabl", ["loss.transport=stabl: no such choice", "did you mean stable?"]),
+        ("model.head={name:ebc}", ["model.head={'name': 'ebc'}: no such choice; allowed are ebc, regression"]),
+        ("model/head=3", ["model.head=3: no such choice; allowed are ebc, regression"]),
+        ("model.haed=ebc", ["model has no haed", "did you mean head?"]),
+        ("loss=mse loss.transport=stable", ["loss has no transport", "transport is a setting of loss=dace, dm"]),
+        ("loss=dace_mae loss.transport.ot_weight=0.1", ["loss has no transport", "is a setting of loss=dace, dm"]),
+        ("loss=mse loss.kernel.beta=0.5", ["loss.kernel has no beta", "beta is a setting of loss.kernel=adaptive"]),
+        ("loss.transport.tolerance=1e-3", ["tolerance is a setting of loss.transport=stable"]),
+        ("model.head=ebc,regression", ["model.head=ebc,regression: several values; one is needed here"]),
+        ("loss.transport.regularisation=3", ["regularisation=3: is now loss.transport.regularization"]),
+        ("loss.transport.solver=released", ["loss.transport.solver=released: is now loss.transport=released"]),
+        ("loss.transport.solver=other", ["is now loss.transport=released or loss.transport=stable"]),
         ("dataset.name=sha", ["dataset.name=sha: is always synthetic; choose another with dataset=..."]),
         ("dataset=sha dataset.name=shb", ["dataset.name=shb: is always sha"]),
         ("model=vgg19 model.name=resnet101", ["model.name=resnet101: is always vgg19"]),
@@ -90,3 +106,30 @@ def test_evaluation_settings_are_checked(typed: list[str], words: str) -> None:
 def test_a_setting_that_must_be_given_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="ckpt is not set: type ckpt="):
         check_jobs([], multirun=False, config_name="eval")
+
+
+@pytest.mark.parametrize("key", ["loss.transport", "loss/transport"])
+def test_a_choice_within_a_group_is_typed_like_a_setting(key: str) -> None:
+    config = composed(f"{key}=stable", "loss.transport.tolerance=1e-3")
+    assert isinstance(config.loss, DaceConfig)
+    assert config.loss.transport == StableTransportConfig(tolerance=1e-3)
+
+
+def test_nested_groups_and_registered_choices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class TwoMapsConfig(HeadConfig):
+        name: str = "two_maps"
+
+    before = command_choices("train")
+    assert before["model/head"] == ["ebc", "regression"]
+    assert not any("head" in choice for choice in before["model"])
+    assert "imagenet" not in before["model"]  # a kind that files choose
+    assert "table3/lambda_1" in before["experiment"]
+    assert set(command_choices("eval")) == {"dataset", "eval", "runtime"}
+    monkeypatch.setitem(SCHEMAS, "model/head", dict(SCHEMAS["model/head"]))
+    register("model/head", "two_maps", TwoMapsConfig)
+    assert command_choices("train")["model/head"] == ["ebc", "regression", "two_maps"]
+    assert isinstance(composed("model.head=two_maps").model.head, TwoMapsConfig)
+    assert run_name(["model.head=two_maps"]) == "tiny_fine_model.head-two_maps"
+    with pytest.raises(ConfigError, match=r"did you mean two_maps\?"):
+        composed("model.head=two_map")

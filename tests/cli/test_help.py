@@ -1,5 +1,7 @@
 """The help page lists what can be chosen."""
 
+import re
+
 import pytest
 
 from headcount.cli.compose import config_dir
@@ -15,3 +17,7 @@ def test_help_names_every_choice(page: str) -> None:
             assert file.stem in text
     assert text.count(f"python {page}.py") >= 5
     assert "schema" not in text
+    assert "head/ebc" not in text
+    if page == "train":
+        assert re.search(r"model\.head= +ebc\*  regression\n", text)
+        assert re.search(r"loss\.kernel= +adaptive  fixed   with loss=mse\n", text)

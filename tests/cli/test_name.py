@@ -21,6 +21,14 @@ def name(*overrides: str) -> str:
         (["experiment=sha_mobilenet_v2_released", "bins=coarse"], "sha_mobilenet_v2_released_bins-coarse"),
         (["bins=coarse", "bins.block_size=16", "scale=smoke"], "tiny_coarse_scale-smoke_bins.block_size-16"),
         (["bins.last=clipped", "model.mean=[0.5,0.5,0.5]"], "tiny_fine_bins.last-clipped_model.mean-0.5-0.5-0.5"),
+        (["model.head=regression", "bins=none", "loss=dm"], "tiny_none_loss-dm_model.head-regression"),
+        (["model/head=regression", "bins=none", "loss=dm"], "tiny_none_loss-dm_model.head-regression"),
+        (["model.head=ebc", "loss.transport=released"], "tiny_fine"),
+        (["experiment=table1/csrnet_sha", "model.head=regression", "loss.kernel=fixed"], "table1-csrnet_sha"),
+        (
+            ["loss.transport=stable", "loss.transport.tolerance=1e-3", "loss.transport.iterations=100"],
+            "tiny_fine_loss.transport-stable_loss.transport.tolerance-0.001",
+        ),
         (["optim=adam_cosine", "optim.lr=3e-4"], "tiny_fine_optim-adam_cosine_optim.lr-0.0003"),
     ],
 )

@@ -1,8 +1,10 @@
 """Sweeps: their jobs, what is refused before the first starts, and the table of results."""
 
+from pathlib import Path
+
 import pytest
 
-from headcount.cli.sweep import check_jobs, list_jobs, sweep_table
+from headcount.cli.sweep import SweepLog, check_jobs, list_jobs, sweep_table
 from headcount.config import ConfigError
 
 
@@ -11,6 +13,17 @@ def test_a_sweep_is_the_product_of_its_choices() -> None:
     assert list(jobs) == [
         [f"bins={bins}", f"seed={seed}", "optim.lr=1e-3"] for bins in ("fine", "coarse") for seed in (1, 2)
     ]
+
+
+def test_a_sweep_over_a_nested_group_is_shown_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = list_jobs(["loss.transport=released,stable", "seed=1"], multirun=True)
+    assert jobs == [[f"loss/transport={choice}", "seed=1"] for choice in ("released", "stable")]
+    log = SweepLog(tmp_path / "log.jsonl", jobs)
+    log.write(0, status=0, results={"MAE": 2.0})
+    assert log.close() == 1  # the second never reported
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["loss.transport=released", "2.00"]
+    assert err == "not finished:\n  loss.transport=stable seed=1\n"
 
 
 def test_several_values_without_m_are_refused() -> None:

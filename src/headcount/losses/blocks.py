@@ -26,10 +26,9 @@ class BlockError:
     ) -> LossTerms:
         """Compare ``predicted`` with ``true`` block counts; ``points`` are not looked at."""
         error = predicted - true.to(predicted)
-        total = (error.abs() if self.kind is BlockErrorKind.mae else error.square()).sum((1, 2, 3)).mean()
-        return LossTerms(
-            total, {"absolute_error" if self.kind is BlockErrorKind.mae else "squared_error": total.detach()}
-        )
+        absolute = self.kind is BlockErrorKind.mae
+        total = (error.abs() if absolute else error.square()).sum((1, 2, 3)).mean()
+        return LossTerms(total, {"absolute_error" if absolute else "squared_error": total.detach()})
 
 
 class MseLoss:
