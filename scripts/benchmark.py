@@ -512,18 +512,18 @@ class StepSetup:
     def from_settings(cls, arguments: argparse.Namespace) -> "StepSetup":
         """Compose the config as train.py does and build its network, for crops with drawn heads."""
         from headcount.bins import build_bins
-        from headcount.command import compose, to_config
+        from headcount.cli.compose import compose, to_config
         from headcount.config import ClipViTConfig, ConfigError, PretrainedConfig, check, crop_error
         from headcount.models.build import build_model
 
         settings = list(arguments.settings)
         try:
-            model = to_config(compose(settings, config_name="train", config_dir=ROOT / "configs")).model
+            model = to_config(compose(settings, config_name="train")).model
             if isinstance(model, PretrainedConfig) and not any(s.startswith("model.weights=") for s in settings):
                 settings.append("model.weights=none")
             crop = arguments.crop_size or (model.input_size if isinstance(model, ClipViTConfig) else CROP_PX)
             sizes = [f"batch_size={arguments.batch}", f"augment.crop_size={crop}", "runtime.devices=1"]
-            config = to_config(compose([*settings, *sizes], config_name="train", config_dir=ROOT / "configs"))
+            config = to_config(compose([*settings, *sizes], config_name="train"))
             if errors := check(config):
                 raise ConfigError("\n  ".join(errors))
             side = max(crop, *IMAGE_PX)

@@ -87,7 +87,8 @@ def read_arguments(
     for key in old_flags:
         parser.add_argument(_flag(key), dest=f"old_{key}", help=argparse.SUPPRESS)
     typed, renamed = _as_flags(sys.argv[1:], old_settings or {})
-    options = parser.parse_intermixed_args(typed)
+    # argparse loses "--", before names that begin with a dash, where positional arguments and flags are intermixed.
+    options = parser.parse_args(typed) if "--" in typed else parser.parse_intermixed_args(typed)
     settings = []
     for key in old_flags:
         value = vars(options).pop(f"old_{key}")

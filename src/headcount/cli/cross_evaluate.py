@@ -103,7 +103,7 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
     Raises:
         ConfigError: lists those it has.
     """
-    from headcount.data.datasets import dataset_info, split_names
+    from headcount.data.catalogue import dataset_info, split_names
 
     for config in row:
         assert config.dataset is not None
@@ -121,17 +121,18 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Sequence[str]) -> bool:
     """Whether a column is what the counter was trained on; if so, it is resized as the checkpoint says."""
-    from headcount.engine.evaluate import as_trained, folder_of_datasets
+    from headcount.data.locate import locate
 
-    typed, own = config.dataset, trained.dataset
-    assert typed is not None
-    keys = [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
-    moved = isinstance(typed, CustomConfig) and any(key in ("root", "train", "val", "test") for key in keys)
-    if typed.name != own.name or moved:
-        return False
-    config.dataset = as_trained(own, typed, overrides, data_root=config.data_root)
-    config.data_root = folder_of_datasets(config.data_root, trained.data_root, own=True)
-    return True
+    located = locate(
+        trained.dataset,
+        typed=config.dataset,
+        overrides=overrides,
+        data_root=config.data_root,
+        trained_root=trained.data_root,
+    )
+    if located.own:
+        config.dataset, config.data_root = located.config, located.data_root
+    return located.own
 
 
 def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:

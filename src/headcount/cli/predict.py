@@ -61,9 +61,7 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
-    parser.add_argument(
-        "--window-batch", type=whole_number, help="windows at once (default: 8); fewer take less memory"
-    )
+    parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     parser.add_argument(
         "--max-megapixels", type=whole_number, default=179, help="larger pictures are refused (default: 179)"
     )
@@ -140,14 +138,15 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
     if not asked:
         return
-    usual = counting_mode(counter.config)
+    trained = counter.config
+    usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if not options.window and not isinstance(usual, SlidingWindowConfig):
         raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts in one piece")
     if isinstance(usual, SlidingWindowConfig) and options.window:
         asked.setdefault("stride", None)  # the usual one belongs to the usual window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
-    counter.mode = counting_mode(counter.config, chosen)
-    if wrong := window_error(counter.mode, counter.counter.block_size, counter.counter.stride):
+    counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
+    if wrong := window_error(counter.mode, counter.network.grid.block_size, counter.network.stride):
         raise ConfigError(wrong.replace("eval.", "--"))
 
 
@@ -188,9 +187,12 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
         result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction)]))
-        if result.density:
+        if prediction.block_counts is None:
+            result.density = result.picture = None
+            result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
+        elif result.density:
             np.save(output / result.density, prediction.block_counts.numpy())
-        if result.picture:
+        if result.picture and prediction.block_counts is not None:
             overlay_picture(
                 prediction.image,
                 prediction.block_counts,

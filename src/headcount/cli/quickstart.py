@@ -41,7 +41,7 @@ def main() -> None:
 
 def reference_errors(config: SyntheticConfig) -> tuple[CountErrors, CountErrors]:
     """Errors on the test split of always answering the training mean, and of counting blobs."""
-    from headcount.data.datasets import open_split
+    from headcount.data.open import open_split
     from headcount.data.references import BlobCounter
 
     train = open_split(config, "train", data_root=None)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
-from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
+from headcount.config import ConfigError, TrainConfig, check
 from headcount.files import make_folder, quoted
 
 if TYPE_CHECKING:
@@ -212,17 +212,14 @@ def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
     Returns:
         Whether that succeeded.
     """
+    from headcount.data.locate import relocation_settings
+
     kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
     dataset, max_images = run.config.dataset, run.config.dataset.max_eval_images
-    roots = [o for o in overrides if o.startswith("dataset.root=")]
+    roots = [o.removeprefix("dataset.root=") for o in overrides if o.startswith("dataset.root=")]
     if roots:  # where the images are now, with the run's own sizes
-        if isinstance(dataset, CustomConfig):
-            kept += [roots[-1].replace("dataset.root=", "data_root=")]
-        elif isinstance(dataset, FolderDatasetConfig):
-            longest = "null" if dataset.max_side is None else dataset.max_side
-            kept += [f"dataset={dataset.name}", roots[-1], f"dataset.cache_dir={quoted(dataset.cache_dir)}"]
-            kept += [f"dataset.min_side={dataset.min_side}", f"dataset.max_side={longest}"]
-            kept += [f"dataset.side_multiple={dataset.side_multiple}"]
+        for key, value in relocation_settings(dataset, roots[-1]).items():
+            kept.append(f"{key}={'null' if value is None else quoted(str(value))}")
     if max_images:
         kept += [f"max_images={max_images}"]
     checkpoint = quoted(run.folder / "best_mae.pt")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from headcount.config import ConfigError as HeadcountError
+from headcount.errors import HeadcountError
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
