@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from headcount.command import INTERRUPTED, compose, quoted, to_config
 from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
-from headcount.files import make_folder
+from headcount.files import make_folder, write_text
 
 if TYPE_CHECKING:
     from headcount.runs import RunRecord
@@ -77,9 +77,9 @@ def reproduce(typed: list[str]) -> int:
     if not runs.is_dir() and settings["run"] == "false":
         print(f"reproduce_table.py: output_dir={runs}: there is no such folder yet, so no runs", file=sys.stderr)
 
-    from headcount.report.tables import Filled, fill_table, image_errors, latex, markdown, table_picture
+    from headcount.report.tables import ReproducedTable, fill_table, image_errors, latex, markdown, table_picture
 
-    def fill() -> Filled:
+    def fill() -> ReproducedTable:
         return fill_table(settings["table"], overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
 
     filled = fill()
@@ -107,8 +107,8 @@ def reproduce(typed: list[str]) -> int:
                     failed.append(f"the evaluation of {run.folder}")
     page = markdown(filled)
     stem = f"table{settings['table']}" if settings["table"].isdigit() else settings["table"]
-    (folder / f"{stem}.md").write_text(page)
-    (folder / f"{stem}.tex").write_text(latex(filled))
+    write_text(folder / f"{stem}.md", page)
+    write_text(folder / f"{stem}.tex", latex(filled))
     table_picture(filled, folder / f"{stem}.png")
     print(page)
     print("\n".join(str(folder / f"{stem}{ending}") for ending in (".md", ".tex", ".png")))

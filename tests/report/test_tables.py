@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
@@ -11,14 +12,13 @@ import pytest
 
 from headcount.command import compose, to_config
 from headcount.config import ConfigError, TrainConfig
+from headcount.report import tables
 from headcount.report.tables import (
     TABLES,
-    Filled,
+    ReproducedTable,
     fill_table,
     image_errors,
     improvement,
-    latex,
-    markdown,
     paired_difference,
     table_picture,
     verdict,
@@ -32,13 +32,23 @@ SHORT = ["dataset=synthetic", "model=tiny", "recipe=short", "scale=small"]
 MAES = {30: 20.0, 35: 10.0, 40: 12.0}
 
 
+def markdown(table: ReproducedTable) -> str:
+    """The page without the spaces that align its tables."""
+    return re.sub(" +", " ", tables.markdown(table))
+
+
+def latex(table: ReproducedTable) -> str:
+    """The table without the spaces that align it."""
+    return re.sub(" +", " ", tables.latex(table))
+
+
 @cache
 def composed(overrides: tuple[str, ...]) -> TrainConfig:
     config: TrainConfig = to_config(compose(list(overrides), config_name="train", config_dir=CONFIGS))
     return config
 
 
-def fill(name: str, overrides: Sequence[str], runs: Path, seeds: Sequence[int] = (1,)) -> Filled:
+def fill(name: str, overrides: Sequence[str], runs: Path, seeds: Sequence[int] = (1,)) -> ReproducedTable:
     return fill_table(name, overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
 
 
