@@ -195,6 +195,16 @@ def test_a_clear_difference_is_decided_by_more_than_one_seed(tmp_path: Path) -> 
     assert verdict(one, other).endswith("undecided (one seed)")
 
 
+def test_a_difference_on_one_image_is_undecided(tmp_path: Path) -> None:
+    for experiment, mae in (("lambda_1", 10.0), ("lambda_2", 40.0)):
+        two_seeds(tmp_path, experiment, (mae, mae), counts=False)
+        for seed in (1, 2):
+            write_counts(tmp_path / "x" / experiment / f"seed{seed}", [mae])
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert verdict(one, other) == "-30.0 [one image], undecided"
+
+
 def test_counts_of_another_checkpoint_are_not_taken_for_the_best_ones(tmp_path: Path) -> None:
     two_seeds(tmp_path, "lambda_1", (10.0, 12.0))
     two_seeds(tmp_path, "lambda_2", (40.0, 41.0))
