@@ -93,7 +93,8 @@ def draw(options: argparse.Namespace) -> None:
     check_format(output)
     make_folder(output.parent, "--output ")
     loaded = checkpoint.load(config.ckpt)
-    mode = counting_mode(loaded.config, config.eval)
+    trained = loaded.config
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
     if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
         raise ConfigError(wrong)
     dataset = open_evaluated(config, loaded.config)

@@ -86,7 +86,8 @@ def count(config: EvalCommandConfig, output: Path, overrides: list[str]) -> None
         images = as_trained(trained_on, images, overrides, data_root=config.data_root)
         assert isinstance(images, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)
-    mode = counting_mode(loaded.config, config.eval)
+    trained = loaded.config
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
     if wrong := window_error(mode, counter.block_size, counter.stride):
         raise ConfigError(wrong)
     if runtime.is_main:

@@ -228,13 +228,14 @@ def choose_windows(counter: Any, options: argparse.Namespace) -> None:
     asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
     if not asked:
         return
-    usual = counting_mode(counter.config)
+    trained = counter.config
+    usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if not options.window and not isinstance(usual, SlidingWindowConfig):
         raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts in one piece")
     if isinstance(usual, SlidingWindowConfig) and options.window:
         asked.setdefault("stride", None)  # the usual one belongs to the usual window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
-    counter.mode = counting_mode(counter.config, chosen)
+    counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
     if wrong := window_error(counter.mode, counter.counter.block_size, counter.counter.stride):
         raise ConfigError(wrong.replace("eval.", "--"))
 

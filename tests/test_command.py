@@ -75,7 +75,7 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
         ("model.std=[nan,1,1]", "model.std=[nan, 1.0, 1.0]: must be three finite numbers"),
         ("model.std=[1,1,inf]", "must be three finite numbers"),
         ("bins.max_count=100000000", "bins.max_count=100000000: must be from 1 to 10000"),
-        ("loss.transport.tolerance=0", "loss.transport.tolerance=0.0: must be at least 1e-06"),
+        ("loss.transport=stable loss.transport.tolerance=0", "loss.transport.tolerance=0.0: must be at least 1e-06"),
         ("model=mobilenet_v2 model.stage=5", "must be 160 or 320"),
         ("model=mobilenet_v2 model.weights=nowhere.pth", "no such file"),
         ("optim.warmup_epochs=40", "must be below epochs=40"),
@@ -129,20 +129,6 @@ def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("loss=dace_mae loss.transport.ot_weight=0.1", "loss.transport.ot_weight=0.1: has no effect with loss.count_l"),
-        ("loss=dace_mse loss.transport.solver=stable", "loss.transport.solver=stable: has no effect with loss.count_l"),
-        (
-            "loss=dm loss.transport.tolerance=1e-3 loss.transport.solver=stable loss.transport.iterations=5",
-            "iterations=5",
-        ),
-        (
-            "bins=none model.head=regression loss=mse loss.beta=0.5",
-            "loss.beta=0.5: has no effect with loss.kernel=fixed",
-        ),
-        (
-            "bins=none model.head=regression loss=mse loss.neighbors=5",
-            "loss.neighbors=5: has no effect with loss.kern",
-        ),
         ("bins.counted=windows bins.representatives=middle", "has no effect with bins.representatives=middle"),
         (
             "bins.counted=windows bins.representative_counts=[0,1,2,3,4]",
@@ -150,7 +136,6 @@ def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
         ),
         ("bins.representatives=middle bins.representative_counts=[0,1,2,3,4]", "bins.representatives=middle: has no"),
         ("bins.min_head_px=2 bins.label_correction=false", "bins.min_head_px=2: has no effect with bins.label_correc"),
-        ("loss=dace_mae loss.transport.regularization=5", "with loss.count_loss=mae; leave it at 10.0"),
         ("bins.min_head_px=2 bins.max_count=4", "bins.min_head_px=2: has no effect with bins.max_count"),
         ("bins=blockwise bins.edges=[1,2] bins.step=0.1", "bins.step=0.1: has no effect with bins.edges"),
     ],
@@ -165,7 +150,7 @@ def test_settings_that_nothing_reads_are_refused(overrides: str, message: str) -
     [
         "loss=dace_mae",
         "loss.transport.ot_weight=0.1 loss.transport.iterations=5",
-        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.beta=0.5 loss.neighbors=5 loss.sigma=9",
+        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.kernel.beta=0.5 loss.kernel.neighbors=5",
         "bins.counted=windows",
         "bins.min_head_px=2",
         "bins=blockwise bins.step=0.1",

@@ -217,7 +217,7 @@ def recipe(config: TrainConfig) -> dict[str, Any]:
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
     """How images are counted, with sizes given, whether they were chosen or follow the model."""
-    mode = counting_mode(config)
+    mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
     border = getattr(mode, "border", None)
     return {
         "mode": type(mode).__name__.removesuffix("Config"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from headcount.config import DmConfig, TransportConfig
+from headcount.config import DmConfig, ReleasedTransportConfig
 from headcount.losses.build import build_loss
 from headcount.losses.dm import DmLoss
 from headcount.types import Batch, BlockPrediction
@@ -22,7 +22,7 @@ def test_it_is_built_without_bins() -> None:
 def test_only_the_count_term_is_left_by_the_weights() -> None:
     batch = batch_of(torch.tensor([[4.0, 4.0], [20.0, 36.0]]))
     predicted = torch.full((1, 1, 8, 8), 5 / 64)
-    loss = build_loss(DmConfig(transport=TransportConfig(ot_weight=0, tv_weight=0)), None, block_size=8)
+    loss = build_loss(DmConfig(transport=ReleasedTransportConfig(ot_weight=0, tv_weight=0)), None, block_size=8)
     torch.testing.assert_close(loss(BlockPrediction(predicted), batch).total, torch.tensor(3.0))
 
 

@@ -22,10 +22,10 @@ from headcount.config import (
     ClipViTConfig,
     ConfigError,
     Decoder,
-    Head,
     ModelConfig,
     PromptDepth,
     PromptsConfig,
+    RegressionHeadConfig,
     Strategy,
 )
 from headcount.models import clip
@@ -418,7 +418,7 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
 
 @KINDS
 def test_regression_on_clip_features(kind: type[ClipConfig]) -> None:
-    counter = build_model(small(kind, head=Head.regression), None, block_size=8)
+    counter = build_model(small(kind, head=RegressionHeadConfig()), None, block_size=8)
     prediction = counter(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     assert prediction.logits is None
     assert prediction.block_counts.shape == (1, 1, 8, 8)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, Head, Strategy, TinyConfig
+from headcount.config import ConfigError, RegressionHeadConfig, Strategy, TinyConfig
 from headcount.models.build import build_model
 from headcount.models.heads import BlockClassifier, CountRegressor, resample
 
@@ -63,8 +63,8 @@ def test_regression_starts_at_the_mean_count() -> None:
 
 def test_head_and_bins_must_agree() -> None:
     with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
-        build_model(TinyConfig(head=Head.regression), BINS)
+        build_model(TinyConfig(head=RegressionHeadConfig()), BINS)
     with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
         build_model(TinyConfig(), None, block_size=8)
     with pytest.raises(ValueError, match="block_size is needed"):
-        build_model(TinyConfig(head=Head.regression), None)
+        build_model(TinyConfig(head=RegressionHeadConfig()), None)

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from headcount.config import BlocksConfig, BlockwiseConfig, ConfigError, Kernel, LossConfig, MseConfig
+from headcount.config import (
+    AdaptiveKernelConfig,
+    BlocksConfig,
+    BlockwiseConfig,
+    ConfigError,
+    FixedKernelConfig,
+    LossConfig,
+    MseConfig,
+)
 from headcount.data.crowd import CrowdDataset, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
 from headcount.types import Batch, Sample
@@ -21,8 +29,12 @@ from headcount.types import Batch, Sample
 def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
     """How heads are smoothed for a loss, or else for the labels of ``bins``; None where neither asks for it."""
     if isinstance(loss, MseConfig):
-        adaptive = loss.kernel is Kernel.adaptive
-        return Smoothing(loss.sigma, loss.neighbors if adaptive else None, loss.beta)
+        match loss.kernel:
+            case FixedKernelConfig(sigma):
+                return Smoothing(sigma)
+            case AdaptiveKernelConfig(sigma, neighbors, beta):
+                return Smoothing(sigma, neighbors, beta)
+        raise ConfigError(f"no kernel of kind {type(loss.kernel).__name__}")
     return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
 
 

@@ -19,7 +19,7 @@ from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
 
 FORMAT = "headcount checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best_mae.pt"
 

@@ -165,7 +165,8 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
     loaded = checkpoint.load(config.ckpt)
     trained_on = loaded.config.dataset
     dataset_config = config.dataset or trained_on
-    mode = counting_mode(loaded.config, config.eval)
+    trained = loaded.config
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
     if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
         raise ConfigError(wrong)
     path = Path(config.ckpt).expanduser()

@@ -89,7 +89,8 @@ class PhotoCounter:
         image = _as_image(photo)
         photo_size = (image.shape[2], image.shape[1])
         image = self._resized(image)
-        usual = counting_mode(self.config, self.mode)
+        trained = self.config
+        usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=self.mode)
         may_change = self.mode is None and isinstance(usual, WholeImageConfig)
         mode, reason, maps = usual, "", None
         if may_change and image.shape[1] * image.shape[2] > _MOST_PIXELS:

@@ -27,10 +27,13 @@ from headcount.config import (
     ConfigError,
     Counted,
     Representatives,
+    SlidingWindowConfig,
     TrainConfig,
+    WholeImageConfig,
     counting_mode,
     crop_error,
     to_plain,
+    upgrade_config,
     window_error,
 )
 from headcount.data.augment import build_augment
@@ -141,9 +144,7 @@ def fit(
         best = False
         if state.epoch % config.eval_every_epochs == 0 or state.epoch == config.epochs:
             evaluated = runtime.agree(average.evaluated(unwrap(model)))
-            evaluation = evaluate(
-                runtime, evaluated, data.select, counting_mode(config), workers=config.runtime.workers
-            )
+            evaluation = evaluate(runtime, evaluated, data.select, _mode(config), workers=config.runtime.workers)
             record |= evaluation_record(evaluation, data.selection)
             best = state.best is None or evaluation.errors.mae < state.best["mae"]
             if best:
@@ -179,8 +180,14 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
         counter = build_model(
             config.model, bins, block_size=config.bins.block_size, histogram=histogram, pretrained=not resuming
         )
-    windows = window_error(counting_mode(config), counter.block_size, counter.stride)
-    if wrong := crop_error(config, counter.stride) or windows:
+    windows = window_error(_mode(config), counter.block_size, counter.stride)
+    crop = crop_error(
+        config.augment.crop_size,
+        block_size=counter.block_size,
+        stride=counter.stride,
+        model=config.model.name,
+    )
+    if wrong := crop or windows:
         raise ConfigError(wrong)
     loss_fn = build_loss(config.loss, bins, block_size=config.bins.block_size)
     description = summarize(config, data.train, data.select, data.selection, bins, histogram, counter, loss_fn)
@@ -272,6 +279,10 @@ def train(config: TrainConfig, *, draw: Draw | None = None) -> Run | None:
     return Run(folder=folder, metrics=read_metrics(folder), best=best)
 
 
+def _mode(config: TrainConfig) -> WholeImageConfig | SlidingWindowConfig:
+    return counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
+
+
 def run_folder(config: TrainConfig) -> Path:
     """<output_dir>/<dataset>/<run name>/seed<seed>: the same settings always give the same folder."""
     return Path(config.output_dir).expanduser() / config.dataset.name / config.run_name / f"seed{config.seed}"
@@ -293,7 +304,7 @@ _MAY_CHANGE = (*PLACE, "eval.pictures")
 
 
 def _refuse_changed_config(config: TrainConfig, plain_before: dict[str, Any]) -> None:
-    before, now = flatten(plain_before), flatten(to_plain(config))
+    before, now = flatten(upgrade_config(plain_before)), flatten(to_plain(config))
     changed = [
         f"{key}={now.get(key)} (was {before.get(key)})"
         for key in sorted(before.keys() | now.keys())

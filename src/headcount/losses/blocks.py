@@ -8,16 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headcount.config import CountTerm
+from headcount.config import BlockErrorKind
 from headcount.types import Batch, BlockPrediction, LossTerms
 
 
 class BlockError:
     """Absolute (``mae``) or squared (``mse``) error of every block, summed over blocks and averaged over images."""
 
-    def __init__(self, kind: CountTerm) -> None:
-        if kind not in (CountTerm.mae, CountTerm.mse):
-            raise ValueError(f"there is no error of a block called {kind.name}; there are mae, mse")
+    def __init__(self, kind: BlockErrorKind) -> None:
         self.kind = kind
 
     def __call__(
@@ -28,8 +26,9 @@ class BlockError:
     ) -> LossTerms:
         """Compare ``predicted`` with ``true`` block counts; ``points`` are not looked at."""
         error = predicted - true.to(predicted)
-        total = (error.abs() if self.kind is CountTerm.mae else error.square()).sum((1, 2, 3)).mean()
-        return LossTerms(total, {"absolute_error" if self.kind is CountTerm.mae else "squared_error": total.detach()})
+        absolute = self.kind is BlockErrorKind.mae
+        total = (error.abs() if absolute else error.square()).sum((1, 2, 3)).mean()
+        return LossTerms(total, {"absolute_error" if absolute else "squared_error": total.detach()})
 
 
 class MseLoss:

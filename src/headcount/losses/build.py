@@ -4,18 +4,19 @@ from collections.abc import Callable
 
 from headcount.bins import CountBins
 from headcount.config import (
-    CountTerm,
     CrossEntropyConfig,
+    DaceBlockErrorConfig,
     DaceConfig,
     DmConfig,
     LossConfig,
     MseConfig,
-    Solver,
+    ReleasedTransportConfig,
+    StableTransportConfig,
     TransportConfig,
 )
 from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.cross_entropy import CrossEntropyLoss
-from headcount.losses.dace import CountLoss, DaceLoss
+from headcount.losses.dace import DaceLoss
 from headcount.losses.dm import DmLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
@@ -39,11 +40,14 @@ def build_loss(config: LossConfig, bins: CountBins | None, *, block_size: int | 
     if block_size is None:
         raise ValueError("block_size is needed where no bins say it")
     match config:
-        case DaceConfig() | CrossEntropyConfig() if bins is None:
+        case _ if config.needs_bins and bins is None:
             raise ValueError(f"the {config.name} loss classifies blocks into bins, and there are none")
         case DaceConfig():
             assert bins is not None
-            return DaceLoss(_build_count_loss(config, block_size), bins=bins, weight=config.weight)
+            return DaceLoss(_build_transport(config.transport, block_size), bins=bins, weight=config.weight)
+        case DaceBlockErrorConfig():
+            assert bins is not None
+            return DaceLoss(BlockError(config.error), bins=bins, weight=config.weight)
         case CrossEntropyConfig():
             assert bins is not None
             return CrossEntropyLoss(bins)
@@ -53,23 +57,19 @@ def build_loss(config: LossConfig, bins: CountBins | None, *, block_size: int | 
             return MseLoss(config.scale)
     raise ValueError(
         f"no loss of kind {type(config).__name__} ({config.name}); "
-        "there are DaceConfig, CrossEntropyConfig, DmConfig, MseConfig"
+        "there are DaceConfig, DaceBlockErrorConfig, CrossEntropyConfig, DmConfig, MseConfig"
     )
-
-
-def _build_count_loss(config: DaceConfig, block_size: int) -> CountLoss:
-    if config.count_loss is CountTerm.dm:
-        return _build_transport(config.transport, block_size)
-    return BlockError(config.count_loss)
 
 
 def _build_transport(config: TransportConfig, block_size: int) -> TransportLoss:
     solver: TransportSolver
-    match config.solver:
-        case Solver.released:
+    match config:
+        case ReleasedTransportConfig():
             solver = TruncatedSinkhorn(regularization=config.regularization, iterations=config.iterations)
-        case Solver.stable:
+        case StableTransportConfig():
             solver = StableSinkhorn(config.regularization, config.iterations, config.tolerance)
+        case _:
+            raise ValueError(f"no transport of kind {type(config).__name__}")
     return TransportLoss(
         solver,
         block_size=block_size,

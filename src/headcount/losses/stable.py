@@ -19,9 +19,6 @@ from headcount.losses.sinkhorn import CHECK_EVERY, TransportSolution, one_thread
 FLOOR = 1e-16
 """Least share of a block. A block that expects nobody has no finite potential; this is as good as nobody."""
 
-MOST_ITERATIONS = 10_000
-"""Where a tolerance asks for more, the iteration ends all the same."""
-
 LARGEST_SCALING = 2.0**20
 """Scalings beyond this, or below its inverse, are put into the logarithms, and the kernel is formed anew."""
 
@@ -37,9 +34,9 @@ class StableSinkhorn:
     regularization: float
     """Entropic regularization, squared pixels."""
     iterations: int
-    """Iterations of an image, where no tolerance is given."""
+    """Maximum number of iterations per image."""
     tolerance: float | None = None
-    """An image ends once the shares of its blocks err by less than this in sum, or after ``MOST_ITERATIONS``."""
+    """Stop earlier once the shares of the blocks differ from their targets by less than this in total; None never."""
 
     @torch.no_grad()
     def __call__(
@@ -78,7 +75,6 @@ class StableSinkhorn:
         log_a, log_b = torch.full_like(cost[:, 0], a).log(), b.log()
         scaled = cost / -self.regularization
         least = LEAST_ENTRY * torch.finfo(cost.dtype).tiny
-        limit = self.iterations if self.tolerance is None else MOST_ITERATIONS
         f, done, close = log_a, 0, False
         while True:
             # One iteration in logarithms, which holds whatever the potentials were.
@@ -89,7 +85,7 @@ class StableSinkhorn:
             kernel = functional.threshold(kernel, least, 0, inplace=True)
             u, v, received = torch.ones_like(f), torch.ones_like(g), kernel.sum(0)
             # The others by products with that kernel, as long as its scalings stay near 1.
-            while done < limit:
+            while done < self.iterations:
                 if self.tolerance is not None and done % CHECK_EVERY == 0:
                     close = bool((v * received - b).abs().sum() < self.tolerance)  # device sync
                     if close:
@@ -100,7 +96,7 @@ class StableSinkhorn:
                     break
                 u, v, done = next_u, next_v, done + 1
                 received = u @ kernel
-            if done >= limit or close:
+            if done >= self.iterations or close:
                 return g + v.log(), u @ (kernel.mul_(cost) @ v)
             f, g = f + u.log(), g + v.log()
 

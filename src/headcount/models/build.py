@@ -8,7 +8,6 @@ from headcount.bins import CountBins
 from headcount.config import (
     ClipConfig,
     ConfigError,
-    Head,
     ImageNetConfig,
     MobileNetV2Config,
     ModelConfig,
@@ -40,7 +39,7 @@ def build_model(
     Raises:
         ConfigError: if weights are missing, or do not fit.
     """
-    if (bins is None) is not (config.head is Head.regression):
+    if (bins is not None) is not config.head.needs_bins:
         raise ConfigError(f"model.head={config.head.name}: ebc needs bins, regression bins=none")
     block_size = block_size if bins is None else bins.block_size
     if block_size is None:
