@@ -1,4 +1,4 @@
-"""Images and points of one's own: every format and way to split them, and every mistake named."""
+"""Custom datasets: every annotation format and way to split them, and every mistake is reported with its file."""
 
 import json
 from collections import Counter
@@ -535,7 +535,7 @@ def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp
         ([], None),
     ],
 )
-def test_contradictions_are_told_before_anything_is_read(typed: list[str], message: str | None) -> None:
+def test_contradictions_are_reported_before_anything_is_read(typed: list[str], message: str | None) -> None:
     overrides = ["dataset=custom", *(f"dataset.{setting}" for setting in typed)]
     errors = check(to_config(compose(overrides, config_name="train")))
     assert [message in error for error in errors] == [True] if message else not errors
@@ -544,7 +544,7 @@ def test_contradictions_are_told_before_anything_is_read(typed: list[str], messa
 # ---------------------------------------------------------------------------------- real samples
 
 
-def test_a_sample_of_nwpu_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+def test_a_sample_of_nwpu_is_read_as_a_custom_dataset(data_dir: Path, tmp_path: Path) -> None:
     config = CustomConfig(root=str(data_dir / "NWPU-Crowd-sample"), cache_dir=str(tmp_path), max_side=1024)
     config.val_fraction = config.test_fraction = 0.0
     dataset = open_split(config, "train")
@@ -553,7 +553,7 @@ def test_a_sample_of_nwpu_is_read_as_ones_own(data_dir: Path, tmp_path: Path) ->
     assert dataset[1].points.shape == torch.Size([0, 2])
 
 
-def test_a_sample_of_qnrf_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+def test_a_sample_of_qnrf_is_read_as_a_custom_dataset(data_dir: Path, tmp_path: Path) -> None:
     config = CustomConfig(root=str(data_dir / "UCF-QNRF-sample" / "unknown_split"), cache_dir=str(tmp_path))
     config.val_fraction, config.test_fraction = 0.1, 0.2
     opened = [open_split(config, split) for split in ("train", "val", "test")]

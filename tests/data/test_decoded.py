@@ -35,7 +35,7 @@ def test_what_is_there_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
     assert decode_images(images, tmp_path / "cache", label="x") == files
 
 
-def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_goes_on(tmp_path: Path) -> None:
+def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_continues(tmp_path: Path) -> None:
     before = decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "cache", label="x")
     changed = image_in(tmp_path, "a.jpg", seed=3, size=(50, 20))
     after = decode_images([changed], tmp_path / "cache", label="x")
@@ -72,7 +72,7 @@ def test_a_file_cut_short_is_made_again(tmp_path: Path, kept: int) -> None:
     assert torch.equal(open_decoded(file), read_image(image.path))
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir=") as told:
         decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "file" / "cache", label="x")
@@ -96,7 +96,7 @@ def test_a_pixel_changed_within_a_file_of_the_same_length_is_seen(tmp_path: Path
     assert decode_images([image], tmp_path / "cache", label="x") != before
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [image_in(tmp_path, "a.jpg")]
     usage = decoded.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: usage._replace(free=100))

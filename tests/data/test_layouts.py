@@ -12,6 +12,7 @@ from data import folders
 from data.folders import Heads, write_ann_mat, write_image
 from headcount.cli.compose import compose
 from headcount.config import (
+    Cache,
     ConfigError,
     DatasetConfig,
     FolderDatasetConfig,
@@ -119,6 +120,22 @@ def test_the_annotations_of_nwpus_test_split_are_not_public(tmp_path: Path) -> N
     (images / "0005.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 2 test images cannot be read:\n.*0005\.jpg"):
         open_images(config, "test", data_root=str(tmp_path))
+
+
+def test_images_are_opened_in_the_order_of_the_datasets_list(tmp_path: Path) -> None:
+    """All of them, whatever limits a training had; open_split sorts them."""
+    written = {"train": named("{:04d}"), "val": {"0004": HEADS["1"], "0005": [], "0006": []}, "test": {}}
+    folders.make_nwpu(tmp_path / "NWPU-Crowd", written)
+    (tmp_path / "NWPU-Crowd" / "val.txt").write_text("6 0 0\n0004 0 0\n5 0 0\n")
+    config = config_of("nwpu", tmp_path)
+    config.max_eval_images = 1
+    config.cache = Cache.decoded
+    assert open_images(config, "val", data_root=str(tmp_path)).names == ["0006", "0004", "0005"]
+    assert not list(tmp_path.rglob("*.npy"))
+    assert (config.max_eval_images, config.cache) == (1, Cache.decoded)
+    assert open_split(config, "val", data_root=str(tmp_path)).names == ["0004"]
+    with pytest.raises(ConfigError, match="split=dev: nwpu has train, val, test"):
+        open_images(config, "dev", data_root=str(tmp_path))
 
 
 def test_jhu(tmp_path: Path) -> None:
@@ -359,7 +376,7 @@ def test_ids_of_a_list_without_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_all_bad_images_are_told_or_left_out(skip_bad: bool, tmp_path: Path) -> None:
+def test_all_bad_images_are_reported_or_left_out(skip_bad: bool, tmp_path: Path) -> None:
     """An empty file, one cut off, a text, a broken annotation, two missing partners; three are good."""
     base = tmp_path / "UCF-QNRF" / "Train"
     folders.make_qnrf(base.parent, {"Train": {f"img_{k:04d}": [(k, k)] for k in range(1, 10)}})

@@ -192,7 +192,7 @@ def test_an_image_or_annotation_without_partner_is_named(
         open_split(config, "train", data_root=str(root))
 
 
-def test_missing_annotations_are_told_with_what_is_there(
+def test_missing_annotations_are_reported_with_what_exists(
     make_shanghaitech: MakeFolder, config: FolderDatasetConfig
 ) -> None:
     root = make_shanghaitech(annotations="labels")

@@ -77,7 +77,7 @@ def test_finished_files_are_not_made_again(prepare_all: Callable[..., list[Prepa
     assert [image.path.stat().st_mtime_ns for image in prepare_all()] == first
 
 
-def test_an_interrupted_preparation_goes_on_where_it_stopped(
+def test_an_interrupted_preparation_resumes_where_it_stopped(
     prepare_all: Callable[..., list[PreparedImage]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = Image.Image.save
@@ -117,7 +117,7 @@ def test_a_file_cut_short_is_made_again(prepare_all: Callable[..., list[Prepared
     assert prepare_all()[2].path.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_made_is_told(sources: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(sources: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir="):
         prepare_images(sources, tmp_path / "file" / "x", rule=RULE, label="test")

@@ -26,7 +26,7 @@ from headcount.data.histograms import block_histogram
 from headcount.data.images import check_image, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import first_names
-from headcount.data.open import open_split, unusable_message
+from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
 from headcount.data.prepare import ResizeRule, check_cache_dir
 from headcount.errors import DataError, HeadcountError

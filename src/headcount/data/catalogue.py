@@ -135,7 +135,7 @@ DATASETS: dict[str, DatasetInfo] = {
         ),
     ),
     "custom": DatasetInfo(
-        title="own images and annotations",
+        title="custom images and annotations",
         source="your own folder",
         license="your own",
         splits=SPLITS,
@@ -179,7 +179,7 @@ def selection_split(config: DatasetConfig) -> str:
     """Return the split that selects the checkpoint: ``holdout`` if images are held out, else as published.
 
     Raises:
-        ConfigError: if an own dataset has no images to select on.
+        ConfigError: if a custom dataset has no images to select on.
         DataError: if a split file cannot be used.
     """
     if config.holdout > 0:

@@ -1,4 +1,4 @@
-"""Own images and annotations, in one folder or three: find them, and split them by a file or by a hash of names."""
+"""Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ HeadsOf = Callable[[Path], LoadHeads]
 
 
 def custom_splits(config: CustomConfig) -> tuple[str, ...]:
-    """Return the splits that an own dataset has, in the order train, val, test.
+    """Return the splits that a custom dataset has, in the order train, val, test.
 
     Raises:
         DataError: if the split file cannot be used.

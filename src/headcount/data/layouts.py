@@ -1,7 +1,7 @@
 """The folder layout of each published dataset: which images a split has and where their annotations are.
 
 One function per layout. It opens no image and reads only lists and files about many images. A missing file is listed
-with the reason, so that all faults of a split are reported together. Own folders: ``data.custom``.
+with the reason, so that all faults of a split are reported together. Custom datasets: ``data.custom``.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Find the image and annotation files of a folder, and pair them by name.
 
 What the folder of a particular dataset looks like is known to ``data.layouts`` (published datasets) and ``data.custom``
-(own folders). Nothing here opens an image or an annotation.
+(a user's own images). Nothing here opens an image or an annotation.
 """
 
 import hashlib

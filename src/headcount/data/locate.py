@@ -19,7 +19,7 @@ from headcount.errors import DataError
 
 DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
 """Environment variable with the folder of all datasets."""
-# Settings that say which own dataset is meant.
+# Settings that say which custom dataset is meant.
 _OWN_FOLDERS = ("root", "train", "val", "test")
 
 
@@ -55,7 +55,7 @@ def locate(
         typed: the dataset that the user asked for; None is the one the counter was trained on.
         overrides: the user's settings, such as ``dataset.max_side=1024``. If given and ``typed`` is the dataset of the
             training, it is read by the settings of the checkpoint except for these. None reads ``typed`` as it is.
-        data_root: folder of all datasets that the user typed. Without ``typed``, an own dataset is looked for there.
+        data_root: folder of all datasets that the user typed. Without ``typed``, a custom dataset is looked for there.
         trained_root: folder of all datasets that was set for the training.
 
     Returns:
@@ -104,7 +104,7 @@ def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | 
     """Find the folder of a dataset: ``config.root``, or below ``data_root`` or the environment's folder.
 
     Args:
-        split: the dataset's own split; own datasets may have a folder for each.
+        split: the dataset's own split; a custom dataset may have a folder for each.
 
     Raises:
         ConfigError: if no folder is set.
@@ -153,7 +153,7 @@ def _data_root(typed: str | None, trained: str | None, *, own: bool) -> str | No
 def _moved(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
     """Return a copy without a folder that no longer applies: ``data_root`` is typed now, or the folder is gone."""
     if isinstance(trained, CustomConfig):
-        # An own dataset is not in a folder of datasets, so a typed data root is the folder of its images.
+        # A custom dataset is not in a folder of datasets, so a typed data root is the folder of its images.
         return dataclasses.replace(trained, root=data_root or trained.root)
     if not isinstance(trained, FolderDatasetConfig) or trained.root is None:
         return dataclasses.replace(trained)
@@ -174,7 +174,7 @@ def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
 
 
 def _is_own(trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str]) -> bool:
-    """Whether a typed dataset is the one of the training; an own dataset in another folder is another dataset."""
+    """Whether a typed dataset is the one of the training; a custom dataset in another folder is another dataset."""
     if typed.name != trained.name:
         return False
     return not (isinstance(typed, CustomConfig) and any(key in _OWN_FOLDERS for key in _dataset_keys(overrides)))
