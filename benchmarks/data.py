@@ -6,7 +6,6 @@ device). "decoded" is ours with dataset.cache=decoded. All three make the same r
 the stages of our pipeline, and the loader with one and two workers, with the growth of its memory over many epochs.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -19,16 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.data.crowd import CrowdDataset, sample_seed
+from headcount.data.images import read_image
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from headcount.data.augment import TrainAugment, blur, jitter_colors, random_window, resize, salt_and_pepper
-from headcount.data.datasets import CrowdDataset, sample_seed
 from headcount.data.decoded import decode_images, open_decoded
-from headcount.data.loading import build_train_loader
+from headcount.data.loading import Targets, build_train_loader, collate
 from headcount.data.prepare import PreparedImage
-from headcount.data.readers import read_image
+from headcount.types import BlockGrid
 from textbook import load_sample
 from timing import format_table, paired_ratio, time_in_turns
 from workload import draw_photograph
@@ -40,6 +41,7 @@ POINTS = 500
 """Heads per photograph."""
 
 BATCH_SIZE = 4
+BLOCK_SIZE = 8
 STAGE_ROUNDS = 5
 
 # An epoch of few batches measures how workers start and finish it.
@@ -83,12 +85,12 @@ class Photographs:
 
 def main() -> None:
     """Read the command line and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=12, help="number of generated photographs")
-    parser.add_argument("--rounds", type=int, default=8, help="passes over them with each pipeline")
-    parser.add_argument("--crop-size", type=int, default=448, help="side of a training crop, in pixels")
+    parser = script_parser(__doc__)
+    parser.add_argument("--images", type=whole_number, default=12, help="number of generated photographs")
+    parser.add_argument("--rounds", type=whole_number, default=8, help="passes over them with each pipeline")
+    parser.add_argument("--crop-size", type=whole_number, default=448, help="side of a training crop, in pixels")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of the loader with workers; 0 skips it")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser).options
     torch.set_num_threads(1)
     augment = TrainAugment(crop_size=arguments.crop_size)
     rng = np.random.default_rng(0)
@@ -185,10 +187,11 @@ def stage_rows(photographs: Photographs, augment: TrainAugment) -> list[dict[str
 
 def loader_rows(dataset: CrowdDataset, *, epochs: int) -> list[dict[str, str]]:
     """Images per second of the training loader with one and two workers, and how much its memory grows."""
+    make_batch = partial(collate, targets=Targets(frozenset({"points", "block_counts"}), BlockGrid(BLOCK_SIZE)))
     rows = []
     rates: list[float] = []
     for workers in (1, 2):
-        loader = build_train_loader(dataset, batch_size_per_process=BATCH_SIZE, seed=0, block_size=8, workers=workers)
+        loader = build_train_loader(dataset, make_batch, batch_size_per_process=BATCH_SIZE, seed=0, workers=workers)
         memory = []
         for epoch in range(epochs + 1):
             if epoch == 1:  # the first epoch starts the workers

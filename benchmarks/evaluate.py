@@ -5,50 +5,45 @@ passes it through the network once; a model that counts in windows has no such r
 model.weights names some. Memory is the peak size of the tensors that exist beyond those that existed before.
 """
 
-import argparse
-import copy
-import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from headcount.config import SlidingWindowConfig, WholeImageConfig, counting_mode
-from headcount.engine.runtime import Runtime
-from headcount.engine.tiling import predict_blocks
+from headcount.config import SlidingWindowConfig, WholeImageConfig
 from headcount.models.counter import Counter
 from step import LAYOUTS
 from timing import device_name, format_table, median_ms, paired_ratio, peak_bytes, time_in_turns
-from workload import IMAGE_SIZE, Workload, run_benchmark, workload_parser
+from workload import IMAGE_SIZE, Workload, run_benchmark
 
 
 def main() -> None:
     """Read the command line and run the benchmark."""
-    run_benchmark(workload_parser(__doc__), compare_evaluation)
+    run_benchmark(__doc__, compare_evaluation, of_training=False)
 
 
-def compare_evaluation(workload: Workload, arguments: argparse.Namespace) -> None:
+def compare_evaluation(workload: Workload, _: str | None) -> None:
     """Measure both layouts and print the table."""
     width, height = IMAGE_SIZE
     image = workload.photograph[:, :height, :width]
-    mode = counting_mode(workload.config)
     functions: dict[tuple[str, str], Callable[[], object]] = {}
     for layout, channels_last in LAYOUTS.items():
-        runtime = Runtime(dataclasses.replace(workload.config.runtime, channels_last=channels_last, devices=1))
-        counter = runtime.place(copy.deepcopy(workload.counter).eval())
-        functions[layout, "ours"] = count(counter, image, mode)
-        if isinstance(mode, WholeImageConfig):
+        runtime, job = workload.set_up(channels_last=channels_last)
+        counter = runtime.place(job.counter.eval())
+        functions[layout, "ours"] = partial(counter.count, image, job.mode)
+        if isinstance(job.mode, WholeImageConfig):
             functions[layout, "bare"] = bare(counter, image)
     device = runtime.device.type
     print(
-        f"{workload.describe()}\nimage of {width} x {height} px, {describe_mode(mode)}, float32; "
-        f"{device_name(device)}; {arguments.repeats} rounds\n",
+        f"{workload.describe(job)}\nimage of {width} x {height} px, {describe_mode(job.mode)}, float32; "
+        f"{device_name(device)}; {workload.repeats} rounds\n",
         flush=True,
     )
     for function in functions.values():
         function()
-    times = time_in_turns(functions, device=device, rounds=arguments.repeats)
+    times = time_in_turns(functions, device=device, rounds=workload.repeats)
     rows = []
     for layout in LAYOUTS:
         peak = peak_bytes(functions[layout, "ours"], device=device) / 1e6
@@ -58,13 +53,6 @@ def compare_evaluation(workload: Workload, arguments: argparse.Namespace) -> Non
             row["ours/bare"] = f"{paired_ratio(times[layout, 'ours'], times[layout, 'bare']):.3f}"
         rows.append(row)
     print(format_table(rows))
-
-
-def count(
-    counter: Counter, image: UInt8[Tensor, "3 height width"], mode: WholeImageConfig | SlidingWindowConfig
-) -> Callable[[], object]:
-    """Count the image as eval.py does."""
-    return lambda: predict_blocks(counter, image, mode).counts
 
 
 def bare(counter: Counter, image: UInt8[Tensor, "3 height width"]) -> Callable[[], object]:

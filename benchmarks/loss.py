@@ -4,22 +4,25 @@ Measures forward and backward of the transport term of 8 crops of 448 px with bl
 iteration with a dense kernel, one image at a time, 100 iterations in float32. "logarithms" is the same iteration on
 logarithms, compared with our stable solver on the image of the batch that has the most points, for the same number of
 iterations. Memory is the peak size of the tensors that exist beyond those that existed before. The rows called SHA
-take random crops, at a scale of 1 to 2, of ShanghaiTech A (they need --data-root or HEADCOUNT_DATA). The command fails
+take random crops, at a scale of 1 to 2, of ShanghaiTech A (they need data_root= or HEADCOUNT_DATA). The command fails
 if the gradients of the two solvers differ.
 """
 
 import argparse
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.status import refusing
+from headcount.data.locate import DATA_ROOT_VARIABLE
+from headcount.data.open import list_split
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import ConfigError
-from headcount.data.datasets import list_folder
+from headcount.config import Accelerator, RuntimeConfig
+from headcount.engine.runtime import Runtime
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportSolver, transport_surrogate
@@ -53,27 +56,31 @@ class Case:
 
 def main() -> None:
     """Read the command line and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="data_root=FOLDER", help="folder of the datasets")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
+    parser.add_argument("--threads", type=whole_number, default=2, help="torch threads on the CPU")
     parser.add_argument("--seconds", type=float, default=8.0, help="time per row, at least 3 rounds")
-    parser.add_argument("--points", type=int, nargs="*", default=[50, 300, 1000, 3000], help="per image")
-    root = os.environ.get("HEADCOUNT_DATA") or None
-    parser.add_argument("--data-root", type=Path, default=root, help="folder of the datasets")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    try:
-        cases = build_cases(arguments.points, arguments.data_root, device=arguments.device)
-    except ConfigError as error:
-        parser.exit(2, f"loss.py: {error}\n")
+    parser.add_argument("--points", nargs="*", default=["50", "300", "1000", "3000"], help="per image")
+    with refusing(parser.prog):
+        arguments = read_arguments(parser, mixed=["points"], only=["data_root"], old_flags=["data_root"])
+        options = arguments.options
+        data_root = arguments.values("data_root").get("data_root") or os.environ.get(DATA_ROOT_VARIABLE)
+        torch.set_num_threads(options.threads)
+        runtime = Runtime(RuntimeConfig(accelerator=Accelerator[options.device]))
+        try:
+            numbers = [whole_number(text) for text in options.points]
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--points {error}")
+        cases = build_cases(numbers, data_root or None, device=options.device)
     rows = []
     for case in tqdm(cases, desc="timing", unit="case"):
-        rows += compare_solvers(case, device=arguments.device, seconds=arguments.seconds)
-    print(f"{BATCH_SIZE} crops of {CROP_SIZE} px, blocks of {BLOCK_SIZE} px; {device_name(arguments.device)}\n")
+        rows += compare_solvers(case, runtime, seconds=options.seconds)
+    print(f"{BATCH_SIZE} crops of {CROP_SIZE} px, blocks of {BLOCK_SIZE} px; {device_name(options.device)}\n")
     print(format_table(rows))
 
 
-def build_cases(numbers: list[int], data_root: Path | None, *, device: str) -> list[Case]:
+def build_cases(numbers: list[int], data_root: str | None, *, device: str) -> list[Case]:
     """One case for each number of points per image, then those of ShanghaiTech A if there is a ``data_root``."""
     generator = torch.Generator().manual_seed(0)
     points = {str(n): [torch.rand(n, 2, generator=generator) * CROP_SIZE for _ in range(BATCH_SIZE)] for n in numbers}
@@ -88,15 +95,15 @@ def build_cases(numbers: list[int], data_root: Path | None, *, device: str) -> l
     return cases
 
 
-def shanghaitech_batches(data_root: Path, *, generator: torch.Generator) -> dict[str, list[Tensor]]:
+def shanghaitech_batches(data_root: str, *, generator: torch.Generator) -> dict[str, list[Tensor]]:
     """Points in random crops of ShanghaiTech A's training images, by a name made of the numbers of points.
 
     Raises:
-        ConfigError: if the dataset is not in ``data_root``.
+        ConfigError, DataError: if the dataset is not in ``data_root``, or its annotations cannot be read.
     """
     from PIL import Image
 
-    _, listed = list_folder(parse_config(["dataset=sha"]).dataset, "train", data_root=str(data_root))
+    _, listed = list_split(parse_config(["dataset=sha"]).dataset, "train", data_root=data_root)
     listed = sorted(listed, key=lambda image: image.name)
     batches = {}
     for _ in range(SHANGHAITECH_BATCHES):
@@ -113,7 +120,7 @@ def shanghaitech_batches(data_root: Path, *, generator: torch.Generator) -> dict
     return batches
 
 
-def compare_solvers(case: Case, *, device: str, seconds: float) -> list[dict[str, str]]:
+def compare_solvers(case: Case, runtime: Runtime, *, seconds: float) -> list[dict[str, str]]:
     """Two rows of the table: our default solver against the dense one, our stable one against logarithms.
 
     Raises:
@@ -123,8 +130,8 @@ def compare_solvers(case: Case, *, device: str, seconds: float) -> list[dict[str
     ours = TruncatedSinkhorn(regularization=REGULARIZATION, iterations=ITERATIONS)
     stable = StableSinkhorn(REGULARIZATION, ITERATIONS)
     return [
-        compare(case, "dense", dense_sinkhorn, ours, tolerance=1e-3, device=device, seconds=seconds),
-        compare(densest, "logarithms", log_sinkhorn, stable, tolerance=1e-4, device=device, seconds=seconds),
+        compare(case, "dense", dense_sinkhorn, ours, runtime, tolerance=1e-3, seconds=seconds),
+        compare(densest, "logarithms", log_sinkhorn, stable, runtime, tolerance=1e-4, seconds=seconds),
     ]
 
 
@@ -133,13 +140,24 @@ def compare(
     name: str,
     textbook: TransportSolver,
     ours: TransportSolver,
+    runtime: Runtime,
     *,
     tolerance: float,
-    device: str,
     seconds: float,
 ) -> dict[str, str]:
-    """One row: time and memory of ``ours`` against ``textbook``; gradients may differ by a share of the largest."""
-    functions = {"textbook": gradient(case, textbook), "ours": gradient(case, ours)}
+    """One row: time and memory of ``ours`` against ``textbook``.
+
+    Args:
+        runtime: limits the threads of ours as in training.
+        tolerance: maximum difference of the gradients, as a share of the largest entry.
+    """
+
+    def run_ours() -> Tensor:
+        with runtime.single_thread():
+            return transport_gradient(case, ours)
+
+    device = runtime.device.type
+    functions = {"textbook": partial(transport_gradient, case, textbook), "ours": run_ours}
     expected = functions["textbook"]()
     torch.testing.assert_close(functions["ours"](), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
     taken = time_in_turns(functions, device=device, seconds=seconds)
@@ -156,15 +174,11 @@ def compare(
     }
 
 
-def gradient(case: Case, solver: TransportSolver) -> Callable[[], Tensor]:
-    """A function that computes the transport term's gradient with respect to the prediction."""
-
-    def run() -> Tensor:
-        share = case.predicted.detach() / case.predicted.detach().sum((1, 2), keepdim=True)
-        potentials = solver(case.points, share, block_size=BLOCK_SIZE).potentials
-        return torch.autograd.grad(transport_surrogate(case.predicted, potentials).mean(), case.predicted)[0]
-
-    return run
+def transport_gradient(case: Case, solver: TransportSolver) -> Tensor:
+    """The gradient of the transport term with respect to the prediction."""
+    share = case.predicted.detach() / case.predicted.detach().sum((1, 2), keepdim=True)
+    potentials = solver(case.points, share, block_size=BLOCK_SIZE).potentials
+    return torch.autograd.grad(transport_surrogate(case.predicted, potentials).mean(), case.predicted)[0]
 
 
 if __name__ == "__main__":

@@ -5,20 +5,18 @@ the end of its first optimizer step. The first row, ``import torch`` alone, is w
 Settings apply to the run only; its datasets are prepared and cached before anything is measured.
 """
 
-import argparse
-import shlex
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.status import REFUSED, refusing
 
 from timing import format_table, run_quietly
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 INVALID_SETTING = "optim.lr=-1"
-CONFIG_ERROR = 2
-"""Exit status of train.py for an invalid setting."""
 
 # Stops train.py after its first step, and prints when that was.
 UNTIL_FIRST_STEP = """
@@ -37,33 +35,39 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def main() -> None:
     """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run, such as model=tiny")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds in which each command is run once")
-    arguments = parser.parse_intermixed_args()
-    settings = arguments.settings
-    seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            first_step(settings, folder, "warm-up")
-            for k in range(arguments.repeats):
-                taken = {
-                    "import torch": duration(["-c", "import torch"], folder),
-                    "train.py --help": duration([str(TRAIN), "--help"], folder),
-                    f"train.py {INVALID_SETTING}": duration(
-                        [str(TRAIN), INVALID_SETTING], folder, expected_status=CONFIG_ERROR
-                    ),
-                    f"train.py {shlex.join(settings)}".strip() + ", first step": first_step(settings, folder, str(k)),
-                }
-                for command, value in taken.items():
-                    seconds.setdefault(command, []).append(value)
-        except RuntimeError as error:
-            parser.exit(2, f"startup.py: {error}")
+    parser = script_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run, such as model=tiny")
+    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds in which each command is run once")
+    with refusing(parser.prog, RuntimeError):
+        arguments = read_arguments(parser)
+        seconds = measure(arguments.settings, rounds=arguments.options.repeats)
     rows = [
         {"command": command, "median s": f"{np.median(values):.2f}", "fastest s": f"{min(values):.2f}"}
         for command, values in seconds.items()
     ]
-    print(f"{arguments.repeats} rounds:\n\n{format_table(rows)}")
+    print(f"{arguments.options.repeats} rounds:\n\n{format_table(rows)}")
+
+
+def measure(settings: list[str], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each command in each round.
+
+    Raises:
+        RuntimeError: if a command does not end as it should.
+    """
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        first_step(settings, folder, "warm-up")
+        for k in range(rounds):
+            invalid = [str(TRAIN), INVALID_SETTING]
+            taken = {
+                "import torch": duration(["-c", "import torch"], folder),
+                "train.py --help": duration([str(TRAIN), "--help"], folder),
+                f"train.py {INVALID_SETTING}": duration(invalid, folder, expected_status=REFUSED),
+                " ".join(["train.py", *settings]) + ", first step": first_step(settings, folder, str(k)),
+            }
+            for command, value in taken.items():
+                seconds.setdefault(command, []).append(value)
+    return seconds
 
 
 def duration(command: list[str], folder: str, *, expected_status: int = 0) -> float:

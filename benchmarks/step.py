@@ -1,7 +1,7 @@
 """Compare a training step with its bare layers: ``python benchmarks/step.py model=mobilenet_v2 --batch 4``.
 
 "step" is train.py's own. "bare" is forward and backward of the same modules on normalized floats that are already on
-the device, from the mean of the logits (or counts). The step adds the batch's transfer to the device, normalization,
+the device, from the mean of the logits (or blocks). The step adds the batch's transfer to the device, normalization,
 loss, clipping, optimizer, average and the sums that are logged. Every round measures everything once; times are
 medians, ratios medians of the rounds' ratios. Where the layout is contiguous, so are bare's floats; the images of the
 step stay as they are decoded, channels last. Memory is the peak size of the tensors that exist during a call beyond
@@ -11,31 +11,23 @@ For a CLIP model without a decoder a second table compares its head with a textb
 images per second in bf16 for growing batches, also compiled. OMP_NUM_THREADS sets the number of CPU threads.
 """
 
-import argparse
-import copy
 import dataclasses
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from headcount.config import Precision, TrainConfig
-from headcount.engine.optim import LearningRate, NoAverage, WeightAverage, build_average, build_optimizer
+from headcount.config import Precision
 from headcount.engine.records import Meter
-from headcount.engine.runtime import Runtime, unwrap
-from headcount.losses.build import Loss, build_loss
-from headcount.models.counter import Counter
+from headcount.engine.train import CHECK_EVERY, train_step
 from headcount.models.heads import CosineClassifier
-from headcount.types import Batch
+from headcount.types import Prediction
 from textbook import classify_by_cosine
 from timing import device_name, format_table, median_ms, paired_ratio, peak_bytes, time_in_turns
-from workload import Workload, run_benchmark, workload_parser
+from workload import Workload, run_benchmark
 
 MAX_STEP_RATIO = 1.05
 """Goal: a step takes at most this many times as long as its bare layers and its loss."""
@@ -51,24 +43,23 @@ Key = tuple[str, str, str]
 
 def main() -> None:
     """Read the command line and run the benchmark."""
-    parser = workload_parser(__doc__)
-    parser.add_argument("--batch", type=int, default=2, help="crops per step")
-    parser.add_argument("--precision", choices=["float32", "bf16"], help="measure only this one; default both")
-    run_benchmark(parser, compare_step)
+    run_benchmark(__doc__, compare_step, of_training=True)
 
 
-def compare_step(workload: Workload, arguments: argparse.Namespace) -> None:
-    """Measure the steps of all precisions and layouts, and print the tables."""
-    precisions = [Precision[arguments.precision]] if arguments.precision else [Precision.float32, Precision.bf16]
+def compare_step(workload: Workload, precision_name: str | None) -> None:
+    """Measure the steps of all layouts and precisions (or of one precision), and print the tables."""
+    precisions = [Precision[precision_name]] if precision_name else [Precision.float32, Precision.bf16]
+    images = workload.config.batch_size
     steps = {
-        (precision.name, layout): Step(workload, arguments.batch, precision, channels_last=channels_last)
+        (precision.name, layout): Step(workload, images, precision, channels_last=channels_last)
         for precision in precisions
         for layout, channels_last in LAYOUTS.items()
     }
-    device = next(iter(steps.values())).device
+    first = next(iter(steps.values()))
+    device = first.device
     print(
-        f"{workload.describe()}; {arguments.batch} crops of {workload.config.augment.crop_size} px with "
-        f"{workload.points} heads each; {device_name(device)}; {arguments.repeats} rounds",
+        f"{workload.describe(first.job)}; {images} crops of {workload.config.augment.crop_size} px with "
+        f"{workload.points} heads each; {device_name(device)}; {workload.repeats} rounds",
         flush=True,
     )
     functions: dict[Key, Callable[[], object]] = {}
@@ -76,7 +67,7 @@ def compare_step(workload: Workload, arguments: argparse.Namespace) -> None:
         functions |= {(precision, layout, name): part for name, part in step.parts().items()}
     for function in functions.values():  # libraries choose kernels, the optimizer creates its state
         function()
-    times = time_in_turns(functions, device=device, rounds=arguments.repeats)
+    times = time_in_turns(functions, device=device, rounds=workload.repeats)
     # In the order of the parts: the optimizer's step clears the gradients that bare leaves.
     peaks = {
         key: peak_bytes(function, device=device) / 1e6
@@ -86,8 +77,8 @@ def compare_step(workload: Workload, arguments: argparse.Namespace) -> None:
     print_steps(list(steps), times, peaks)
     print_heads(list(steps), times)
     if device == "cuda":
-        del functions, steps, step
-        print_throughput(workload, repeats=arguments.repeats)
+        del functions, steps, step, first, function
+        print_throughput(workload)
 
 
 def print_steps(variants: list[tuple[str, str]], times: dict[Key, np.ndarray], peaks: dict[Key, float]) -> None:
@@ -144,42 +135,6 @@ def print_heads(variants: list[tuple[str, str]], times: dict[Key, np.ndarray]) -
         print(f"\nCosine head, forward and backward (goal: 1.3x):\n\n{format_table(rows)}", flush=True)
 
 
-@dataclass
-class Job:
-    """Everything that a training step changes or uses."""
-
-    config: TrainConfig
-    model: nn.Module
-    loss: Loss
-    optimizer: Optimizer
-    schedule: LearningRate
-    average: WeightAverage | NoAverage
-    meter: Meter
-
-
-def build_step(config: TrainConfig, counter: Counter, loss: Loss, runtime: Runtime) -> Job:
-    """Set the network up for training as train.py does."""
-    model, optimizer = runtime.setup(counter, build_optimizer(config.optim, counter))
-    schedule = LearningRate(config.optim, optimizer, epochs=config.epochs, steps_per_epoch=1000)
-    return Job(config, model, loss, optimizer, schedule, build_average(config.optim, counter), Meter())
-
-
-def our_step(runtime: Runtime, job: Job, batch: Batch) -> None:
-    """One optimizer step as train.py takes it; reads the loss back every tenth time."""
-    batch = runtime.to_device(batch)
-    prediction = job.model(batch.images)
-    loss = job.loss(prediction, batch)
-    runtime.backward(loss.total)
-    runtime.clip_gradients(job.model, job.optimizer, job.config.optim.max_grad_norm)
-    job.optimizer.step()
-    job.optimizer.zero_grad()
-    job.schedule.step()
-    job.average.update(unwrap(job.model))
-    job.meter.add(loss, prediction, batch)
-    if job.meter.steps % 10 == 1:
-        job.meter.look()
-
-
 class Step:
     """A training step on one batch, whole and in parts."""
 
@@ -192,31 +147,26 @@ class Step:
         channels_last: bool,
         compiled: bool | None = None,
     ) -> None:
-        """Set up a copy of the network for batches of ``images`` crops.
+        """Set the network up for batches of ``images`` crops.
 
         Args:
             compiled: whether the network is compiled; None takes the setting runtime.compile.
         """
-        config = workload.config
-        self.config, self.precision = config, precision
-        compiled = config.runtime.compile if compiled is None else compiled
-        self.runtime = Runtime(
-            dataclasses.replace(
-                config.runtime, precision=precision, channels_last=channels_last, compile=compiled, devices=1
-            )
-        )
+        self.precision = precision
+        self.runtime, self.job = workload.set_up(precision=precision, channels_last=channels_last, compiled=compiled)
         self.device = self.runtime.device.type
-        batch = workload.batch(images)
+        batch = workload.batch(self.job, images)
         self.loaded = batch.pin_memory() if self.device == "cuda" else batch  # as the loader does
-        self.counter = copy.deepcopy(workload.counter).train()
-        self.loss_fn = build_loss(config.loss, workload.bins, block_size=config.bins.block_size)
-        self.job = build_step(config, self.counter, self.loss_fn, self.runtime)
-        self.network = torch.compile(self.counter) if compiled else self.counter
+        self.meter = Meter()
+        self.job.model.train()
+        self.counter = self.job.counter
         self.batch = self.runtime.to_device(self.loaded)
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        predict = self.counter.predict_normalized
+        self.predict = torch.compile(predict) if self.runtime.compile else predict
         with torch.no_grad(), self.autocast():
             self.floats = self.counter.normalize(self.batch.images).contiguous(memory_format=layout)
-            example = self.counter(self.floats)
+            example = self.counter.predict_normalized(self.floats)
         self.leaves = {name: value.detach().requires_grad_() for name, value in tensors_of(example).items()}
         self.predicted = dataclasses.replace(example, **self.leaves)
 
@@ -243,18 +193,21 @@ class Step:
         return parts
 
     def step(self) -> None:
-        """The whole step."""
-        our_step(self.runtime, self.job, self.loaded)
+        """The whole step, and what the training loop does after it; reads the loss back every tenth time."""
+        loss, prediction = train_step(self.runtime, self.job, self.loaded)
+        self.meter.add(loss, prediction, self.loaded)
+        if self.meter.steps % CHECK_EVERY == 1:
+            self.meter.check()
 
     def bare(self) -> None:
         """Forward and backward of the layers."""
         with self.autocast():
-            *_, maps = tensors_of(self.network(self.floats)).values()
+            *_, maps = tensors_of(self.predict(self.floats)).values()
         maps.mean().backward()
 
     def clip(self) -> None:
         """Clipping of the gradients."""
-        self.runtime.clip_gradients(self.job.model, self.job.optimizer, self.config.optim.max_grad_norm)
+        self.runtime.clip_gradients(self.job.model, self.job.optimizer, self.job.config.optim.max_grad_norm)
 
     def update(self) -> None:
         """The optimizer's step."""
@@ -267,7 +220,8 @@ class Step:
 
     def loss(self) -> None:
         """Forward and backward of the loss, from the prediction."""
-        total = self.loss_fn(self.predicted, self.batch).total
+        with self.runtime.single_thread():
+            total = self.job.loss(self.predicted, self.batch).total
         # A loss of counts alone uses no logits.
         torch.autograd.grad(total, list(self.leaves.values()), allow_unused=True)
 
@@ -279,7 +233,7 @@ class Step:
         """
         with torch.no_grad(), self.autocast():
             features = self.counter.backbone(self.floats).detach().requires_grad_()
-        head, factor = self.counter.head, self.counter.stride / self.counter.block_size
+        head, factor = self.counter.head, self.counter.stride / self.counter.grid.block_size
         wanted = [features, *head.parameters()]
 
         def gradients(predict: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -299,26 +253,26 @@ class Step:
         return textbook, partial(gradients, ours)
 
 
-def tensors_of(prediction: Any) -> dict[str, Tensor]:
-    """The tensors of a prediction by field: what it predicts per block, then the logits if it has any."""
+def tensors_of(prediction: Prediction) -> dict[str, Tensor]:
+    """The tensors of a prediction by field: the count, blocks if it has any, and then those of its own kind."""
     values = {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def print_throughput(workload: Workload, *, repeats: int) -> None:
+def print_throughput(workload: Workload) -> None:
     """Print images per second in bf16 on CUDA for batches of 8, 16, ... until memory ends; compiled for both ends."""
     rows = []
     images = largest = 8
     while images <= MAX_BATCH_SIZE:
-        rows.append(throughput_row(workload, images, compiled=False, repeats=repeats))
+        rows.append(throughput_row(workload, images, compiled=False))
         if rows[-1]["step ms"] == "out of memory":
             break
         largest, images = images, 2 * images
-    rows += [throughput_row(workload, size, compiled=True, repeats=repeats) for size in sorted({8, largest})]
+    rows += [throughput_row(workload, size, compiled=True) for size in sorted({8, largest})]
     print(f"\nWhole step in bf16:\n\n{format_table(rows)}")
 
 
-def throughput_row(workload: Workload, images: int, *, compiled: bool, repeats: int) -> dict[str, str]:
+def throughput_row(workload: Workload, images: int, *, compiled: bool) -> dict[str, str]:
     """Images per second of the whole step in bf16 on CUDA."""
     # Free what the last size allocated, and do not compile this one as a variant of it.
     gc.collect()
@@ -330,7 +284,7 @@ def throughput_row(workload: Workload, images: int, *, compiled: bool, repeats: 
         step = Step(workload, images, Precision.bf16, channels_last=channels_last, compiled=compiled)
         for _ in range(3):  # libraries choose kernels, the optimizer creates its state, compilers compile
             step.step()
-        times = time_in_turns({"step": step.step, "loss": step.loss}, rounds=repeats, device="cuda")
+        times = time_in_turns({"step": step.step, "loss": step.loss}, rounds=workload.repeats, device="cuda")
         peak = peak_bytes(step.step, device="cuda") / 1e6
     except torch.OutOfMemoryError:
         return row | {"images/s": "", "step ms": "out of memory", "loss share": "", "step MB": ""}

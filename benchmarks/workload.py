@@ -1,55 +1,56 @@
-"""What the benchmarks of a network work on: its config, the network with random weights, and generated images."""
+"""What the benchmarks of a network work on: a config, generated images, and the job that trains on them."""
 
-import argparse
-import collections
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.compose import compose, to_config
+from headcount.cli.status import refusing
+from headcount.data.crowd import CrowdDataset
+from headcount.data.histograms import block_histogram
+from headcount.engine.setup import Job, TrainingData, build_job
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from headcount.bins import CountBins, build_bins
-from headcount.command import compose, to_config
-from headcount.config import ClipViTConfig, ConfigError, PretrainedConfig, TrainConfig, check, crop_error
-from headcount.data.loading import build_smoothing, collate
-from headcount.models.build import build_model
-from headcount.models.counter import Counter
+from headcount.config import ClipViTConfig, ConfigError, Precision, PretrainedConfig, TrainConfig, check
+from headcount.engine.runtime import Runtime
 from headcount.types import Batch, Sample
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CROP_SIZE = 448
 IMAGE_SIZE = (1024, 768)
 """Width and height of the photograph that is evaluated, in pixels."""
 
 HISTOGRAM_IMAGES = 8
-"""Crops whose blocks the bins are made from."""
+"""Number of crops whose blocks the bins are made from."""
 
 
 @dataclass
 class Workload:
-    """A network, its config, and a photograph to cut crops from."""
+    """A config, and generated crops and a photograph to run its network on."""
 
     settings: list[str]
     """Settings of train.py, including those added here."""
     config: TrainConfig
-    bins: CountBins | None
-    counter: Counter
-    """The network with random weights, unless model.weights names some."""
     photograph: UInt8[Tensor, "3 height width"]
+    """Crops are cut from it."""
     points: int
     """Heads per crop."""
+    repeats: int
+    """Rounds in which everything is measured once."""
 
     @classmethod
-    def build(cls, settings: list[str], *, batch_size: int, crop_size: int | None, points: int) -> "Workload":
-        """Compose the config as train.py does and build its network for generated crops.
+    def build(
+        cls, settings: Sequence[str], *, batch_size: int, crop_size: int | None, points: int, repeats: int
+    ) -> "Workload":
+        """Compose the config as train.py does, with random weights unless model.weights names some.
 
         Args:
             settings: as on train.py's command line.
+            batch_size: crops per step.
             crop_size: side of a crop, in pixels; None takes 448, or the input size of a CLIP ViT.
 
         Raises:
@@ -65,81 +66,97 @@ class Workload:
             raise ConfigError("\n  ".join(errors))
         side = max(crop, *IMAGE_SIZE)
         photograph = torch.from_numpy(draw_photograph(np.random.default_rng(0), side, side)).permute(2, 0, 1)
-        batch = draw_batch(photograph, HISTOGRAM_IMAGES, config=config, points=points)
-        blocks = batch.block_counts.flatten().int().tolist()
-        histogram = dict(sorted(collections.Counter(blocks).items()))
-        bins = build_bins(config.bins, histogram)
-        torch.manual_seed(0)
-        counter = build_model(config.model, bins, block_size=config.bins.block_size, histogram=histogram)
-        if wrong := crop_error(config, counter.stride):
-            raise ConfigError(wrong)
-        return cls(settings, config, bins, counter, photograph, points)
+        return cls(settings, config, photograph, points, repeats)
 
-    def batch(self, images: int) -> Batch:
-        """A training batch of ``images`` crops."""
-        return draw_batch(self.photograph, images, config=self.config, points=self.points)
+    def set_up(
+        self, *, precision: Precision = Precision.float32, channels_last: bool, compiled: bool | None = None
+    ) -> tuple[Runtime, Job]:
+        """Build what trains the network, as train.py does, with the same weights every time.
 
-    def describe(self) -> str:
+        Args:
+            compiled: whether the network is compiled; None takes the setting runtime.compile.
+        """
+        settings = self.config.runtime
+        settings = dataclasses.replace(
+            settings,
+            precision=precision,
+            channels_last=channels_last,
+            compile=settings.compile if compiled is None else compiled,
+        )
+        runtime = Runtime(settings)
+        crops = self.crops(HISTOGRAM_IMAGES)
+        data = TrainingData(crops, crops, "generated", block_histogram(crops, self.config.bins.block_size))
+        return runtime, build_job(self.config, runtime, pretrained=True, data=data)
+
+    def crops(self, images: int) -> CrowdDataset:
+        """Crops of the photograph with heads placed uniformly at random.
+
+        Args:
+            images: number of crops.
+        """
+        crop, generator = self.config.augment.crop_size, torch.Generator().manual_seed(0)
+        pixels, points = [], []
+        for _ in range(images):
+            top, left = (int(torch.randint(n - crop + 1, (), generator=generator)) for n in self.photograph.shape[1:])
+            pixels.append(self.photograph[:, top : top + crop, left : left + crop])
+            points.append(torch.rand(self.points, 2, generator=generator, dtype=torch.float64).mul(crop - 0.01).float())
+        sizes = [(crop, crop)] * images
+        names = [f"crop {k}" for k in range(images)]
+        return CrowdDataset(names, pixels.__getitem__, points, source_sizes=sizes, sizes=sizes)
+
+    def batch(self, job: Job, images: int) -> Batch:
+        """A training batch of ``images`` crops with the targets that the job's loss needs."""
+        crops = self.crops(images)
+        samples: list[Sample] = [crops[k] for k in range(images)]
+        return job.make_batch(samples)
+
+    def describe(self, job: Job) -> str:
         """The network and its training, on one line."""
-        total = sum(p.numel() for p in self.counter.parameters())
-        trained = sum(p.numel() for p in self.counter.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in job.counter.parameters())
+        trained = sum(p.numel() for p in job.counter.parameters() if p.requires_grad)
         return (
             f"{' '.join(self.settings) or 'default settings'}; {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M "
             f"trained by {self.config.optim.algorithm.name}; loss {self.config.loss.name}"
         )
 
 
-def workload_parser(description: str | None) -> argparse.ArgumentParser:
-    """A command line with train.py's settings and the options that every benchmark of a network has."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of train.py, such as model=tiny")
-    parser.add_argument("--crop-size", type=int, help="side of a crop, in pixels; default 448, for a CLIP ViT its own")
-    parser.add_argument("--points", type=int, default=300, help="heads per crop")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds in which everything is measured once")
-    return parser
+def run_benchmark(doc: str | None, run: Callable[[Workload, str | None], None], *, of_training: bool) -> None:
+    """Read the command line of a benchmark of a network and ``run`` it; exit with status 2 on invalid settings.
 
-
-def run_benchmark(parser: argparse.ArgumentParser, run: Callable[[Workload, argparse.Namespace], None]) -> None:
-    """Read the command line, build its workload and ``run``; exit with status 2 and a message on invalid settings."""
-    arguments = parser.parse_intermixed_args()
-    try:
+    Args:
+        doc: the help page.
+        run: called with the workload and the precision to measure (None for all).
+        of_training: whether there are crops per step and precisions to choose.
+    """
+    parser = script_parser(doc)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of train.py, such as model=tiny")
+    parser.add_argument("--crop-size", type=whole_number, help="side in pixels; default 448, for a CLIP ViT its own")
+    parser.add_argument("--points", type=whole_number, default=300, help="heads per crop")
+    parser.add_argument("--repeats", type=whole_number, default=10, help="rounds in which everything is measured once")
+    if of_training:
+        parser.add_argument("--batch", type=whole_number, default=2, help="crops per step")
+        parser.add_argument("--precision", choices=["float32", "bf16"], help="measure only this one; default both")
+    with refusing(parser.prog):
+        arguments = read_arguments(parser)
+        options = arguments.options
         workload = Workload.build(
             arguments.settings,
-            batch_size=getattr(arguments, "batch", 1),
-            crop_size=arguments.crop_size,
-            points=arguments.points,
+            batch_size=options.batch if of_training else 1,
+            crop_size=options.crop_size,
+            points=options.points,
+            repeats=options.repeats,
         )
-        run(workload, arguments)
-    except ConfigError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        run(workload, options.precision if of_training else None)
 
 
-def parse_config(settings: list[str]) -> TrainConfig:
+def parse_config(settings: Sequence[str]) -> TrainConfig:
     """The config that train.py would get from these settings.
 
     Raises:
         ConfigError: if a setting is invalid.
     """
-    config: Any = to_config(compose(settings, config_name="train", config_dir=CONFIGS))
-    assert isinstance(config, TrainConfig)
+    config: TrainConfig = to_config(compose(settings, config_name="train"))
     return config
-
-
-def draw_batch(photograph: UInt8[Tensor, "3 height width"], images: int, *, config: TrainConfig, points: int) -> Batch:
-    """Crops of the photograph as the training loader returns them, with heads placed uniformly at random.
-
-    Args:
-        images: number of crops.
-        points: heads per crop.
-    """
-    crop, generator = config.augment.crop_size, torch.Generator().manual_seed(0)
-    samples = []
-    for k in range(images):
-        top, left = (int(torch.randint(n - crop + 1, (), generator=generator)) for n in photograph.shape[1:])
-        heads = torch.rand(points, 2, generator=generator, dtype=torch.float64).mul(crop - 0.01).float()
-        samples.append(Sample(photograph[:, top : top + crop, left : left + crop], heads, f"crop {k}"))
-    smoothing = build_smoothing(config.bins, config.loss)
-    return collate(samples, block_size=config.bins.block_size, smoothing=smoothing)
 
 
 def draw_photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray:

@@ -1,10 +1,16 @@
 """Every benchmark runs at a small size, and the two sides it compares agree."""
 
+import importlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 TINY = ["model=tiny", "model.width=8", "--crop-size", "64", "--points", "20", "--repeats", "1"]
 SMALL_CLIP = [
@@ -36,7 +42,6 @@ def number(text: str) -> float:
     return float(text.rstrip("x%"))
 
 
-@pytest.mark.slow
 def test_loss(run_command: Callable[..., Any]) -> None:
     arguments = ["--points", "30", "--seconds", "0.1", "--threads", "1"]
     done = run_command("benchmarks/loss.py", *arguments, HEADCOUNT_DATA="")
@@ -47,28 +52,25 @@ def test_loss(run_command: Callable[..., Any]) -> None:
     assert number(logarithms["textbook ms"]) > number(logarithms["ours ms"]) > 0
 
 
-def test_loss_names_a_missing_dataset(run_command: Callable[..., Any]) -> None:
-    done = run_command("benchmarks/loss.py", "--data-root", "nowhere")
+@pytest.mark.parametrize("typed", ["data_root=nowhere", "--data-root=nowhere"])
+def test_loss_names_a_missing_dataset(run_command: Callable[..., Any], typed: str) -> None:
+    done = run_command("benchmarks/loss.py", "--points", "30", typed)
     assert done.returncode == 2
-    assert "ShanghaiTech" in done.stderr
+    assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
+    assert ("now typed data_root=" in done.stderr) is typed.startswith("--")
 
 
-@pytest.mark.slow
-def test_loss_on_shanghaitech(run_command: Callable[..., Any], data_dir: Any) -> None:
-    arguments = ["--points", "--seconds", "0.1", "--data-root", str(data_dir)]
-    done = run_command("benchmarks/loss.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    (rows,) = tables(done.stdout)
-    names = [row["points per image"] for row in rows if row["textbook"] == "dense"]
-    assert len(names) == 4
-    for name in names:
-        counts = [int(word) for word in name.removeprefix("SHA ").split()]
-        assert len(counts) == 8
-        assert counts == sorted(counts)
+def test_crops_of_shanghaitech(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    loss = importlib.import_module("loss")
+    batches = loss.shanghaitech_batches(str(data_dir), generator=torch.Generator().manual_seed(0))
+    assert len(batches) == 4
+    for name, batch in batches.items():
+        assert [int(word) for word in name.removeprefix("SHA ").split()] == sorted(len(points) for points in batch)
+        assert all(bool(((points >= 0) & (points < loss.CROP_SIZE)).all()) for points in batch)
 
 
-@pytest.mark.slow
 def test_data(run_command: Callable[..., Any]) -> None:
     done = run_command(
         "benchmarks/data.py", "--images", "2", "--rounds", "1", "--epochs", "1", "--crop-size", "64", timeout=600
@@ -83,7 +85,6 @@ def test_data(run_command: Callable[..., Any]) -> None:
     assert all(number(row["images per second"]) > 0 for row in loader)
 
 
-@pytest.mark.slow
 def test_step(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/step.py", *TINY, "--batch", "1", "--precision", "float32")
     assert done.returncode == 0, done.stderr
@@ -95,7 +96,6 @@ def test_step(run_command: Callable[..., Any]) -> None:
         assert float(row["step MB"]) >= float(row["bare MB"]) > 0  # the whole step holds at least what its layers do
 
 
-@pytest.mark.slow
 def test_step_compares_the_head_of_clip(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/step.py", *SMALL_CLIP, "--precision", "float32")
     assert done.returncode == 0, done.stderr  # and so the two heads agree
@@ -104,7 +104,6 @@ def test_step_compares_the_head_of_clip(run_command: Callable[..., Any]) -> None
     assert all(float(row["textbook ms"]) > 0 and float(row["ours ms"]) > 0 for row in heads)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "dm"])
 def test_step_makes_the_targets_of_the_loss(run_command: Callable[..., Any], loss: str) -> None:
     settings = [*TINY, "--precision", "float32", "bins=none", f"loss={loss}", "model.head=regression"]
@@ -120,7 +119,6 @@ def test_an_invalid_setting_is_reported(run_command: Callable[..., Any]) -> None
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_evaluate(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/evaluate.py", *TINY)
     assert done.returncode == 0, done.stderr
@@ -130,7 +128,6 @@ def test_evaluate(run_command: Callable[..., Any]) -> None:
     assert all(float(row["ours ms"]) > 0 and float(row["ours/bare"]) > 0 for row in rows)
 
 
-@pytest.mark.slow
 def test_startup(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/startup.py", "scale=smoke", "--repeats", "1")
     assert done.returncode == 0, done.stderr
@@ -140,7 +137,6 @@ def test_startup(run_command: Callable[..., Any]) -> None:
     assert first_step > torch_alone  # training needs torch
 
 
-@pytest.mark.slow
 def test_startup_reports_a_run_that_fails(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/startup.py", "model=clip_rn51")
     assert done.returncode == 2
