@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from headcount.command import quoted
+from headcount.files import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.metrics import Interval, bootstrap_interval
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
