@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.data.crowd import CrowdDataset, sample_seed
-from headcount.data.images import read_image
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.data.augment import TrainAugment, blur, jitter_colors, random_window, resize, salt_and_pepper
+from headcount.data.crowd import CrowdDataset, sample_seed
 from headcount.data.decoded import decode_images, open_decoded
+from headcount.data.images import read_image
 from headcount.data.loading import Targets, build_train_loader, collate
 from headcount.data.prepare import PreparedImage
 from headcount.types import BlockGrid

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.cli.status import refusing
-from headcount.data.locate import DATA_ROOT_VARIABLE
-from headcount.data.open import list_split
 from torch import Tensor
 from tqdm import tqdm
 
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.status import refusing
 from headcount.config import Accelerator, RuntimeConfig
+from headcount.data.locate import DATA_ROOT_VARIABLE
+from headcount.data.open import list_split
 from headcount.engine.runtime import Runtime
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.cli.status import REFUSED, refusing
-
 from timing import format_table, run_quietly
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"

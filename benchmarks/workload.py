@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.cli.compose import compose, to_config
-from headcount.cli.status import refusing
-from headcount.data.crowd import CrowdDataset
-from headcount.data.histograms import block_histogram
-from headcount.engine.setup import Job, TrainingData, build_job
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.compose import compose, to_config
+from headcount.cli.status import refusing
 from headcount.config import ClipViTConfig, ConfigError, Precision, PretrainedConfig, TrainConfig, check
+from headcount.data.crowd import CrowdDataset
+from headcount.data.histograms import block_histogram
 from headcount.engine.runtime import Runtime
+from headcount.engine.setup import Job, TrainingData, build_job
 from headcount.types import Batch, Sample
 
 CROP_SIZE = 448

@@ -18,6 +18,7 @@ from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation, counting_mode, window_error
+from headcount.errors import CheckpointError
 from headcount.files import make_folder
 
 if TYPE_CHECKING:

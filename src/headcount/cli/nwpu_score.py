@@ -16,6 +16,7 @@ from pathlib import Path
 from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.errors import DataError
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from headcount.files import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
+from headcount.files import quoted
 from headcount.metrics import Interval, bootstrap_interval
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
 from headcount.runs import (
