@@ -139,8 +139,8 @@ def compare_pipelines(photographs: Photographs, augment: TrainAugment, folder: P
         seconds = dict.fromkeys(pipelines, 0.0)
         for k in range(len(files)):
             functions = {name: partial(sample, (epoch, k)) for name, sample in pipelines.items()}
-            for name, taken in time_in_turns(functions, device="cpu", rounds=1).items():
-                seconds[name] += float(taken[0])
+            for name, times in time_in_turns(functions, device="cpu", rounds=1).items():
+                seconds[name] += float(times[0])
         if epoch > 0:  # the first pass warms up
             for name in pipelines:
                 passes[name].append(seconds[name])

@@ -157,7 +157,10 @@ def compare(
             return transport_gradient(case, ours)
 
     device = runtime.device.type
-    functions = {"textbook": partial(transport_gradient, case, textbook), "ours": run_ours}
+    functions: dict[str, Callable[[], Tensor]] = {
+        "textbook": partial(transport_gradient, case, textbook),
+        "ours": run_ours,
+    }
     expected = functions["textbook"]()
     torch.testing.assert_close(functions["ours"](), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
     taken = time_in_turns(functions, device=device, seconds=seconds)

@@ -7,12 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
-from headcount.metrics import Interval, Reliability, bootstrap_interval, bootstrap_intervals, measure
+from headcount.metrics import GAME, Interval, Reliability, bootstrap_interval, bootstrap_intervals, measure
 from headcount.types import ImageCount
 
 
 def counted(true: float, predicted: float, game: tuple[float, ...] = ()) -> ImageCount:
-    return ImageCount(index=0, name="x", true=true, predicted=predicted, blocks=torch.zeros(1, 1), game=game)
+    return ImageCount(
+        index=0, name="x", true=true, predicted=predicted, blocks=torch.zeros(1, 1), numbers=dict(zip(GAME, game))
+    )
 
 
 def test_metrics_of_four_images() -> None:

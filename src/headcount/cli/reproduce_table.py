@@ -28,7 +28,7 @@ from headcount.config import ConfigError, TrainConfig, check
 from headcount.files import make_folder, quoted
 
 if TYPE_CHECKING:
-    from headcount.report.tables import Filled
+    from headcount.report.tables import ReproducedTable
     from headcount.runs import RunRecord
 
 
@@ -70,7 +70,7 @@ class Typed:
     run: bool
     """Train and evaluate what is missing."""
 
-    def fill(self) -> "Filled":
+    def fill(self) -> "ReproducedTable":
         """The table with the runs there are."""
         from headcount.report.tables import fill_table
 
@@ -153,7 +153,7 @@ def reproduce(typed: Typed) -> int:
     return FAILED if failed else 0
 
 
-def run_missing(filled: "Filled", runs: Path) -> list[str]:
+def run_missing(filled: "ReproducedTable", runs: Path) -> list[str]:
     """Train the missing runs of a table.
 
     Returns:
@@ -169,7 +169,7 @@ def run_missing(filled: "Filled", runs: Path) -> list[str]:
     return failed
 
 
-def evaluate_runs(filled: "Filled") -> list[str]:
+def evaluate_runs(filled: "ReproducedTable") -> list[str]:
     """Evaluate the runs whose errors per image are missing: these decide whether a difference is significant.
 
     Returns:
@@ -185,7 +185,7 @@ def evaluate_runs(filled: "Filled") -> list[str]:
     return failed
 
 
-def write_table(filled: "Filled", typed: Typed) -> None:
+def write_table(filled: "ReproducedTable", typed: Typed) -> None:
     """Print the table and write it as Markdown, LaTeX and a picture."""
     from headcount.report.tables import latex, markdown, table_picture
 

@@ -28,8 +28,8 @@ from headcount.config import (
 from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
-from headcount.types import BlockGrid
 from headcount.models.prompts import write_prompts
+from headcount.types import BlockGrid
 
 # What the released code calls the networks, where ours has another name.
 _BACKBONES = {

@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from headcount.bins import CountBins
-from headcount.config import BinsConfig, BlocksConfig, ConfigError
+from headcount.config import BinsConfig, BlocksConfig
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault, capped
 from headcount.data.points import clamp_into, inside
+from headcount.errors import DataError
 from headcount.files import write_json, write_text
 from headcount.report.markdown import pipe_table
 from headcount.report.pictures import save_figure, shorten
@@ -266,7 +267,7 @@ def _draw_sizes(sizes: Axes, sides: Axes, splits: Sequence[AuditedSplit]) -> Non
     logarithmic = largest > 4 * smallest
     edges = np.geomspace(smallest, largest, 25) if logarithmic else np.linspace(smallest - 1, largest + 1, 25)
     for k, (split, wide, high) in enumerate(shown):
-        style = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
+        style: dict[str, Any] = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
         sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
         sides.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
         style["label"] = f"{split.name}, shorter side"
@@ -397,7 +398,7 @@ def _draw(axis: Axes, split: str, image: AuditedImage) -> None:
     name = shorten(image.name, 22)
     try:
         picture = Image.fromarray(image.pixels().permute(1, 2, 0).contiguous().numpy())
-    except ConfigError:
+    except DataError:
         picture = None
     if picture is None:
         axis.text(0.5, 0.5, "no image", ha="center", va="center", transform=axis.transAxes)
