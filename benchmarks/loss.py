@@ -10,6 +10,7 @@ if the gradients of the two solvers differ.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -157,10 +158,8 @@ def compare(
             return transport_gradient(case, ours)
 
     device = runtime.device.type
-    functions: dict[str, Callable[[], Tensor]] = {
-        "textbook": partial(transport_gradient, case, textbook),
-        "ours": run_ours,
-    }
+    run_textbook = partial(transport_gradient, case, textbook)
+    functions: dict[str, Callable[[], Tensor]] = {"textbook": run_textbook, "ours": run_ours}
     expected = functions["textbook"]()
     torch.testing.assert_close(functions["ours"](), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
     taken = time_in_turns(functions, device=device, seconds=seconds)

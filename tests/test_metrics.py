@@ -12,9 +12,8 @@ from headcount.types import ImageCount
 
 
 def counted(true: float, predicted: float, game: tuple[float, ...] = ()) -> ImageCount:
-    return ImageCount(
-        index=0, name="x", true=true, predicted=predicted, blocks=torch.zeros(1, 1), numbers=dict(zip(GAME, game))
-    )
+    numbers = dict(zip(GAME, game, strict=False))
+    return ImageCount(0, "x", true, predicted, blocks=torch.zeros(1, 1), numbers=numbers)
 
 
 def test_metrics_of_four_images() -> None:
