@@ -23,6 +23,7 @@ from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation, from_plain
+from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
         assert result is not None  # there is one process
         with contextlib.redirect_stdout(io.StringIO()):  # the matrix says it in one line
             write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
-    except ConfigError as error:
+    except HeadcountError as error:
         cell.error = str(error)
         return
     except Exception as error:  # no error stops the other evaluations
@@ -193,7 +194,7 @@ def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) ->
     cells = [Cell(error="not evaluated yet") for _ in configs]
     try:
         trained = from_plain(checkpoint.read(ckpt)["config"])
-    except (ConfigError, KeyError) as error:
+    except (HeadcountError, KeyError) as error:
         return Row(ckpt, None, None, None, [Cell(error=str(error)) for _ in configs])
     for config, cell in zip(configs, cells, strict=True):
         cell.own = own_dataset(config, trained, overrides)

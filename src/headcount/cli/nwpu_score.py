@@ -16,6 +16,7 @@ from pathlib import Path
 from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.errors import HeadcountError
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     for item in listed:
         try:
             true[_image_id(item.name)] = float(len(item.heads()))
-        except ConfigError as error:
+        except HeadcountError as error:
             bad.append(str(error))
     if bad:
         lines = "".join(f"\n  {reason}" for reason in bad)

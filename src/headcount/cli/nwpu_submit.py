@@ -20,6 +20,7 @@ from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
+from headcount.errors import HeadcountError
 
 SPLITS = ("test", "val")
 # Settings that are flags here, or that a submission cannot have.
@@ -143,7 +144,7 @@ def _benchmark_ids(data_root: str | None, split: str) -> tuple[list[int], str]:
         return published
     try:
         root, _ = list_folder(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
-    except ConfigError:
+    except HeadcountError:
         if data_root:
             raise
         return published

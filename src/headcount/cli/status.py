@@ -17,8 +17,9 @@ INTERRUPTED = 130
 @contextmanager
 def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
     """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2."""
+    expected: tuple[type[Exception], ...] = (HeadcountError, *also)
     try:
         yield
-    except (HeadcountError, *also) as error:
+    except expected as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(REFUSED)

@@ -21,6 +21,7 @@ from headcount.engine import checkpoint
 from headcount.engine.evaluate import as_trained, folder_of_datasets
 from headcount.engine.runtime import Runtime
 from headcount.engine.tiling import predict_blocks
+from headcount.errors import HeadcountError
 from headcount.files import make_folder
 
 
@@ -105,7 +106,7 @@ def open_unannotated(config: FolderDatasetConfig, split: str, *, data_root: str 
     for name in names:
         try:
             check_image(files[name])
-        except ConfigError as error:
+        except HeadcountError as error:
             problems.append(str(error))
     if problems:
         lines = "".join(f"\n  {line}" for line in problems)
