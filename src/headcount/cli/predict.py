@@ -34,6 +34,7 @@ from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
+from headcount.errors import HeadcountError
 from headcount.files import make_folder
 from headcount.report.predictions import (
     NOT_YET,
@@ -220,7 +221,7 @@ def explain(file: Path, error: Exception) -> str:
     """What went wrong with a file, with its name and what to do."""
     from PIL import Image
 
-    words = str(error) if isinstance(error, ConfigError) and str(error) else f"{type(error).__name__}: {error}"
+    words = str(error) if isinstance(error, HeadcountError) and str(error) else f"{type(error).__name__}: {error}"
     words = words if str(file) in words else f"{file}: {words}"
     if isinstance(error.__cause__, Image.DecompressionBombError):
         words += "; if it really is that large, raise --max-megapixels"
