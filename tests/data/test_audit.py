@@ -120,7 +120,7 @@ def test_images_without_public_annotations_are_counted_alone(tmp_path: Path) -> 
     assert (test.annotated, len(test.images), len(test.usable)) == (False, 2, 1)
     assert audit.errors == []  # none of these are needed
     said = "\n".join(audit.warnings)
-    assert "test: 1 of 2 images cannot be predicted for" in said
+    assert "test: 1 of 2 images cannot be read: " in said
     assert "1 image listed in more than one split: train/val 0001" in said
     assert "test: 1 image without people" not in said
 

@@ -165,9 +165,9 @@ def test_one_file_for_all_images(kind: str, config: CustomConfig, tmp_path: Path
         ("all.csv", "a,1,2\n", r"the columns are 'a,1,2', expected image, x, y once"),
         ("all.csv", "image,x,y,x\n", "expected image, x, y once"),
         ("all.csv", "", "the columns are '', expected image, x, y once"),
-        ("all.csv", "\nname,x,y\na,1,2\na,3,\n", r"all\.csv, line 4: 'a,3,' is no position: 3 columns expected"),
-        ("all.csv", "name,x,y\na,1,2\nb.v2\n", r"line 3: 'b\.v2' is no image .* people has an empty x and y"),
-        ("all.csv", "name;x;y\na;1,5;2,5\n", "line 2: 'a;1,5;2,5' is no position: .*points as decimal marks"),
+        ("all.csv", "\nname,x,y\na,1,2\na,3,\n", r"all\.csv, line 4: 'a,3,' is not a position: 3 columns expected"),
+        ("all.csv", "name,x,y\na,1,2\nb.v2\n", r"line 3: 'b\.v2' is not an image .* people has an empty x and y"),
+        ("all.csv", "name;x;y\na;1,5;2,5\n", "line 2: 'a;1,5;2,5' is not a position: .*a point as decimal mark"),
         ("all.csv", 'name,x,y\n"a,1,2\n', "line 2: .*correct the quotation marks"),
         ("all.csv", "name,x,y\na.jpg,1,2\na.png,1,2\nb.v2,,\nc,,\n", "names a twice"),
         ("all.csv", "name,x,y\na,1,2\n", r'b\.v2\.jpg has no annotation in .*"b\.v2\.jpg,,"'),
@@ -175,10 +175,10 @@ def test_one_file_for_all_images(kind: str, config: CustomConfig, tmp_path: Path
         ("all.json", '{"a": [[1, 2, 3]]}', r"a: expected a list of \[x, y\]"),
         ("all.json", '{"a": [[1, 2], [3]]}', r"a: expected a list of \[x, y\]"),
         ("all.json", '{"a": {"boxes": []}}', r"a: it holds \['boxes'\], expected points or"),
-        ("all.json", '[{"points": []}]', r'item 0 is no \{"image": name'),
+        ("all.json", '[{"points": []}]', r'item 0 is not \{"image": name'),
         ("all.json", '[{"name": "a", "points": []}, {"name": "a", "points": []}]', "has a twice"),
         ("all.json", '"a"', r"holds neither \{name"),
-        ("all.json", '{"a": [', r"no readable \.json file"),
+        ("all.json", '{"a": [', r"not a readable \.json file"),
         ("all.npy", "", r"one file with the heads of all images is a csv or json file"),
     ],
 )
@@ -313,7 +313,7 @@ def test_a_file_may_say_the_splits(file: str, text: str, config: CustomConfig, t
         ("s.csv", "a,training\nb,val\n", r"a is in split 'training'; there are train, val, test \(a first line"),
         ("s.csv", "a,set\nb,val\n", "a is in split 'set'; there are"),
         ("s.csv", "a,train\na.png,val\n", "names a twice"),
-        ("s.csv", "a;train\n", "'a;train' is no name,split"),
+        ("s.csv", "a;train\n", "'a;train' is not name,split"),
         ("s.json", '{"a": "dev"}', "a is in split 'dev'"),
         ("s.json", '{"dev": ["a"]}', "a is in split 'dev'"),
         ("s.json", '["a"]', "holds neither"),
@@ -369,14 +369,14 @@ def test_an_image_without_annotation_is_named_or_left_out(config: CustomConfig, 
 def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path) -> None:
     write_many(tmp_path / "mine", ["a"])
     write_image(tmp_path / "mine" / "a.png")
-    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png have one name"):
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png have the same name"):
         open_split(config, "train")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "x,y\n1,2\n3\n", r"a\.csv, line 3: '3' is no position: 2 columns expected"),
+        ("a.csv", "x,y\n1,2\n3\n", r"a\.csv, line 3: '3' is not a position: 2 columns expected"),
         (
             "a.txt",
             "0 0.5 0.5 0.1 0.1\n",
@@ -384,23 +384,23 @@ def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path
         ),
         ("a.csv", "0,10,20\n", r"a\.csv, line 1: '0,10,20' has 3 columns, .* name the columns x,y in a first line"),
         ("a.csv", "10\n", "has 1 columns, .* name the columns x,y"),
-        ("a.csv", "1,2\n0,10,20\n", r"line 2: '0,10,20' is no position: 2 columns expected"),
-        ("a.csv", "x;y\n1,5;2,5\n", r"line 2: '1,5;2,5' is no position: .* points as decimal marks"),
+        ("a.csv", "1,2\n0,10,20\n", r"line 2: '0,10,20' is not a position: 2 columns expected"),
+        ("a.csv", "x;y\n1,5;2,5\n", r"line 2: '1,5;2,5' is not a position: .* a point as decimal mark"),
         ("a.csv", "1,5;2,5\n", "has 3 columns"),
-        ("a.csv", "label,x,y\nhead 1,10,20,\n", "line 2: 'head 1,10,20,' is no position: 3 columns expected"),
+        ("a.csv", "label,x,y\nhead 1,10,20,\n", "line 2: 'head 1,10,20,' is not a position: 3 columns expected"),
         ("a.csv", "x,y,x\n1,2,3\n", r"the columns are 'x,y,x', expected x, y once"),
         ("a.csv", "1e39,2\n", r"not finite, \(1e\+39, 2\) first"),
-        ("a.csv", "x,y\n1,two\n", r"a\.csv, line 2: '1,two' is no position"),
+        ("a.csv", "x,y\n1,two\n", r"a\.csv, line 2: '1,two' is not a position"),
         ("a.csv", "lon,lat\n1,2\n", r"a\.csv, line 1: the columns are 'lon,lat', expected x, y once"),
         ("a.csv", "1,2\nnan,3\n", "not finite"),
-        ("a.txt", b"\xff\xfe\x00", "no readable text"),
+        ("a.txt", b"\xff\xfe\x00", "not readable as text"),
         ("a.json", "[1, 2]", r"expected a list of \[x, y\]"),
         ("a.json", '{"points": null}', r"expected a list of \[x, y\]"),
         ("a.json", '{"points": [["1", "2"]]}', r"expected a list of \[x, y\]"),
         ("a.json", "[[]]", r"expected a list of \[x, y\]"),
         ("a.json", "[[], []]", r"expected a list of \[x, y\]"),
-        ("a.npy", b"no array", r"no readable \.npy file"),
-        ("a.mat", b"no mat", r"no readable \.mat file"),
+        ("a.npy", b"no array", r"not a readable \.npy file"),
+        ("a.mat", b"no mat", r"not a readable \.mat file"),
     ],
 )
 def test_an_annotation_that_cannot_be_read_says_why(
@@ -423,7 +423,7 @@ def test_an_array_or_mat_of_another_shape_says_what_it_holds(config: CustomConfi
     with pytest.raises(DataError, match=r"array of float64 of shape \(0, 3\)"):
         open_split(config, "train")
     np.save(tmp_path / "mine" / "a.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"no readable \.npy file"):  # it could run code
+    with pytest.raises(DataError, match=r"not a readable \.npy file"):  # it could run code
         open_split(config, "train")
     (tmp_path / "mine" / "a.npy").unlink()
     scipy.io.savemat(tmp_path / "mine" / "a.mat", {"heads": np.zeros((4, 2))})

@@ -110,7 +110,7 @@ def test_the_annotations_of_nwpus_test_split_are_not_public(tmp_path: Path) -> N
     written = {"train": named("{:04d}"), "val": {}, "test": {"0004": [], "0005": []}}
     folders.make_nwpu(tmp_path / "NWPU-Crowd", written)
     config = config_of("nwpu", tmp_path)
-    with pytest.raises(ConfigError, match=r"test images are not public .*take split=val"):
+    with pytest.raises(ConfigError, match=r"test images are not public .*use split=val"):
         open_split(config, "test", data_root=str(tmp_path))
     images = tmp_path / "NWPU-Crowd" / "images"
     opened = open_images(config, "test", data_root=str(tmp_path))
@@ -328,7 +328,7 @@ def test_nwpus_lists_may_name_files(tmp_path: Path) -> None:
         ("", r"val\.txt names no images; write one id per line, or remove it"),
         (" \n\n", r"val\.txt names no images"),
         ("0002 1 2\n2.jpg 0 0\n", r"val\.txt names 0002 twice"),
-        (b"\xff\xfe\x00", r"val\.txt is no readable text"),
+        (b"\xff\xfe\x00", r"val\.txt is not readable as text"),
     ],
 )
 def test_a_list_of_nwpu_that_cannot_be_used_says_why(text: str | bytes, message: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_point_outside_is_refused(point: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize(("width", "height", "side"), [(20, 16, "width 20"), (16, 12, "height 12"), (0, 16, "width 0")])
 def test_a_size_that_is_no_multiple_is_refused(width: int, height: int, side: str) -> None:
-    with pytest.raises(ValueError, match=rf"{side} is no positive multiple of the block size 8"):
+    with pytest.raises(ValueError, match=rf"{side} is not a positive multiple of the block size 8"):
         heads.block_counts(torch.zeros(0, 2), height=height, width=width, block_size=8)
 
 

@@ -82,7 +82,7 @@ def test_a_window_keeps_the_heads_that_lie_in_it(data: st.DataObject, width: int
 
 @given(st.data(), side(), side(), st.sampled_from(BLOCKS))
 def test_only_the_named_errors_are_raised(data: st.DataObject, width: int, height: int, block_size: int) -> None:
-    """Counting says no to points outside and to sizes that are no multiples, and to nothing else."""
+    """Counting says no to points outside and to sizes that are not multiples, and to nothing else."""
     points = data.draw(heads(width, height))
     allowed = width % block_size == 0 and height % block_size == 0
     inside = all(0 <= x < width and 0 <= y < height for x, y in points.tolist())

@@ -91,7 +91,7 @@ def _load_mat(path: Path) -> dict[str, Any]:
     try:
         return scipy.io.loadmat(path)
     except Exception as error:  # scipy raises half a dozen types of errors on damaged files.
-        raise _invalid(path, f"{path} is no readable .mat file: {error}") from error
+        raise _invalid(path, f"{path} is not a readable .mat file: {error}") from error
 
 
 def _unpacked(node: object, field: str) -> object:
@@ -164,7 +164,7 @@ def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
     try:
         array = np.load(path, allow_pickle=False)  # A pickle could run code.
     except (OSError, ValueError, EOFError) as error:
-        raise _invalid(path, f"{path} is no readable .npy file: {error}") from error
+        raise _invalid(path, f"{path} is not a readable .npy file: {error}") from error
     return _as_points(array, path, f"it holds an array of {array.dtype} of shape {array.shape}")
 
 
@@ -221,7 +221,7 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
         if len(row.fields) != len(names) or not row.fields[name]:
             raise _invalid(
                 path,
-                f"{path}, line {row.line}: {row.text[:80]!r} is no image with x and y: {len(names)} columns "
+                f"{path}, line {row.line}: {row.text[:80]!r} is not an image with x and y: {len(names)} columns "
                 "expected, as in the first line; an image without people has an empty x and y",
             )
         heads = points.setdefault(row.fields[name], [])
@@ -240,7 +240,7 @@ def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
         for k, item in enumerate(content):
             key = next((key for key in NAME_KEYS if key in item), None) if isinstance(item, dict) else None
             if key is None or not isinstance(item[key], str):
-                raise _invalid(path, f'{path}: item {k} is no {{"image": name, "points": [[x, y], ...]}}')
+                raise _invalid(path, f'{path}: item {k} is not {{"image": name, "points": [[x, y], ...]}}')
             if item[key] in table:
                 raise _invalid(path, f"{path} has {item[key]} twice")
             table[item[key]] = item
@@ -301,8 +301,8 @@ def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path:
         if len(row.fields) != width or not all(_is_number(row.fields[column]) for column in columns):
             raise _invalid(
                 path,
-                f"{path}, line {row.line}: {row.text[:80]!r} is no position: {width} columns expected, as in the "
-                "first line, with numbers as x and y and points as decimal marks",
+                f"{path}, line {row.line}: {row.text[:80]!r} is not a position: {width} columns expected, as in the "
+                "first line, with numbers as x and y and a point as decimal mark",
             )
     return np.array([[float(row.fields[column]) for column in columns] for row in rows])
 
@@ -324,7 +324,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # Spreadsheets write a byte order mark.
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(path, f"{path} is no readable text: {error}") from error
+        raise _invalid(path, f"{path} is not readable as text: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------- conversions
@@ -355,7 +355,7 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _invalid(path, f"{path} is no readable .json file: {error}") from error
+        raise _invalid(path, f"{path} is not a readable .json file: {error}") from error
 
 
 def _keys(content: Mapping[str, Any]) -> list[str] | str:

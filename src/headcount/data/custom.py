@@ -121,9 +121,7 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
     # does: the image may be there.
     for name in sorted(orphans, key=natural_key) if all(folder.is_dir() for folder in folders) else ():
         expected = images_in / f"{name}.jpg"
-        message = (
-            f"{orphans[name]} has no image {name} in {images_in}; correct the name, or remove what is no annotation"
-        )
+        message = f"{orphans[name]} has no image {name} in {images_in}; correct the name, or remove the annotation"
         listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
     return listed
 
@@ -344,7 +342,7 @@ def _split_rows_of_csv(text: str, path: Path) -> list[tuple[str, str]]:
     lines = [line for line in csv.reader(text.splitlines()) if any(field.strip() for field in line)]
     for k, fields in enumerate(lines):
         if len(fields) != 2:
-            raise _invalid_split_file(path, f": {','.join(fields)!r} is no name,split")
+            raise _invalid_split_file(path, f": {','.join(fields)!r} is not name,split")
         name, split = fields[0].strip(), fields[1].strip()
         is_header = k == 0 and name.lower() in SPLIT_FILE_NAMES and split.lower() in ("split", "subset", "set")
         if not is_header:

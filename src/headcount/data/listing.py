@@ -157,7 +157,7 @@ def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:
     for path in sorted(files, key=lambda p: IMAGE_ENDINGS.index(p.suffix.lower())):
         if unique and path.stem in found:
             raise DataError(
-                f"{found[path.stem]} and {path} have one name; an annotation could belong to either",
+                f"{found[path.stem]} and {path} have the same name; an annotation could belong to either",
                 kind=DataErrorKind.ambiguous,
                 file=path,
             )

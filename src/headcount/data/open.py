@@ -58,7 +58,7 @@ def open_split(
         others = " or ".join(f"split={other}" for other in info.splits if other not in ("train", split))
         raise ConfigError(
             f"split={split}: the annotations of {info.title}'s {split} images are not public ({info.source}), so they "
-            f"can neither train nor evaluate; take {others}, and count these images with a checkpoint instead"
+            f"cannot be used for training or evaluation; use {others}, and count these images with a checkpoint instead"
         )
     if isinstance(config, SyntheticConfig):
         return _open_synthetic(config, split, augment=augment, seed=seed)

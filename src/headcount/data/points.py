@@ -34,13 +34,13 @@ def block_counts(
         Heads per block; sums to ``n``.
 
     Raises:
-        ValueError: if a size is no multiple of ``block_size`` or a point lies outside.
+        ValueError: if a size is not a multiple of ``block_size`` or a point lies outside.
 
     Source: arXiv:2403.09281, section III-A.
     """
     for side, size in (("height", height), ("width", width)):
         if size < 1 or size % block_size:
-            raise ValueError(f"{side} {size} is no positive multiple of the block size {block_size}")
+            raise ValueError(f"{side} {size} is not a positive multiple of the block size {block_size}")
     within = inside(points, width=width, height=height)
     if not bool(within.all()):
         x, y = points[~within][0].tolist()

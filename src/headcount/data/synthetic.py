@@ -2,7 +2,7 @@
 
 They are the default dataset, so that everything runs without a download. A scene has the perspective of a raised
 camera: far heads are small and dense, near ones large and sparse. Objects that resemble heads (balls, lamps, stones,
-signs, bushes) stand among the people. This is no substitute for a published benchmark: errors on these images say
+signs, bushes) stand among the people. This is not a substitute for a published benchmark: errors on these images say
 nothing about real ones.
 """
 
