@@ -77,18 +77,25 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
     return clip.follow_weights(config)
 
 
+def _stride(config: ModelConfig) -> int:
+    """The stride that the config states for its name, in pixels."""
+    stride = config.names[config.name]
+    assert stride is not None, f"{type(config).__name__} states no stride"
+    return stride
+
+
 def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones.Backbone, nn.Module | None, int]:
-    """Feature extractor, decoder, and the channels that the head gets."""
+    """Feature extractor, decoder, and the number of channels that the head gets."""
     match config:
         case TinyConfig():
-            backbone = backbones.tiny(config.width)
+            backbone = backbones.tiny(config.width, stride=_stride(config))
         case MobileNetV2Config():
-            backbone = backbones.mobilenet_v2(config.stage)
+            backbone = backbones.mobilenet_v2(config.stage, stride=_stride(config))
             if pretrained:
                 load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
         case ImageNetConfig():
             network = backbones.NETWORKS[config.name]
-            backbone = network.build()
+            backbone = network.build(_stride(config))
             if pretrained:
                 load_backbone(backbone, config.weights, network.published)
             if network.decoder is not None:
@@ -109,13 +116,14 @@ def _build_clip(config: ClipConfig, bins: CountBins | None, *, block_size: int, 
     from headcount.models.clip import build_clip
     from headcount.models.prompts import write_prompts
 
-    prompts = write_prompts(bins.edges, config.prompts) if bins is not None else []
-    clip = build_clip(config, prompts, block_size=block_size, pretrained=pretrained)
+    clip = build_clip(config, block_size=block_size, pretrained=pretrained)
     return Counter(
         clip.backbone,
         heads.CountRegressor(clip.channels)
         if bins is None
-        else heads.CosineClassifier(clip.channels, bins, clip.text_features),
+        else heads.CosineClassifier(
+            clip.channels, bins, clip.texts.encode(write_prompts(bins.edges, clip.texts.prompts))
+        ),
         block_size=block_size,
         mean=tuple(config.mean or clip.mean),
         std=tuple(config.std or clip.std),
