@@ -9,12 +9,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from headcount.config import ConfigError, TimmConfig
+from headcount.config import (
+    MODELS,
+    ClipConfig,
+    ClipViTConfig,
+    ConfigError,
+    Head,
+    ImageNetConfig,
+    ModelConfig,
+    PretrainedConfig,
+    TimmConfig,
+)
 from headcount.models import backbones
 from headcount.models.backbones import Backbone, ContextModule, timm_backbone
-from headcount.models.build import follow_weights
+from headcount.models.build import build_model, follow_weights
+from headcount.models.clip import ClipResNet, ClipViT
 
-STRIDES = {"vgg16": 16, "vgg19": 16, "dmcount": 16, "csrnet": 8, "cannet": 8, "resnet101": 16, "densenet201": 16}
+STRIDES = {name: stride for name, stride in ImageNetConfig.names.items() if stride is not None}
 CHANNELS = {**dict.fromkeys(STRIDES, 512), "resnet101": 2048, "densenet201": 1920}
 TIMM = {  # channels and stride of the last map, where at most 16 is asked for
     "resnet18": (512, 16),
@@ -63,7 +74,10 @@ LEFT_OUT = {  # what the classifier, whose parameters torchvision documents, has
 @pytest.mark.parametrize("name", STRIDES)
 def test_parameters_are_those_torchvision_documents(name: str) -> None:
     network = backbones.NETWORKS[name]
-    assert parameters(on_meta(network.build)) == network.published.meta["num_params"] - LEFT_OUT[name]
+    assert (
+        parameters(on_meta(lambda: network.build(STRIDES[name])))
+        == network.published.meta["num_params"] - LEFT_OUT[name]
+    )
 
 
 def test_parameters_of_the_decoders() -> None:
@@ -74,12 +88,41 @@ def test_parameters_of_the_decoders() -> None:
 
 @pytest.mark.parametrize("name", STRIDES)
 def test_a_network_gives_one_feature_for_every_whole_stride(name: str) -> None:
-    backbone = backbones.NETWORKS[name].build().eval()
+    backbone = backbones.NETWORKS[name].build(STRIDES[name]).eval()
     assert (backbone.stride, backbone.channels) == (STRIDES[name], CHANNELS[name])
     for height, width in [(104, 136), (100, 150)]:
         with torch.no_grad():
             maps = backbone(torch.rand(2, 3, height, width))
         assert maps.shape == (2, CHANNELS[name], height // STRIDES[name], width // STRIDES[name])
+
+
+STATED = [(kind, name) for kind in MODELS.values() for name in kind.names]
+SMALL_CLIP: dict[str, Any] = {"width": 64, "text_width": 32, "text_heads": 2, "text_layers": 1, "embed_dim": 8}
+
+
+@pytest.mark.parametrize(("kind", "name"), STATED, ids=[name for _, name in STATED])
+def test_the_features_have_the_stride_that_the_config_states(kind: type[ModelConfig], name: str) -> None:
+    """The layers themselves, whose grid nothing crops at sizes that every stride divides."""
+    options: dict[str, Any] = {"head": Head.regression, "name": name}
+    if issubclass(kind, PretrainedConfig):
+        options["weights"] = "none"
+    if issubclass(kind, ClipConfig):
+        options |= SMALL_CLIP | {"layers": [1] if kind is ClipViTConfig else [1, 1, 1, 1]}
+    config = kind(**options)
+    for block_size in (8, 32):
+        stride = config.stride(block_size)
+        assert stride is not None
+        if block_size == 8:
+            assert stride == kind.names[name]
+        with torch.device("meta"):
+            backbone = build_model(config, None, block_size=block_size, pretrained=False).backbone
+            images = torch.empty(1, 3, 8 * stride, 12 * stride)
+            if isinstance(backbone, ClipViT):
+                maps = backbone.tower.conv1(images)
+            else:
+                maps = (backbone.tower if isinstance(backbone, ClipResNet) else backbone.features)(images)
+        assert maps.shape[2:] == (8, 12)
+        assert backbone.stride == stride
 
 
 @pytest.mark.parametrize("name", ["dmcount", "vgg19", "csrnet", "cannet"])
@@ -91,7 +134,10 @@ def test_a_decoder_takes_what_its_encoder_gives_and_keeps_its_size(name: str) ->
 
 
 def test_layers_have_the_names_of_published_checkpoints() -> None:
-    cannet, resnet, densenet = (on_meta(getattr(backbones, n)) for n in ("cannet", "resnet101", "densenet201"))
+    cannet, resnet, densenet = (
+        on_meta(lambda name=name: backbones.NETWORKS[name].build(STRIDES[name]))
+        for name in ("cannet", "resnet101", "densenet201")
+    )
     assert {k.split(".")[0] for k in cannet.state_dict()} == {"features", "context"}
     assert {k for k in cannet.state_dict() if k.startswith("context")} == {
         *(f"context.scales.{i}.1.weight" for i in range(4)),
@@ -154,7 +200,7 @@ def test_features_are_those_of_timms_network_with_the_same_weights(
     name: str, build: Callable[[Backbone], Callable[[Tensor], Tensor]]
 ) -> None:
     torch.manual_seed(0)
-    backbone = backbones.NETWORKS[name].build().eval()
+    backbone = backbones.NETWORKS[name].build(STRIDES[name]).eval()
     disturb(backbone)
     reference = build(backbone)
     images = torch.randn(2, 3, 64, 96)
@@ -288,7 +334,7 @@ def test_mean_and_std_are_those_of_the_weights() -> None:
     assert timm_backbone("resnet18", max_stride=16, pretrained=False).std == backbones.IMAGENET_STD
     vit = timm_backbone("vit_tiny_patch16_224", max_stride=16, pretrained=False)
     assert (vit.mean, vit.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert backbones.vgg16().mean == backbones.IMAGENET_MEAN
+    assert backbones.vgg16(16).mean == backbones.IMAGENET_MEAN
 
 
 def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_built() -> None:
@@ -299,13 +345,15 @@ def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_built() ->
 
 @pytest.mark.parametrize(("name", "near"), [("convnext_att", "convnext_atto"), ("resnet19", "resnet18")])
 def test_an_unknown_name_is_told_its_neighbors(name: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.name={name}: timm has no such model; near: .*\b{near}\b") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"model\.name={name}: timm has no such model; similar names: .*\b{near}\b"
+    ) as caught:
         timm_backbone(name, max_stride=16, pretrained=False)
     assert str(caught.value).count(",") <= 4
 
 
 def test_a_name_like_no_other() -> None:
-    with pytest.raises(ConfigError, match="near: none"):
+    with pytest.raises(ConfigError, match="similar names: none"):
         timm_backbone("@@@", max_stride=16, pretrained=False)
 
 
@@ -313,12 +361,12 @@ def test_a_name_like_no_other() -> None:
     ("name", "reason"),
     [
         ("gmlp_b16_224", r"doesn't match model \(224\)"),  # of one size only
-        ("crossvit_9_240", r"64 x 96 px gave \(1, 256, 14, 14\), not \(1, 256, 3, 5\)"),
+        ("crossvit_9_240", r"64 x 96 px returned \(1, 256, 14, 14\), not \(1, 256, 3, 5\)"),
         ("resnet18.nobody_trained_this", "nobody_trained_this"),
     ],
 )
 def test_a_network_that_cannot_be_a_backbone_is_refused_by_name(name: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.name={name}: cannot be a backbone .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"model\.name={name}: not usable as a backbone .*{reason}"):
         timm_backbone(name, max_stride=16, pretrained=False)
 
 

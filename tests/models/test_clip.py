@@ -28,6 +28,7 @@ from headcount.config import (
     RegressionHeadConfig,
     Strategy,
 )
+from headcount.errors import CheckpointError
 from headcount.models import clip
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
@@ -183,7 +184,9 @@ def test_a_broken_description_beside_the_weights_is_named(content: str | bytes, 
     file = as_bin(library(ClipViTConfig), tmp_path)
     beside = tmp_path / "open_clip_config.json"
     beside.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=r"open_clip_config\.json beside it is not the description open_clip wrote"):
+    with pytest.raises(
+        CheckpointError, match=r"open_clip_config\.json in the same folder is not a description written"
+    ):
         follow_weights(small(ClipViTConfig, weights=str(file)))
 
 
@@ -194,20 +197,20 @@ def test_a_file_that_cannot_be_read_is_told_before_its_activation_is_asked_for(
     file = as_torchscript(library(ClipViTConfig), tmp_path)
     whole = file.read_bytes()
     file.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match=r"archive\.pt: (the file is truncated|not a state dict)"):
+    with pytest.raises(CheckpointError, match=r"archive\.pt: (the file is truncated|not a state dict)"):
         follow_weights(small(ClipViTConfig, weights=str(file)))
 
 
 def test_a_damaged_archive_is_told_as_one(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("archive/code/model.py", "")
-    with pytest.raises(ConfigError, match=r"archive\.pt: a damaged archive"):
+    with pytest.raises(CheckpointError, match=r"archive\.pt: a damaged archive"):
         counter_of(small(ClipViTConfig, weights=str(tmp_path / "archive.pt")))
 
 
 def test_an_unknown_tag_lists_those_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"weights=opanai: neither a file nor a tag of open_clip for RN50; tags are openai"
+        ConfigError, match=r"weights=opanai: neither a file nor a tag of open_clip for RN50; tags: openai"
     ):
         counter_of(small(ClipResNetConfig, weights="opanai"))
 
@@ -266,7 +269,7 @@ def test_truncated_foreign_and_malicious_files_are_refused(tmp_path: Path, monke
     contents = {"half.pt": whole[: len(whole) // 2], "text.pt": b"hello", "bomb.pt": pickle.dumps(Bomb())}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(CheckpointError, match=name):
             counter_of(small(ClipViTConfig, weights=str(tmp_path / name), quick_gelu=True))
     assert not (tmp_path / "bomb-went-off").exists()
 
@@ -411,9 +414,23 @@ def test_the_texts_are_those_of_the_prompts() -> None:
     assert not torch.equal(person.head.text_features, car.head.text_features)
 
 
+def test_a_head_encodes_sentences_of_its_own_choice() -> None:
+    config = small(ClipResNetConfig)
+    torch.manual_seed(0)
+    texts = clip.build_clip(config, block_size=8).texts
+    assert texts.prompts == config.prompts
+    first, second = texts.encode(["One person.", "No person."]), texts.encode(["No person."])
+    assert first.shape == (2, 24)
+    assert not first.requires_grad
+    torch.testing.assert_close(first[1:], second)
+    assert not torch.equal(first[0], first[1])
+    unfilled = clip.build_clip(config, block_size=8, pretrained=False).texts.encode(["One person."] * 3)
+    assert torch.equal(unfilled, torch.zeros(3, 24))
+
+
 def test_a_prompt_that_is_too_long_is_refused() -> None:
     long = PromptsConfig(many="There are {count} {noun} " + "and so on " * 30)
-    with pytest.raises(ConfigError, match="longer than the 77 tokens CLIP reads"):
+    with pytest.raises(ConfigError, match="longer than the 77 tokens that CLIP reads"):
         counter_of(small(ClipResNetConfig, prompts=long))
 
 

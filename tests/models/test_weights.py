@@ -12,12 +12,20 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headcount.config import ConfigError
+from headcount.config import ConfigError, ImageNetConfig
+from headcount.errors import CheckpointError
 from headcount.models import backbones
 from headcount.models.backbones import Backbone, timm_backbone
 from headcount.models.weights import load_backbone, read_state_dict
 
 State = dict[str, Tensor]
+
+
+def encoder(name: str) -> Backbone:
+    """The torchvision encoder of a model, with the stride of its config."""
+    stride = ImageNetConfig.names[name]
+    assert stride is not None
+    return backbones.NETWORKS[name].build(stride)
 
 
 def save(state: State, folder: Path, name: str = "weights.pth") -> str:
@@ -29,7 +37,7 @@ def classifier(name: str, classes: int = 7) -> State:
     """torchvision's state dict; the classifiers of the VGGs, 500 MB, are written small and are not read."""
     torch.manual_seed(1)
     if name.startswith("vgg"):
-        features = backbones.NETWORKS[name].build().features.state_dict()
+        features = encoder(name).features.state_dict()
         return {f"features.{k}": v for k, v in features.items()} | {"classifier.6.weight": torch.zeros(classes, 8)}
     return getattr(torchvision.models, name)(weights=None, num_classes=classes).state_dict()
 
@@ -41,28 +49,27 @@ def assert_filled(backbone: Backbone, state: State) -> None:
         assert torch.equal(value, state[backbone.prefix + key]), key
 
 
-FAMILIES: dict[str, tuple[Callable[[], Backbone], str]] = {
-    "mobilenet_v2": (lambda: backbones.mobilenet_v2(320), "mobilenet_v2"),
-    "vgg16": (backbones.vgg16, "vgg16"),
-    "vgg19": (backbones.vgg19, "vgg19"),
-    "csrnet": (backbones.csrnet, "vgg16"),
-    "cannet": (backbones.cannet, "vgg16"),
-    "resnet101": (backbones.resnet101, "resnet101"),
-    "densenet201": (backbones.densenet201, "densenet201"),
+FAMILIES: dict[str, str] = {  # a model, and the classifier whose weights it takes
+    "mobilenet_v2": "mobilenet_v2",
+    "vgg16": "vgg16",
+    "vgg19": "vgg19",
+    "csrnet": "vgg16",
+    "cannet": "vgg16",
+    "resnet101": "resnet101",
+    "densenet201": "densenet201",
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_classifier_of_any_number_of_classes_fills_its_backbone(name: str, tmp_path: Path) -> None:
-    build, published = FAMILIES[name]
-    state = classifier(published)
-    backbone = build()
+    state = classifier(FAMILIES[name])
+    backbone = backbones.mobilenet_v2(320, stride=16) if name == "mobilenet_v2" else encoder(name)
     load_backbone(backbone, save(state, tmp_path), None)
     assert_filled(backbone, state)
 
 
 def test_what_stands_on_the_pretrained_layers_keeps_its_values(tmp_path: Path) -> None:
-    backbone = backbones.cannet()
+    backbone = encoder("cannet")
     assert backbone.context is not None
     before = {k: v.clone() for k, v in backbone.context.state_dict().items()}
     load_backbone(backbone, save(classifier("vgg16"), tmp_path), None)
@@ -71,7 +78,7 @@ def test_what_stands_on_the_pretrained_layers_keeps_its_values(tmp_path: Path) -
 
 
 def test_none_leaves_a_backbone_as_it_is() -> None:
-    backbone = backbones.tiny(8)
+    backbone = backbones.tiny(8, stride=8)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     load_backbone(backbone, "none", None)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
@@ -87,7 +94,7 @@ def test_densenets_published_file_has_old_names(tmp_path: Path) -> None:
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     assert "features.denseblock4.denselayer32.conv.2.weight" in old
-    backbone = backbones.densenet201()
+    backbone = encoder("densenet201")
     load_backbone(backbone, save(old, tmp_path), None)
     assert_filled(backbone, state)
 
@@ -111,7 +118,7 @@ def test_a_classifier_of_timm_fills_its_backbone(name: str, suffix: str, tmp_pat
 
 def test_a_file_of_safetensors_fills_a_backbone(tmp_path: Path) -> None:
     state = classifier("mobilenet_v2")
-    backbone = backbones.mobilenet_v2(160)
+    backbone = backbones.mobilenet_v2(160, stride=16)
     load_backbone(backbone, save(state, tmp_path, "weights.safetensors"), None)
     assert_filled(backbone, state)
 
@@ -120,22 +127,22 @@ def test_a_file_of_safetensors_fills_a_backbone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "file", "problem"),
+    ("name", "file", "problem"),
     [
-        (backbones.resnet101, "mobilenet_v2", r"conv1\.weight is missing \(\d+ missing, 0 of another shape\)"),
-        (backbones.vgg16, "mobilenet_v2", r"features\.0\.weight is missing"),
-        (backbones.vgg19, "vgg16", r"features\.16\.weight is missing"),
-        (backbones.resnet101, "resnet50", r"layer3\.6\.conv1\.weight is missing"),
-        (backbones.densenet201, "densenet169", r"features\.denseblock3\.denselayer33\.norm1\.weight is missing"),
+        ("resnet101", "mobilenet_v2", r"conv1\.weight is missing \(\d+ missing, 0 of another shape\)"),
+        ("vgg16", "mobilenet_v2", r"features\.0\.weight is missing"),
+        ("vgg19", "vgg16", r"features\.16\.weight is missing"),
+        ("resnet101", "resnet50", r"layer3\.6\.conv1\.weight is missing"),
+        ("densenet201", "densenet169", r"features\.denseblock3\.denselayer33\.norm1\.weight is missing"),
     ],
 )
 def test_weights_of_another_architecture_name_what_does_not_fit(
-    build: Callable[[], Backbone], file: str, problem: str, tmp_path: Path
+    name: str, file: str, problem: str, tmp_path: Path
 ) -> None:
-    backbone = build()
+    backbone = encoder(name)
     before = {k: v.clone() for k, v in backbone.features.state_dict().items()}
     path = save(classifier(file), tmp_path)
-    with pytest.raises(ConfigError, match=rf"model\.weights={path}: not this architecture's weights: ({problem})"):
+    with pytest.raises(ConfigError, match=rf"model\.weights={path}: weights of another architecture: ({problem})"):
         load_backbone(backbone, path, None)
     assert all(torch.equal(v, before[k]) for k, v in backbone.features.state_dict().items())
 
@@ -154,7 +161,7 @@ def test_a_file_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"model\.weights=/nowhere/weights\.pth: no such file"):
         read_state_dict("/nowhere/weights.pth")
     with pytest.raises(ConfigError, match=r"model\.weights=imagenet: no such file"):  # where nothing is published
-        load_backbone(backbones.tiny(8), "imagenet", None)
+        load_backbone(backbones.tiny(8, stride=8), "imagenet", None)
 
 
 def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +177,7 @@ def test_a_file_cut_short_is_refused(suffix: str, share: float, tmp_path: Path) 
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     reason = "not a readable .safetensors file: ." if suffix == ".safetensors" else "the file is truncated|not a state"
-    with pytest.raises(ConfigError, match=rf"weights{suffix}: ({reason})"):
+    with pytest.raises(CheckpointError, match=rf"weights{suffix}: ({reason})"):
         read_state_dict(str(path))
 
 
@@ -178,7 +185,7 @@ def test_a_file_cut_short_is_refused(suffix: str, share: float, tmp_path: Path) 
 def test_a_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     other = {"weights.pth": "weights.safetensors", "weights.safetensors": "weights.pth"}[name]
     Path(save({"a": torch.rand(30)}, tmp_path, other)).rename(tmp_path / name)
-    with pytest.raises(ConfigError, match=rf"{name}: not a (readable|state dict)"):
+    with pytest.raises(CheckpointError, match=rf"{name}: not a (readable|state dict)"):
         read_state_dict(str(tmp_path / name))
 
 
@@ -194,7 +201,9 @@ def test_a_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
 )
 def test_a_file_that_holds_something_else_is_refused(content: object, held: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=rf"holds {held}, not a state dict of tensors; save that alone in a file"):
+    with pytest.raises(
+        CheckpointError, match=rf"contains {held}, not a state dict of tensors; save only the state dict in a file"
+    ):
         read_state_dict(str(tmp_path / "weights.pth"))
 
 
@@ -218,9 +227,7 @@ def test_a_file_that_carries_code_is_refused_and_not_run(zipped: bool, tmp_path:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(
-        ConfigError, match=r"weights\.pth: not a state dict, or one that holds code, which is never run$"
-    ):
+    with pytest.raises(CheckpointError, match=r"weights\.pth: not a state dict, or it holds code, which is never run$"):
         read_state_dict(str(path))
     assert not trace.exists()
 
@@ -239,6 +246,8 @@ def test_a_published_file_cut_short_in_torch_hubs_folder(tmp_path: Path, monkeyp
     file = tmp_path / "checkpoints" / Path(published.url).name
     file.write_bytes(file.read_bytes()[:5000])
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"model\.weights=imagenet: mobilenet_v2-\w+\.pth could not be had") as caught:
-        load_backbone(backbones.mobilenet_v2(320), "imagenet", published)
+    with pytest.raises(
+        ConfigError, match=r"model\.weights=imagenet: mobilenet_v2-\w+\.pth could not be downloaded"
+    ) as caught:
+        load_backbone(backbones.mobilenet_v2(320, stride=16), "imagenet", published)
     assert str(file) in str(caught.value)

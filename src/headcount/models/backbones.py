@@ -1,14 +1,15 @@
-"""Feature extractors: networks that turn normalized pixels into a map of features.
+"""Backbones: networks that turn normalized pixels into a map of features.
 
-Each states ``channels`` and ``stride``, and gives exactly ``size // stride`` features a side: what
-a padded convolution adds for an incomplete stride at the right and bottom is cut off, so that
-every architecture answers the same grid. They do not resample, classify, count or read weights.
+Each has ``channels`` and ``stride`` and returns exactly ``size // stride`` features per side: the features that padded
+convolutions add for an incomplete stride at the right and bottom are cropped, so that every architecture returns the
+same grid. The strides are stated by the configs (``ModelConfig.names``) and passed in. Backbones do not resample,
+classify, count or read weights.
 """
 
 import difflib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from torchvision.models import (
     WeightsEnum,
     vgg,
 )
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from headcount.config import ConfigError
 
@@ -34,11 +36,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """A feature extractor, its number of channels and its stride in pixels.
+    """A feature extractor with its number of channels and its stride.
 
-    ``prefix`` is where the published classifier of the same architecture keeps these layers: the
-    names of pretrained weights. ``context`` refines the finished map and is in no such file.
-    ``mean`` and ``std`` of red, green, blue, in 0 to 1, are what the weights were trained with.
+    Args:
+        features: maps images to (batch, ``channels``, rows, cols).
+        channels: number of channels of the features.
+        stride: pixels between two features.
+        prefix: prefix of these layers in state dicts of the published classifier of the same architecture.
+        context: refines the cropped map; published state dicts do not contain it.
+        mean, std: of red, green and blue, in 0 to 1, with which the pretrained weights were trained.
     """
 
     def __init__(
@@ -62,14 +68,14 @@ class Backbone(nn.Module):
         self.std = std
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Features, one for every whole ``stride`` x ``stride`` square of the image."""
+        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
         height, width = images.shape[-2:]
         maps = self.features(images)[..., : height // self.stride, : width // self.stride]
         return maps if self.context is None else self.context(maps)
 
 
-def _start(module: nn.Module) -> None:
-    """He et al. (2015) for the ReLUs that follow each convolution, as the released code also does."""
+def _initialize(module: nn.Module) -> None:
+    """He et al. (2015) for convolutions that a ReLU follows, as in the released code."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -98,8 +104,8 @@ class _Residual(nn.Module):
         return self.activation(x + self.body(x))
 
 
-def tiny(width: int) -> Backbone:
-    """Three strided convolutions and two residual blocks, stride 8, from nothing."""
+def tiny(width: int, *, stride: int) -> Backbone:
+    """Three strided convolutions and two residual blocks, without pretrained weights; ``2 * width`` channels."""
 
     def halve(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
@@ -115,66 +121,70 @@ def tiny(width: int) -> Backbone:
         _Residual(2 * width, dilation=1),
         _Residual(2 * width, dilation=2),
     )
-    return Backbone(features, channels=2 * width, stride=8)
+    return Backbone(features, channels=2 * width, stride=stride)
 
 
-def mobilenet_v2(stage: int) -> Backbone:
-    """torchvision's MobileNetV2 up to the stage of 160 or 320 channels, stride 16.
+def mobilenet_v2(stage: int, *, stride: int) -> Backbone:
+    """torchvision's MobileNetV2 up to the stage with 160 or 320 channels.
 
-    The stage of 160 channels keeps its layers and loses its stride.
+    The stage with 160 channels keeps its layers, and its stride is set to 1.
+
+    Args:
+        stage: channels of the last stage, 160 or 320.
+        stride: pixels between two features.
 
     Source: arXiv:1801.04381; arXiv:2403.09281, table IV.
     """
     layers = torchvision.models.mobilenet_v2(weights=None).features[: {160: 17, 320: 18}[stage]]
-    # Block 14 is the one that would halve the map a fifth time; its depthwise convolution does.
+    # Block 14 would halve the map a fifth time, by its depthwise convolution.
     layers[14].conv[1][0].stride = (1, 1)
-    return Backbone(layers, channels=stage, stride=16)
+    return Backbone(layers, channels=stage, stride=stride)
 
 
 def _vgg(configuration: str, layers: int) -> nn.Sequential:
-    """The first layers of one of torchvision's VGGs, started as torchvision does.
+    """The first layers of one of torchvision's VGGs, initialized as in torchvision.
 
-    Not cut out of the whole network: its classifier has 120 million weights to draw and throw away.
+    Not taken from a complete network, because initializing the 120 million weights of its classifier takes time.
     """
     features = vgg.make_layers(vgg.cfgs[configuration])[:layers]
-    _start(features)
+    _initialize(features)
     return features
 
 
-def vgg16() -> Backbone:
-    """torchvision's VGG16 without its last pooling, stride 16, 512 channels.
+def vgg16(stride: int) -> Backbone:
+    """torchvision's VGG16 without its last pooling; 512 channels.
 
     Source: arXiv:1409.1556.
     """
-    return Backbone(_vgg("D", 30), channels=512, stride=16)
+    return Backbone(_vgg("D", 30), channels=512, stride=stride)
 
 
-def vgg19() -> Backbone:
-    """torchvision's VGG19 without its last pooling, stride 16, 512 channels.
+def vgg19(stride: int) -> Backbone:
+    """torchvision's VGG19 without its last pooling; 512 channels.
 
     Source: arXiv:1409.1556; the encoder of arXiv:2009.13077.
     """
-    return Backbone(_vgg("E", 36), channels=512, stride=16)
+    return Backbone(_vgg("E", 36), channels=512, stride=stride)
 
 
-def csrnet() -> Backbone:
-    """VGG16 up to its tenth convolution, stride 8, 512 channels.
+def csrnet(stride: int) -> Backbone:
+    """VGG16 up to its tenth convolution; 512 channels.
 
     Source: arXiv:1802.10062, the front end.
     """
-    return Backbone(_vgg("D", 23), channels=512, stride=8)
+    return Backbone(_vgg("D", 23), channels=512, stride=stride)
 
 
-def cannet() -> Backbone:
-    """CSRNet's encoder with a context module on top, stride 8, 512 channels.
+def cannet(stride: int) -> Backbone:
+    """CSRNet's encoder followed by a context module; 512 channels.
 
     Source: arXiv:1811.10452.
     """
-    return Backbone(_vgg("D", 23), channels=512, stride=8, context=ContextModule(512))
+    return Backbone(_vgg("D", 23), channels=512, stride=stride, context=ContextModule(512))
 
 
-def resnet101() -> Backbone:
-    """torchvision's ResNet-101 up to its last stage, which loses its stride: 16, 2048 channels.
+def resnet101(stride: int) -> Backbone:
+    """torchvision's ResNet-101 up to its last stage, whose stride is set to 1; 2048 channels.
 
     Source: arXiv:1512.03385; arXiv:2403.09281, table IV.
     """
@@ -183,27 +193,27 @@ def resnet101() -> Backbone:
     whole.layer4[0].downsample[0].stride = (1, 1)
     names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     layers = nn.Sequential(OrderedDict((name, getattr(whole, name)) for name in names))
-    return Backbone(layers, channels=2048, stride=16, prefix="")
+    return Backbone(layers, channels=2048, stride=stride, prefix="")
 
 
-def densenet201() -> Backbone:
-    """torchvision's DenseNet-201 before its classifier; the third transition does not pool: 16, 1920 channels.
+def densenet201(stride: int) -> Backbone:
+    """torchvision's DenseNet-201 without its classifier and the pooling of its third transition; 1920 channels.
 
     Source: arXiv:1608.06993; arXiv:2403.09281, table IV.
     """
     layers = torchvision.models.densenet201(weights=None).features
     layers.transition3.pool = nn.Identity()
-    layers.add_module("relu5", nn.ReLU(inplace=True))  # which torchvision keeps outside of the layers
-    return Backbone(layers, channels=1920, stride=16)
+    layers.add_module("relu5", nn.ReLU(inplace=True))  # torchvision applies it outside of ``features``
+    return Backbone(layers, channels=1920, stride=stride)
 
 
 # ------------------------------------------------------------------------------- context and decoders
 
 
 class ContextModule(nn.Module):
-    """Adds to each place of a map what its surroundings look like, at the scale that tells most there.
+    """Adds features of the surroundings to each position of a map, weighted over four scales.
 
-    Averages of 1, 2, 3 and 6 cells a side are weighted by how they differ from the place itself.
+    The scales are averages over 1, 2, 3 and 6 cells per side, weighted by how they differ from the position.
 
     Source: arXiv:1811.10452, section 3.1.
     """
@@ -216,10 +226,10 @@ class ContextModule(nn.Module):
         )
         self.weight_net = nn.Conv2d(channels, channels, 1)
         self.bottleneck = nn.Conv2d(2 * channels, out_channels, 1)
-        _start(self)
+        _initialize(self)
 
     def forward(self, maps: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch out rows cols"]:
-        """The map, each place joined with the weighted averages around it."""
+        """Combine each position with the weighted averages around it."""
         weighted, total = torch.zeros_like(maps), torch.zeros_like(maps)
         for scale in self.scales:
             around = F.interpolate(scale(maps), size=maps.shape[-2:], mode="bilinear", align_corners=False)
@@ -230,7 +240,7 @@ class ContextModule(nn.Module):
 
 
 def dm_count_decoder(channels: int = 512) -> nn.Sequential:
-    """DM-Count's two 3x3 convolutions, run at the resolution of the blocks; 128 channels out.
+    """DM-Count's two 3x3 convolutions, applied at the resolution of the blocks; 128 output channels.
 
     Source: arXiv:2009.13077.
     """
@@ -245,13 +255,41 @@ def csrnet_decoder() -> nn.Sequential:
     return _decoder([512, 512, 512, 512, 256, 128, 64], dilation=2)
 
 
+class _Bottleneck(Bottleneck):
+    """torchvision's bottleneck block with the same number of channels inside as outside."""
+
+    expansion = 1
+
+
+def residual_decoder(channels: int, widths: Sequence[int], *, bottleneck: bool) -> nn.Sequential:
+    """Residual blocks between CLIP's features and the projection, applied at the resolution of the image's blocks.
+
+    The text of the paper does not mention them; they follow the released code.
+
+    Args:
+        channels: input channels.
+        widths: output channels of each residual block.
+        bottleneck: whether to use bottleneck blocks (released code: for ResNets) or basic blocks (for ViTs).
+    """
+    blocks = []
+    for width in widths:
+        shortcut = None
+        if width != channels:
+            shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+        blocks.append((_Bottleneck if bottleneck else BasicBlock)(channels, width, downsample=shortcut))
+        channels = width
+    decoder = nn.Sequential(*blocks)
+    _initialize(decoder)
+    return decoder
+
+
 def _decoder(channels: list[int], *, dilation: int) -> nn.Sequential:
-    """3x3 convolutions that keep the size, a ReLU after each."""
+    """3x3 convolutions that keep the size, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
     decoder = nn.Sequential(*layers)
-    _start(decoder)
+    _initialize(decoder)
     return decoder
 
 
@@ -260,13 +298,15 @@ def _decoder(channels: list[int], *, dilation: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Network:
-    """A torchvision encoder, and the decoder of the counting network it is part of."""
+    """A torchvision encoder, and the decoder of the counting network that it belongs to."""
 
-    build: Callable[[], Backbone]
+    build: Callable[[int], Backbone]
+    """Builds the encoder with the stride that its config states, in pixels; without weights."""
     published: WeightsEnum
+    """The ImageNet weights of the encoder."""
     decoder: Callable[[], nn.Sequential] | None = None
     decoder_channels: int | None = None
-    """Channels the decoder gives; None without one."""
+    """Output channels of the decoder; None without a decoder."""
 
 
 MOBILENET_V2_WEIGHTS = MobileNet_V2_Weights.IMAGENET1K_V1
@@ -278,7 +318,7 @@ NETWORKS: dict[str, Network] = {
     "dmcount": _DM_COUNT,
     "csrnet": Network(csrnet, VGG16_Weights.IMAGENET1K_V1, csrnet_decoder, 64),
     "cannet": Network(cannet, VGG16_Weights.IMAGENET1K_V1, csrnet_decoder, 64),
-    # The first of torchvision's two sets, as for the others: trained by the recipe of its paper.
+    # V1 of torchvision's two sets of weights, as for the others: trained as described in its paper.
     "resnet101": Network(resnet101, ResNet101_Weights.IMAGENET1K_V1),
     "densenet201": Network(densenet201, DenseNet201_Weights.IMAGENET1K_V1),
 }
@@ -288,10 +328,15 @@ NETWORKS: dict[str, Network] = {
 
 
 class TimmBackbone(Backbone):
-    """The last of the feature maps of a timm network.
+    """The last feature map of a timm network.
 
-    Pixels beyond the last whole stride are cut off before the network, not features after it: a
-    transformer takes no incomplete patch. ``channels_last``: the network gives (batch, rows, cols, channels).
+    Pixels beyond the last complete stride are cropped before the network rather than features after it, because a
+    transformer does not accept an incomplete patch.
+
+    Args:
+        features: a timm network created with ``features_only=True``.
+        channels_last: whether the network returns (batch, rows, cols, channels).
+        description: the other arguments of :class:`Backbone`.
     """
 
     def __init__(self, features: nn.Module, *, channels_last: bool, **description: Any) -> None:
@@ -299,46 +344,51 @@ class TimmBackbone(Backbone):
         self.channels_last = channels_last
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Features, one for every whole ``stride`` x ``stride`` square of the image."""
+        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
         height, width = (size // self.stride * self.stride for size in images.shape[-2:])
         maps = self.features(images[..., :height, :width])[-1]
         return maps.movedim(-1, 1) if self.channels_last else maps
 
 
 def check_timm_name(name: str) -> None:
-    """Whether timm has a model of this name; cheap, since nothing is built.
+    """Check that timm has a model called ``name``, without building it.
 
     Raises:
-        ConfigError: if it has not; names those near.
+        ConfigError: if it does not exist; lists similar names.
     """
     import timm
 
     if not timm.is_model(name):
         near = _near(name, timm.list_models())
-        raise ConfigError(f"model.name={name}: timm has no such model; near: {', '.join(near) or 'none'}")
+        raise ConfigError(f"model.name={name}: timm has no such model; similar names: {', '.join(near) or 'none'}")
 
 
 def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
-    """A network of timm that gives feature maps of images of any size.
+    """Build a timm network that returns feature maps for images of any size.
 
-    Its stride is lowered to ``max_stride`` where the architecture can (timm's ``output_stride``),
-    or to the next power of two above; else it stays as it is.
+    Args:
+        name: timm's name of the model, with or without a tag of weights.
+        max_stride: maximum pixels between two features. The stride is reduced to this value, or to the next possible
+            power of two above it, if the architecture supports timm's ``output_stride``; else it is not changed.
+        pretrained: whether timm downloads and loads its weights.
 
     Raises:
-        ConfigError: if timm has no such name, the network gives no such maps, or its weights could not be had.
+        ConfigError: if timm has no such model, the network does not return such feature maps, or its weights could not
+            be downloaded.
     """
-    import timm  # takes seconds to load, and most models do without
+    import timm  # late: takes seconds to load, and most models do not need it
 
     check_timm_name(name)
     options, last = _timm_options(name, max_stride)
     try:
         features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except Exception as error:  # the hub raises many kinds for a network that is not there
+    except Exception as error:  # the hub raises many kinds of errors when offline
         if not pretrained:
             raise
         raise ConfigError(
-            f"model.weights=pretrained: timm's weights of {name} could not be had ({_first_line(error)}). Without a "
-            "network, name a state dict with model.weights=FILE, or train from nothing with model.weights=none"
+            f"model.weights=pretrained: timm's weights of {name} could not be downloaded ({_first_line(error)}). "
+            "Without a network connection, set model.weights=FILE (a state dict), or train from scratch with "
+            "model.weights=none"
         ) from error
     trained = features.pretrained_cfg
     return TimmBackbone(
@@ -351,17 +401,17 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
 
 
 def _timm_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What timm must be asked for ``name``, and what its last feature map is then.
+    """Options for ``timm.create_model``, and the channels, stride and layout of the last feature map with them.
 
-    Tried on the meta device, where nothing is drawn or computed but shapes are.
+    Found by building on the meta device, which computes shapes but no values.
     """
-    # Transformers take images of one size unless they are asked.
+    # Without one of these options, transformers accept images of only one size.
     sizes: list[dict[str, Any]] = [{}, {"dynamic_img_size": True}, {"strict_img_size": False}]
     reasons = []
     for size in sizes:
         try:
             last = _probe(name, **size)
-        except Exception as error:  # timm refuses by many kinds: TypeError, AssertionError, RuntimeError, ...
+        except Exception as error:  # timm raises TypeError, AssertionError, RuntimeError, ...
             reasons.append(_first_line(error))
             continue
         stride = 1 << (max_stride.bit_length() - 1)
@@ -375,22 +425,22 @@ def _timm_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str,
                 return {"output_stride": stride, **size}, lower
             break
         return size, last
-    raise ConfigError(f"model.name={name}: cannot be a backbone for images of any size: {reasons[0]}")
+    raise ConfigError(f"model.name={name}: not usable as a backbone for images of any size: {reasons[0]}")
 
 
 def _probe(name: str, **options: Any) -> dict[str, Any]:
-    """Channels, stride and layout of the last feature map, as timm describes and an image confirms them."""
+    """Channels, stride and layout of the last feature map: as timm describes them, checked with images of two sizes."""
     import timm
 
     with torch.device("meta"), torch.no_grad():
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options).eval()
         channels, stride = network.feature_info.channels()[-1], network.feature_info.reduction()[-1]
-        # The second: some attend within windows that happen to divide the first.
+        # Two sizes, because some networks attend within windows that happen to divide the first.
         for height, width in ((64, 96), (160, 224)):
             rows, cols = height // stride, width // stride
             shape = tuple(network(torch.zeros(1, 3, rows * stride, cols * stride))[-1].shape)
             if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
-                raise ValueError(f"{height} x {width} px gave {shape}, not {(1, channels, rows, cols)}")
+                raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
     return {"channels": channels, "stride": stride, "channels_last": shape[1] != channels}
 
 
@@ -399,6 +449,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _near(name: str, names: list[str]) -> list[str]:
-    """At most five of ``names`` that contain ``name``, shortest first, or resemble it."""
+    """Up to five of ``names`` that contain ``name`` (shortest first) or are similar to it."""
     containing = sorted((n for n in names if name in n), key=len)
     return (containing + [n for n in difflib.get_close_matches(name, names, n=5) if n not in containing])[:5]

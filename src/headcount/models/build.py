@@ -72,18 +72,25 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
     return clip.follow_weights(config)
 
 
+def _stride(config: ModelConfig) -> int:
+    """The stride that the config states for its name, in pixels."""
+    stride = config.names[config.name]
+    assert stride is not None, f"{type(config).__name__} states no stride"
+    return stride
+
+
 def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones.Backbone, nn.Module | None, int]:
     """Feature extractor, decoder, and the number of channels that the head gets."""
     match config:
         case TinyConfig():
-            backbone = backbones.tiny(config.width)
+            backbone = backbones.tiny(config.width, stride=_stride(config))
         case MobileNetV2Config():
-            backbone = backbones.mobilenet_v2(config.stage)
+            backbone = backbones.mobilenet_v2(config.stage, stride=_stride(config))
             if pretrained:
                 load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
         case ImageNetConfig():
             network = backbones.NETWORKS[config.name]
-            backbone = network.build()
+            backbone = network.build(_stride(config))
             if pretrained:
                 load_backbone(backbone, config.weights, network.published)
             if network.decoder is not None:

@@ -1,8 +1,7 @@
-"""CLIP's image encoder as a feature extractor, and its text encoder's features of the prompts.
+"""CLIP's image encoder as a backbone, and its text encoder, which encodes the sentences that a prediction head chooses.
 
-Towers, tokenizer and tables of weights are open_clip's. Implements section III-B of
-arXiv:2403.09281 and the visual prompt tuning (arXiv:2203.12119) of its second version. The cosine
-of the two is the head's (``heads``).
+Implements section III-B of arXiv:2403.09281 and the visual prompt tuning (arXiv:2203.12119) of its second version, with
+open_clip's encoders, tokenizer and tables of weights. Cosine similarities are computed by the prediction head.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ import os
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import open_clip
@@ -25,10 +23,18 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from headcount.config import ClipConfig, ClipResNetConfig, ClipViTConfig, ConfigError, Decoder, PromptDepth
+from headcount.config import (
+    ClipConfig,
+    ClipResNetConfig,
+    ClipViTConfig,
+    ConfigError,
+    Decoder,
+    PromptDepth,
+    PromptsConfig,
+)
+from headcount.errors import CheckpointError
+from headcount.models.backbones import residual_decoder
 from headcount.models.weights import read_state_dict
 
 ARCHITECTURES = {
@@ -46,7 +52,12 @@ ARCHITECTURES = {
 
 
 class ClipResNet(nn.Module):
-    """CLIP's ResNet up to its last stage; at stride 16 that stage keeps its layers and loses its stride."""
+    """CLIP's ResNet up to its last stage.
+
+    Args:
+        tower: open_clip's image encoder; modified in place.
+        stride: pixels between two features, 16 or 32; 16 sets the stride of the last stage to 1.
+    """
 
     def __init__(self, tower: ModifiedResNet, *, stride: int) -> None:
         super().__init__()
@@ -55,13 +66,13 @@ class ClipResNet(nn.Module):
         self.stride = stride
         tower.attnpool = nn.Identity()
         if stride == 16:
-            # CLIP's ResNet strides by pooling, in the main path and before the shortcut's convolution.
+            # CLIP's ResNet reduces its maps by pooling, in the main path and before the convolution of the shortcut.
             first = tower.layer4[0]
             first.avgpool = nn.Identity()
             first.downsample[0] = nn.Identity()
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Features, one for every whole ``stride`` x ``stride`` square of the image."""
+        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
         height, width = images.shape[-2:]
         return self.tower(images)[..., : height // self.stride, : width // self.stride]
 
@@ -69,17 +80,28 @@ class ClipResNet(nn.Module):
 class ClipViT(nn.Module):
     """CLIP's vision transformer up to the normalized patches of its last layer.
 
-    With ``prompt_tokens``, learned tokens stand between the class token and the patches: before
-    every layer its own (deep), or before the first alone, and carried through (shallow).
+    With ``prompt_tokens``, learned tokens are inserted between the class token and the patches: new ones before every
+    layer (deep), or only before the first layer, passed on through all layers (shallow).
+
+    Args:
+        tower: open_clip's image encoder; modified in place.
+        stride: pixels between two features, the side of a patch.
+        frozen: whether the parameters of ``tower`` are not trained; prompt tokens always are.
+        prompt_tokens: number of prompt tokens per layer; 0 for none.
+        prompt_depth: deep or shallow, see above.
+        prompt_dropout: probability of dropping a value of a prompt token in training.
 
     Attributes:
-        prompts: (layers with tokens of their own, tokens, width); None without prompt tokens.
+        prompts: (layers that have prompt tokens, tokens, width); None without prompt tokens.
+
+    Source: arXiv:2203.12119.
     """
 
     def __init__(
         self,
         tower: VisionTransformer,
         *,
+        stride: int,
         frozen: bool,
         prompt_tokens: int,
         prompt_depth: PromptDepth,
@@ -88,19 +110,19 @@ class ClipViT(nn.Module):
         super().__init__()
         self.tower = tower
         self.channels: int = tower.conv1.out_channels
-        self.stride: int = tower.patch_size[0]
+        self.stride = stride
         self.dropout = nn.Dropout(prompt_dropout)
         tower.proj = None
         tower.requires_grad_(not frozen)
         self.prompts: nn.Parameter | None = None
         if prompt_tokens:
             layers = len(tower.transformer.resblocks) if prompt_depth is PromptDepth.deep else 1
-            # Xavier's range for a layer from one patch (3 x stride, as the released code counts it) to the width.
+            # Xavier's range for a layer from one patch (3 x stride inputs, as in the released code) to the width.
             bound = math.sqrt(6 / (3 * self.stride + self.channels))
             self.prompts = nn.Parameter(torch.empty(layers, prompt_tokens, self.channels).uniform_(-bound, bound))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Features, one for every whole patch of the image."""
+        """Compute one feature per complete patch of the image."""
         tower = self.tower
         patches = tower.conv1(images)
         rows, cols = patches.shape[-2:]
@@ -113,29 +135,20 @@ class ClipViT(nn.Module):
             if self.prompts is not None and index < len(self.prompts):
                 prompts = self.dropout(self.prompts[index].expand(len(images), -1, -1)).to(tokens.dtype)
                 tokens = torch.cat([tokens[:, :1], prompts, tokens[:, 1 + (own if index else 0) :]], dim=1)
-            with _released_attention(tokens):
-                tokens = block(tokens)
+            tokens = block(tokens)
         maps = tower.ln_post(tokens[:, 1 + own :])
         return maps.transpose(1, 2).unflatten(2, (rows, cols))
-
-
-def _released_attention(tokens: Tensor) -> AbstractContextManager[None]:
-    """Plain attention where gradients are taken on a CPU; elsewhere torch's choice, which is fused.
-
-    The rounding of the fused kernel is as good, but it moves units of the decoder's ReLUs across zero,
-    and gradients by 1e-3, against those of the released code. It costs 4 % of a training step.
-    """
-    if tokens.device.type == "cpu" and torch.is_grad_enabled():
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
 
 
 def interpolate_positions(
     positions: Float[Tensor, "places width"], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "new_places width"]:
-    """Position embeddings of a ``grid`` of patches for another; the class token's, the first, stays.
+    """Interpolate position embeddings to another grid of patches: bicubic, no antialiasing, as in the released code.
 
-    Bicubic without antialiasing, as the released code does it.
+    Args:
+        positions: the embedding of the class token, which is not changed, then those of the patches, row by row.
+        grid: rows and columns of patches in ``positions``.
+        new_grid: rows and columns of patches in the result.
     """
     if tuple(grid) == tuple(new_grid):
         return positions
@@ -144,123 +157,135 @@ def interpolate_positions(
     return torch.cat([positions[:1], maps[0].flatten(1).T.to(positions.dtype)])
 
 
-# -------------------------------------------------------------------------------------------- decoder
-
-
-class _Bottleneck(Bottleneck):
-    """torchvision's bottleneck block with as many channels inside as out."""
-
-    expansion = 1
-
-
-def residual_decoder(channels: int, widths: Sequence[int], *, bottleneck: bool) -> nn.Sequential:
-    """Residual blocks between CLIP's features and the projection, run at the resolution of the blocks.
-
-    The paper's text has none; the released code has, bottlenecks for ResNets and basic blocks for ViTs.
-
-    Args:
-        widths: output channels of each block.
-    """
-    blocks = []
-    for width in widths:
-        shortcut = None
-        if width != channels:
-            shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
-        blocks.append((_Bottleneck if bottleneck else BasicBlock)(channels, width, downsample=shortcut))
-        channels = width
-    decoder = nn.Sequential(*blocks)
-    for module in decoder.modules():
-        if isinstance(module, nn.Conv2d):  # He et al. (2015), for the ReLUs that follow; so does the released code
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return decoder
-
-
-# Channels of the released decoders that are not their encoder's alone.
+# Channels of the released decoders, where they differ from a single block with the channels of the encoder.
 _RELEASED_DECODERS = {"clip_rn101": [2048, 1024], "clip_rn50x4": [1280], "clip_rn50x16": [1536]}
 
 
 # ------------------------------------------------------------------------------------------- building
 
 
+class ClipTexts:
+    """CLIP's text encoder, for as long as a prediction head is being built; a counter does not keep it.
+
+    Args:
+        prompts: the phrases from which heads write the sentences of their bins.
+        embed_dim: dimensions of a text feature.
+        tower: the text encoder; None if a checkpoint will provide the features.
+    """
+
+    def __init__(self, prompts: PromptsConfig, *, embed_dim: int, tower: TextTransformer | None) -> None:
+        self.prompts = prompts
+        self._embed_dim = embed_dim
+        self._tower = tower
+
+    def encode(self, sentences: list[str]) -> Float[Tensor, "sentences embed"]:
+        """Encode sentences, without gradient.
+
+        Returns:
+            The output of the text encoder, not normalized; zeros, to be filled by a checkpoint, if it was built with
+            ``pretrained=False``.
+
+        Raises:
+            ConfigError: if a sentence is longer than the encoder reads.
+        """
+        if self._tower is None:
+            return torch.zeros(len(sentences), self._embed_dim)
+        return encode_texts(self._tower, sentences)
+
+
 @dataclasses.dataclass
-class Clip:
-    """What a counter takes of CLIP."""
+class ClipParts:
+    """The parts of a counter that are built from CLIP."""
 
     backbone: ClipResNet | ClipViT
     decoder: nn.Sequential | None
     channels: int
-    """Channels of the backbone, or of the decoder where there is one."""
-    text_features: Float[Tensor, "bins embed"]
-    """The text encoder's output for each prompt, not normalized; zeros where a checkpoint will fill them."""
+    """Channels of the features that the head receives: those of the decoder, or of the backbone without one."""
     mean: tuple[float, ...]
+    """Mean of red, green and blue, in 0 to 1, with which the weights were trained."""
     std: tuple[float, ...]
+    """Standard deviation of red, green and blue, in 0 to 1."""
+    texts: ClipTexts
+    """The text encoder; drop it once the head is built."""
 
 
-def build_clip(config: ClipConfig, prompts: Sequence[str], *, block_size: int, pretrained: bool = True) -> Clip:
-    """CLIP's image encoder and the text features of ``prompts``.
+def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) -> ClipParts:
+    """Build CLIP's image encoder, the decoder on top of it, and the text encoder.
 
     Args:
+        config: the model's config.
+        block_size: side of a block, in pixels; ResNets choose their stride by it.
         pretrained: False builds the same encoder without weights and without the text encoder.
 
     Raises:
         ConfigError: if weights are missing, do not fit, or were trained with another activation.
+        CheckpointError: if the file of weights is damaged.
     """
-    if pretrained or config.quick_gelu is None:  # else it was recorded, and the weights' file may be gone
+    if pretrained or config.quick_gelu is None:  # else it is recorded, and the file of weights may no longer exist
         config = follow_weights(config)
     sizes = _sizes(config)
     image = _image_tower(config, sizes)
-    tag = get_pretrained_cfg(ARCHITECTURES[config.name], config.weights) or {}
-    mean, std = tag.get("mean") or OPENAI_DATASET_MEAN, tag.get("std") or OPENAI_DATASET_STD
-    features = torch.zeros(len(prompts), sizes["embed_dim"])
-    if pretrained:
-        text = text_tower(config)
-        if config.weights != "none":
-            _load(image, text, _read(config), config)
-        features = encode_texts(text, prompts)
-    backbone: ClipResNet | ClipViT
-    if isinstance(config, ClipViTConfig):
-        backbone = ClipViT(
-            image,
-            frozen=config.frozen,
-            prompt_tokens=config.prompt_tokens,
-            prompt_depth=config.prompt_depth,
-            prompt_dropout=config.prompt_dropout,
-        )
-    else:
-        backbone = ClipResNet(image, stride=config.stride(block_size) or 32)
+    text = text_tower(config) if pretrained else None
+    if text is not None and config.weights != "none":
+        _load(image, text, _read(config), config)
+    backbone = _backbone(config, image, block_size=block_size)
     channels = backbone.channels
     decoder = None
     if config.decoder is Decoder.released:
         widths = config.decoder_channels or _RELEASED_DECODERS.get(config.name, [channels])
         decoder = residual_decoder(channels, widths, bottleneck=isinstance(config, ClipResNetConfig))
         channels = widths[-1]
-    return Clip(backbone, decoder, channels, features, mean, std)
+    tag = get_pretrained_cfg(ARCHITECTURES[config.name], config.weights) or {}
+    return ClipParts(
+        backbone,
+        decoder,
+        channels,
+        mean=tag.get("mean") or OPENAI_DATASET_MEAN,
+        std=tag.get("std") or OPENAI_DATASET_STD,
+        texts=ClipTexts(config.prompts, embed_dim=sizes["embed_dim"], tower=text),
+    )
+
+
+def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet | ClipViT:
+    stride = config.stride(block_size)
+    assert stride is not None, f"the config of {config.name} states no stride"
+    if not isinstance(config, ClipViTConfig):
+        return ClipResNet(image, stride=stride)
+    return ClipViT(
+        image,
+        stride=stride,
+        frozen=config.frozen,
+        prompt_tokens=config.prompt_tokens,
+        prompt_depth=config.prompt_depth,
+        prompt_dropout=config.prompt_dropout,
+    )
 
 
 def follow_weights(config: ClipConfig) -> ClipConfig:
-    """The config with the activation its weights were trained with: a network with another is silently wrong.
+    """Fill in the activation that the weights were trained with; another one gives wrong features without any error.
 
     Raises:
-        ConfigError: if the config asks for another activation, or nothing tells which it is.
+        ConfigError: if the config sets another activation, or the activation is unknown.
+        CheckpointError: if the file of weights, or the description beside it, is damaged.
     """
     trained = _quick_gelu_of_weights(config)
     if trained is None and config.quick_gelu is None:
-        _read(config)  # an unreadable file is told as such
+        _read(config)  # an unreadable file is reported as such
         raise ConfigError(
             f"model.weights={config.weights}: the file does not say whether these weights were trained with QuickGELU; "
-            "set model.quick_gelu=true (OpenAI's weights, and those whose name says quickgelu) or false, or keep their "
-            "open_clip_config.json beside them"
+            "set model.quick_gelu=true (OpenAI's weights, and those whose name contains quickgelu) or false, or put "
+            "their open_clip_config.json in the same folder"
         )
     if trained is not None and config.quick_gelu is not None and trained != config.quick_gelu:
         raise ConfigError(
             f"model.quick_gelu={config.quick_gelu}: but model.weights={config.weights} were trained with "
-            f"{'QuickGELU' if trained else 'GELU'}; leave the setting out, and the network follows its weights"
+            f"{'QuickGELU' if trained else 'GELU'}; omit the setting to follow the weights"
         )
     return dataclasses.replace(config, quick_gelu=config.quick_gelu if trained is None else trained)
 
 
 def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
-    """Whether the weights were trained with QuickGELU; None if nothing tells."""
+    """Whether the weights were trained with QuickGELU; None if unknown."""
     if config.weights == "none":
         return True if config.quick_gelu is None else config.quick_gelu
     file = os.path.expanduser(config.weights)
@@ -270,10 +295,10 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
             known = ", ".join(list_pretrained_tags_by_model(ARCHITECTURES[config.name]))
             raise ConfigError(
                 f"model.weights={config.weights}: neither a file nor a tag of open_clip for "
-                f"{ARCHITECTURES[config.name]}; tags are {known}"
+                f"{ARCHITECTURES[config.name]}; tags: {known}"
             )
         return bool(tag.get("quick_gelu", False))
-    if _is_torchscript(file):  # the form in which OpenAI published, and nobody else
+    if _is_torchscript(file):  # only OpenAI published weights in this format
         return True
     beside = os.path.join(os.path.dirname(file), "open_clip_config.json")
     if not os.path.isfile(beside):
@@ -283,14 +308,14 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
             content = json.load(stream)
         return bool(content.get("model_cfg", content).get("quick_gelu", False))
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"model.weights={config.weights}: {beside} beside it is not the description open_clip wrote ({error}); "
-            "put that one there, or remove it and set model.quick_gelu=true or false"
+        raise CheckpointError(
+            f"model.weights={config.weights}: {beside} in the same folder is not a description written by open_clip "
+            f"({error}); replace it, or remove it and set model.quick_gelu=true or false"
         ) from error
 
 
 def _sizes(config: ClipConfig) -> dict[str, Any]:
-    """open_clip's sizes of the architecture, with those the config sets."""
+    """Sizes of the architecture: those set in the config, else open_clip's."""
     library: Any = open_clip.get_model_config(ARCHITECTURES[config.name])
     vision, text = library["vision_cfg"], library["text_cfg"]
     layers = config.layers or vision["layers"]
@@ -306,7 +331,7 @@ def _sizes(config: ClipConfig) -> dict[str, Any]:
 
 def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
     if not isinstance(config, ClipViTConfig):
-        # The heads are those of the attention pooling, which is not used.
+        # The number of heads is that of the attention pooling, which is not used.
         return ModifiedResNet(list(sizes["layers"]), sizes["embed_dim"], heads=1, width=sizes["width"])
     patch = config.names[config.name]
     return VisionTransformer(
@@ -322,7 +347,11 @@ def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
 
 
 def text_tower(config: ClipConfig) -> TextTransformer:
-    """CLIP's text encoder of the config's sizes and activation, without weights."""
+    """Build CLIP's text encoder with the config's sizes and activation, without weights.
+
+    Raises:
+        ConfigError: if ``model.text_heads`` does not divide the width.
+    """
     sizes = _sizes(config)
     return TextTransformer(
         width=sizes["text_width"],
@@ -341,7 +370,10 @@ def _heads(width: int, heads: int, setting: str) -> int:
 
 @torch.no_grad()
 def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """The text encoder's output for each text, not normalized.
+    """Encode texts, without gradient.
+
+    Returns:
+        The output of the text encoder for each text, not normalized.
 
     Raises:
         ConfigError: if a text is longer than the encoder reads.
@@ -349,7 +381,9 @@ def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, 
     tokenizer = SimpleTokenizer()
     for text in texts:
         if len(tokenizer.encode(text)) + 2 > DEFAULT_CONTEXT_LENGTH:
-            raise ConfigError(f"model.prompts: {text!r} is longer than the {DEFAULT_CONTEXT_LENGTH} tokens CLIP reads")
+            raise ConfigError(
+                f"model.prompts: {text!r} is longer than the {DEFAULT_CONTEXT_LENGTH} tokens that CLIP reads"
+            )
     return tower.eval()(tokenizer(list(texts)))
 
 
@@ -364,20 +398,20 @@ def _is_torchscript(file: str) -> bool:
 
 
 def _read(config: ClipConfig) -> Mapping[str, Tensor]:
-    """The weights of a tag or a file, under open_clip's names."""
+    """Read the weights of a tag (downloaded if necessary) or a file, with open_clip's names."""
     file = os.path.expanduser(config.weights)
     if not os.path.isfile(file):
         file = _download(config)
     if _is_torchscript(file):
-        # torch wants archives re-exported, but this is how OpenAI's are.
+        # torch warns that this format is deprecated, but OpenAI's weights have no other.
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
         except RuntimeError as error:
-            raise ConfigError(f"model.weights={config.weights}: a damaged archive; get it again") from error
+            raise CheckpointError(f"model.weights={config.weights}: a damaged archive; download it again") from error
     else:
         state = read_state_dict(file)
-    # Checkpoints of several processes, and models with a text tower of their own, put a word before the names.
+    # Checkpoints of distributed runs, and models with a separate text tower, add a prefix to the names.
     return {k.removeprefix("module.").removeprefix("text."): v for k, v in state.items()}
 
 
@@ -386,19 +420,19 @@ def _download(config: ClipConfig) -> str:
     tag = get_pretrained_cfg(architecture, config.weights)
     try:
         return str(download_pretrained(tag))
-    except Exception as error:  # the hub raises many kinds for a network that is not there
+    except Exception as error:  # the hub raises many kinds of errors when offline
         source = f"https://huggingface.co/{tag.get('hf_hub', '')}".rstrip("/")
         archive = f" (or {tag['url']})" if tag.get("url") else ""
         raise ConfigError(
-            f"model.weights={config.weights}: {architecture}'s weights could not be had ({type(error).__name__}). "
-            f"Without a network, get open_clip_model.safetensors and open_clip_config.json from {source} on another "
-            f"machine{archive}, put both in a folder of this one, and name the "
-            "first with model.weights=FILE; or train from nothing with model.weights=none"
+            f"model.weights={config.weights}: {architecture}'s weights could not be downloaded "
+            f"({type(error).__name__}). Without a network connection, download open_clip_model.safetensors and "
+            f"open_clip_config.json from {source} on another machine{archive}, copy both to a folder of this one, and "
+            "set model.weights=FILE to the first; or train from scratch with model.weights=none"
         ) from error
 
 
 def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config: ClipConfig) -> None:
-    """Fill both towers; every key must be theirs but for the parts that are not used."""
+    """Load ``state`` into both encoders; apart from unused layers, its keys must be exactly theirs."""
     state = dict(state)
     positions = state.get("visual.positional_embedding")
     if positions is not None and isinstance(image, VisionTransformer):
@@ -407,7 +441,7 @@ def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config
             state["visual.positional_embedding"] = interpolate_positions(
                 positions.float(), (side, side), image.grid_size
             )
-    # What is pooled, projected or scaled elsewhere; OpenAI's archives also hold three sizes.
+    # Layers for pooling, projecting and scaling, which are not used; OpenAI's archives also contain sizes.
     unused = (
         *("logit_scale", "logit_bias", "visual.attnpool.", "visual.proj"),
         *("input_resolution", "context_length", "vocab_size", "attn_mask"),
@@ -432,5 +466,5 @@ def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config
         )
     filled = {k: state.get(k, v).float() if v.is_floating_point() else state.get(k, v) for k, v in own.items()}
     visual = {k.removeprefix("visual."): v for k, v in filled.items() if k.startswith("visual.")}
-    image.load_state_dict(visual, strict=False)  # all but the unused parts, as was checked above
+    image.load_state_dict(visual, strict=False)  # all but the unused layers, as checked above
     text.load_state_dict({k: v for k, v in filled.items() if not k.startswith("visual.")}, strict=False)

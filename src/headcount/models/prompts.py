@@ -1,6 +1,6 @@
-"""The sentence that describes each bin to CLIP.
+"""Writes the sentence that describes each bin to CLIP.
 
-Implements section III-B of arXiv:2403.09281. It does not encode them (``clip``).
+Implements section III-B of arXiv:2403.09281. It does not encode the sentences (see ``clip``).
 """
 
 import math
@@ -12,12 +12,14 @@ from headcount.config import CountStyle, LastPrompt, PromptsConfig
 
 
 def write_prompts(edges: Sequence[tuple[float, float]], config: PromptsConfig) -> list[str]:
-    """One sentence a bin, in the order of the bins.
+    """Write one sentence per bin, in the order of the bins.
 
     Args:
         edges: first and last integer of each bin; the last bin ends at inf.
+        config: the phrases, and how counts are written.
 
-    Source: arXiv:2403.09281, section III-B; of 0, 1 and the open bin, the released texts.
+    Source: arXiv:2403.09281, section III-B; the default phrases for 0, 1 and the open bin are those of the released
+    code.
     """
     return [_sentence(int(low), high, config) for low, high in edges]
 
@@ -35,7 +37,7 @@ def _sentence(low: int, high: float, config: PromptsConfig) -> str:
 
 
 def _written(count: int, style: CountStyle) -> str:
-    # Released code: spells counts up to 100 and whole hundreds up to 1000, and writes the others in digits.
+    # As in the released code: counts up to 100 and multiples of 100 up to 1000 are spelled out, the others are digits.
     if style is CountStyle.number or count > 1000 or (count > 100 and count % 100):
         return str(count)
     return str(num2words(count))

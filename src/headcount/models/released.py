@@ -1,7 +1,7 @@
-"""Checkpoints of the paper's released code as counters of ours.
+"""Converts checkpoints of the paper's released code to counters.
 
-Maps every parameter's name, encodes the prompts with the text encoder that the file brings, and
-refuses what it cannot place. It reads no file; ``scripts/convert_checkpoint.py`` does.
+Maps the name of every parameter, encodes the prompts with the text encoder in the checkpoint, and rejects a checkpoint
+with unknown or missing parameters. It does not read files; ``scripts/convert_checkpoint.py`` does.
 """
 
 import dataclasses
@@ -25,13 +25,14 @@ from headcount.config import (
     Strategy,
     integer_bins,
 )
+from headcount.errors import CheckpointError
 from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
 from headcount.types import BlockGrid
 
-# What the released code calls the networks, where ours has another name.
+# Names of networks in the released code -> ours, where they differ.
 _BACKBONES = {
     "clip_resnet50": "clip_rn50",
     "clip_resnet101": "clip_rn101",
@@ -43,10 +44,10 @@ _BACKBONES = {
     "vgg19_ae": "dmcount",
 }
 
-# The prompt tokens of a layer.
+# Name of a layer's prompt tokens.
 _PROMPT = re.compile(r"vpt_[0-9]+")
 
-# Beginning of a released name -> of ours. The first that fits is taken.
+# Prefix of a released name -> ours. The first match counts.
 _CLIP = {
     "image_encoder.": "backbone.tower.",
     "image_decoder.": "decoder.",
@@ -72,48 +73,42 @@ def convert_released(
     block_size: int | None = None,
     **options: Any,
 ) -> Counter:
-    """The counter of a checkpoint of the released code, in evaluation mode.
+    """Convert a checkpoint of the released code to a counter in evaluation mode.
 
     Args:
-        state_dict: a bare state dict, or the training checkpoint that holds one.
-        model: a config, or the name of one (ours or the released code's, ``clip_rn50`` or
-            ``clip_resnet50``) with its settings as ``options``. Pixels are normalized as the released
-            code does it, by ImageNet's mean and standard deviation, unless the config says otherwise.
-        bins: edges and representative counts, which the released files do not hold; None for a model
-            that regresses counts.
-        block_size: side of a block, pixels; needed without ``bins``.
+        state_dict: a state dict, or a training checkpoint that contains one.
+        model: a model config, or the name of a model (ours or the released code's: ``clip_rn50`` or
+            ``clip_resnet50``) whose settings are ``options``. Unless the config sets ``mean`` and ``std``, pixels are
+            normalized with those of ImageNet, as in the released code.
+        bins: edges and representative counts, which the released files do not contain; None for a model that
+            regresses counts.
+        block_size: side of a block, in pixels; required without ``bins``.
+        options: settings of the model, if ``model`` is a name.
 
     Raises:
-        ConfigError: if the model has no such name or setting, or a parameter is left over, missing, or
-            of another shape; names it.
+        ConfigError: if the model or a setting does not exist, or if parameters are unknown, missing or of another
+            shape with these settings; names them.
+        CheckpointError: if ``state_dict`` is not a checkpoint of the released code at all.
     """
     if bins is not None:
         grid = bins.grid
     elif block_size is not None:
         grid = BlockGrid(block_size)
     else:
-        raise ConfigError("block_size is not given: the side of a block in pixels, needed for a model without bins")
+        raise ConfigError("block_size is missing: the side of a block in pixels, required for a model without bins")
     config = released_config(model if isinstance(model, ModelConfig) else _config(model, bins, options))
     state = _bare(state_dict)
     counter = build_model(config, grid, bins, pretrained=False)
     own = counter.state_dict()
-    if isinstance(config, ClipConfig):
-        ours = _clip_names(state, config, bins)
-    elif isinstance(config, MobileNetV2Config):
-        ours = _mobilenet_names(state, own)
-    elif config.name == "densenet201":  # timm, which the released code builds on, flattens the names
-        ours = {_renamed(name.replace("encoder.features_", "encoder."), _OTHERS): v for name, v in state.items()}
-    else:
-        ours = {_renamed(name, _OTHERS): value for name, value in state.items()}
-    # The names people find in their file.
+    given = {"mean": own["mean"], "std": own["std"], **_our_names(state, config, bins, own)}
+    # The names in the user's file, for error messages.
     theirs = {_renamed(name, _CLIP if isinstance(config, ClipConfig) else _OTHERS): name for name in state}
     theirs["backbone.prompts"] = ", ".join(filter(_PROMPT.fullmatch, state))
-    given = {"mean": own["mean"], "std": own["std"], **ours}
     left_over = [theirs.get(name, name) for name in given if name not in own]
     missing = [name for name in own if name not in given]
     reshaped = [name for name in own if name in given and given[name].shape != own[name].shape]
     if left_over or missing or reshaped:
-        problems = [f"no place for {name}" for name in left_over] + [f"nothing for {name}" for name in missing]
+        problems = [f"{name} is unknown" for name in left_over] + [f"{name} is missing" for name in missing]
         problems += [f"{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}" for name in reshaped]
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise ConfigError(
@@ -124,8 +119,21 @@ def convert_released(
     return counter.eval()
 
 
+def _our_names(
+    state: Mapping[str, Tensor], config: ModelConfig, bins: CountBins | None, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The released ``state`` by our names; ``own`` is the state dict of the counter."""
+    if isinstance(config, ClipConfig):
+        return _clip_names(state, config, bins)
+    if isinstance(config, MobileNetV2Config):
+        return _mobilenet_names(state, own)
+    if config.name == "densenet201":  # the released code uses timm, which flattens the names
+        state = {name.replace("encoder.features_", "encoder."): value for name, value in state.items()}
+    return {_renamed(name, _OTHERS): value for name, value in state.items()}
+
+
 def released_config(config: ModelConfig) -> ModelConfig:
-    """The config with the pixels' mean and standard deviation of the released code, and no weights to load."""
+    """The config with the mean and standard deviation of the released code, and ``weights=none``."""
     changes: dict[str, Any] = {
         "mean": config.mean or list(backbones.IMAGENET_MEAN),
         "std": config.std or list(backbones.IMAGENET_STD),
@@ -140,25 +148,25 @@ def _config(name: str, bins: CountBins | None, options: Mapping[str, Any]) -> Mo
     kinds = [kind for kind in MODELS.values() if name in kind.names]
     if not kinds:
         known = ", ".join(n for kind in MODELS.values() for n in kind.names)
-        raise ConfigError(f"model={name}: no such model; there are {known}")
+        raise ConfigError(f"model={name}: no such model; allowed: {known}")
     settings = {"head": RegressionHeadConfig() if bins is None else EbcHeadConfig(), **options, "name": name}
     try:
         config: ModelConfig = kinds[0](**settings)
     except TypeError as error:
         known = ", ".join(f.name for f in dataclasses.fields(kinds[0]))
-        raise ConfigError(f"model={name}: {error}; its settings are {known}") from error
+        raise ConfigError(f"model={name}: {error}; allowed settings: {known}") from error
     return config
 
 
 def _bare(content: Any) -> dict[str, Tensor]:
-    """The state dict itself: a training checkpoint keeps it under a name, several processes behind a word."""
+    """Extract the state dict from a training checkpoint, and remove the prefix of distributed runs from its names."""
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ConfigError(
+        raise CheckpointError(
             "not a checkpoint of the released code: neither a state dict of tensors nor a training checkpoint that "
-            "holds one as 'model_state_dict'"
+            "contains one as 'model_state_dict'"
         )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -191,7 +199,7 @@ def _clip_names(state: Mapping[str, Tensor], config: ClipConfig, bins: CountBins
         ]
         if wrong:
             raise ConfigError(
-                f"text_encoder.{min(wrong)} and {len(wrong) - 1} more are not those of {config.name} with these "
+                f"text_encoder.{min(wrong)} and {len(wrong) - 1} more do not fit {config.name} with these "
                 "settings (model.embed_dim, text_width, text_heads, text_layers are settings of the model)"
             )
         tower.load_state_dict(texts)
@@ -200,7 +208,7 @@ def _clip_names(state: Mapping[str, Tensor], config: ClipConfig, bins: CountBins
 
 
 def _mobilenet_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm, which the released code builds on, has torchvision's layers in the same order under other names."""
+    """Map names by order: the released code uses timm, whose layers have torchvision's order but other names."""
     theirs = [name for name in state if name.startswith("backbone.encoder.")]
     ours = [name for name in own if name.startswith("backbone.features.")]
     if len(theirs) != len(ours):
@@ -209,8 +217,8 @@ def _mobilenet_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     return {**{after: state[before] for before, after in zip(theirs, ours, strict=True)}, **rest}
 
 
-# Representative counts the paper's authors published, by dataset, side of a block, m and strategy: means over
-# overlapping windows of the training images. Bins of one count stand for it; the others are listed.
+# Representative counts published by the paper's authors, by dataset, block size in pixels, m and strategy: means over
+# overlapping windows of the training images. Bins of a single count are represented by it; the others are listed here.
 _PUBLISHED: dict[tuple[str, int, int, str], tuple[float, ...]] = {
     ("sha", 8, 2, "fine"): (2.24479,),
     ("shb", 8, 2, "fine"): (2.15171,),
@@ -235,7 +243,17 @@ _PUBLISHED: dict[tuple[str, int, int, str], tuple[float, ...]] = {
 
 
 def published_counts(dataset: str, *, block_size: int, m: int, strategy: str) -> list[float] | None:
-    """The representative counts the paper's authors published for these bins; None if they did not."""
+    """Look up the representative counts that the paper's authors published.
+
+    Args:
+        dataset: name of the dataset.
+        block_size: side of a block, in pixels.
+        m: maximum count of a block.
+        strategy: name of a :class:`Strategy`.
+
+    Returns:
+        One count per bin; None if none were published for these bins.
+    """
     last = _PUBLISHED.get((dataset, block_size, m, strategy))
     if last is None:
         return None

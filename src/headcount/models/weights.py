@@ -1,7 +1,7 @@
-"""Pretrained weights: found, read without running anything in them, and put into a backbone.
+"""Pretrained weights: find or download them, read them without running code in them, load them into a backbone.
 
-A file that does not fit says which layer does not, before any weight is changed. CLIP's weights
-and the released checkpoints bring names of their own (``clip``, ``released``).
+If a file does not fit, the error names the first layer that does not, and no weight is changed. CLIP's weights and the
+released checkpoints use other names, which ``clip`` and ``released`` handle.
 """
 
 import os
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from headcount.config import ConfigError
+from headcount.errors import CheckpointError
 from headcount.models.backbones import Backbone
 
 _scalar: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]
@@ -29,17 +30,20 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 def load_backbone(backbone: Backbone, weights: str, published: WeightsEnum | None) -> None:
-    """Fill ``backbone`` from ``imagenet``, or from a file; ``none`` leaves it as it is.
+    """Load pretrained weights into ``backbone``.
 
-    A file holds the state dict of torchvision's (or timm's) classifier of the same architecture,
-    with any number of classes: only the layers the backbone has are read. What the backbone puts on
-    top of them (``context``) is in no such file, and keeps its values.
+    A file holds the state dict of torchvision's (or timm's) classifier of the same architecture, with any number of
+    classes: only the layers that the backbone has are read. Layers that the backbone adds (``context``) are not in such
+    a file and keep their values.
 
     Args:
-        published: what ``imagenet`` stands for; None if it stands for nothing.
+        backbone: changed in place.
+        weights: ``imagenet``, the path of a file, or ``none`` to change nothing.
+        published: the weights that ``imagenet`` means; None if it has no meaning for this backbone.
 
     Raises:
-        ConfigError: names what is missing, and where to put it.
+        ConfigError: if the weights do not exist, could not be downloaded, or belong to another architecture.
+        CheckpointError: if the file is damaged or is not a state dict.
     """
     if weights == "none":
         return
@@ -62,21 +66,21 @@ def load_backbone(backbone: Backbone, weights: str, published: WeightsEnum | Non
             else f"{backbone.prefix}{wrong[0]} is {tuple(found[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
         )
         raise ConfigError(
-            f"model.weights={weights}: not this architecture's weights: {problem} "
+            f"model.weights={weights}: weights of another architecture: {problem} "
             f"({len(missing)} missing, {len(wrong)} of another shape)"
         )
     backbone.features.load_state_dict({k: found.get(k, v) for k, v in own.items()})
 
 
-# DenseNet's published files are older than the rule that a layer's name has no dot: norm.1 became norm1.
+# DenseNet's published files have dots inside the names of layers (norm.1), which torch no longer allows (norm1).
 _OLD_DENSE_LAYER = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
 def _names(key: str) -> tuple[str, ...]:
-    """What a layer of a published file may be called in a backbone.
+    """Possible names in a backbone for a layer of a published file.
 
-    timm's feature extractors keep a classifier's names, join the first two parts
-    (``stages.0.blocks`` to ``stages_0.blocks``), or hold it whole under a name.
+    timm's feature extractors keep a classifier's names, join the first two parts (``stages.0.blocks`` becomes
+    ``stages_0.blocks``), or contain the whole classifier as ``model`` or ``body``.
     """
     key = _OLD_DENSE_LAYER.sub(r"\1", key)
     return key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}"
@@ -88,43 +92,52 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
     file = os.path.join(folder, os.path.basename(url))
     try:
         return published.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # no network, a wrong hash, or a file in that folder that is cut short
+    except Exception as error:  # no network, a wrong hash, or a truncated file in that folder
         raise ConfigError(
-            f"model.weights=imagenet: {os.path.basename(url)} could not be had ({error}). Without a network, put the "
-            f"file from {url} at {file}, name a state dict with model.weights=FILE, or train from nothing with "
-            "model.weights=none"
+            f"model.weights=imagenet: {os.path.basename(url)} could not be downloaded ({error}). Without a network "
+            f"connection, copy the file from {url} to {file}, set model.weights=FILE (a state dict), or train from "
+            "scratch with model.weights=none"
         ) from error
 
 
 def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
-    """What torch saved in a file, if it is plain values and tensors, on the CPU.
+    """Read a file that torch saved, if it contains only plain values and tensors.
 
     Args:
-        setting: what the file was given as, for the error.
-        what: what the file should be, for the error.
+        path: the file.
+        setting: the setting that named the file, for error messages.
+        what: what the file should be, for error messages.
+
+    Returns:
+        The content, with tensors on the CPU.
 
     Raises:
-        ConfigError: if the file is truncated, empty, a folder, no such file, or holds code.
+        ConfigError: if the path does not exist or is a folder.
+        CheckpointError: if the file is empty, truncated or foreign, or contains code.
     """
     if path.is_dir():
         raise ConfigError(f"{setting}={path}: is a folder; name a file in it")
+    if not path.exists():
+        raise ConfigError(f"{setting}={path}: no such file")
     try:
-        # A foreign file is refused below, in our words. NumPy's numbers (losses, errors) run nothing.
+        # torch's warnings about foreign files add nothing to the errors below. NumPy's scalars (losses) run no code.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(f"{setting}={path}: not {what}, or one that holds code, which is never run") from error
-    except Exception as error:  # of many kinds, for a file that is truncated or foreign
-        raise ConfigError(f"{setting}={path}: the file is truncated or not {what}") from error
+        raise CheckpointError(f"{setting}={path}: not {what}, or it holds code, which is never run") from error
+    except Exception as error:  # many kinds, for a file that is truncated or foreign
+        raise CheckpointError(f"{setting}={path}: the file is truncated or not {what}") from error
 
 
 def read_state_dict(file: str) -> Mapping[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of one that torch saved; nothing in it is executed.
+    """Read the tensors of a ``.safetensors`` file or of a file that torch saved, without running code in it.
 
-    A training checkpoint that keeps them under ``state_dict`` is read as well.
+    Args:
+        file: path; a training checkpoint that contains the tensors as ``state_dict`` is accepted as well.
 
     Raises:
-        ConfigError: if there is no such file, it cannot be read, or it holds something else.
+        ConfigError: if the file does not exist.
+        CheckpointError: if the file cannot be read or contains something else.
     """
     path = Path(file).expanduser()
     if not path.exists():
@@ -133,14 +146,17 @@ def read_state_dict(file: str) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors" and path.is_file():
         try:
             state = safetensors.torch.load_file(path)
-        except Exception as error:  # of many kinds, for a file that is truncated or foreign
-            raise ConfigError(f"model.weights={file}: not a readable .safetensors file: {error}") from error
+        except Exception as error:  # many kinds, for a file that is truncated or foreign
+            raise CheckpointError(f"model.weights={file}: not a readable .safetensors file: {error}") from error
     else:
         state = read_plain(path, setting="model.weights", what="a state dict")
     if isinstance(state, Mapping):
         state = state.get("state_dict", state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        keys = list(map(str, state))[:6] if isinstance(state, Mapping) else []
-        held = type(state).__name__ + f" with {', '.join(keys)}" * bool(keys)
-        raise ConfigError(f"model.weights={file}: holds {held}, not a state dict of tensors; save that alone in a file")
+        content = type(state).__name__
+        if isinstance(state, Mapping) and state:
+            content += f" with {', '.join(list(map(str, state))[:6])}"
+        raise CheckpointError(
+            f"model.weights={file}: contains {content}, not a state dict of tensors; save only the state dict in a file"
+        )
     return state
