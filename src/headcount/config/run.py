@@ -157,8 +157,10 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
             f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
             "so that every process gets the same number of images"
         )
-    without = isinstance(config.model, model.PretrainedConfig) and not weights
-    errors += model.errors(replace(config.model, weights="none") if without else config.model)
+    checked = config.model
+    if isinstance(checked, model.PretrainedConfig) and not weights:
+        checked = replace(checked, weights="none")
+    errors += model.errors(checked)
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
     errors += dataset.errors(config.dataset)
