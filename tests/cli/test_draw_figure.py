@@ -118,3 +118,12 @@ def test_a_counter_whose_weights_are_lost_is_named(
     assert status == 2
     assert "ckpt=best_mae.pt: the predicted count of test_" in err
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_earlier_spellings_still_work(script: Script, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, *SMALL)
+    old = ["--ckpt", "best_mae.pt", "--split", "val", "--names", "val_0003"]
+    status, out, err = script(DRAW, *old, "eval=whole_image", *CPU)
+    assert status == 0, err
+    assert "val_0003: true" in out
+    assert err == "draw_figure.py: --ckpt, --split are now typed ckpt=best_mae.pt split=val\n"

@@ -70,7 +70,7 @@ def test_published_ids_are_valid(script: Script, tmp_path: Path) -> None:
 def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script, data: Path, tmp_path: Path) -> None:
     """By the rule of dataset=nwpu, for a counter trained on other data."""
     ckpt = write_checkpoint(tmp_path, "dataset=sha", *SMALL)
-    where = f"data_root={data}"
+    where = (f"data_root={data}",)
     status, _, err = script(
         *("scripts/nwpu_submit.py", f"ckpt={ckpt}", *where, "split=val", "--output", "val.txt"),
         *("runtime=cpu", "dataset.cache_dir=cache"),
@@ -136,3 +136,24 @@ def test_what_cannot_be_is_refused(typed: list[str], said: str, script: Script) 
     assert status == 2
     assert said in err
     assert "Traceback" not in err
+
+
+def test_earlier_spellings_still_work(script: Script, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("4 3\n5 0\n6 1\n")
+    old = ("--data-root", str(data), "--split", "val")
+    status, _, err = script("scripts/nwpu_score.py", "val.txt", *old)
+    assert (status, err) == (0, f"nwpu_score.py: --data-root, --split are now typed data_root={data} split=val\n")
+    status, out, err = script("scripts/nwpu_submit.py", "--validate", "val.txt", *old)
+    assert status == 0
+    assert "valid, 3 images" in out
+    assert "are now typed split=val" in err
+
+
+def test_a_split_without_annotations_is_refused(script: Script, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("4 3\n")
+    status, _, err = script("scripts/nwpu_score.py", "val.txt", "split=test")
+    assert status == 2
+    assert "split=test: must be val or train" in err
+    status, _, err = script("scripts/nwpu_score.py", "val.txt", "dataset=sha")
+    assert status == 2
+    assert "there is no setting dataset; allowed are data_root, split" in err

@@ -66,3 +66,23 @@ def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]])
         status, _, said = script("scripts/reproduce_table.py", *typed)
         assert status == 2
         assert words in said
+
+
+def test_earlier_spellings_still_work(script: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    status, out, err = script("scripts/reproduce_table.py", *TYPED, "run=false", "seeds=1,2", "output=out")
+    assert status == 0, err
+    assert "Missing: 14 runs" in out
+    assert (tmp_path / "out" / "table3.md").is_file()
+    assert "reproduce_table.py: seeds=1,2, output=out are now typed --seeds 1,2 --output out" in err
+
+
+def test_weights_that_lie_elsewhere_do_not_keep_a_table_from_being_looked_at(
+    script: Callable[..., tuple[int, str, str]],
+) -> None:
+    typed = ["table=3", "dataset=sha", "model=mobilenet_v2", "model.weights=gone.pth", "--output", "out"]
+    status, out, err = script("scripts/reproduce_table.py", *typed)
+    assert status == 0, err
+    assert "Missing: 7 runs" in out
+    status, _, err = script("scripts/reproduce_table.py", *typed, "--run")
+    assert status == 2
+    assert "model.weights=gone.pth: no such file" in err

@@ -153,6 +153,6 @@ def whole_number(text: str) -> int:
 
 
 def one_process(config: Any, why: str) -> list[str]:
-    """The error of a script that works in one process and was asked for several; ``why`` says what takes one."""
+    """The error of a script that works in one process and was asked for several; ``why`` ends in "takes"."""
     devices = config.runtime.devices
-    return [f"runtime.devices={devices}: {why} takes 1"] if devices > 1 else []
+    return [f"runtime.devices={devices}: {why} 1"] if devices > 1 else []

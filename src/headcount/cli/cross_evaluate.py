@@ -91,7 +91,7 @@ def evaluation_configs(
         for dataset, split in columns:
             typed = [f"ckpt={quoted(ckpt)}", f"dataset={dataset}", f"split={split}", *pictures, *overrides]
             config: EvalCommandConfig = to_config(compose(typed, config_name="eval"))
-            if errors := check_evaluation(config) + one_process(config, "one evaluation after the other"):
+            if errors := check_evaluation(config) + one_process(config, "one evaluation after the other takes"):
                 raise ConfigError("\n  ".join(errors))
             row.append(config)
         rows.append(row)

@@ -51,7 +51,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
         if override.startswith("output_dir="):
             raise ConfigError(f"{override}: cannot be set here; type --output")
     config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
-    if errors := check_evaluation(config) + one_process(config, "a few images"):
+    if errors := check_evaluation(config) + one_process(config, "a few images take"):
         raise ConfigError("\n  ".join(errors))
     return config
 
