@@ -266,7 +266,7 @@ def _draw_sizes(sizes: Axes, sides: Axes, splits: Sequence[AuditedSplit]) -> Non
     logarithmic = largest > 4 * smallest
     edges = np.geomspace(smallest, largest, 25) if logarithmic else np.linspace(smallest - 1, largest + 1, 25)
     for k, (split, wide, high) in enumerate(shown):
-        style = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
+        style: dict[str, Any] = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
         sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
         sides.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
         style["label"] = f"{split.name}, shorter side"
@@ -387,7 +387,7 @@ def _choose_from_sorted(unusual: Sequence[int], number: int) -> list[int]:
 
 
 def _unusual(image: AuditedImage) -> list[str]:
-    """What is worth a look in an image that can be used."""
+    """Unusual properties of an image that can be used."""
     found = [f"{n} {what}" for n, what in ((image.duplicates, "duplicates"), (image.outside, "outside")) if n]
     return [*found, "gray"] if image.gray else found
 
