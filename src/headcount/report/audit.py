@@ -388,7 +388,7 @@ def _choose_from_sorted(unusual: Sequence[int], number: int) -> list[int]:
 
 
 def _unusual(image: AuditedImage) -> list[str]:
-    """What is worth a look in an image that can be used."""
+    """Unusual properties of an image that can be used."""
     found = [f"{n} {what}" for n, what in ((image.duplicates, "duplicates"), (image.outside, "outside")) if n]
     return [*found, "gray"] if image.gray else found
 

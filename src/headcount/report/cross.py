@@ -68,10 +68,10 @@ class CrossMatrix:
     def row_names(self) -> list[str]:
         """Training dataset and model of each row; equal names get the seed or, if needed, the checkpoint."""
         names = [f"{row.trained_on} {row.model}" if row.trained_on else row.checkpoint for row in self.rows]
-        alike: dict[str, list[int]] = {}
+        positions: dict[str, list[int]] = {}
         for k, name in enumerate(names):
-            alike.setdefault(name, []).append(k)
-        for group in alike.values():
+            positions.setdefault(name, []).append(k)
+        for group in positions.values():
             if len(group) > 1:
                 endings = [f"seed {self.rows[k].seed}" for k in group]
                 if len(set(endings)) < len(group):

@@ -51,7 +51,7 @@ def check_format(path: Path) -> None:
         ConfigError: if it is not one of ``FORMATS``; lists them.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--output {path}: a figure's file ends in {', '.join(FORMATS)}; type figure.png, say")
+        raise ConfigError(f"--output {path}: a figure's file ends in {', '.join(FORMATS)}; for example figure.png")
 
 
 def spread_over_ranks(counts: Sequence[float], n: int) -> list[int]:
