@@ -174,7 +174,14 @@ def test_commands_run_in_order(workplace: Path) -> None:
     evaluated = {p.parent.parent.parent.parent.name for p in workplace.rglob("worst.png")}
     assert {"tiny_fine_scale-smoke", "mobilenet_v2_fine_scale-smoke"} <= evaluated
     assert len(list(workplace.rglob("last.pt"))) >= 18
-    for made in ("out/counts.csv", "audit/sha/report.md", "tables/table4.tex", "figure.png", "crowd.jpg", "cross/cross.md"):
+    for made in (
+        "out/counts.csv",
+        "audit/sha/report.md",
+        "tables/table4.tex",
+        "figure.png",
+        "crowd.jpg",
+        "cross/cross.md",
+    ):
         assert (workplace / made).is_file()
     (code,) = blocks("python", PAGES["docs/python_api.md"])
     assert run_python(code, workplace) >= 0
