@@ -536,7 +536,12 @@ class StepSetup:
             setup.counter = build_model(
                 config.model, setup.bins, block_size=config.bins.block_size, histogram=histogram
             )
-            if wrong := crop_error(config, setup.counter.stride):
+            if wrong := crop_error(
+                crop,
+                block_size=config.bins.block_size,
+                stride=setup.counter.stride,
+                model=config.model.name,
+            ):
                 raise ConfigError(wrong)
         except ConfigError as error:
             raise SystemExit(f"benchmark.py: {error}") from error

@@ -1,56 +1,6 @@
-"""The quickstart: train, evaluate and picture a counter on generated crowds, and hold it against two others.
+"""Run the quickstart: train, evaluate and compare on generated crowds."""
 
-Run it again and it goes on where it was; a finished run is only evaluated again.
-"""
-
-import json
-import subprocess
-import sys
-import time
-from pathlib import Path
-
-from headcount.config import SyntheticConfig
-from headcount.data.datasets import open_split
-from headcount.data.references import BlobCounter
-from headcount.types import CountErrors
-
-ROOT = Path(__file__).resolve().parent.parent
-RUN = ROOT / "checkpoints" / "synthetic" / "tiny_fine" / "seed1"
-
-
-def main() -> None:
-    """Run the two commands, then print three errors and where everything is."""
-    started = time.perf_counter()
-    for command in (["train.py", "resume=true"], ["eval.py", f"ckpt={RUN / 'best_mae.pt'}"]):
-        print("$ python", *command, flush=True)
-        status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-        if status:
-            sys.exit(status)
-    report = RUN / "eval" / "synthetic_test"
-    mae = json.loads((report / "metrics.json").read_text())["mae"]
-    mean, blobs = reference_errors(SyntheticConfig())
-    print(
-        f"\nMean absolute error on {mean.images} images that nobody trained or selected on:\n"
-        f"  {mean.mae:6.2f}  always answering the training mean\n"
-        f"  {blobs.mae:6.2f}  threshold and count blobs, tuned on the training images\n"
-        f"  {mae:6.2f}  this counter ({mae / mean.mae:.2f} of the first, {mae / blobs.mae:.2f} of the second)\n\n"
-        f"{'run':>12}: {RUN}\n{'checkpoint':>12}: {RUN / 'best_mae.pt'}\n{'curves':>12}: {RUN / 'curves.png'}\n"
-        f"{'picture':>12}: {report / 'worst.png'}\n{'counts':>12}: {report / 'counts.csv'}\n"
-        f"{'TensorBoard':>12}: {Path(sys.executable).parent / 'tensorboard'} --logdir {ROOT / 'checkpoints'}\n"
-        f"{'time':>12}: {time.perf_counter() - started:.0f} s"
-    )
-
-
-def reference_errors(config: SyntheticConfig) -> tuple[CountErrors, CountErrors]:
-    """Errors on the test split of always answering the training mean, and of counting blobs."""
-    train = open_split(config, "train", data_root=None)
-    test = open_split(config, "test", data_root=None)
-    true = [float(test.count(i)) for i in range(len(test))]
-    mean = sum(train.count(i) for i in range(len(train))) / len(train)
-    blobs = BlobCounter.fit([train[i] for i in range(len(train))])
-    counted = [blobs.count(test[i].image) for i in range(len(test))]
-    return CountErrors.from_counts([mean] * len(true), true), CountErrors.from_counts(counted, true)
-
+from headcount.cli.quickstart import main
 
 if __name__ == "__main__":
     main()

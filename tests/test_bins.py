@@ -27,6 +27,7 @@ from headcount.data.datasets import block_histogram, open_split
 from headcount.engine import checkpoint
 from headcount.engine.train import train
 from headcount.models.prompts import write_prompts
+from headcount.types import BlockGrid
 
 INF = math.inf
 # The bins of the released implementation for blocks of 16 (m = 8) and 32 (m = 19) pixels.
@@ -70,7 +71,7 @@ HISTOGRAM = {0: 10, 1: 4, 2: 2, 3: 1, 5: 3, 9: 1}
 
 
 def test_mean_representatives_by_hand() -> None:
-    bins = CountBins.from_histogram(HISTOGRAM, block_size=16, strategy=Strategy.coarse, m=5)
+    bins = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(16), strategy=Strategy.coarse, m=5)
     assert bins.edges == ((0, 0), (1, 2), (3, 4), (5, INF))
     assert bins.representatives == pytest.approx((0, 8 / 6, 3, (3 * 5 + 9) / 4))
     assert bins.shares(HISTOGRAM) == pytest.approx([10 / 21, 6 / 21, 1 / 21, 4 / 21])
@@ -78,31 +79,31 @@ def test_mean_representatives_by_hand() -> None:
 
 def test_middle_representatives() -> None:
     bins = CountBins.from_histogram(
-        HISTOGRAM, block_size=16, strategy=Strategy.coarse, m=5, representatives=Representatives.middle
+        HISTOGRAM, grid=BlockGrid(16), strategy=Strategy.coarse, m=5, representatives=Representatives.middle
     )
     assert bins.representatives == (0, 1.5, 3.5, 5)
 
 
 def test_a_bin_no_block_falls_into_takes_its_middle() -> None:
-    bins = CountBins.from_histogram({0: 3}, block_size=16, strategy=Strategy.coarse, m=5)
+    bins = CountBins.from_histogram({0: 3}, grid=BlockGrid(16), strategy=Strategy.coarse, m=5)
     assert bins.representatives == (0, 1.5, 3.5, 5)
 
 
 def test_clipped_caps_labels_and_the_last_representative() -> None:
-    bins = CountBins.from_histogram(HISTOGRAM, block_size=8, strategy=Strategy.fine, m=4, last=Last.clipped)
+    bins = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(8), strategy=Strategy.fine, m=4, last=Last.clipped)
     assert bins.representatives[-1] == 4
     assert bins.label(torch.tensor([[[[0.0, 3.0, 4.0, 9.0]]]])).tolist() == [[[0, 3, 4, 4]]]
 
 
 def test_labels_of_open_interval_bins() -> None:
-    bins = CountBins.from_histogram(HISTOGRAM, block_size=16, strategy=Strategy.dynamic, m=8)
+    bins = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(16), strategy=Strategy.dynamic, m=8)
     labels = bins.label(torch.tensor([[[[0.0, 3.0, 4.0], [5.0, 8.0, 300.0]]]]))
     assert labels.tolist() == [[[0, 3, 4], [4, 6, 6]]]
 
 
 @pytest.mark.parametrize("count", [-1.0, 0.5, math.nan, math.inf])
 def test_a_count_in_no_bin_is_refused_by_value(count: float) -> None:
-    bins = CountBins.from_histogram(HISTOGRAM, block_size=8, strategy=Strategy.fine, m=4)
+    bins = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(8), strategy=Strategy.fine, m=4)
     with pytest.raises(ValueError, match=f"block count {count:g} lies in no bin"):
         bins.label(torch.tensor([[[[0.0, count]]]]))
 
@@ -118,16 +119,16 @@ def test_a_count_in_no_bin_is_refused_by_value(count: float) -> None:
 )
 def test_bins_that_overlap_or_leave_a_gap_are_refused(edges: tuple[tuple[float, float], ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CountBins(8, edges, tuple(float(low) for low, _ in edges))
+        CountBins(BlockGrid(8), edges, tuple(float(low) for low, _ in edges))
 
 
 def test_plain_values_and_back() -> None:
-    bins = CountBins.from_histogram(HISTOGRAM, block_size=8, strategy=Strategy.fine, m=4, last=Last.clipped)
+    bins = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(8), strategy=Strategy.fine, m=4, last=Last.clipped)
     assert CountBins.from_dict(bins.to_dict()) == bins
 
 
 def test_description_names_every_bin_and_its_share() -> None:
-    text = CountBins.from_histogram(HISTOGRAM, block_size=16, strategy=Strategy.coarse, m=5).describe(HISTOGRAM)
+    text = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(16), strategy=Strategy.coarse, m=5).describe(HISTOGRAM)
     assert "[1, 2]" in text
     assert "[5, inf)" in text
     assert "47.6190%" in text
@@ -254,7 +255,7 @@ def test_windows_of_shanghaitech_a_give_its_published_count(
 
 
 def test_intervals_by_hand() -> None:
-    bins = CountBins.from_edges([0.5, 1.0, 2.0], block_size=8)
+    bins = CountBins.from_edges([0.5, 1.0, 2.0], grid=BlockGrid(8))
     assert bins.edges == ((0, 0), (0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, INF))
     assert bins.representatives == (0, 0.25, 0.75, 1.5, 2.5)
     assert bins.names() == ["{0}", "(0, 0.5]", "(0.5, 1]", "(1, 2]", "(2, inf)"]
@@ -296,7 +297,7 @@ def test_given_edges_and_integers_in_place_of_smoothed_counts() -> None:
 @pytest.mark.parametrize("count", [-0.5, math.nan, math.inf])
 def test_a_smoothed_count_in_no_interval_is_refused_by_value(count: float) -> None:
     with pytest.raises(ValueError, match=f"block count {count:g} lies in no bin; allowed are numbers from 0"):
-        CountBins.from_edges([0.5], block_size=8).label(torch.tensor([[[[0.0, count]]]]))
+        CountBins.from_edges([0.5], grid=BlockGrid(8)).label(torch.tensor([[[[0.0, count]]]]))
 
 
 @pytest.mark.parametrize("edges", [[0.5, 0.5], [1.0, 0.5], [0.0, 1.0], [-1.0], [1e-5, 1.0], [math.nan], [INF]])
@@ -324,7 +325,7 @@ def test_intervals_that_overlap_or_leave_a_gap_are_refused(
     edges: tuple[tuple[float, float], ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        CountBins(8, edges, tuple(float(low) for low, _ in edges), smoothed=True)
+        CountBins(BlockGrid(8), edges, tuple(float(low) for low, _ in edges), smoothed=True)
 
 
 def test_smoothed_bins_as_plain_values_and_back() -> None:

@@ -68,8 +68,8 @@ def test_model_counts_at_full_size(name: str) -> None:
     counter = build_model(config.model, build_bins(config.bins, HISTOGRAM), histogram=HISTOGRAM).eval()
     with torch.inference_mode():
         prediction = counter(torch.zeros(1, 3, 112, 224, dtype=torch.uint8))
-    assert prediction.block_counts.shape == (1, 1, 112 // counter.stride * counter.stride // 8, 28)
-    assert prediction.block_counts.isfinite().all()
+    assert prediction.blocks.shape == (1, 1, 112 // counter.stride * counter.stride // 8, 28)
+    assert prediction.blocks.isfinite().all()
 
 
 @pytest.mark.parametrize("file", [f for f in CHOICES if f.parts[0] in SHARED], ids=str)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
-GROUND = {"types", "bins", "config", "command", "metrics", "runs", "files"}
+GROUND = {"types", "bins", "config", "errors", "metrics", "runs", "files", "wording"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},

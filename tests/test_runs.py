@@ -76,7 +76,7 @@ def test_a_recipe_is_what_is_learned_not_where() -> None:
         *("model=mobilenet_v2", "model.weights=none", "seed=2", "output_dir=x", "eval=whole_image", "runtime.workers=0")
     )
     assert differences(recipe(here), recipe(there)) == {"seed": (1, 2)}
-    assert differences(recipe(here), recipe(there), but=("seed",)) == {}
+    assert differences(recipe(here), recipe(there), ignore=("seed",)) == {}
     changed = config_of("model=mobilenet_v2", "model.weights=none", "optim.lr=0.5", "eval=sliding_window")
     found = differences(recipe(here), recipe(changed))
     assert found["optim.lr"] == (0.001, 0.5)

@@ -2,8 +2,8 @@
 
 Implements section III-A of arXiv:2403.09281: the three strategies (fine, dynamic, coarse), the
 maximum count of a block (label correction) and representative counts (equation 2); and the
-bordering real-valued intervals of the baseline (Liu et al., ICCV 2019). It does not count blocks
-(``data.points``) nor word bins for a text encoder.
+adjacent real-valued intervals of the baseline (Liu et al., ICCV 2019). Counting the heads in each
+block is done by ``data.points``, and writing prompts for bins by ``models.prompts``.
 """
 
 import math
@@ -30,40 +30,42 @@ from headcount.config import (
     integer_bins,
     representatives_error,
 )
+from headcount.types import BlockGrid
 
-# Bins beyond so many are told by the first and the last few.
-_TOLD = 16
+MAX_DESCRIBED = 16
+"""Longer tables show only the first and last bins."""
 
 
 @dataclass(frozen=True)
 class CountBins:
     """Bins of a block's count with their representative counts.
 
-    Build with :meth:`from_histogram` or :meth:`from_edges`; a checkpoint keeps :meth:`to_dict`.
+    Build with :meth:`from_histogram` or :meth:`from_edges`; a checkpoint stores :meth:`to_dict`.
     """
 
-    block_size: int
-    """Side of a block, in pixels (the paper's r)."""
+    grid: BlockGrid
+    """The blocks whose counts are classified."""
     edges: tuple[tuple[float, float], ...]
-    """First and last integer of each bin, in increasing order; the last bin ends at inf. Of smoothed counts,
-    {0} and intervals (low, high] that border on each other."""
+    """First and last integer of each bin, in increasing order; the last bin ends at inf. For smoothed counts:
+    {0} and adjacent intervals (low, high]."""
     representatives: tuple[float, ...]
-    """The count each bin stands for (the paper's a_i)."""
+    """Representative count of each bin (the paper's a_i)."""
     clip_at: float = math.inf
-    """Counts above this are labeled, and averaged, as this (the paper's m); inf where they are kept."""
+    """Counts above this are treated as equal to it in labels and means (the paper's m); inf keeps them."""
     smoothed: bool = False
-    """The counts are those of heads that a Gaussian has spread: any number from 0, not integers."""
+    """Whether the counts are of Gaussian-smoothed heads: any number >= 0 instead of integers."""
     observed: tuple[float, ...] | None = None
-    """Share of the training blocks in each bin, kept for smoothed counts, which integers cannot tell."""
+    """Fraction of the training blocks in each bin; stored for smoothed counts, for which a histogram of integers
+    does not give it."""
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.representatives):
             raise ValueError(f"{len(self.edges)} bins but {len(self.representatives)} representative counts")
         if self.observed is not None and len(self.observed) != len(self.edges):
-            raise ValueError(f"{len(self.edges)} bins but {len(self.observed)} shares of the training blocks")
+            raise ValueError(f"{len(self.edges)} bins but {len(self.observed)} fractions of the training blocks")
         names, expected = self.names(), 0.0
         for k, (low, high) in enumerate(self.edges):
-            # An interval without its lower end may not be empty; {0} holds one number, as integers do.
+            # A half-open interval must not be empty; {0} contains one number, like a bin of one integer.
             empty = high <= low if self.smoothed and k else high < low
             if low != expected or empty:
                 problem = "overlap" if low < expected or empty else "leave a gap"
@@ -82,7 +84,7 @@ class CountBins:
         cls,
         histogram: Mapping[int, int],
         *,
-        block_size: int,
+        grid: BlockGrid,
         strategy: Strategy,
         m: int,
         last: Last = Last.open,
@@ -91,26 +93,28 @@ class CountBins:
     ) -> "CountBins":
         """Bins of ``strategy`` up to ``m``, with representative counts from the training blocks.
 
-        A bin that no training block falls into takes its middle (the open bin: its first count).
+        A bin without training blocks is represented by its midpoint (the open bin: by its first count).
 
         Args:
-            histogram: block count -> number of training blocks of ``block_size`` with that count.
+            histogram: block count -> number of training blocks of ``grid`` with that count.
+            m: maximum count of a block; the last bin starts at or just below it.
             last: ``open``: counts above ``m`` keep their value in the mean of the last bin (the
-                released code); ``clipped``: labels are capped at ``m``, which the last bin then
-                stands for (the paper).
-            representatives: ``mean`` of the blocks in a bin (equation 2, |B_i| being their
+                released code); ``clipped``: labels are capped at ``m``, which then represents the
+                last bin (the paper).
+            representatives: ``mean`` of the blocks in a bin (equation 2, where |B_i| is their
                 number), or ``middle`` of the bin.
-            given: what each bin stands for, instead of either.
+            given: representative counts to use instead of either.
 
         Raises:
-            ValueError: if ``given`` are not as many as the bins, or one is not finite or lies outside its bin.
+            ValueError: if the number of ``given`` counts differs from the number of bins, or one is not finite or
+                lies outside its bin.
         """
         edges = integer_bins(strategy, m)
         clip_at = float(m) if last is Last.clipped else math.inf
         if given is not None:
             if wrong := representatives_error(given, edges):
                 raise ValueError(f"representative_counts={list(given)}: {wrong}")
-            return cls(block_size, tuple(edges), tuple(map(float, given)), clip_at=clip_at)
+            return cls(grid, tuple(edges), tuple(map(float, given)), clip_at=clip_at)
         values = []
         for low, high in edges:
             inside = {c: n for c, n in histogram.items() if low <= c <= high and n > 0}
@@ -121,20 +125,20 @@ class CountBins:
                 values.append(sum(c * n for c, n in inside.items()) / sum(inside.values()))
             else:
                 values.append(low if is_last else (low + high) / 2)
-        return cls(block_size, tuple(edges), tuple(values), clip_at=clip_at)
+        return cls(grid, tuple(edges), tuple(values), clip_at=clip_at)
 
     @classmethod
     def from_edges(
-        cls, edges: Sequence[float], *, block_size: int, histogram: Mapping[float, int] | None = None
+        cls, edges: Sequence[float], *, grid: BlockGrid, histogram: Mapping[float, int] | None = None
     ) -> "CountBins":
-        """Bordering intervals {0}, (0, e_1], (e_1, e_2], ..., (e_k, inf) of smoothed counts.
+        """Adjacent intervals {0}, (0, e_1], (e_1, e_2], ..., (e_k, inf) of smoothed counts.
 
-        An interval stands for its middle. The open one, which has none, stands for its lower end plus
-        half the width of the interval before it, as if it went on like that.
+        An interval is represented by its midpoint; the open one, which has none, by its lower end plus
+        half the width of the interval before it.
 
         Args:
             edges: upper ends of the bounded intervals, in heads; may be empty.
-            histogram: smoothed block count -> number of training blocks; None where it is not known.
+            histogram: smoothed block count -> number of training blocks; None if unknown.
 
         Raises:
             ValueError: if the edges do not increase from above ``ZERO_BELOW``.
@@ -147,7 +151,7 @@ class CountBins:
         middles = [(low + high) / 2 for low, high in pairwise(ends)]
         width = ends[-1] - ends[-2] if len(ends) > 1 else 1.0
         bins = cls(
-            block_size,
+            grid,
             ((0.0, 0.0), *pairwise([*ends, math.inf])),
             (0.0, *middles, ends[-1] + width / 2),
             smoothed=True,
@@ -160,21 +164,21 @@ class CountBins:
         return replace(bins, observed=tuple((totals / totals.sum()).tolist()))
 
     def label(self, block_counts: Float[Tensor, "batch 1 rows cols"]) -> Int64[Tensor, "batch rows cols"]:
-        """The index of the bin each block's count lies in.
+        """The index of the bin that each block's count lies in.
 
-        A smoothed count is 0 nowhere, exactly; up to ``ZERO_BELOW`` it is labeled as 0.
+        Smoothed counts are never exactly 0: up to ``ZERO_BELOW`` they are labeled as 0.
 
         Raises:
-            ValueError: if a count lies in no bin (negative, not finite, or fractional where bins are of integers).
+            ValueError: if a count lies in no bin (negative, not finite, or fractional for bins of integers).
         """
         given = block_counts[:, 0]
-        nowhere = (given < 0) | ~given.isfinite()
+        invalid = (given < 0) | ~given.isfinite()
         if not self.smoothed:
-            nowhere |= given != given.round()
-        # Device sync; a count outside every bin would otherwise train a wrong class.
-        if bool(nowhere.any()):
+            invalid |= given != given.round()
+        # Device sync; otherwise a count outside every bin would be trained as a wrong class.
+        if bool(invalid.any()):
             allowed = "numbers from 0" if self.smoothed else "the integers 0, 1, 2, ..."
-            raise ValueError(f"block count {float(given[nowhere][0]):g} lies in no bin; allowed are {allowed}")
+            raise ValueError(f"block count {float(given[invalid][0]):g} lies in no bin; allowed are {allowed}")
         if self.smoothed:
             highs = given.new_tensor([ZERO_BELOW, *(high for _, high in self.edges[1:])])
             return torch.bucketize(given, highs)
@@ -187,30 +191,30 @@ class CountBins:
         return [f"({name[1:]}" if self.smoothed and k else name for k, name in enumerate(names)]
 
     def shares(self, histogram: Mapping[int, int]) -> list[float]:
-        """The share of the blocks of ``histogram`` that falls in each bin; of smoothed counts, what was observed."""
+        """The fraction of the blocks of ``histogram`` in each bin; for smoothed counts, ``observed``."""
         if self.observed is not None:
             return list(self.observed)
         total = max(sum(histogram.values()), 1)
-        # Intervals lack their lower end: an integer on it belongs to the interval before.
+        # Intervals exclude their lower end: an integer there belongs to the previous interval.
         return [
             sum(n for c, n in histogram.items() if (low < c if self.smoothed and k else low <= c) and c <= high) / total
             for k, (low, high) in enumerate(self.edges)
         ]
 
     def describe(self, histogram: Mapping[int, int]) -> str:
-        """A table for people: each bin, its representative count and its share of the blocks."""
+        """A text table: each bin, its representative count and its fraction of the blocks of ``histogram``."""
         rows = [
-            f"{name:>14}  {value:>10.4f}  {share:>9.4%}"
+            f"{name:>14}  {value:>14.4f}  {share:>9.4%}"
             for name, value, share in zip(self.names(), self.representatives, self.shares(histogram), strict=True)
         ]
-        if len(rows) > _TOLD:
-            rows[_TOLD // 2 : -_TOLD // 4] = [f"{'...':>14}  ({len(rows)} bins)"]
-        return "\n".join([f"{'bin':>14}  {'stands for':>10}  {'blocks':>9}", *rows])
+        if len(rows) > MAX_DESCRIBED:
+            rows[MAX_DESCRIBED // 2 : -MAX_DESCRIBED // 4] = [f"{'...':>14}  ({len(rows)} bins)"]
+        return "\n".join([f"{'bin':>14}  {'represented by':>14}  {'blocks':>9}", *rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         return {
-            "block_size": self.block_size,
+            "block_size": self.grid.block_size,
             "edges": [list(e) for e in self.edges],
             "representatives": list(self.representatives),
             "clip_at": self.clip_at,
@@ -222,9 +226,9 @@ class CountBins:
     def from_dict(cls, values: Mapping[str, Any]) -> "CountBins":
         """The bins that :meth:`to_dict` wrote."""
         edges: Sequence[Sequence[float]] = values["edges"]
-        observed = values.get("observed")  # of smoothed counts alone
+        observed = values.get("observed")  # only of smoothed counts
         return cls(
-            block_size=int(values["block_size"]),
+            grid=BlockGrid(int(values["block_size"])),
             edges=tuple((float(low), float(high)) for low, high in edges),
             representatives=tuple(float(v) for v in values["representatives"]),
             clip_at=float(values["clip_at"]),
@@ -236,7 +240,7 @@ class CountBins:
 def expected_counts(
     probabilities: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
 ) -> Float[Tensor, "batch 1 rows cols"]:
-    """Representative counts weighted by probability.
+    """Representative counts weighted by the probability of their bins.
 
     Source: arXiv:2403.09281, equation 1.
     """
@@ -250,40 +254,49 @@ def build_bins(
     windows: Mapping[int, int] | None = None,
     smoothed: Mapping[float, int] | None = None,
 ) -> CountBins | None:
-    """The bins of a config, for the block counts of the training images; None for blocks without bins.
+    """The bins of a config, for the block counts of the training images; None for a config without bins.
 
     Args:
         histogram: block count -> number of training blocks.
-        windows: count -> number of windows of a block's size, wherever they lie; representative counts
-            are their means. None takes the blocks.
+        windows: count -> number of windows of a block's size at every position; representative counts
+            are computed from these. None uses the blocks.
         smoothed: smoothed block count -> number of training blocks, for intervals of such counts. None
-            takes ``histogram`` as if nothing had been smoothed.
+            uses ``histogram``, as if nothing had been smoothed.
 
     Raises:
-        ConfigError: if the representative counts or the edges that are given make no bins.
+        ConfigError: if the given representative counts or edges do not form valid bins.
     """
-    if isinstance(config, BlockwiseConfig):
-        counts: Mapping[Any, int] = histogram if smoothed is None else smoothed
-        edges = config.edges
-        if edges is None:
-            # The largest count lies in the open interval; a bounded one that holds it would leave that without any.
-            bounded = math.ceil(max(counts, default=0) / config.step - 1e-9) - 1
-            edges = [round(config.step * (k + 1), 10) for k in range(bounded)]
-        try:
-            return CountBins.from_edges(edges, block_size=config.block_size, histogram=smoothed)
-        except ValueError as error:
-            raise ConfigError(f"bins.{error}") from error
-    if not isinstance(config, BinsConfig):
-        return None
+    match config:
+        case BlockwiseConfig():
+            return _build_intervals(config, histogram if smoothed is None else smoothed, observed=smoothed)
+        case BinsConfig():
+            return _build_integer_bins(config, histogram, counted=histogram if windows is None else windows)
+    return None
+
+
+def _build_intervals(
+    config: BlockwiseConfig, counts: Mapping[Any, int], *, observed: Mapping[float, int] | None
+) -> CountBins:
+    edges = config.edges
+    if edges is None:
+        # The largest count must lie in the open interval, which would otherwise have no training block.
+        bounded = math.ceil(max(counts, default=0) / config.step - 1e-9) - 1
+        edges = [round(config.step * (k + 1), 10) for k in range(bounded)]
+    try:
+        return CountBins.from_edges(edges, grid=BlockGrid(config.block_size), histogram=observed)
+    except ValueError as error:
+        raise ConfigError(f"bins.{error}") from error
+
+
+def _build_integer_bins(config: BinsConfig, histogram: Mapping[int, int], *, counted: Mapping[int, int]) -> CountBins:
     given = config.representative_counts
     largest = max(histogram, default=1) if given is None else len(given) - 1
-    m = config.m if config.label_correction else max(largest, 1)
     try:
         return CountBins.from_histogram(
-            histogram if windows is None else windows,
-            block_size=config.block_size,
+            counted,
+            grid=BlockGrid(config.block_size),
             strategy=config.strategy,
-            m=m,
+            m=config.m if config.label_correction else max(largest, 1),
             last=config.last,
             representatives=config.representatives,
             given=given,

@@ -1,19 +1,28 @@
-"""Folders and files that are written: made in time, and never seen half done."""
+"""Create output folders, write files atomically, and write a path as a setting."""
 
+import csv
+import json
+import math
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from headcount.config import ConfigError
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Make a folder to write into, before any work is done for it.
+    """Create an output folder, before any work is done for it.
+
+    Args:
+        folder: created with its parents; may exist.
+        setting: the setting or option that chose the folder; named in the error.
 
     Raises:
-        ConfigError: names the ``setting`` to change if it cannot be made.
+        ConfigError: if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,12 +31,76 @@ def make_folder(folder: Path, setting: str) -> None:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A file of this process alone to write, which takes the name of ``target`` only when it is complete."""
-    # No process number: on two machines that share a disk it may be the same.
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file so that an interruption at any moment leaves either the old file or the complete new one.
+
+    The new content is on the disk before it replaces the old. An exception in the ``with`` block leaves the old file.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+
+    Yields:
+        A temporary file name in the same folder, used by no other process. Its suffix is not that of ``path``:
+        writers that choose the format by the suffix must be given the format.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    # The name is random: process ids may coincide on two machines that share a disk.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        yield part
-        os.replace(part, target)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def quoted(path: Path | str) -> str:
+    """A path as Hydra reads it on a command line: in quotes where it holds more than plain characters."""
+    if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)):
+        return str(path)
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with ``\\n`` as the end of each line on every system.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with atomic_write(path) as part:
+        # File names may hold bytes that are not valid UTF-8.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values as an indented JSON file, atomically; NaN and infinity become null.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the headings first, as a CSV file in UTF-8, atomically.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with (
+        atomic_write(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows(rows)
+
+
+def _finite(values: Any) -> Any:
+    """The same plain values with None for NaN and infinity, which JSON does not have."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,6 +1,6 @@
-"""What is said of counted images beyond MAE and RMSE: levels, bias, intervals, calibration.
+"""Evaluation metrics beyond MAE and RMSE: errors by count level, bias, bootstrap intervals, calibration.
 
-Plain numbers of plain counts; nothing here knows an image, a model or a dataset.
+Computed from counts and probabilities alone, independent of images, models and datasets.
 """
 
 import math
@@ -22,14 +22,16 @@ LEVELS: dict[str, tuple[float, float]] = {
     "501-5000": (501, 5000),
     "above 5000": (5001, math.inf),
 }
-"""Levels of the true count, first and last head of each (Wang et al., NWPU-Crowd, arXiv:2001.03360)."""
+"""Levels of the true count: lowest and highest count of each (Wang et al., NWPU-Crowd, arXiv:2001.03360)."""
 
 _RESAMPLES = 5000
+_BATCH_VALUES = 2_000_000
+"""Values resampled at a time; limits the memory of a bootstrap over many images."""
 
 
 @dataclass
 class Interval:
-    """A 95 % interval; NaN at both ends where one image alone says nothing about others."""
+    """A 95 % interval; NaN at both ends if it was computed from a single image."""
 
     low: float
     high: float
@@ -37,39 +39,39 @@ class Interval:
 
 @dataclass
 class Metrics:
-    """Everything an evaluation says of a set of images; NaN where a figure has no images to stand on."""
+    """All metrics of a set of images; NaN where no image defines a metric."""
 
     errors: CountErrors
     mae_interval: Interval
-    """Bootstrap over images."""
+    """Bootstrap over images, as for RMSE below."""
     rmse_interval: Interval
     game: tuple[float, ...]
-    """GAME(1), GAME(2), GAME(3), heads an image; GAME(0) is the MAE."""
+    """GAME(1), GAME(2), GAME(3), in heads per image; GAME(0) is the MAE. Empty if an image has none."""
     bias: float
-    """Mean of predicted minus true count, heads an image."""
+    """Mean of predicted minus true count, in heads per image."""
     r2: float
     """Coefficient of determination of the counts."""
     empty: CountErrors | None
-    """Errors on the images that show nobody; None where there are none."""
+    """Errors on the images without people; None if there are no such images."""
     levels: dict[str, CountErrors | None]
-    """Errors by level of the true count."""
+    """Errors by level of the true count; None for levels without images."""
 
 
 def measure(images: Sequence[ImageCount]) -> Metrics:
-    """All metrics of counted images.
+    """Compute all metrics of counted images.
 
     Raises:
         ValueError: if there is no image.
     """
-    predicted, true = (
-        np.array(values, dtype=np.float64) for values in ([i.predicted for i in images], [i.true for i in images])
-    )
+    predicted = np.array([image.predicted for image in images], dtype=np.float64)
+    true = np.array([image.true for image in images], dtype=np.float64)
     errors = CountErrors.from_counts(predicted.tolist(), true.tolist())
-    levels = {}
+    levels: dict[str, CountErrors | None] = {}
     for name, (low, high) in LEVELS.items():
         within = (true >= low) & (true <= high)
-        some = bool(within.any())
-        levels[name] = CountErrors.from_counts(predicted[within].tolist(), true[within].tolist()) if some else None
+        levels[name] = None
+        if within.any():
+            levels[name] = CountErrors.from_counts(predicted[within].tolist(), true[within].tolist())
     mae_interval, rmse_interval = bootstrap_intervals(predicted - true)
     variation = float(np.square(true - true.mean()).sum())
     games = [image.game for image in images]
@@ -86,43 +88,81 @@ def measure(images: Sequence[ImageCount]) -> Metrics:
 
 
 def bootstrap_intervals(errors: Float[np.ndarray, " images"], *, seed: int = 0) -> tuple[Interval, Interval]:
-    """95 % percentile intervals of MAE and RMSE: what other images of the same kind would have given.
+    """Bootstrap intervals of MAE and RMSE over images.
 
     Args:
-        errors: predicted minus true count of each image.
+        errors: predicted minus true count of each image, in heads.
+        seed: of the resampling.
+
+    Returns:
+        Intervals of MAE and of RMSE, in heads per image; NaN for a single image.
     """
-    if len(errors) < 2:
-        nothing = Interval(math.nan, math.nan)
-        return nothing, nothing
-    intervals = []
-    for values in (np.abs(errors), np.square(errors)):
-        result = stats.bootstrap(
-            (values,),
-            np.mean,
-            n_resamples=_RESAMPLES,
-            batch=max(1, 2_000_000 // len(values)),
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        intervals.append((float(result.low), float(result.high)))
-    mae, mse = intervals
-    return Interval(*mae), Interval(math.sqrt(mse[0]), math.sqrt(mse[1]))
+    mae = bootstrap_interval(np.abs(errors), seed=seed)
+    mse = bootstrap_interval(np.square(errors), seed=seed)
+    return mae, Interval(math.sqrt(mse.low), math.sqrt(mse.high))
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " images"], baseline: Float[np.ndarray, " images"] | None = None, *, seed: int = 0
+) -> Interval:
+    """95 % percentile bootstrap interval of a mean over images, or of the difference of two means.
+
+    Args:
+        values: a value for each image.
+        baseline: if given, the interval is that of the mean of ``values`` minus the mean of ``baseline``, which belong
+            to the same images in the same order: both are resampled together.
+        seed: of the resampling; equal seeds give equal intervals.
+
+    Returns:
+        The interval; NaN at both ends for a single image, which says nothing about others.
+    """
+    if len(values) < 2:
+        return Interval(math.nan, math.nan)
+    samples, statistic = ((values,), np.mean) if baseline is None else ((values, baseline), _difference_of_means)
+    result = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _BATCH_VALUES // len(values)),
+        vectorized=True,
+        paired=baseline is not None,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(result.low), float(result.high))
+
+
+def _difference_of_means(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(values - baseline, axis=axis)
 
 
 class Reliability:
-    """Are bins as frequent as their probabilities say? Sums over blocks, kept by bin and by probability.
+    """Reliability of the bins' probabilities: sums over blocks, by bin and by interval of the probability.
 
-    The probability is cut into ``buckets`` equal parts. A calibrated counter is right in a share of
-    ``p`` of the blocks to which it gives a bin the probability ``p``.
+    Of the blocks to which a calibrated counter gives a bin the probability ``p``, the fraction ``p`` is in that bin.
+
+    Args:
+        names: name of each bin.
+        buckets: number of equal intervals into which the probabilities are divided.
     """
 
     def __init__(self, names: Sequence[str], *, buckets: int = 10) -> None:
         self.names = list(names)
-        """What each bin is called."""
-        self.blocks, self.probability, self.observed = (np.zeros((len(self.names), buckets)) for _ in range(3))
+        shape = (len(self.names), buckets)
+        self.blocks = np.zeros(shape)
+        """Blocks for which a bin's probability was in a bucket, (bins, buckets)."""
+        self.probability = np.zeros(shape)
+        """Sum of the probabilities of these blocks."""
+        self.observed = np.zeros(shape)
+        """How many of these blocks are in the bin."""
 
     def add(self, probabilities: Float[Tensor, "bins rows cols"], labels: Int64[Tensor, "rows cols"]) -> None:
-        """Take in the blocks of one image: each bin's probability, and the bin each block is in."""
+        """Add the blocks of one image.
+
+        Args:
+            probabilities: of each bin for each block; sum to 1 over the bins.
+            labels: index of the bin that each block is in.
+        """
         bins, buckets = self.blocks.shape
         p = probabilities.flatten(1).double()
         bucket = (p * buckets).long().clamp(max=buckets - 1)
@@ -133,14 +173,14 @@ class Reliability:
             total += summed.view(bins, buckets).numpy()
 
     def merge(self, others: Sequence["Reliability"]) -> None:
-        """Take in the blocks that other processes have seen."""
+        """Add the sums of other processes."""
         for other in others:
             self.blocks += other.blocks
             self.probability += other.probability
             self.observed += other.observed
 
     def calibration_error(self) -> float:
-        """Mean over bins and blocks of |share observed - probability given| in each bucket; NaN without blocks.
+        """Mean over bins and blocks of |observed fraction - predicted probability| in each bucket; NaN without blocks.
 
         Source: the classwise expected calibration error of Kull et al., arXiv:1910.12656.
         """

@@ -1,6 +1,6 @@
-"""What a run leaves in its folder, read back: settings, one record an epoch, how it was made.
+"""Read a run back from its folder: its settings, one record per epoch, and its provenance.
 
-Reads text alone; neither torch nor the checkpoint is needed.
+Reads text files only; needs neither torch nor the checkpoint.
 """
 
 import json
@@ -18,57 +18,87 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from headcount.config import PLACE, ConfigError, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
 
-CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
-PROVENANCE = "run.json"
-COUNTS = "counts.csv"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+PROVENANCE_FILE = "run.json"
+COUNTS_FILE = "counts.csv"
 LAST_EVALUATIONS = 5
-"""So many evaluations at the end of a run are averaged: what it gives without a split to select on."""
+"""Number of evaluations at the end of a run that are averaged: the error without selection by a split."""
 
-_MADE_HINT = "put it back, or delete it: it tells the run's commits and images, and nothing is lost but these"
-# What is no part of a recipe.
+_PROVENANCE_HINT = "put it back, or delete it: it holds only the commits and images of the run"
+# Settings that are not part of a recipe.
 _PLACE = (*PLACE, "runtime.devices", "expected")
-# Settings that are files or folders.
+# Settings that name files or folders.
 _FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """What was evaluated and how; written to metrics.json beside the errors."""
+
+    checkpoint: str
+    """File of the checkpoint, as given on the command line."""
+    dataset: str
+    split: str
+    trained_on: str
+    """Name of the training dataset; with its folder if only that distinguishes it from ``dataset``."""
+    images: int
+    """Number of images in the split."""
+    mode: str
+    """How images were counted, such as ``whole image``."""
+    epoch: int
+    """Epoch of the checkpoint."""
+    selected_on: str
+    """Split that selected the checkpoint."""
+    scale: str
+    """The ``scale`` setting of the training."""
+    seed: int
+    """Of the training."""
+    commit: str
+    """Commit of the training."""
+    block_size: int
+    """Side of a block, in pixels."""
+    pictures: int
+    """Number of images to draw, largest absolute errors first; 0 draws no pictures at all."""
 
 
 @dataclass
 class RunRecord:
-    """A run, from its folder."""
+    """A run, read from its folder."""
 
     folder: Path
     config: TrainConfig
     metrics: list[dict[str, Any]]
-    """One an epoch, as in metrics.jsonl."""
+    """One record per epoch, as in metrics.jsonl."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Commit, images, versions and hardware; empty for runs of before these were kept."""
+    """Commits, images, versions and hardware; empty for runs of versions that did not write run.json."""
 
     @property
     def commits(self) -> list[str]:
-        """The commits it was trained at, more than one where it was resumed."""
-        made = self.provenance
-        return [str(commit) for commit in made.get("commits", [made["commit"]] if "commit" in made else [])]
+        """The commits that trained it; several if it was resumed."""
+        first = [self.provenance["commit"]] if "commit" in self.provenance else []
+        return [str(commit) for commit in self.provenance.get("commits", first)]
 
     @property
     def images(self) -> tuple[int, int] | None:
-        """Training images and images that select; None where that was not kept."""
+        """Number of training images and of images that select; None if not recorded."""
         images = self.provenance.get("images", {})
         return (images["train"], images["selection"]) if {"train", "selection"} <= images.keys() else None
 
     @property
     def digest(self) -> str | None:
-        """Tells the images it was trained and selected on from others; None where that was not kept."""
-        found: str | None = self.provenance.get("images", {}).get("digest")
-        return found
+        """Digest of the images and annotations it was trained and selected on; None if not recorded."""
+        digest: str | None = self.provenance.get("images", {}).get("digest")
+        return digest
 
     @property
     def epochs(self) -> int:
-        """Epochs finished."""
+        """Number of finished epochs."""
         return self.metrics[-1]["epoch"] if self.metrics else 0
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch of its settings was trained."""
+        """Whether it was trained for all epochs of its settings."""
         return self.epochs >= self.config.epochs
 
     @property
@@ -78,32 +108,42 @@ class RunRecord:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the least MAE, which the split of ``selection`` chose."""
+        """The record with the lowest MAE on the split ``selection``; None if it was never evaluated."""
         return min(self.evaluations, key=lambda r: r["eval/mae"], default=None)
 
     @property
     def selection(self) -> str:
-        """Name of the split that was evaluated and selects."""
+        """Name of the split that is evaluated during training and selects the best epoch."""
         return self.evaluations[-1]["eval/split"] if self.evaluations else "nothing"
 
     @property
     def last_evaluations(self) -> list[dict[str, Any]]:
-        """The records of the last evaluations, :data:`LAST_EVALUATIONS` of them where there are so many."""
+        """The records of the last evaluations, at most :data:`LAST_EVALUATIONS`."""
         return self.evaluations[-LAST_EVALUATIONS:]
 
     def late(self, key: str) -> float:
-        """Mean of ``eval/<key>`` over the last evaluations; NaN without any."""
+        """Mean of ``eval/<key>`` over the last evaluations; NaN if there are none.
+
+        Args:
+            key: ``mae`` or ``rmse``.
+        """
         values = [r[f"eval/{key}"] for r in self.last_evaluations]
         return statistics.mean(values) if values else math.nan
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, one an epoch; a last line that was cut short is left out.
+    """Read the records of a run, one per epoch.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The records in the order of the file; empty without a file. An incomplete last line is left out.
 
     Raises:
-        ConfigError: names any other line that is no record of an epoch.
+        ConfigError: if the file cannot be read, or any other line is not a record of an epoch.
     """
-    file = folder / METRICS
+    file = folder / METRICS_FILE
     try:
         lines = file.read_text().splitlines() if file.exists() else []
     except (OSError, UnicodeDecodeError) as error:
@@ -115,15 +155,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise ConfigError(f"{file}: line {number} cannot be read ({error}); mend it or take it out") from error
+            raise ConfigError(f"{file}: line {number} cannot be read ({error}); correct or remove it") from error
         if not _is_record(record):
-            raise ConfigError(f"{file}: line {number} is no record of an epoch; mend it or take it out")
+            raise ConfigError(f"{file}: line {number} is not a record of an epoch; correct or remove it")
         records.append(record)
     return records
 
 
 def _is_record(record: Any) -> bool:
-    """Whether an epoch's line holds what is read of it: numbers, but for the name of the split."""
+    """Whether a line holds what is read from it: numbers, except for the name of the split."""
     if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
         return False
     if not all(isinstance(v, (int, float, type(None))) for key, v in record.items() if key != "eval/split"):
@@ -136,28 +176,34 @@ def _is_record(record: Any) -> bool:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """How a run was made; empty where there is no such file.
+    """Read how a run was made: commits, images, versions and hardware.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The content of run.json; empty without that file.
 
     Raises:
-        ConfigError: if it is there and cannot be read.
+        ConfigError: if the file exists and cannot be read.
     """
-    file = folder / PROVENANCE
+    file = folder / PROVENANCE_FILE
     try:
-        made = json.loads(file.read_text())
+        provenance = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); {_MADE_HINT}") from error
-    if not _is_provenance(made):
-        raise ConfigError(f"{file} does not tell how a run was made; {_MADE_HINT}")
-    return dict(made)
+        raise ConfigError(f"{file} cannot be read ({error}); {_PROVENANCE_HINT}") from error
+    if not _is_provenance(provenance):
+        raise ConfigError(f"{file} does not describe how a run was made; {_PROVENANCE_HINT}")
+    return dict(provenance)
 
 
-def _is_provenance(made: Any) -> bool:
-    """Whether it holds what is read of it."""
-    if not isinstance(made, dict):
+def _is_provenance(value: Any) -> bool:
+    """Whether the content of run.json holds what is read from it."""
+    if not isinstance(value, dict):
         return False
-    commits, images = made.get("commits", []), made.get("images", {})
+    commits, images = value.get("commits", []), value.get("images", {})
     return (
         isinstance(commits, list)
         and all(isinstance(commit, str) for commit in commits)
@@ -168,23 +214,31 @@ def _is_provenance(made: Any) -> bool:
 
 
 def evaluation_folder(run: Path, dataset: str, split: str) -> Path:
-    """Where the evaluation of a run's checkpoint on a split is written, unless another place is typed."""
+    """Default folder of the evaluation of a run's checkpoint.
+
+    Args:
+        run: folder of the run.
+        dataset, split: what is evaluated.
+    """
     return run / "eval" / f"{dataset}_{split}"
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The run in a folder.
+    """Read a run.
+
+    Args:
+        folder: of the run.
 
     Raises:
-        ConfigError: if there is none, or its settings or records cannot be read.
+        ConfigError: if the folder holds no run, or its settings or records cannot be read.
     """
-    file = folder / CONFIG
+    file = folder / CONFIG_FILE
     if not file.is_file():
-        raise ConfigError(f"{folder} holds no run: there is no {CONFIG}")
+        raise ConfigError(f"{folder} holds no run: there is no {CONFIG_FILE}")
     try:
         plain = OmegaConf.to_container(OmegaConf.load(file))
         if not isinstance(plain, dict):
-            raise TypeError("it holds no settings")
+            raise TypeError("it does not hold settings")
         config = from_plain(plain)  # type: ignore[arg-type]
     except ConfigError:
         raise
@@ -194,15 +248,18 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """The run folders at or below ``root``, in the order of their names."""
-    yield from sorted(file.parent for file in root.rglob(CONFIG) if (file.parent / METRICS).is_file())
+    """Yield the run folders at or below ``root``, sorted by name."""
+    yield from sorted(file.parent for file in root.rglob(CONFIG_FILE) if (file.parent / METRICS_FILE).is_file())
 
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
-    """Every setting that changes what is learned or how it is evaluated, by its full name; the seed is one of them.
+    """Collect every setting that changes what is learned or how it is evaluated, the seed included.
 
-    Files go by their names: wherever it lies, a file of one name is taken to be the same. So do the datasets that have
-    a name; one's own are told apart by where they lie.
+    Files are compared by name only, since the same file may be in another folder on another machine; so are the
+    published datasets. Custom datasets are compared by their folders.
+
+    Returns:
+        Values by the full name of the setting, such as ``optim.lr``.
     """
     plain = to_plain(config)
     plain["kinds"].pop("eval")
@@ -216,8 +273,8 @@ def recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
-    """How images are counted, with sizes given, whether they were chosen or follow the model."""
-    mode = counting_mode(config)
+    """How images are counted, with explicit sizes, whether they were chosen or derived from the model."""
+    mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
     border = getattr(mode, "border", None)
     return {
         "mode": type(mode).__name__.removesuffix("Config"),
@@ -227,14 +284,24 @@ def to_plain_mode(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def differences(one: dict[str, Any], other: dict[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """Settings that two recipes do not share: name -> the two values; None where one has no such setting."""
-    keys = sorted((one.keys() | other.keys()) - set(but))
+def differences(
+    one: dict[str, Any], other: dict[str, Any], *, ignore: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Compare two recipes.
+
+    Args:
+        one, other: values by full name, as :func:`recipe` returns them.
+        ignore: names of settings that may differ.
+
+    Returns:
+        The two values of each setting that differs; None for a recipe without that setting.
+    """
+    keys = sorted((one.keys() | other.keys()) - set(ignore))
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings by their full names, such as ``optim.lr``."""
+    """Flatten nested settings to their full names, such as ``optim.lr``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
@@ -242,5 +309,5 @@ def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _name_of_file(value: str) -> str:
-    """A path without its folders: the same file lies elsewhere on another machine; a name like ``none`` is no file."""
+    """A path without its folders; a value without ``/`` and ``.``, such as ``none``, is not a file and stays."""
     return "file " + re.split(r"[/\\]", value)[-1] if re.search(r"[/\\.]", value) else value

@@ -1,14 +1,34 @@
-"""The values that travel between the rooms: sample, batch, prediction, loss terms, errors.
+"""The values that travel between the rooms: grid, sample, batch, prediction, counted image, loss terms, errors.
 
-Plain dataclasses without behavior of their own; nothing here knows a dataset, a model or a loss.
+Plain dataclasses; nothing here knows a dataset, a network or a loss.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from headcount.config import SlidingWindowConfig, WholeImageConfig
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """Square blocks that cover an image from its top left corner."""
+
+    block_size: int
+    """Side of a block, in pixels (the paper's r)."""
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the blocks that cover an image; the last ones may reach beyond its border.
+
+        Args:
+            height, width: image size in pixels.
+        """
+        return -(-height // self.block_size), -(-width // self.block_size)
 
 
 @dataclass
@@ -16,69 +36,109 @@ class Sample:
     """One image with its annotated heads."""
 
     image: UInt8[Tensor, "3 height width"]
-    """RGB, 0 to 255; bytes until the model normalizes them."""
+    """RGB, 0 to 255; normalization is part of the network."""
     points: Float[Tensor, "n 2"]
     """Head positions (x, y) in pixels of this image, x right, y down."""
     name: str
-    """What a person would call it: the file's name without its ending."""
+    """File name without its extension."""
 
 
 @dataclass
 class Batch:
-    """Samples of one size, and what the losses need to know of them."""
+    """Training images of one size, and the targets that the loss asked for."""
 
     images: UInt8[Tensor, "batch 3 height width"]
-    points: list[Float[Tensor, "_ 2"]]
-    """One (n, 2) tensor an image, (x, y) in pixels of the images above."""
-    block_counts: Float[Tensor, "batch 1 rows cols"]
-    """Heads in each block; sums to the number of points."""
     names: list[str]
-    smoothed: Float[Tensor, "batch 1 rows cols"] | None = None
-    """Heads in each block after a Gaussian has spread them, mass kept inside the image; None unless asked for."""
+    """Names of the source images; a method may make several training images from one."""
+    targets: dict[str, Any] = field(default_factory=dict)
+    """Targets by name: a tensor, or a list with one tensor per image. See :func:`headcount.data.loading.build_targets`
+    for the names."""
+
+    def target(self, name: str) -> Any:
+        """The target called ``name``.
+
+        Raises:
+            ValueError: if the batch was made without it.
+        """
+        if name not in self.targets:
+            raise ValueError(
+                f"this batch has no target {name!r}, only {', '.join(self.targets) or 'none'}: the loader makes the "
+                f"targets that the loss names in its `needs`"
+            )
+        return self.targets[name]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
-        return Batch(
-            images=self.images.to(device, non_blocking=True),
-            points=[p.to(device, non_blocking=True) for p in self.points],
-            block_counts=self.block_counts.to(device, non_blocking=True),
-            names=self.names,
-            smoothed=None if self.smoothed is None else self.smoothed.to(device, non_blocking=True),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return this batch in page-locked memory, from which copies to a GPU do not block."""
-        return Batch(
-            images=self.images.pin_memory(),
-            points=[p.pin_memory() for p in self.points],
-            block_counts=self.block_counts.pin_memory(),
-            names=self.names,
-            smoothed=None if self.smoothed is None else self.smoothed.pin_memory(),
-        )
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Any) -> "Batch":
+        targets = {
+            name: [change(tensor) for tensor in target] if isinstance(target, list) else change(target)
+            for name, target in self.targets.items()
+        }
+        return dataclasses.replace(self, images=change(self.images), targets=targets)
 
 
 @dataclass
-class BlockPrediction:
-    """What a counter says of a batch, the same in training and evaluation.
+class Prediction:
+    """A network's output for a batch of images, the same in training and evaluation.
 
-    A model that predicts other maps than logits (rates, gates) subclasses this; the loop, the
-    evaluation and the records read ``block_counts`` alone.
+    A head that predicts more (logits, rates, gates) returns a subclass; the training loop, evaluation
+    and records use only what is declared here.
     """
 
-    block_counts: Float[Tensor, "batch 1 rows cols"]
-    """Expected heads in each block; an image's count is their sum."""
-    logits: Float[Tensor, "batch bins rows cols"] | None = None
-    """One score a bin, before softmax; None for a head that regresses counts."""
+    count: Float[Tensor, " batch"]
+    """Expected heads per image."""
+    blocks: Float[Tensor, "batch 1 rows cols"] | None
+    """Expected heads per block, which sum to ``count``; None for a head that predicts one number per image."""
+
+    def probabilities(self) -> Float[Tensor, "batch bins rows cols"] | None:
+        """Probability of each count bin in each block; None for a head without bins."""
+        return None
+
+
+@dataclass
+class BinPrediction(Prediction):
+    """The prediction of a head that classifies each block into count bins."""
+
+    logits: Float[Tensor, "batch bins rows cols"]
+    """One score per bin, before the softmax."""
+
+    def probabilities(self) -> Float[Tensor, "batch bins rows cols"]:
+        """Softmax of the logits, in float32."""
+        return self.logits.float().softmax(1)
+
+
+@dataclass
+class Counted:
+    """One counted image, on the host; blocks that lie entirely in padding are removed."""
+
+    count: float
+    """Expected heads, summed in float64."""
+    blocks: Float[Tensor, "rows cols"] | None
+    """Expected heads per block; None for a head that predicts one number per image."""
+    probabilities: Float[Tensor, "bins rows cols"] | None
+    """Probability of each bin in each block; None unless requested, and for a head without bins."""
+    mode: WholeImageConfig | SlidingWindowConfig
+    """How it was counted: whole, or in windows."""
+    reason: str = ""
+    """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
 
 
 @dataclass
 class LossTerms:
-    """A loss and the parts it was made of."""
+    """A loss and the terms it is the sum of."""
 
     total: Float[Tensor, ""]
-    """What is minimized."""
+    """The value to minimize."""
     parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Detached values to record, by name; weights already applied where a part is one of the sum."""
+    """The weighted terms of ``total`` by name, detached."""
+    logged: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Values that are only logged and are not part of ``total``, by name, detached."""
 
 
 @dataclass
@@ -86,38 +146,56 @@ class CountErrors:
     """Errors of whole-image counts over a set of images."""
 
     mae: float
-    """Mean absolute error, heads an image."""
+    """Mean absolute error, in heads per image."""
     rmse: float
-    """Root of the mean squared error, heads an image."""
+    """Root mean squared error, in heads per image."""
     nae: float
-    """Mean of absolute error / true count over the images that show anybody; NaN where none does."""
+    """Mean of absolute error / true count over the images with at least one head; NaN if there are none."""
     images: int
+    """Number of images."""
 
     @classmethod
     def from_counts(cls, predicted: Sequence[float], true: Sequence[float]) -> "CountErrors":
-        """Errors of ``predicted`` against ``true`` counts, one pair an image, in float64.
+        """Errors of ``predicted`` against ``true`` counts, one pair per image, in float64.
 
         Raises:
-            ValueError: if there is no image, or the two differ in length.
+            ValueError: if there are no images, or the lengths differ.
         """
         if len(predicted) != len(true) or not len(true):
             raise ValueError(
                 f"need one predicted count for each true count: {len(predicted)} predicted, {len(true)} true"
             )
-        predicted_, true_ = (torch.as_tensor(list(v), dtype=torch.float64) for v in (predicted, true))
+        predicted_ = torch.as_tensor(list(predicted), dtype=torch.float64)
+        true_ = torch.as_tensor(list(true), dtype=torch.float64)
         error = (predicted_ - true_).abs()
-        peopled = true_ > 0
+        occupied = true_ > 0
         return cls(
             mae=float(error.mean()),
             rmse=float(error.square().mean().sqrt()),
-            nae=float((error[peopled] / true_[peopled]).mean()) if bool(peopled.any()) else float("nan"),
+            nae=float((error[occupied] / true_[occupied]).mean()) if bool(occupied.any()) else float("nan"),
             images=len(true),
         )
 
 
 @dataclass
+class Best:
+    """The best evaluation of a run so far."""
+
+    epoch: int
+    """Epoch after which it was measured, counted from 1."""
+    mae: float
+    """Mean absolute error, in heads per image."""
+    rmse: float
+    """Root mean squared error, in heads per image."""
+    nae: float
+    """As :attr:`CountErrors.nae`."""
+    images: int
+    """Number of images."""
+
+
+@dataclass
 class ImageCount:
-    """What an evaluation says of one image."""
+    """The evaluation of one image."""
 
     index: int
     """Position in the evaluated split."""
@@ -125,29 +203,27 @@ class ImageCount:
     true: float
     """Annotated heads."""
     predicted: float
-    """Expected heads, the sum of ``blocks``."""
-    blocks: Float[Tensor, "rows cols"]
-    """Expected heads in each block, on the host."""
-    game: tuple[float, ...] = ()
-    """Sum of the absolute errors over 4, 16 and 64 equal regions of the image: GAME(1) to GAME(3)."""
+    """Expected heads."""
+    blocks: Float[Tensor, "rows cols"] | None
+    """Expected heads per block, on the host; None for a head that predicts one number per image."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """What the evaluators measured on this image, by name (:mod:`headcount.metrics`)."""
 
 
 @dataclass
 class Evaluation:
-    """Errors over a split, and the images they came from, in the split's order."""
+    """Errors over a split, and its images in the split's order."""
 
     errors: CountErrors
     images: list[ImageCount]
 
-    def spread(self) -> tuple[float, float]:
-        """Standard deviation of the predicted and of the true counts: a collapsed model has none."""
-        predicted, true = (
-            torch.tensor(values, dtype=torch.float64).std(correction=0)
-            for values in ([i.predicted for i in self.images], [i.true for i in self.images])
-        )
-        return float(predicted), float(true)
+    def total(self, name: str) -> float:
+        """Sum of the number ``name`` over the images that have it; NaN if none has."""
+        values = [image.numbers[name] for image in self.images if name in image.numbers]
+        return sum(values) if values else float("nan")
 
-    def empty_blocks(self) -> float:
-        """Share of the blocks in which less than half a head is expected."""
-        empty = sum(int((i.blocks < 0.5).sum()) for i in self.images)
-        return empty / max(sum(i.blocks.numel() for i in self.images), 1)
+    def count_deviations(self) -> tuple[float, float]:
+        """Standard deviations of the predicted and of the true counts; a collapsed model predicts without any."""
+        predicted = torch.tensor([image.predicted for image in self.images], dtype=torch.float64)
+        true = torch.tensor([image.true for image in self.images], dtype=torch.float64)
+        return float(predicted.std(correction=0)), float(true.std(correction=0))

@@ -13,8 +13,9 @@ import torch
 from headcount.bins import CountBins
 from headcount.config import ConfigError, Head, ImageNetConfig
 from headcount.models.build import build_model
+from headcount.types import BlockGrid
 
-BINS = CountBins(8, (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2))
+BINS = CountBins(BlockGrid(8), (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2))
 COUNTS = "bins.representative_counts=[0,1,2,3,4.2]"
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = "scripts/convert_checkpoint.py"
@@ -25,7 +26,7 @@ Run = Callable[..., Any]
 def released() -> dict[str, torch.Tensor]:
     """CSRNet's parameters under the released names."""
     torch.manual_seed(0)
-    state = build_model(ImageNetConfig(name="csrnet", weights="none"), BINS).state_dict()
+    state = build_model(ImageNetConfig(name="csrnet", weights="none"), BINS.grid, BINS).state_dict()
     names = {k: k.replace("head.to_logits", "classifier") for k in state if k not in ("mean", "std")}
     return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
 

@@ -3,19 +3,21 @@
 import pytest
 import torch
 
-from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, ConfigError, DaceConfig, Kernel, MseConfig
+from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, ConfigError, DaceConfig, Kernel, MethodConfig, MseConfig, SupervisedConfig
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset
 from headcount.data.loading import (
     EpochSampler,
+    Targets,
     TrainLoader,
+    build_batches,
     build_smoothing,
     build_train_loader,
     collate,
     evaluation_samples,
 )
 from headcount.data.points import Smoothing
-from headcount.types import Batch, Sample
+from headcount.types import Batch, BlockGrid, Sample
 
 
 def crowd(images: int, *, seed: int = 0, augmented: bool = True) -> CrowdDataset:
@@ -31,6 +33,11 @@ def crowd(images: int, *, seed: int = 0, augmented: bool = True) -> CrowdDataset
     )
 
 
+def targets_of(*needs: str, merge: bool = False, smoothing: Smoothing | None = None) -> Targets:
+    smoothed = {"smoothed"} if smoothing else set()
+    return Targets(frozenset(needs) | smoothed, BlockGrid(8), merge=merge, smoothing=smoothing)
+
+
 def loader(
     dataset: CrowdDataset,
     *,
@@ -42,13 +49,12 @@ def loader(
 ) -> TrainLoader:
     return build_train_loader(
         dataset,
+        build_batches(SupervisedConfig(), targets_of("points", "block_counts", smoothing=smoothing)),
         batch_size_per_process=batch,
         seed=5,
-        block_size=8,
         workers=workers,
         rank=rank,
         world=world,
-        smoothing=smoothing,
     )
 
 
@@ -56,8 +62,8 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         x.names == y.names
         and torch.equal(x.images, y.images)
-        and torch.equal(x.block_counts, y.block_counts)
-        and all(torch.equal(p, q) for p, q in zip(x.points, y.points, strict=True))
+        and torch.equal(x.target("block_counts"), y.target("block_counts"))
+        and all(torch.equal(p, q) for p, q in zip(x.target("points"), y.target("points"), strict=True))
         for x, y in zip(a, b, strict=True)
     )
 
@@ -65,34 +71,50 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_collate_stacks_images_and_counts_heads() -> None:
     first = Sample(torch.full((3, 16, 24), 7, dtype=torch.uint8), torch.tensor([(0.0, 0.0), (23.0, 15.0)]), "a")
     second = Sample(torch.arange(3 * 16 * 24).remainder(256).to(torch.uint8).view(3, 16, 24), torch.zeros(0, 2), "b")
-    batch = collate([first, second], block_size=8)
+    batch = collate([first, second], targets=targets_of("points", "block_counts"))
     assert torch.equal(batch.images, torch.stack([first.image, second.image]))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    assert batch.block_counts.tolist() == [[[[1, 0, 0], [0, 0, 1]]], [[[0, 0, 0], [0, 0, 0]]]]
-    assert batch.block_counts.dtype == torch.float32
+    assert batch.target("block_counts").tolist() == [[[[1, 0, 0], [0, 0, 1]]], [[[0, 0, 0], [0, 0, 0]]]]
+    assert batch.target("block_counts").dtype == torch.float32
     assert batch.names == ["a", "b"]
+    assert torch.equal(batch.target("points")[0], first.points)
+
+
+def test_only_the_needed_targets_are_made() -> None:
+    sample = Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(0, 2), "a")
+    assert set(collate([sample], targets=targets_of("block_counts")).targets) == {"block_counts"}
+    assert collate([sample], targets=targets_of()).targets == {}
+    with pytest.raises(ValueError, match=r"no target 'points', only block_counts.*`needs`"):
+        collate([sample], targets=targets_of("block_counts")).target("points")
+
+
+def test_targets_that_nobody_makes_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs smoothed counts, but there is no smoothing"):
+        targets_of("smoothed")
+    with pytest.raises(ConfigError, match="method=supervised: the loss needs the target depth"):
+        build_batches(SupervisedConfig(), targets_of("points", "depth"))
+    with pytest.raises(ConfigError, match="method=other: no builder is registered for MethodConfig"):
+        build_batches(MethodConfig(name="other"), targets_of())
 
 
 def test_collate_counts_a_pixel_once_if_asked_and_keeps_the_points() -> None:
     points = torch.tensor([[1.2, 1.0], [1.7, 1.9], [2.0, 1.0], [9.0, 9.0], [9.0, 9.0]])
     sample = Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), points, "a")
-    assert collate([sample], block_size=8).block_counts.flatten().tolist() == [3, 0, 0, 2]
-    merged = collate([sample], block_size=8, merge=True)
-    assert merged.block_counts.flatten().tolist() == [2, 0, 0, 1]
-    assert len(merged.points[0]) == 5
+    counted = collate([sample], targets=targets_of("block_counts"))
+    assert counted.target("block_counts").flatten().tolist() == [3, 0, 0, 2]
+    merged = collate([sample], targets=targets_of("points", "block_counts", merge=True))
+    assert merged.target("block_counts").flatten().tolist() == [2, 0, 0, 1]
+    assert len(merged.target("points")[0]) == 5
 
 
 def test_collate_smooths_if_asked() -> None:
     points = torch.tensor([[1.2, 1.0], [1.7, 1.9], [9.0, 9.0]])
     samples = [Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), p, "a") for p in (points, points[:0])]
-    assert collate(samples, block_size=8).smoothed is None
-    smoothed = collate(samples, block_size=8, smoothing=Smoothing(2.0)).smoothed
-    assert smoothed is not None
+    smoothed = collate(samples, targets=targets_of(smoothing=Smoothing(2.0))).target("smoothed")
     assert smoothed.shape == (2, 1, 2, 2)
     assert smoothed.dtype == torch.float32
     assert smoothed.sum((1, 2, 3)).tolist() == pytest.approx([3, 0])
-    merged = collate(samples, block_size=8, smoothing=Smoothing(2.0), merge=True).smoothed
-    assert merged is not None
+    merged = collate(samples, targets=targets_of(merge=True, smoothing=Smoothing(2.0))).target("smoothed")
     assert float(merged.sum()) == pytest.approx(2)
 
 
@@ -101,10 +123,8 @@ def test_two_workers_smooth_as_none_does() -> None:
     smoothing = Smoothing(4.0, neighbors=3)
     alone, helped = (list(loader(dataset, workers=workers, smoothing=smoothing).epoch(0)) for workers in (0, 2))
     for a, b in zip(alone, helped, strict=True):
-        assert a.smoothed is not None
-        assert b.smoothed is not None
-        assert torch.equal(a.smoothed, b.smoothed)
-        torch.testing.assert_close(a.smoothed.sum(), a.block_counts.sum())
+        assert torch.equal(a.target("smoothed"), b.target("smoothed"))
+        torch.testing.assert_close(a.target("smoothed").sum(), a.target("block_counts").sum())
 
 
 def test_heads_are_smoothed_for_the_loss_or_else_the_bins() -> None:
@@ -118,7 +138,7 @@ def test_heads_are_smoothed_for_the_loss_or_else_the_bins() -> None:
 def test_collate_refuses_different_sizes() -> None:
     samples = [Sample(torch.zeros(3, n, 8, dtype=torch.uint8), torch.zeros(0, 2), "x") for n in (8, 16)]
     with pytest.raises(ValueError, match=r"one size, got .*\(8, 8\), \(16, 8\)"):
-        collate(samples, block_size=8)
+        collate(samples, targets=targets_of())
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_drops_less_than_a_batch() -> None:

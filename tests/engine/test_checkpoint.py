@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
 from headcount.command import compose
-from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.config import TrainConfig, to_plain
 from headcount.engine import checkpoint
-from headcount.engine.tiling import predict_blocks
+from headcount.errors import CheckpointError
 from headcount.models.build import build_model, follow_weights
+from headcount.types import BlockGrid
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -25,7 +26,7 @@ def write_checkpoint(folder: Path, *overrides: str) -> Path:
     config.model = follow_weights(config.model)
     bins = build_bins(config.bins, {0: 90, 1: 5, 4: 1})
     torch.manual_seed(0)
-    counter = build_model(config.model, bins, block_size=config.bins.block_size)
+    counter = build_model(config.model, BlockGrid(config.bins.block_size), bins)
     content = {
         "config": to_plain(config),
         "bins": None if bins is None else bins.to_dict(),
@@ -73,7 +74,8 @@ def test_a_checkpoint_rebuilds_its_counter_without_network_or_weight_files(
 @pytest.mark.parametrize("size", [(1, 1), (7, 250), (64, 64), (33, 97)])
 def test_counts_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
     counter = checkpoint.load(write_checkpoint(tmp_path)).counter
-    blocks = predict_blocks(counter, torch.zeros(3, *size, dtype=torch.uint8)).counts
+    blocks = counter.count(torch.zeros(3, *size, dtype=torch.uint8)).blocks
+    assert blocks is not None
     assert blocks.shape == tuple(-(-side // 8) for side in size)
     assert bool(blocks.isfinite().all())
 
@@ -82,7 +84,9 @@ def test_padding_does_not_reach_the_counts_of_whole_blocks_far_away(tmp_path: Pa
     """The blocks of an image that needs padding are those of the image, away from the border."""
     counter = checkpoint.load(write_checkpoint(tmp_path)).counter
     image = torch.randint(0, 256, (3, 160, 168), dtype=torch.uint8)
-    whole, cut = predict_blocks(counter, image).counts, predict_blocks(counter, image[:, :, :161]).counts
+    whole, cut = counter.count(image).blocks, counter.count(image[:, :, :161]).blocks
+    assert cut is not None
+    assert whole is not None
     assert cut.shape == whole.shape
     torch.testing.assert_close(cut[:, :10], whole[:, :10])
     assert not torch.allclose(cut[:, 20], whole[:, 20])
@@ -92,7 +96,7 @@ def test_padding_does_not_reach_the_counts_of_whole_blocks_far_away(tmp_path: Pa
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     file = write_checkpoint(tmp_path)
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(ConfigError, match=r"best_mae\.pt: (the file is truncated|not a checkpoint)"):
+    with pytest.raises(CheckpointError, match=r"best_mae\.pt: (the file is truncated|not a checkpoint)"):
         checkpoint.load(file)
 
 
@@ -104,23 +108,23 @@ class _Malicious:
 def test_code_in_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": checkpoint.FORMAT, "model": _Malicious()}, tmp_path / "bad.pt")
-    with pytest.raises(ConfigError, match="holds code, which is never run"):
+    with pytest.raises(CheckpointError, match="holds code, which is never run"):
         checkpoint.load(tmp_path / "bad.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(_Malicious()))
-    with pytest.raises(ConfigError, match=r"old\.pt"):
+    with pytest.raises(CheckpointError, match=r"old\.pt"):
         checkpoint.load(tmp_path / "old.pt")
     assert not (tmp_path / "was_here").exists()
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "foreign.pt")
-    with pytest.raises(ConfigError, match="not a checkpoint of headcount"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of headcount"):
         checkpoint.load(tmp_path / "foreign.pt")
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": checkpoint.FORMAT, "format_version": 99}, tmp_path / "new.pt")
-    with pytest.raises(ConfigError, match="format 99; this headcount reads up to"):
+    with pytest.raises(CheckpointError, match="format 99; this version of headcount reads formats up to 2"):
         checkpoint.load(tmp_path / "new.pt")
 
 
@@ -128,13 +132,13 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
     file = write_checkpoint(tmp_path)
     checkpoint.save({**checkpoint.read(file), **damage}, file)
-    with pytest.raises(ConfigError, match=r"best_mae\.pt"):
+    with pytest.raises(CheckpointError, match=r"best_mae\.pt"):
         checkpoint.load(file)
 
 
 def test_a_missing_file_names_those_beside_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    with pytest.raises(ConfigError, match=r"last\.pt: no such file; there is .*best_mae\.pt"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: no such file; there is .*best_mae\.pt"):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -143,7 +147,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     content = checkpoint.read(file)
     del content["model"]["head.to_logits.bias"]
     checkpoint.save(content, file)
-    with pytest.raises(ConfigError, match="the weights do not fit"):
+    with pytest.raises(CheckpointError, match="the weights do not fit"):
         checkpoint.load(file)
 
 

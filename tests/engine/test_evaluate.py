@@ -10,14 +10,41 @@ import pytest
 import torch
 
 from headcount import command
-from headcount.config import ConfigError, FolderDatasetConfig
-from headcount.engine.evaluate import folder_of_datasets, game_errors, open_evaluated, where_it_is_now
-from headcount.types import Sample
+from headcount.bins import CountBins
+from headcount.config import Strategy, WholeImageConfig
+from headcount.errors import DataError
+from headcount.engine.evaluate import open_evaluated
+from headcount.engine.evaluators import BinReliability, Game, empty_blocks
+from headcount.types import BlockGrid, Counted, Sample
 
 
 def sample(points: list[tuple[float, float]], *, height: int, width: int) -> Sample:
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     return Sample(image=image, points=torch.tensor(points).reshape(-1, 2), name="x")
+
+
+def counted(blocks: torch.Tensor | None) -> Counted:
+    total = 3.0 if blocks is None else float(blocks.sum(dtype=torch.float64))
+    return Counted(total, blocks, None, WholeImageConfig())
+
+
+def game_errors(sample: Sample, blocks: torch.Tensor, block_size: int) -> tuple[float, ...]:
+    numbers = Game(BlockGrid(block_size))(sample, counted(blocks))
+    return tuple(numbers[f"game{level}"] for level in (1, 2, 3))
+
+
+def test_evaluators_decline_where_there_are_no_blocks() -> None:
+    bins = CountBins.from_histogram({0: 1}, grid=BlockGrid(8), strategy=Strategy.fine, m=2)
+    reliability = BinReliability(bins)
+    for evaluator in (Game(BlockGrid(8)), empty_blocks, reliability):
+        assert evaluator(sample([(3.0, 3.0)], height=16, width=16), counted(None)) == {}
+    assert reliability.reliability.blocks.sum() == 0
+
+
+def test_empty_blocks_are_counted() -> None:
+    blocks = torch.tensor([[0.0, 0.49, 0.5], [2.0, 0.1, 0.0]])
+    numbers = empty_blocks(sample([], height=16, width=24), counted(blocks))
+    assert numbers == {"blocks": 6, "empty_blocks": 4}
 
 
 def test_game_of_an_image_worked_out_by_hand() -> None:
@@ -62,30 +89,11 @@ def test_game_never_falls_with_its_level_and_starts_at_the_error_of_the_image(he
     assert all(low <= high + 1e-9 for low, high in zip((whole, *levels), levels, strict=False))
 
 
-def test_a_training_set_is_read_where_the_training_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless something is typed, or it has gone: the environment variable, which did not count then, does not now."""
-    monkeypatch.setenv("HEADCOUNT_DATA", "variable")
-    here = tmp_path / "here"
-    here.mkdir()
-    trained = FolderDatasetConfig(name="sha", root=str(here))
-    assert where_it_is_now(trained, None).root == str(here)  # type: ignore[attr-defined]
-    assert where_it_is_now(trained, "typed").root is None  # type: ignore[attr-defined]
-    assert folder_of_datasets(None, str(here), own=True) == str(here)
-    assert folder_of_datasets("typed", str(here), own=True) == "typed"
-    assert folder_of_datasets(None, str(here), own=False) == "variable"
-    assert folder_of_datasets(None, None, own=True) == "variable"
-    here.rmdir()
-    assert where_it_is_now(trained, None).root is None  # type: ignore[attr-defined]
-    assert folder_of_datasets(None, str(here), own=True) == "variable"
-    monkeypatch.delenv("HEADCOUNT_DATA")
-    assert folder_of_datasets(None, str(here), own=True) == str(here)
-
-
 def test_a_dataset_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
     compose = partial(command.compose, config_dir=Path(__file__).resolve().parents[2] / "configs")
     gone = tmp_path / "gone"
     trained = command.to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
     typed = command.to_config(compose(["ckpt=any.pt"], config_name="eval"))
-    with pytest.raises(ConfigError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
+    with pytest.raises(DataError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
         open_evaluated(typed, trained)

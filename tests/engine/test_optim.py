@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
-from headcount.engine.optim import LearningRate, NoAverage, build_average, build_optimizer, learning_rate_factor
+from headcount.engine.optim import (
+    NoAverage,
+    build_average,
+    build_optimizer,
+    build_schedule,
+    learning_rate_factor,
+    load_schedule_state,
+)
 
 # Factors of the released schedule by epoch, with the settings that made them.
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -51,15 +58,25 @@ def test_one_cosine_ends_at_the_minimum() -> None:
 def test_learning_rate_moves_by_step_or_epoch(step: ScheduleStep, expected: list[float]) -> None:
     config = OptimConfig(lr=4.0, step=step, schedule=Schedule.cosine, warmup_epochs=2.0, warmup_lr=0.0)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
-    schedule = LearningRate(config, optimizer, epochs=9, steps_per_epoch=2)
+    schedule = build_schedule(config, optimizer, epochs=9, steps_per_epoch=2)
     seen = []
     for _ in range(4):
         seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         schedule.step()
     assert seen == pytest.approx(expected)
-    again = LearningRate(config, optimizer, epochs=9, steps_per_epoch=2)
-    again.load_state_dict(schedule.state_dict())
-    assert again.value == schedule.value == 4
+    state, last = schedule.state_dict(), optimizer.param_groups[0]["lr"]
+    schedule.step()
+    following = optimizer.param_groups[0]["lr"]
+    # Checkpoints of format 1 hold the number of steps alone.
+    for saved in (state, {"steps": 4}):
+        again = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+        resumed = build_schedule(config, again, epochs=9, steps_per_epoch=2)
+        load_schedule_state(resumed, saved)
+        again.param_groups[0]["lr"] = last  # as the optimizer's own state restores it
+        again.step()
+        resumed.step()
+        assert again.param_groups[0]["lr"] == following
 
 
 def test_adamw_spares_biases_and_norms_and_adam_does_not() -> None:

@@ -4,6 +4,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from engine.test_checkpoint import write_checkpoint
 from headcount.bins import CountBins
 from headcount.config import (
+    AugmentConfig,
     ConfigError,
     FolderDatasetConfig,
     SlidingWindowConfig,
@@ -25,10 +27,11 @@ from headcount.config import (
 from headcount.data.prepare import prepare_images
 from headcount.data.readers import read_image
 from headcount.engine.predict import PhotoCounter, load
-from headcount.engine.tiling import BlockMaps, predict_blocks
 from headcount.models.build import build_model
+from headcount.models.counter import Counter
+from headcount.types import BlockGrid, Counted
 
-BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, block_size=8, strategy=Strategy.fine, m=4)
+BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, grid=BlockGrid(8), strategy=Strategy.fine, m=4)
 LIMITS = {"min_side": 96, "max_side": 256, "multiple": 32}
 
 
@@ -36,9 +39,9 @@ LIMITS = {"min_side": 96, "max_side": 256, "multiple": 32}
 def counter() -> PhotoCounter:
     torch.manual_seed(0)
     dataset = FolderDatasetConfig(name="sha", min_side=96, max_side=256)
-    return PhotoCounter(
-        build_model(TinyConfig(width=8), BINS).eval(), TrainConfig(dataset=dataset, eval=WholeImageConfig()), BINS
-    )
+    model = TinyConfig(width=8)
+    config = TrainConfig(dataset=dataset, model=model, augment=AugmentConfig(), eval=WholeImageConfig())
+    return PhotoCounter(build_model(model, BINS.grid, BINS).eval(), config, BINS)
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
 ) -> None:
     (prepared,) = prepare_images([photo], tmp_path / "cache", **LIMITS, label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
-    evaluated = predict_blocks(counter.counter, read_image(prepared.path)).counts
+    evaluated = counter.counter.count(read_image(prepared.path)).blocks
+    assert evaluated is not None
     prediction = counter.predict(photo)
     assert prediction.block_counts.shape == evaluated.shape
     assert prediction.count == pytest.approx(float(evaluated.sum()), rel=2e-2)  # the cache is a JPEG
@@ -91,7 +95,7 @@ def test_a_huge_picture_is_counted_in_windows(counter: PhotoCounter, monkeypatch
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     whole = counter.predict(pixels)
     assert isinstance(whole.mode, WholeImageConfig)
-    monkeypatch.setattr("headcount.engine.predict._MOST_PIXELS", 255 * 256)
+    monkeypatch.setattr("headcount.engine.predict._MAX_WHOLE_PIXELS", 255 * 256)
     monkeypatch.setattr("headcount.engine.predict._WINDOW", 100)
     windows = counter.predict(pixels)
     assert windows.mode == SlidingWindowConfig(window=96, stride=80, window_batch=1)
@@ -106,17 +110,19 @@ def test_a_huge_picture_is_counted_in_windows(counter: PhotoCounter, monkeypatch
 def test_where_memory_does_not_suffice_windows_are_taken(
     counter: PhotoCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def predict(*args: object, **settings: object) -> BlockMaps:
-        if isinstance(args[2], WholeImageConfig):
+    count = Counter.count
+
+    def little_memory(self: Counter, image: torch.Tensor, mode: Any, **settings: bool) -> Counted:
+        if isinstance(mode, WholeImageConfig):
             raise MemoryError("no memory")
         assert sys.exc_info() == (None, None, None), "what filled the memory is still held"
-        return predict_blocks(*args, **settings)  # type: ignore[arg-type]
+        return count(self, image, mode, **settings)
 
-    monkeypatch.setattr("headcount.engine.predict.predict_blocks", predict)
+    monkeypatch.setattr(Counter, "count", little_memory)
     pixels = np.zeros((96, 128, 3), dtype=np.uint8)
     prediction = counter.predict(pixels)
     assert isinstance(prediction.mode, SlidingWindowConfig)
-    assert prediction.reason == "memory did not suffice for one piece"
+    assert prediction.reason == "not enough memory to count it as a whole"
     counter.mode = WholeImageConfig()
     with pytest.raises(MemoryError):
         counter.predict(pixels)

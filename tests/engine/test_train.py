@@ -1,5 +1,6 @@
 """The loop learns, resumes bit for bit, and stops at a loss that is not finite."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -12,14 +13,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from headcount.command import compose
-from headcount.config import ConfigError, TrainConfig
+from headcount.config import ConfigError, TrainConfig, from_plain
 from headcount.engine import checkpoint
 from headcount.engine.records import Meter
-from headcount.engine.runtime import Runtime
+from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.train import train
 from headcount.losses.dace import DaceLoss
 from headcount.runs import read_metrics
-from headcount.types import Batch, BlockPrediction, CountErrors, LossTerms
+from headcount.types import Batch, CountErrors, LossTerms, Prediction
+from values import batch_of, predict
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ["dataset.width=96", "dataset.height=96", "dataset.max_people=12", "model.width=8", "runtime=cpu"]
@@ -85,11 +87,69 @@ def test_a_cut_record_is_repaired_on_resume(tmp_path: Path) -> None:
     assert again.metrics == run.metrics
 
 
+def test_a_kill_while_the_records_are_cut_back_leaves_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    file = run.folder / "metrics.jsonl"
+    before = file.read_text()
+    writing = Path.write_text
+
+    def killed(self: Path, text: str, **options: Any) -> int:
+        writing(self, text[: len(text) // 2], **options)  # half of it reaches the disk
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(tmp_path, "resume=true"))
+    monkeypatch.setattr(Path, "write_text", writing)
+    assert file.read_text() == before
+    again = train(config_of(tmp_path, "resume=true"))
+    assert again is not None
+    assert again.metrics == run.metrics
+
+
+def test_an_epoch_records_the_learning_rate_it_was_trained_with(tmp_path: Path) -> None:
+    settings = ["optim=adam_cosine_restarts", "optim.lr=1e-3", "optim.min_lr=0", "optim.restart_epochs=2", "epochs=3"]
+    run = train(config_of(tmp_path, *settings))
+    assert run is not None
+    # One rate per epoch: the peak, the middle of the first cosine, and the peak again.
+    assert [record["lr"] for record in run.metrics] == pytest.approx([1e-3, 5e-4, 1e-3])
+
+
+def test_a_loaded_config_is_never_changed_in_place(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    content = checkpoint.read(run.folder / checkpoint.LAST)
+    before = copy.deepcopy(content["config"])
+    from_plain(content["config"])
+    assert content["config"] == before
+
+
+def test_a_network_that_was_not_wrapped_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"wrapped by Runtime\.setup, got Linear"):
+        unwrap(torch.nn.Linear(1, 1))
+
+
+def test_the_loss_runs_on_one_thread_and_leaves_the_others_as_they_were() -> None:
+    runtime = Runtime(config_of(Path()).runtime)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), runtime.single_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_used_folder_is_refused_and_nothing_lost(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
     before = {f.name: f.read_bytes() for f in run.folder.iterdir() if f.is_file()}
-    with pytest.raises(ConfigError, match="holds a run already; add resume=true"):
+    with pytest.raises(ConfigError, match="already contains a run; add resume=true"):
         train(config_of(tmp_path))
     assert {f.name: f.read_bytes() for f in run.folder.iterdir() if f.is_file()} == before
 
@@ -128,7 +188,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
 def test_a_dry_run_describes_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config_of(tmp_path, "dry_run=true")) is None
     text = capsys.readouterr().out
-    for words in ("4 training images", "selected on 3 images of 'val'", "stands for", "trainable", "GMACs", "MiB"):
+    for words in ("4 training images", "selected on 3 images of 'val'", "represented by", "trainable", "GMACs", "MiB"):
         assert words in text
     assert not any(tmp_path.iterdir())
 
@@ -139,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_files_of_its_batch(
     call = DaceLoss.__call__
     poisoned: list[list[str]] = []
 
-    def poison(self: DaceLoss, prediction: BlockPrediction, batch: Batch) -> LossTerms:
+    def poison(self: DaceLoss, prediction: Prediction, batch: Batch) -> LossTerms:
         terms = call(self, prediction, batch)
         if poisoned or len(batch.names) < 2:
             return terms
@@ -160,11 +220,13 @@ def test_the_meter_measures_by_hand() -> None:
     images = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
     for total, counts in ((1.0, [[3.0, 0.2], [0.0, 1.0]]), (3.0, [[0.0, 0.0], [4.0, 0.0]])):
         blocks = torch.tensor(counts).view(2, 1, 1, 2)
-        batch = Batch(images, [torch.zeros(0, 2)] * 2, blocks, ["a", "b"])
-        meter.add(LossTerms(torch.tensor(total), {"count": torch.tensor(2 * total)}), BlockPrediction(blocks), batch)
+        batch = batch_of(images, [torch.zeros(0, 2)] * 2, blocks, ["a", "b"])
+        terms = LossTerms(torch.tensor(total), {"count": torch.tensor(2 * total)}, {"cost": torch.tensor(7 * total)})
+        meter.add(terms, predict(blocks), batch)
     record = meter.close(runtime)
     assert record["train/total"] == 2
     assert record["train/count"] == 4
+    assert record["train/cost"] == 14
     assert record["train/empty_blocks"] == pytest.approx((2 / 4 + 3 / 4) / 2)
     assert record["train/predicted_mean"] == pytest.approx(8.2 / 4)
     assert record["train/predicted_spread"] == pytest.approx(float(np.std([3.2, 1, 0, 4])), rel=1e-6)
@@ -209,7 +271,7 @@ def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -
     first = train(typed("here", 1))
     assert first is not None
     config = typed("denser", 1)
-    with pytest.raises(ConfigError, match="other training images or annotations"):
+    with pytest.raises(ConfigError, match="training images or annotations that differ"):
         train(config)
     assert "here" in (first.folder / "config.yaml").read_text()  # what it was trained on stays written
     moved = train(typed("moved", 1))

@@ -6,7 +6,9 @@ import torch
 from headcount.config import CountTerm, MseConfig
 from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.build import build_loss
-from headcount.types import Batch, BlockPrediction
+from headcount.types import Batch, BlockGrid
+from values import batch_of as make_batch
+from values import predict
 
 PREDICTED = torch.tensor([[[[1.0, 3.0]]], [[[0.0, 0.5]]]])
 TRUE = torch.tensor([[[[2.0, 1.0]]], [[[0.0, 0.0]]]])
@@ -14,7 +16,7 @@ TRUE = torch.tensor([[[[2.0, 1.0]]], [[[0.0, 0.0]]]])
 
 def batch_of(smoothed: torch.Tensor | None) -> Batch:
     images = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
-    return Batch(images, [torch.zeros(0, 2)] * 2, torch.full((2, 1, 1, 2), 9.0), ["a", "b"], smoothed)
+    return make_batch(images, [torch.zeros(0, 2)] * 2, torch.full((2, 1, 1, 2), 9.0), ["a", "b"], smoothed)
 
 
 def test_sums_over_blocks_are_averaged_over_images() -> None:
@@ -25,29 +27,29 @@ def test_sums_over_blocks_are_averaged_over_images() -> None:
 
 
 def test_the_error_of_a_block_is_no_transport() -> None:
-    with pytest.raises(ValueError, match="no error of a block called dm; there are mae, mse"):
+    with pytest.raises(ValueError, match="kind=dm: not an error per block; allowed: mae, mse"):
         BlockError(CountTerm.dm)
 
 
 def test_mse_is_half_the_squared_error_against_smoothed_heads() -> None:
-    terms = MseLoss()(BlockPrediction(PREDICTED.clone().requires_grad_()), batch_of(TRUE))
+    terms = MseLoss()(predict(PREDICTED.clone().requires_grad_()), batch_of(TRUE))
     assert float(terms.total.detach()) == (1 + 4 + 0.25) / 4
     assert not terms.parts["squared_error"].requires_grad
 
 
 def test_the_scale_of_the_mse_reaches_its_gradient() -> None:
     predicted = PREDICTED.clone().requires_grad_()
-    loss = build_loss(MseConfig(scale=100.0), None, block_size=8)
-    found = torch.autograd.grad(loss(BlockPrediction(predicted), batch_of(TRUE)).total, predicted)[0]
+    loss = build_loss(MseConfig(scale=100.0), BlockGrid(8), None)
+    found = torch.autograd.grad(loss(predict(predicted), batch_of(TRUE)).total, predicted)[0]
     torch.testing.assert_close(found, 100 * (PREDICTED - TRUE) / 2)
 
 
 def test_mse_without_smoothed_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="mse loss compares with smoothed counts, but the batch has none"):
-        MseLoss()(BlockPrediction(PREDICTED), batch_of(None))
+    with pytest.raises(ValueError, match="mse loss needs smoothed counts, but the batch has none"):
+        MseLoss()(predict(PREDICTED), batch_of(None))
 
 
 def test_autocast_changes_nothing() -> None:
-    prediction = BlockPrediction(PREDICTED.bfloat16())
+    prediction = predict(PREDICTED.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert MseLoss()(prediction, batch_of(TRUE + 2**-12)).total.dtype == torch.float32

@@ -7,9 +7,11 @@ from headcount.bins import CountBins, expected_counts
 from headcount.config import CountTerm, CrossEntropyConfig, DaceConfig, LossConfig, Reduction, Solver, TransportConfig
 from headcount.losses.build import build_loss
 from headcount.losses.dace import DaceLoss
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import BlockGrid, LossTerms
+from values import batch_of, predict_bins
+from values import predict as predict_blocks
 
-BINS = CountBins(8, ((0, 0), (1, 1), (2, float("inf"))), (0.0, 1.0, 2.5))
+BINS = CountBins(BlockGrid(8), ((0, 0), (1, 1), (2, float("inf"))), (0.0, 1.0, 2.5))
 
 
 def prediction_and_batch(*, rows=4, cols=5, seed=0):
@@ -21,11 +23,11 @@ def prediction_and_batch(*, rows=4, cols=5, seed=0):
             counts[i, 0, y, x] += 1
     logits = torch.randn(3, 3, rows, cols, generator=generator).requires_grad_()
     images = torch.zeros(3, 3, 8 * rows, 8 * cols, dtype=torch.uint8)
-    return logits, Batch(images, points, counts, ["a", "b", "c"])
+    return logits, batch_of(images, points, counts, ["a", "b", "c"])
 
 
 def predict(logits):
-    return BlockPrediction(expected_counts(logits.softmax(1), torch.tensor(BINS.representatives)), logits)
+    return predict_bins(expected_counts(logits.softmax(1), torch.tensor(BINS.representatives)), logits)
 
 
 class FixedCounts:
@@ -41,11 +43,11 @@ def test_gradient_of_the_chain_is_the_analytic_one():
     terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.25)(predict(logits), batch)
     found = torch.autograd.grad(terms.total, logits)[0]
     p = logits.detach().softmax(1)
-    hot = torch.nn.functional.one_hot(BINS.label(batch.block_counts), 3).movedim(-1, 1)
+    hot = torch.nn.functional.one_hot(BINS.label(batch.target("block_counts")), 3).movedim(-1, 1)
     expected = expected_counts(p, torch.tensor(BINS.representatives))
     values = torch.tensor(BINS.representatives).view(1, 3, 1, 1)
     # d CE / d logit = p - hot, averaged over images; d E / d logit_k = p_k (a_k - E).
-    by_hand = (p - hot) / 3 + 0.25 * 2 * (expected - batch.block_counts) * p * (values - expected)
+    by_hand = (p - hot) / 3 + 0.25 * 2 * (expected - batch.target("block_counts")) * p * (values - expected)
     torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -83,15 +85,15 @@ def test_autocast_changes_nothing():
 
 def test_half_precision_predictions_are_taken_in_float32():
     logits, batch = prediction_and_batch()
-    half = BlockPrediction(predict(logits).block_counts.bfloat16(), logits.bfloat16())
-    exact = BlockPrediction(half.block_counts.float(), half.logits.float())
-    loss = build_loss(DaceConfig(), BINS)
+    half = predict_bins(predict(logits).blocks.bfloat16(), logits.bfloat16())
+    exact = predict_bins(half.blocks.float(), half.logits.float())
+    loss = build_loss(DaceConfig(), BINS.grid, BINS)
     torch.testing.assert_close(loss(half, batch).total, loss(exact, batch).total)
 
 
 def test_all_parts_are_reported_detached():
     logits, batch = prediction_and_batch()
-    terms = build_loss(DaceConfig(), BINS)(predict(logits), batch)
+    terms = build_loss(DaceConfig(), BINS.grid, BINS)(predict(logits), batch)
     assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport", "transport_cost"}
     assert not any(v.requires_grad for v in terms.parts.values())
     weighted = sum(float(v) for name, v in terms.parts.items() if name != "transport_cost")
@@ -103,7 +105,7 @@ def test_every_setting_reaches_the_loss():
 
     def gradient(**changes):
         weight = changes.pop("weight", 1.0)
-        loss = build_loss(DaceConfig(weight=weight, transport=TransportConfig(**changes)), BINS)
+        loss = build_loss(DaceConfig(weight=weight, transport=TransportConfig(**changes)), BINS.grid, BINS)
         return torch.autograd.grad(loss(predict(logits), batch).total, logits)[0]
 
     default = gradient()
@@ -125,7 +127,7 @@ def test_every_setting_reaches_the_loss():
 def test_a_prediction_without_logits_is_refused():
     _, batch = prediction_and_batch()
     with pytest.raises(ValueError, match=r"needs logits.*choose a model with bins"):
-        build_loss(DaceConfig(), BINS)(BlockPrediction(batch.block_counts), batch)
+        build_loss(DaceConfig(), BINS.grid, BINS)(predict_blocks(batch.target("block_counts")), batch)
 
 
 def test_without_a_weight_nothing_is_transported():
@@ -134,7 +136,7 @@ def test_without_a_weight_nothing_is_transported():
 
     logits, batch = prediction_and_batch()
     terms = DaceLoss(never, bins=BINS, weight=0.0)(predict(logits), batch)
-    alone = build_loss(CrossEntropyConfig(), BINS)(predict(logits), batch)
+    alone = build_loss(CrossEntropyConfig(), BINS.grid, BINS)(predict(logits), batch)
     assert set(terms.parts) == set(alone.parts) == {"cross_entropy"}
     torch.testing.assert_close(terms.total, alone.total)
     assert float(terms.total.detach()) == float(terms.parts["cross_entropy"]) > 0
@@ -144,8 +146,8 @@ def test_without_a_weight_nothing_is_transported():
 def test_count_loss_of_every_block(term):
     logits, batch = prediction_and_batch()
     prediction = predict(logits)
-    terms = build_loss(DaceConfig(weight=2.0, count_loss=term), BINS)(prediction, batch)
-    error = (prediction.block_counts - batch.block_counts).detach().flatten(1)
+    terms = build_loss(DaceConfig(weight=2.0, count_loss=term), BINS.grid, BINS)(prediction, batch)
+    error = (prediction.blocks - batch.target("block_counts")).detach().flatten(1)
     by_hand = 2 * (error.abs() if term is CountTerm.mae else error.square()).sum() / 3
     name = {CountTerm.mae: "absolute_error", CountTerm.mse: "squared_error"}[term]
     torch.testing.assert_close(terms.parts[name], by_hand)
@@ -153,22 +155,22 @@ def test_count_loss_of_every_block(term):
 
 
 def test_bins_of_smoothed_counts_are_labeled_by_those():
-    bins = CountBins.from_edges([0.5], block_size=8)  # as many as above
+    bins = CountBins.from_edges([0.5], grid=BlockGrid(8))  # as many as above
     logits, batch = prediction_and_batch()
-    smoothed = torch.full_like(batch.block_counts, 0.3)
-    for loss in (build_loss(CrossEntropyConfig(), bins), build_loss(DaceConfig(weight=0.0), bins)):
+    smoothed = torch.full_like(batch.target("block_counts"), 0.3)
+    for loss in (build_loss(CrossEntropyConfig(), bins.grid, bins), build_loss(DaceConfig(weight=0.0), bins.grid, bins)):
         found = loss(predict(logits), dataclasses.replace(batch, smoothed=smoothed)).total
         torch.testing.assert_close(found, -logits.log_softmax(1)[:, 1].sum((1, 2)).mean())
-        with pytest.raises(ValueError, match="bins are of smoothed counts, but the batch has none"):
+        with pytest.raises(ValueError, match="bins are bins of smoothed counts, but the batch has none"):
             loss(predict(logits), batch)
 
 
 @pytest.mark.parametrize("config", [DaceConfig(), CrossEntropyConfig()])
 def test_a_loss_of_bins_says_that_it_needs_them(config):
     with pytest.raises(ValueError, match=f"the {config.name} loss classifies blocks into bins, and there are none"):
-        build_loss(config, None, block_size=8)
+        build_loss(config, BlockGrid(8), None)
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there are DaceConfig"):
-        build_loss(LossConfig(name="focal"), BINS)
+        build_loss(LossConfig(name="focal"), BINS.grid, BINS)

@@ -13,7 +13,8 @@ from headcount.losses.blocks import BlockError
 from headcount.losses.dace import CountLoss, DaceLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.transport import TransportLoss
-from headcount.types import Batch, BlockPrediction
+from headcount.types import BlockGrid
+from values import batch_of, predict_bins
 
 HERE = Path(__file__).resolve().parent.parent / "golden" / "losses"
 
@@ -25,7 +26,7 @@ class Case:
         self.scalars = described["results"]["f32"]
         self.block_size = described["reduction"]
         edges = tuple((float(low), float(high)) for low, high in described["bins"])
-        self.bins = CountBins(self.block_size, edges, tuple(described["anchor_points"]))
+        self.bins = CountBins(BlockGrid(self.block_size), edges, tuple(described["anchor_points"]))
         self.points = list(torch.from_numpy(self.numbers["points"]).split(self.numbers["lengths"].tolist()))
         self.target = torch.from_numpy(self.numbers["target_density"]).float()
         self.predicted = torch.from_numpy(self.numbers["f32_pred_density"]).requires_grad_()
@@ -49,9 +50,9 @@ class Case:
         """Terms of the whole loss, and the gradient by the logits."""
         logits = torch.from_numpy(self.numbers["logits"]).float().requires_grad_()
         size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
-        batch = Batch(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
+        batch = batch_of(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
         counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives))
-        terms = DaceLoss(loss, bins=self.bins, weight=weight)(BlockPrediction(counts, logits), batch)
+        terms = DaceLoss(loss, bins=self.bins, weight=weight)(predict_bins(counts, logits), batch)
         return terms, torch.autograd.grad(terms.total, logits)[0].numpy()
 
 
@@ -131,11 +132,11 @@ def compare_block_errors(case: Case, name: str) -> None:
 def compare_weighted_dace(case: Case) -> None:
     logits = torch.from_numpy(case.numbers["logits"]).float()
     size = (len(case.points), 3, *(case.block_size * k for k in case.target.shape[2:]))
-    batch = Batch(torch.zeros(size, dtype=torch.uint8), case.points, case.target, [""] * len(case.points))
+    batch = batch_of(torch.zeros(size, dtype=torch.uint8), case.points, case.target, [""] * len(case.points))
     losses = {"mae": BlockError(CountTerm.mae), "mse": BlockError(CountTerm.mse), "dmcount_w0.25": case.loss()}
     for name, loss in losses.items():
         dace = DaceLoss(loss, bins=case.bins, weight=0.25 if "0.25" in name else 1.0)
-        total = dace(BlockPrediction(case.predicted.detach(), logits), batch).total
+        total = dace(predict_bins(case.predicted.detach(), logits), batch).total
         assert float(total) == pytest.approx(case.scalars[f"dace_{name}_loss"], rel=1e-5)
 
 

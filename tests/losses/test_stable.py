@@ -10,6 +10,7 @@ from headcount.losses import stable
 from headcount.losses.build import build_loss
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportLoss
+from headcount.types import BlockGrid
 from losses.problems import KNOWN, crowd, squared_distances
 
 
@@ -54,7 +55,7 @@ def test_absorbing_often_or_never_changes_nothing(monkeypatch):
     points, blocks = crowd(40, 8, 8, seed=3)
     usual = solve([points], blocks[None])
     for largest in (1.0, 1 + 1e-3, 2.0**200):
-        monkeypatch.setattr(stable, "LARGEST_SCALING", largest)
+        monkeypatch.setattr(stable, "MAX_SCALING", largest)
         torch.testing.assert_close(solve([points], blocks[None]).potentials, usual.potentials, rtol=0, atol=1e-6)
 
 
@@ -81,7 +82,7 @@ def test_a_looser_tolerance_stops_earlier_and_within_it():
 
 
 def test_a_tolerance_out_of_reach_ends_all_the_same(monkeypatch):
-    monkeypatch.setattr(stable, "MOST_ITERATIONS", 37)
+    monkeypatch.setattr(stable, "MAX_ITERATIONS", 37)
     points, blocks = crowd(9, 3, 4, seed=5)
     capped, counted = solve([points], blocks[None], tolerance=0.0), solve([points], blocks[None], iterations=37)
     torch.testing.assert_close(capped.potentials, counted.potentials)
@@ -182,7 +183,7 @@ def test_the_config_chooses_it():
     from headcount.config import DmConfig
 
     transport = TransportConfig(solver=Solver.stable, regularization=3.0, iterations=7, tolerance=1e-3)
-    loss = build_loss(DmConfig(transport=transport), None, block_size=8)
+    loss = build_loss(DmConfig(transport=transport), BlockGrid(8), None)
     assert loss.transport.solver == StableSinkhorn(3.0, 7, 1e-3)
 
 

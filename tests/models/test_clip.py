@@ -32,6 +32,7 @@ from headcount.models import clip
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.heads import CosineClassifier, resample
+from headcount.types import BlockGrid
 
 HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1}
 TEXT = {"text_width": 32, "text_heads": 2, "text_layers": 1, "embed_dim": 24}
@@ -40,7 +41,7 @@ VIT: dict[str, Any] = {**TEXT, "width": 64, "layers": [2], "heads": 2}
 
 
 def bins_of(block_size: int = 8) -> CountBins:
-    return CountBins.from_histogram(HISTOGRAM, block_size=block_size, strategy=Strategy.fine, m=4)
+    return CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(block_size), strategy=Strategy.fine, m=4)
 
 
 def small(kind: type[ClipConfig], **changes: Any) -> ClipConfig:
@@ -331,7 +332,7 @@ def test_blocks_of_patches_that_are_no_multiple(name: str, rows: int) -> None:
     """104 px hold 6 patches of 16, 3 of 32, 7 of 14, so 12, 12 and 12.25 blocks of 8."""
     counter = counter_of(small(ClipViTConfig, name=name))
     with torch.no_grad():
-        blocks = counter(torch.zeros(1, 3, 104, 136, dtype=torch.uint8)).block_counts
+        blocks = counter(torch.zeros(1, 3, 104, 136, dtype=torch.uint8)).blocks
     assert blocks.shape[2] == rows
 
 
@@ -421,7 +422,7 @@ def test_regression_on_clip_features(kind: type[ClipConfig]) -> None:
     counter = build_model(small(kind, head=Head.regression), None, block_size=8)
     prediction = counter(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     assert prediction.logits is None
-    assert prediction.block_counts.shape == (1, 1, 8, 8)
+    assert prediction.blocks.shape == (1, 1, 8, 8)
 
 
 @KINDS
@@ -432,7 +433,7 @@ def test_a_state_dict_rebuilds_the_counter_without_weights(kind: type[ClipConfig
     other.load_state_dict(counter.state_dict())
     images: Tensor = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(counter(images).block_counts, other(images).block_counts)
+        assert torch.equal(counter(images).blocks, other(images).blocks)
 
 
 def test_clips_own_mean_and_std() -> None:

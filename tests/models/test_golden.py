@@ -16,6 +16,7 @@ import headcount
 from headcount.bins import CountBins
 from headcount.models.clip import interpolate_positions
 from headcount.models.counter import Counter
+from headcount.types import BlockGrid
 
 # Ours for the constructors of the golden files.
 MODELS = {"clip_resnet50": "clip_rn50", "clip_resnet101": "clip_rn101", "clip_vit_b_16": "clip_vit_b16"}
@@ -35,7 +36,7 @@ class Case:
 
     def bins(self, block_size: int) -> CountBins:
         edges = tuple((float(low), float(high)) for low, high in self.built["bins"])
-        return CountBins(block_size, edges, tuple(self.built["anchor_points"]))
+        return CountBins(BlockGrid(block_size), edges, tuple(self.built["anchor_points"]))
 
     def options(self) -> dict[str, Any]:
         """The inner sizes, as settings of ours."""
@@ -66,7 +67,7 @@ class Case:
         """Gradients of sum(A * logits) + sum(B * density), by the released names."""
         prediction = counter(self.images("a"))
         weighted = (floats(self.numbers["r8_a_grad_A"]) * prediction.logits).sum()
-        weighted = weighted + (floats(self.numbers["r8_a_grad_B"]) * prediction.block_counts).sum()
+        weighted = weighted + (floats(self.numbers["r8_a_grad_B"]) * prediction.blocks).sum()
         np.testing.assert_allclose(weighted.item(), self.numbers["r8_a_grad_scalar"], rtol=1e-4)
         weighted.backward()
         found = {}
@@ -105,7 +106,7 @@ def test_predictions(golden_dir: Path, name: str, block_size: int) -> None:
         assert prediction.logits is not None
         golden = f"r{block_size}_{key}"
         np.testing.assert_allclose(prediction.logits, case.numbers[f"{golden}_logits"], rtol=0, atol=5e-5)
-        np.testing.assert_allclose(prediction.block_counts, case.numbers[f"{golden}_density"], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(prediction.blocks, case.numbers[f"{golden}_density"], rtol=0, atol=2e-5)
 
 
 @each_case
@@ -132,7 +133,7 @@ def test_batch_statistics(golden_dir: Path, name: str) -> None:
     with torch.no_grad():
         prediction = counter(case.images("a"))
     np.testing.assert_allclose(prediction.logits, case.numbers["r8_a_trainbn_logits"], rtol=0, atol=5e-5)
-    np.testing.assert_allclose(prediction.block_counts, case.numbers["r8_a_trainbn_density"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(prediction.blocks, case.numbers["r8_a_trainbn_density"], rtol=0, atol=2e-5)
     after = {released(k, True): v for k, v in counter.state_dict().items()}
     names = [k.split("/", 1)[1] for k in case.numbers.files if k.startswith("r8_a_trainbn_after/")]
     assert len(names) >= 6
@@ -189,4 +190,4 @@ def test_regression(golden_dir: Path) -> None:
         prediction = counter(case.images("a"))
     assert prediction.logits is None
     golden = case.numbers["regressor_r8_a_density"]
-    np.testing.assert_allclose(prediction.block_counts, golden, rtol=0, atol=2e-5 * max(1.0, float(golden.max())))
+    np.testing.assert_allclose(prediction.blocks, golden, rtol=0, atol=2e-5 * max(1.0, float(golden.max())))

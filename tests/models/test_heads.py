@@ -9,9 +9,10 @@ from headcount.bins import CountBins
 from headcount.config import ConfigError, Head, Strategy, TinyConfig
 from headcount.models.build import build_model
 from headcount.models.heads import BlockClassifier, CountRegressor, resample
+from headcount.types import BlockGrid
 
 HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1}
-BINS = CountBins.from_histogram(HISTOGRAM, block_size=8, strategy=Strategy.fine, m=4)
+BINS = CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(8), strategy=Strategy.fine, m=4)
 
 
 @pytest.mark.parametrize("factor", [2, 0.5, 14 / 8])
@@ -50,8 +51,8 @@ def test_regression_is_a_rectified_convolution_of_resampled_features() -> None:
     expected = F.relu(head.to_counts(resample(features, 2)))
     prediction = head(features, factor=2)
     assert prediction.logits is None
-    torch.testing.assert_close(prediction.block_counts, expected, rtol=1e-5, atol=1e-6)
-    assert (prediction.block_counts >= 0).all()
+    torch.testing.assert_close(prediction.blocks, expected, rtol=1e-5, atol=1e-6)
+    assert (prediction.blocks >= 0).all()
 
 
 def test_regression_starts_at_the_mean_count() -> None:
@@ -63,7 +64,7 @@ def test_regression_starts_at_the_mean_count() -> None:
 
 def test_head_and_bins_must_agree() -> None:
     with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
-        build_model(TinyConfig(head=Head.regression), BINS)
+        build_model(TinyConfig(head=Head.regression), BINS.grid, BINS)
     with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
         build_model(TinyConfig(), None, block_size=8)
     with pytest.raises(ValueError, match="block_size is needed"):

@@ -16,6 +16,7 @@ from headcount.models import backbones
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.heads import BlockClassifier, resample
+from headcount.types import BlockGrid
 
 HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1}
 CONFIGS: list[ModelConfig] = [
@@ -27,7 +28,7 @@ each_model = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 
 
 def bins_of(block_size: int) -> CountBins:
-    return CountBins.from_histogram(HISTOGRAM, block_size=block_size, strategy=Strategy.fine, m=4)
+    return CountBins.from_histogram(HISTOGRAM, grid=BlockGrid(block_size), strategy=Strategy.fine, m=4)
 
 
 def counter_of(config: ModelConfig, block_size: int = 8) -> Counter:
@@ -45,7 +46,7 @@ def test_one_prediction_a_block_and_no_padding(config: ModelConfig, block_size: 
     stride = config.stride(block_size)
     assert stride is not None
     rows, cols = (size // stride * stride // block_size for size in (height, width))
-    assert prediction.block_counts.shape == (2, 1, rows, cols)
+    assert prediction.blocks.shape == (2, 1, rows, cols)
     assert prediction.logits is not None
     assert prediction.logits.shape == (2, 5, rows, cols)
 
@@ -53,7 +54,7 @@ def test_one_prediction_a_block_and_no_padding(config: ModelConfig, block_size: 
 def test_104_x_136_at_stride_16_gives_12_x_16_blocks_of_8() -> None:
     for config in CONFIGS[1:3]:
         with torch.no_grad():
-            assert counter_of(config)(torch.zeros(1, 3, 104, 136, dtype=torch.uint8)).block_counts.shape[2:] == (12, 16)
+            assert counter_of(config)(torch.zeros(1, 3, 104, 136, dtype=torch.uint8)).blocks.shape[2:] == (12, 16)
 
 
 @each_model
@@ -103,8 +104,8 @@ def test_counts_are_the_softmax_expectation() -> None:
     prediction = head(features, factor=1)
     p = prediction.logits.softmax(1)
     expected = p[:, 1] + 2 * p[:, 2] + 3 * p[:, 3] + 6.5 * p[:, 4]  # the mean of 4 and 9 is 6.5
-    torch.testing.assert_close(prediction.block_counts[:, 0], expected)
-    assert bool((prediction.block_counts > 0).all())
+    torch.testing.assert_close(prediction.blocks[:, 0], expected)
+    assert bool((prediction.blocks > 0).all())
 
 
 @pytest.mark.parametrize("factor", [2.0, 1.0, 0.5])
@@ -152,7 +153,7 @@ def test_state_dict_rebuilds_the_counter(config: ModelConfig) -> None:
     other.load_state_dict(counter.state_dict())
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(counter(images).block_counts, other(images).block_counts)
+        assert torch.equal(counter(images).blocks, other(images).blocks)
 
 
 def classifier_file(folder: Path, **options: int) -> tuple[Path, dict[str, Tensor]]:

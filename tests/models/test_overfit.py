@@ -28,7 +28,7 @@ from headcount.data.synthetic import draw_crowd
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
-from headcount.types import Batch
+from headcount.types import BlockGrid, Batch
 
 BLOCK = 8
 SIZE = 64  # px
@@ -81,9 +81,9 @@ def batch() -> Batch:
 def build(family: str, head: Head, batch: Batch) -> tuple[Counter, Loss]:
     """A counter without pretrained weights, as the command builds it, and the loss of its head."""
     torch.manual_seed(0)
-    values, numbers = batch.block_counts.long().unique(return_counts=True)
+    values, numbers = batch.target("block_counts").long().unique(return_counts=True)
     histogram = dict(zip(values.tolist(), numbers.tolist(), strict=True))
-    bins = CountBins.from_histogram(histogram, block_size=BLOCK, strategy=Strategy.fine, m=4)
+    bins = CountBins.from_histogram(histogram, grid=BlockGrid(BLOCK), strategy=Strategy.fine, m=4)
     kind, changes = FAMILIES[family]
     if kind is not TinyConfig:
         changes = {**changes, "weights": "none"}
@@ -99,7 +99,7 @@ def errors(counter: Counter, batch: Batch) -> Tensor:
     with torch.no_grad():
         counts = counter(batch.images).block_counts.sum(dim=(1, 2, 3))
     counter.train()
-    truth = batch.block_counts.sum(dim=(1, 2, 3))
+    truth = batch.target("block_counts").sum(dim=(1, 2, 3))
     return (counts - truth).abs() / truth
 
 
@@ -118,7 +118,7 @@ def learn_by_heart(counter: Counter, loss: Loss, batch: Batch, *, lr: float, ste
     step_batch = Batch(
         batch.images.repeat(copies, 1, 1, 1),
         batch.points * copies,
-        batch.block_counts.repeat(copies, 1, 1, 1),
+        batch.target("block_counts").repeat(copies, 1, 1, 1),
         batch.names * copies,
     )
     worst = math.inf

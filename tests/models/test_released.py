@@ -15,10 +15,11 @@ from headcount.config import ClipResNetConfig, ClipViTConfig, ConfigError, Decod
 from headcount.models import clip
 from headcount.models.build import build_model
 from headcount.models.released import convert_released, published_counts
+from headcount.types import BlockGrid
 
 INF = float("inf")
 EDGES = ((0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, INF))
-BINS = CountBins(8, EDGES, (0.0, 1.0, 2.0, 3.0, 4.21937))
+BINS = CountBins(BlockGrid(8), EDGES, (0.0, 1.0, 2.0, 3.0, 4.21937))
 TEXT: dict[str, Any] = {"text_width": 32, "text_heads": 2, "text_layers": 1, "embed_dim": 24}
 RESNET: dict[str, Any] = {**TEXT, "width": 16, "layers": [1, 1, 1, 1], "decoder_channels": [40, 32]}
 VIT: dict[str, Any] = {**TEXT, "width": 64, "layers": [2], "heads": 2, "decoder_channels": [48], "prompt_tokens": 3}
@@ -28,7 +29,7 @@ def released_clip(name: str, options: dict[str, Any]) -> tuple[dict[str, Tensor]
     """A state dict under the released names, and the counter it describes."""
     torch.manual_seed(0)
     config = (ClipViTConfig if "vit" in name else ClipResNetConfig)(name=name, weights="none", **options)
-    counter = build_model(config, BINS, pretrained=False).eval()
+    counter = build_model(config, BINS.grid, BINS, pretrained=False).eval()
     tower = clip.text_tower(clip.follow_weights(config))
     texts = ["There is no person.", "There is one person.", "There are two people.", "There are three people."]
     counter.head.text_features.copy_(clip.encode_texts(tower, [*texts, "There are more than four people."]))
@@ -185,7 +186,7 @@ def test_networks_on_vgg(name: str, decoder: str | None) -> None:
     from headcount.config import ImageNetConfig
 
     torch.manual_seed(0)
-    counter = build_model(ImageNetConfig(name=name, weights="none"), BINS).eval()
+    counter = build_model(ImageNetConfig(name=name, weights="none"), BINS.grid, BINS).eval()
     state = {}
     for key, value in counter.state_dict().items():
         if key not in ("mean", "std"):

@@ -2,8 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,19 +11,25 @@ import torch
 from headcount.data.datasets import CrowdDataset
 from headcount.metrics import Reliability
 from headcount.report.evaluation import write_evaluation
+from headcount.runs import EvaluationFacts
 from headcount.types import CountErrors, Evaluation, ImageCount
 
 PICTURES = {"worst.png", "scatter.png", "levels.png", "reliability.png"}
-FACTS: dict[str, Any] = {
-    "dataset": "sha",
-    "split": "test",
-    "trained_on": "sha",
-    "selected_on": "test",
-    "epoch": 3,
-    "mode": "whole image",
-    "block_size": 8,
-    "pictures": 2,
-}
+FACTS = EvaluationFacts(
+    checkpoint="best_mae.pt",
+    dataset="sha",
+    split="test",
+    trained_on="sha",
+    images=3,
+    mode="whole image",
+    epoch=3,
+    selected_on="test",
+    scale="small",
+    seed=1,
+    commit="unknown",
+    block_size=8,
+    pictures=2,
+)
 
 
 @pytest.fixture
@@ -99,6 +105,6 @@ def test_pictures_of_an_earlier_evaluation_go(
     for name in PICTURES:
         (tmp_path / name).write_text("of an earlier evaluation")
     (tmp_path / "mine.png").write_text("something else")
-    write_evaluation(evaluation, dataset, tmp_path, facts={**FACTS, "pictures": 0}, reliability=reliability)
+    write_evaluation(evaluation, dataset, tmp_path, facts=replace(FACTS, pictures=0), reliability=reliability)
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "counts.csv", "mine.png"}
     assert ".png" not in capsys.readouterr().out

@@ -42,10 +42,8 @@ def column(
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Drawn:
+def drawn(figures: list[Figure], tmp_path: Path) -> Drawn:
     """The figure that is drawn of columns, and not written."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
 
     def draw(columns: list[ComparisonRow], title: str = "") -> Figure:
         density_figure(columns, tmp_path / "f.png", title=title)

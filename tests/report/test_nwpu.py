@@ -40,13 +40,13 @@ def test_a_count_that_is_none_is_not_written(count: float, tmp_path: Path) -> No
     ("line", "problem"),
     [
         ("3611 -1", "line 2: id 3611: the count -1 is negative"),
-        ("3611 nan", "line 2: id 3611: the count 'nan' is no finite number"),
-        ("3611 inf", "line 2: id 3611: the count 'inf' is no finite number"),
-        ("3611 many", "line 2: id 3611: the count 'many' is no finite number"),
-        ("3611 1_0", "line 2: id 3611: the count '1_0' is no finite number"),
-        ("3611\t5", r"line 2: '3611\t5': id and count must have one space between them"),
-        ("3611  5", "line 2: '3611  5': id and count must have one space between them"),
-        ("3611 1 5 5", "line 2: '3611 1 5 5' has 4 items, not an id and a count; a file of localization has more"),
+        ("3611 nan", "line 2: id 3611: the count 'nan' is not a finite number"),
+        ("3611 inf", "line 2: id 3611: the count 'inf' is not a finite number"),
+        ("3611 many", "line 2: id 3611: the count 'many' is not a finite number"),
+        ("3611 1_0", "line 2: id 3611: the count '1_0' is not a finite number"),
+        ("3611\t5", r"line 2: '3611\t5': id and count must be separated by one space"),
+        ("3611  5", "line 2: '3611  5': id and count must be separated by one space"),
+        ("3611 1 5 5", "line 2: '3611 1 5 5' has 4 items, not an id and a count; a localization file has more"),
         ("3611", "line 2: '3611' has 1 items, not an id and a count"),
     ],
 )
@@ -61,15 +61,15 @@ def test_a_bad_line_is_one_problem(line: str, problem: str, tmp_path: Path) -> N
     [
         (
             "3610 1\n3610 2\n3612 0\n",
-            ["line 2: id 3610 was in line 1 already", "1 of 3 images are missing: 3611"],
+            ["line 2: id 3610 is already in line 1", "1 of 3 images are missing: 3611"],
         ),
         (
             "3610 1\n3611 2\n0001 0\n",
-            ["line 3: id 1 is none of the 3 images", "1 of 3 images are missing: 3612"],
+            ["line 3: id 1 is not one of the 3 images", "1 of 3 images are missing: 3612"],
         ),
         (
             "3610 1\n\n3611 2\n3612 0\n",
-            ["line 2: is blank", "there are 4 lines, 3 are expected, one an image"],
+            ["line 2: is blank", "there are 4 lines, 3 are expected, one per image"],
         ),
         (
             "3610,1\n3611 2\n3612 0\n",
@@ -81,11 +81,11 @@ def test_a_bad_line_is_one_problem(line: str, problem: str, tmp_path: Path) -> N
         (
             "\ufeff3610 1\n3611 2\n3612 0\n",
             [
-                r"line 1: '\ufeff3610' is no image id; the file begins with a byte order mark",
+                r"line 1: '\ufeff3610' is not an image id; the file begins with a byte order mark",
                 "1 of 3 images are missing: 3610",
             ],
         ),
-        ("", ["3 of 3 images are missing: 3610 to 3612", "there are 0 lines, 3 are expected, one an image"]),
+        ("", ["3 of 3 images are missing: 3610 to 3612", "there are 0 lines, 3 are expected, one per image"]),
     ],
 )
 def test_every_problem_of_a_file_is_listed(text: str, problems: list[str], tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path: Path) -> 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"3610 \xff\xfe")
-    with pytest.raises(ConfigError, match="no text file"):
+    with pytest.raises(ConfigError, match="not a text file"):
         read_submission(tmp_path / "x", [3610])
     with pytest.raises(ConfigError, match="cannot be read"):
         read_submission(tmp_path, [3610])
@@ -174,7 +174,7 @@ def test_a_level_of_the_list_that_contradicts_the_heads_is_told() -> None:
 def test_ids_must_pair_and_labels_must_be_known() -> None:
     with pytest.raises(ValueError, match=r"ids \[2, 3\]"):
         score({1: 1.0, 2: 1.0}, {1: 1.0, 3: 1.0})
-    with pytest.raises(ValueError, match="id 1: luminance label '4' is none of 0 to 3"):
+    with pytest.raises(ValueError, match="id 1: luminance label '4' is not one of 0 to 3"):
         score({1: 1.0}, {1: 1.0}, {1: ["4", "1"]})
 
 

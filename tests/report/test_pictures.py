@@ -79,17 +79,13 @@ def test_comparison_draws_every_shape(height: int, width: int, tmp_path: Path) -
 
 
 def test_a_picture_of_many_rows_stays_below_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headcount.report.pictures._MOST_PIXELS", 500)
+    monkeypatch.setattr("headcount.report.pictures._MAX_PIXELS", 500)
     comparison_picture([row(8, 8) for _ in range(4)], tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert 490 <= picture.size[1] <= 500
 
 
-def test_comparison_has_one_color_scale_for_truth_and_prediction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+def test_comparison_has_one_color_scale_for_truth_and_prediction(tmp_path: Path, figures: list[Figure]) -> None:
     few, many = row(64, 64, heads=1), row(64, 64, heads=1)
     many.predicted_blocks = torch.full((8, 8), 5.0)
     comparison_picture([few, many], tmp_path / "a.png")

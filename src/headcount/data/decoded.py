@@ -21,7 +21,7 @@ from tqdm import tqdm
 from headcount.config import ConfigError
 from headcount.data.prepare import PreparedImage, image_origin
 from headcount.data.readers import read_image
-from headcount.files import make_folder, written_whole
+from headcount.files import atomic_write, make_folder
 
 
 def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) -> list[Path]:
@@ -91,7 +91,7 @@ def _decode(image: PreparedImage, target: Path) -> None:
         return
     pixels = read_image(image.path).permute(1, 2, 0).contiguous().numpy()
     try:
-        with written_whole(target) as part, part.open("wb") as file:
+        with atomic_write(target) as part, part.open("wb") as file:
             np.save(file, pixels)
     except OSError as error:
         raise ConfigError(f"{image.path} could not be decoded into {target}: {error}") from error

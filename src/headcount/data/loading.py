@@ -1,71 +1,157 @@
-"""From datasets to batches: order, shards over processes, workers.
+"""From datasets to batches: targets, order, shards over processes, workers.
 
-What a training sample looks like depends on (seed, epoch, index) alone, and the order of an epoch
-on (seed, epoch): neither on the number of workers, nor on what was loaded before. A resumed run
-therefore sees what an uninterrupted one would.
+A training sample depends only on (seed, epoch, index), and the order of an epoch only on (seed,
+epoch): neither on the number of workers nor on what was loaded before. A resumed run therefore
+sees the same batches as an uninterrupted one.
+
+A training method of your own: a config (``headcount.config.register("method", name, YourConfig)``)
+and a builder registered with ``@build_batches.register``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from headcount.config import BlocksConfig, BlockwiseConfig, ConfigError, Kernel, LossConfig, MseConfig
+from headcount.config import (
+    AdaptiveKernelConfig,
+    BlocksConfig,
+    BlockwiseConfig,
+    ConfigError,
+    FixedKernelConfig,
+    LossConfig,
+    MethodConfig,
+    MseConfig,
+    SupervisedConfig,
+)
 from headcount.data.datasets import CrowdDataset, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
-from headcount.types import Batch, Sample
+from headcount.types import Batch, BlockGrid, Sample
 
 
 def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
-    """How heads are smoothed for a loss, or else for the labels of ``bins``; None where neither asks for it."""
+    """The Gaussian of smoothed counts for a loss, or otherwise for the labels of ``bins``; None if neither needs it."""
     if isinstance(loss, MseConfig):
-        adaptive = loss.kernel is Kernel.adaptive
-        return Smoothing(loss.sigma, loss.neighbors if adaptive else None, loss.beta)
+        match loss.kernel:
+            case FixedKernelConfig(sigma):
+                return Smoothing(sigma)
+            case AdaptiveKernelConfig(sigma, neighbors, beta):
+                return Smoothing(sigma, neighbors, beta)
+        raise ConfigError(f"loss.kernel: no smoothing is built from a {type(loss.kernel).__name__}")
     return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
 
 
-def collate(
-    samples: Sequence[Sample], *, block_size: int, merge: bool = False, smoothing: Smoothing | None = None
-) -> Batch:
-    """Samples of one size as a batch, with the heads in each block.
-
-    Args:
-        smoothing: how the heads of ``smoothed`` are spread; None leaves it out.
-        merge: count the heads of one pixel once, as the released code's density maps do; the points
-            of the batch, and so the count and the transport, keep all of them.
+@dataclass(frozen=True)
+class Targets:
+    """Makes the targets that a loss needs from the heads of a batch's images, and no others.
 
     Raises:
-        ValueError: if sizes differ or are no multiples of ``block_size``.
+        ValueError: if ``needs`` has ``smoothed`` and no ``smoothing`` is given.
+    """
+
+    needs: frozenset[str]
+    """Names of targets: ``points``, one (n, 2) tensor per image, (x, y) in pixels; ``block_counts`` and ``smoothed``,
+    heads per block, (batch, 1, rows, cols). A method may make others itself."""
+    grid: BlockGrid
+    merge: bool = False
+    """Count the heads in one pixel once, as the released code's density maps do; ``points``, and therefore the count
+    and transport terms, keep all of them."""
+    smoothing: Smoothing | None = None
+    """Gaussian of the ``smoothed`` counts; None if they are not needed."""
+
+    def __post_init__(self) -> None:
+        if "smoothed" in self.needs and self.smoothing is None:
+            raise ValueError("the loss needs smoothed counts, but there is no smoothing to make them with")
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The targets of images of one size, by name.
+
+        Raises:
+            ValueError: if a side is no multiple of the block size.
+        """
+        made: dict[str, Any] = {}
+        if "points" in self.needs:
+            made["points"] = [sample.points for sample in samples]
+        if "block_counts" in self.needs:
+            made["block_counts"] = torch.stack([self._block_counts(sample) for sample in samples]).unsqueeze(1)
+        if "smoothed" in self.needs:
+            made["smoothed"] = torch.stack([self._smoothed(sample) for sample in samples]).float().unsqueeze(1)
+        return made
+
+    def _counted(self, sample: Sample) -> Tensor:
+        return one_head_per_pixel(sample.points) if self.merge else sample.points
+
+    def _block_counts(self, sample: Sample) -> Tensor:
+        height, width = sample.image.shape[1:]
+        return block_counts(self._counted(sample), height=height, width=width, block_size=self.grid.block_size)
+
+    def _smoothed(self, sample: Sample) -> Tensor:
+        assert self.smoothing is not None
+        points, (height, width) = self._counted(sample), sample.image.shape[1:]
+        sigmas = self.smoothing.sigmas(points)
+        return smoothed_counts(points, sigmas, height=height, width=width, block_size=self.grid.block_size)
+
+
+MakeBatch = Callable[[Sequence[Sample]], Batch]
+"""Turns training samples into a batch; called in worker processes."""
+
+
+def stack_images(samples: Sequence[Sample]) -> UInt8[Tensor, "batch 3 height width"]:
+    """The images of the samples as one tensor.
+
+    Raises:
+        ValueError: if their sizes differ.
     """
     sizes = {tuple(sample.image.shape[1:]) for sample in samples}
     if len(sizes) != 1:
         raise ValueError(f"images of one batch must have one size, got (height, width) {sorted(sizes)}")
-    ((height, width),) = sizes
-    counted = [one_head_per_pixel(s.points) if merge else s.points for s in samples]
-    counts = [block_counts(points, height=height, width=width, block_size=block_size) for points in counted]
-    smoothed = None
-    if smoothing is not None:
-        size = {"height": height, "width": width, "block_size": block_size}
-        smoothed = torch.stack([smoothed_counts(p, smoothing.sigmas(p), **size) for p in counted])
-        smoothed = smoothed.float().unsqueeze(1)
-    return Batch(
-        # Channels last in memory, as images are decoded and as convolutions like them.
-        images=torch.stack([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2),
-        points=[s.points for s in samples],
-        block_counts=torch.stack(counts).unsqueeze(1),
-        names=[s.name for s in samples],
-        smoothed=smoothed,
-    )
+    # Channels last in memory, as images are decoded and as convolutions prefer.
+    return torch.stack([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2)
+
+
+def collate(samples: Sequence[Sample], *, targets: Targets) -> Batch:
+    """Samples of one size as a batch with its targets.
+
+    Raises:
+        ValueError: if sizes differ or are no multiples of the block size.
+    """
+    return Batch(stack_images(samples), [sample.name for sample in samples], targets(samples))
+
+
+@singledispatch
+def build_batches(config: MethodConfig, targets: Targets) -> MakeBatch:
+    """How the training method of ``config`` makes batches; a match on its type, to which others can add theirs.
+
+    Args:
+        targets: makes the targets that the loss needs.
+
+    Raises:
+        ConfigError: if the loss needs a target that the method does not make, or no builder is registered.
+    """
+    raise ConfigError(f"method={config.name}: no builder is registered for {type(config).__name__}")
+
+
+@build_batches.register(SupervisedConfig)
+def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
+    if missing := targets.needs - {"points", "block_counts", "smoothed"}:
+        raise ConfigError(
+            f"method={config.name}: the loss needs the target {', '.join(sorted(missing))}, which this method does not "
+            "make; choose another loss or method"
+        )
+    return partial(collate, targets=targets)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys, in an order drawn from (seed, epoch).
 
-    The images of an optimizer step are the same on any number of processes; each takes its share
-    of them. What is left over at the end of an epoch is dropped, so that all processes see equally
-    many batches of equal size. A dataset smaller than one step gives one smaller batch.
+    The images of an optimizer step are the same on any number of processes; each process takes its share
+    of them. Images that do not fill a last batch are dropped, so that all processes see the same number
+    of batches of the same size. A dataset smaller than one step gives one smaller batch.
 
     Raises:
         ConfigError: if there are no images, or fewer than processes.
@@ -81,7 +167,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             )
         self.epoch = 0
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
-        # Per process; never more than its share of the dataset, or the epoch would be empty.
+        # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
         self._batch_size = min(batch_size, images // world)
 
     def __len__(self) -> int:
@@ -96,31 +182,30 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainLoader:
-    """Training batches, epoch by epoch; worker processes live as long as this does."""
+    """Training batches, epoch by epoch; its worker processes live as long as this object."""
 
     def __init__(
         self,
         dataset: CrowdDataset,
         sampler: EpochSampler,
+        make_batch: MakeBatch,
         *,
-        block_size: int,
         workers: int,
         pin_memory: bool,
-        smoothing: Smoothing | None = None,
     ) -> None:
         self._sampler = sampler
         self._loader: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,  # Each runs torch on one thread: DataLoader's own rule.
-            collate_fn=partial(collate, block_size=block_size, merge=dataset.one_head_per_pixel, smoothing=smoothing),
+            collate_fn=make_batch,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # Its draws mean nothing here; the global one is left alone.
+            generator=torch.Generator(),  # Its numbers are not used; the global generator stays untouched.
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self._sampler)
 
     def epoch(self, epoch: int) -> Iterable[Batch]:
@@ -131,33 +216,32 @@ class TrainLoader:
 
 def build_train_loader(
     dataset: CrowdDataset,
+    make_batch: MakeBatch,
     *,
     batch_size_per_process: int,
     seed: int,
-    block_size: int,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
-    smoothing: Smoothing | None = None,
 ) -> TrainLoader:
-    """The training batches of one process out of ``world``.
+    """The training batches of process ``rank`` out of ``world``.
 
     Args:
-        batch_size_per_process: crops a batch on this process; smaller where the dataset is.
-        seed: of the order; the samples' own chance is the dataset's.
-        smoothing: fills ``Batch.smoothed``; None leaves it out.
+        make_batch: from :func:`build_batches`.
+        batch_size_per_process: samples per batch on this process; smaller if the dataset is.
+        seed: of the order; the augmentation of the samples has the dataset's seed.
+        workers: processes that load samples; 0 loads in this process.
+        pin_memory: return batches in page-locked memory, for a GPU.
     """
     sampler = EpochSampler(len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world)
-    return TrainLoader(
-        dataset, sampler, block_size=block_size, workers=workers, pin_memory=pin_memory, smoothing=smoothing
-    )
+    return TrainLoader(dataset, sampler, make_batch, workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_samples(
     dataset: CrowdDataset, *, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[tuple[int, Sample]]:
-    """Whole images, one at a time, with their index; process ``rank`` of ``world`` gets each ``world``-th."""
+    """Whole images, one at a time, with their index; process ``rank`` gets every ``world``-th image."""
     indices = range(rank, len(dataset), world)
     loader: DataLoader[Sample] = DataLoader(
         dataset,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from headcount.config import ConfigError
 from headcount.data.readers import open_pillow, read_pillow
-from headcount.files import make_folder, written_whole
+from headcount.files import atomic_write, make_folder
 
 # So many bytes at either end, and the length, tell one version of a compressed image from another; others are read
 # whole.
@@ -153,7 +153,7 @@ def _resize(image: PreparedImage) -> None:
     try:
         # JPEG, not PNG, which takes far longer to decode. Full color resolution and quality 95 keep
         # the second compression below the first one's noise.
-        with written_whole(image.path) as part:
+        with atomic_write(image.path) as part:
             resized.save(part, "JPEG", quality=95, subsampling=0, comment=origin)
     except OSError as error:
         width, height = image.size

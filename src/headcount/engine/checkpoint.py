@@ -1,10 +1,9 @@
 """Checkpoints: one file of plain values that rebuilds a counter anywhere.
 
-Loads with ``weights_only=True``, so a file from a stranger cannot run code. See
+Loads with ``weights_only=True``, so that a file from a stranger cannot run code. See
 checkpoints/README.md for its keys.
 """
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,22 @@ from typing import Any
 import torch
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, TrainConfig, from_plain, missing_checkpoint
+from headcount.config import TrainConfig, from_plain, missing_checkpoint
+from headcount.errors import CheckpointError, HeadcountError
+from headcount.files import written_whole
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
+from headcount.types import BlockGrid
 
 FORMAT = "headcount checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best_mae.pt"
 
 
 def commit() -> str:
-    """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside one."""
+    """The commit of the source tree, with ``+changes`` if it was edited; ``unknown`` outside a repository."""
     folder = Path(__file__).parent
     try:
         run = {"cwd": folder, "capture_output": True, "text": True, "check": True, "timeout": 10}
@@ -37,67 +39,63 @@ def commit() -> str:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old file or the new one."""
-    temporary = path.with_suffix(".writing")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one."""
+    with written_whole(path) as part:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, part)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Raises:
-        ConfigError: if the file is missing, truncated, not a checkpoint, of a newer format, or
-            holds anything but plain values and tensors.
+        CheckpointError: if the file is missing, truncated, not a checkpoint, of a newer format, or
+            contains anything but plain values and tensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(missing_checkpoint(path))
+        raise CheckpointError(missing_checkpoint(path))
     content = read_plain(path, setting="ckpt", what="a checkpoint of headcount")
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or not isinstance(content["format_version"], int)
-    ):
-        raise ConfigError(f"ckpt={path}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
-    if content["format_version"] > FORMAT_VERSION:
-        raise ConfigError(
-            f"ckpt={path}: written in format {content['format_version']}; this headcount reads up to {FORMAT_VERSION}"
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"ckpt={path}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its 'format_version' is {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"ckpt={path}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
     return content
 
 
 @dataclass
-class Loaded:
-    """A counter from a checkpoint, and what the checkpoint says of it."""
+class LoadedCheckpoint:
+    """A counter from a checkpoint, and what the checkpoint records about it."""
 
     counter: Counter
     config: TrainConfig
+    """Of the training; never changed after loading."""
     bins: CountBins | None
-    """None for a counter that regresses."""
+    """None for a counter without bins."""
     content: dict[str, Any]
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path) -> LoadedCheckpoint:
     """Rebuild the counter of a checkpoint, in evaluation mode on the CPU, from this file alone.
 
     Raises:
-        ConfigError: as :func:`read`, or if the weights do not fit the network.
+        CheckpointError: as :func:`read`, or if the weights do not fit the network.
     """
     content = read(path)
     try:
         config = from_plain(content["config"])
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
-        counter = build_model(config.model, bins, block_size=config.bins.block_size, pretrained=False)
-    except ConfigError as error:
-        raise ConfigError(f"ckpt={path}: {error}") from error
+        counter = build_model(config.model, BlockGrid(config.bins.block_size), bins, pretrained=False)
+    except HeadcountError as error:
+        raise CheckpointError(f"ckpt={path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
+        raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
     try:
         counter.load_state_dict(content["model"])
     except (RuntimeError, KeyError, TypeError) as error:
-        raise ConfigError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
-    return Loaded(counter.eval(), config, bins, content)
+        raise CheckpointError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
+    return LoadedCheckpoint(counter.eval(), config, bins, content)

@@ -6,41 +6,32 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
-from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
-    FolderDatasetConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
     counting_mode,
     window_error,
 )
-from headcount.data.datasets import DATA_ROOT_VARIABLE, CrowdDataset, open_split
+from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import evaluation_samples
-from headcount.data.points import block_counts, clamp_into, spread_blocks
+from headcount.data.locate import locate
+from headcount.data.open import open_split
 from headcount.engine import checkpoint
+from headcount.engine.evaluators import BinReliability, Evaluator, Game, empty_blocks
 from headcount.engine.runtime import Runtime
-from headcount.engine.tiling import WHOLE_IMAGE, predict_blocks
 from headcount.files import make_folder
 from headcount.metrics import Reliability
-from headcount.models.counter import Counter
-from headcount.runs import evaluation_folder
-from headcount.types import CountErrors, Evaluation, ImageCount, Sample
-
-# GAME(3) cuts an image into 2^3 regions a side, those of the coarser levels are made of these.
-_REGIONS = 8
+from headcount.models.counter import WHOLE_IMAGE, Counter
+from headcount.runs import EvaluationFacts, evaluation_folder
+from headcount.types import CountErrors, Evaluation, ImageCount
 
 
 def evaluate(
@@ -50,17 +41,18 @@ def evaluate(
     mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
     *,
     workers: int = 0,
-    reliability: Reliability | None = None,
-    bins: CountBins | None = None,
+    evaluators: Sequence[Evaluator] = (),
+    probabilities: bool = False,
 ) -> Evaluation:
-    """Count every image of ``dataset``; the processes share them, and each gets the whole answer.
+    """Count every image of ``dataset``; the processes share the images, and each gets the whole result.
 
-    Leaves the counter in the mode it was in.
+    Leaves the counter in the mode (training or evaluation) it was in.
 
     Args:
         mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`).
-        reliability: takes in the probabilities of every block; None spares them.
-        bins: the bins of those probabilities.
+        workers: processes that load images; 0 loads in this process.
+        evaluators: what to measure on each image beyond the count error.
+        probabilities: compute the bins' probabilities, for evaluators that use them.
 
     Raises:
         FloatingPointError: if a predicted count is not finite; names the images.
@@ -75,190 +67,129 @@ def evaluate(
     with progress:
         for index, sample in evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=workers):
             try:
-                maps = predict_blocks(counter, sample.image, mode, probabilities=reliability is not None)
+                counted = counter.count(sample.image, mode, probabilities=probabilities)
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
-            if reliability is not None and bins is not None and maps.probabilities is not None:
-                reliability.add(maps.probabilities, bins.label(_true_blocks(sample, maps.counts, counter))[0])
-            mine.append(
-                ImageCount(
-                    index=index,
-                    name=sample.name,
-                    true=float(len(sample.points)),
-                    predicted=float(maps.counts.sum(dtype=torch.float64)),
-                    blocks=maps.counts,
-                    game=game_errors(sample, maps.counts, counter.block_size),
-                )
-            )
+            image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
+            for evaluator in evaluators:
+                image.numbers |= evaluator(sample, counted)
+            mine.append(image)
             progress.update(runtime.world)
     counter.train(was_training)
     images = sorted(runtime.gather(mine), key=lambda image: image.index)
-    errors = CountErrors.from_counts([i.predicted for i in images], [i.true for i in images])
+    errors = CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
     if not math.isfinite(errors.mae):
         wrong = [image.name for image in images if not math.isfinite(image.predicted)]
         raise FloatingPointError(f"the predicted counts are not finite on {', '.join(wrong[:5])}")
-    if reliability is not None and runtime.world > 1:
-        everyone = runtime.gather([reliability])
-        reliability.merge(everyone[: runtime.rank] + everyone[runtime.rank + 1 :])
     return Evaluation(errors=errors, images=images)
 
 
-def game_errors(sample: Sample, blocks: Float[Tensor, "rows cols"], block_size: int) -> tuple[float, float, float]:
-    """GAME(1) to GAME(3) of one image: the sum of the errors of its 4, 16 and 64 equal regions.
-
-    A block that lies in several regions is shared among them by area; a head outside the image belongs
-    to the nearest region.
-
-    Source: Guerrero-Gomez-Olmedo et al., "Extremely overlapping vehicle counting", 2015.
-    """
-    height, width = sample.image.shape[1:]
-    finest = spread_blocks(
-        blocks.double().numpy(), image=(height, width), panel=(_REGIONS, _REGIONS), block_size=block_size
-    )
-    x, y = (
-        (points * _REGIONS / size).floor().long().clamp(0, _REGIONS - 1).numpy()
-        for points, size in zip(sample.points.double().unbind(1), (width, height), strict=True)
-    )
-    np.subtract.at(finest, (y, x), 1)
-    levels = []
-    while len(finest) > 1:
-        levels.append(float(np.abs(finest).sum()))
-        finest = finest.reshape(len(finest) // 2, 2, -1, 2).sum(axis=(1, 3))
-    first, second, third = reversed(levels)
-    return first, second, third
-
-
-def _true_blocks(
-    sample: Sample, blocks: Float[Tensor, "rows cols"], counter: Counter
-) -> Float[Tensor, "1 1 rows cols"]:
-    """Annotated heads in each of ``blocks``; one outside the image at its border."""
-    height, width = sample.image.shape[1:]
-    points = clamp_into(sample.points, width=width, height=height)
-    rows, cols = blocks.shape
-    size = counter.block_size
-    return block_counts(points, height=rows * size, width=cols * size, block_size=size)[None, None]
-
-
 @dataclass
-class Result:
-    """An evaluation, what was evaluated, and where its report goes."""
+class CheckpointEvaluation:
+    """The evaluation of a checkpoint, the evaluated images, and where its report goes."""
 
     evaluation: Evaluation
     dataset: CrowdDataset
     folder: Path
-    facts: dict[str, Any]
-    """Plain values for the report: checkpoint, dataset, split, how the checkpoint was selected."""
+    facts: EvaluationFacts
     reliability: Reliability | None
-    """Probabilities against shares of the blocks; None for a counter without bins of whole heads."""
+    """Probabilities against observed fractions of the blocks; None for a counter without bins of integers."""
 
 
-def evaluate_checkpoint(config: EvalCommandConfig) -> Result | None:
+def evaluate_checkpoint(config: EvalCommandConfig) -> CheckpointEvaluation | None:
     """Evaluate a checkpoint on a split of the dataset it was trained on, or of another.
 
     Returns:
-        None on every process but the first.
+        None on all ranks but the first.
 
     Raises:
-        ConfigError: if the checkpoint, the split or the data cannot be read.
+        ConfigError, CheckpointError, DataError: if the settings, the checkpoint or the data are unusable.
     """
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
-    trained_on = loaded.config.dataset
-    dataset_config = config.dataset or trained_on
-    mode = counting_mode(loaded.config, config.eval)
-    if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
+    trained = loaded.config
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
+    if wrong := window_error(mode, loaded.counter.grid.block_size, loaded.counter.stride):
         raise ConfigError(wrong)
-    path = Path(config.ckpt).expanduser()
-    # The evaluation of the best weights is not written over by that of the last ones.
-    last = "_last" if path.name == checkpoint.LAST else ""
-    folder = evaluation_folder(path.parent, dataset_config.name, f"{config.split}{last}")
-    if config.output_dir:
-        folder = Path(config.output_dir).expanduser()
-        if runtime.is_main:
-            make_folder(folder, "output_dir")
+    folder = _report_folder(config, (config.dataset or trained.dataset).name)
+    if config.output_dir and runtime.is_main:  # before the work, if it is given
+        make_folder(folder, "output_dir")
     with runtime.main_first():
-        dataset = open_evaluated(config, loaded.config)
+        dataset = open_evaluated(config, trained)
     if runtime.is_main:
         make_folder(folder, "output_dir")
     counter = runtime.place(loaded.counter)
-    bins = loaded.bins
-    # Labels of smoothed counts would need the Gaussian; a counter without bins has no probabilities.
-    reliability = None if bins is None or bins.smoothed else Reliability(bins.names())
+    # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
+    reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
+    evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]
     evaluation = evaluate(
-        runtime, counter, dataset, mode, workers=config.runtime.workers, reliability=reliability, bins=bins
+        runtime,
+        counter,
+        dataset,
+        mode,
+        workers=config.runtime.workers,
+        evaluators=evaluators,
+        probabilities=reliability is not None,
     )
+    merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None
-    content = loaded.content
-    facts = {
-        "checkpoint": str(config.ckpt),
-        "dataset": dataset_config.name,
-        "split": config.split,
-        "trained_on": trained_on.name if config.dataset is None else _trained_on(trained_on, dataset_config),
-        "images": len(dataset),
-        "mode": _describe(mode),
-        "epoch": content["epoch"],
-        "selected_on": content["selection"]["split"],
-        "scale": loaded.config.scale,
-        "seed": loaded.config.seed,
-        "commit": content["commit"],
-        "block_size": loaded.config.bins.block_size,
-        "pictures": config.eval.pictures,
-    }
-    return Result(evaluation, dataset, folder, facts, reliability)
+    facts = _facts(config, loaded, images=len(dataset), mode=mode)
+    return CheckpointEvaluation(evaluation, dataset, folder, facts, merged)
 
 
 def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdDataset:
-    """The split to evaluate: of the dataset that was typed, else of the one the counter was trained on.
+    """The split to evaluate: of the dataset in ``config``, otherwise of the one the counter was trained on.
 
     Raises:
-        ConfigError: if it is not there or cannot be used.
+        ConfigError, DataError: if it does not exist or is unusable.
     """
-    dataset = config.dataset or trained.dataset
-    dataset.max_train_images = dataset.max_eval_images = config.max_images
-    if config.dataset is None and isinstance(dataset, CustomConfig):
-        # It lies in no folder of datasets: only what is typed here can say where it is now.
-        dataset.root = config.data_root or dataset.root
-    elif config.dataset is None:
-        dataset = where_it_is_now(dataset, config.data_root)
-    data_root = folder_of_datasets(config.data_root, trained.data_root, own=config.dataset is None)
-    before, now = getattr(trained.dataset, "root", None), getattr(dataset, "root", None)
-    if config.dataset is None and before and not now and not data_root:
-        raise ConfigError(
-            f"{before}, where the images lay for the training, is no longer there; type data_root=FOLDER, the folder "
-            f"of all datasets, or dataset={dataset.name} dataset.root=FOLDER"
-        )
-    return open_split(dataset, config.split, data_root=data_root)
+    located = locate(
+        trained.dataset, typed=config.dataset, data_root=config.data_root, trained_root=trained.data_root
+    )
+    limited = dataclasses.replace(
+        located.config, max_train_images=config.max_images, max_eval_images=config.max_images
+    )
+    return open_split(limited, config.split, data_root=located.data_root)
 
 
-def folder_of_datasets(typed: str | None, trained: str | None, *, own: bool) -> str | None:
-    """The folder of all datasets: what is typed now; for the dataset of the training (``own``) then what was typed
-    for that, if it is still there; then the environment variable."""
-    still = trained if own and trained and Path(trained).expanduser().is_dir() else None
-    return typed or still or os.environ.get(DATA_ROOT_VARIABLE) or trained
+def _report_folder(config: EvalCommandConfig, dataset: str) -> Path:
+    """Where the report goes: the typed folder, or one beside the checkpoint named after dataset and split."""
+    if config.output_dir:
+        return Path(config.output_dir).expanduser()
+    path = Path(config.ckpt).expanduser()
+    # The evaluation of the best weights is not overwritten by that of the last ones.
+    last = "_last" if path.name == checkpoint.LAST else ""
+    return evaluation_folder(path.parent, dataset, f"{config.split}{last}")
 
 
-def where_it_is_now(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
-    """The dataset a counter was trained on, without its folder if ``data_root`` is typed now or it has gone."""
-    if isinstance(trained, CustomConfig) or not isinstance(trained, FolderDatasetConfig) or trained.root is None:
-        return trained
-    gone = not Path(trained.root).expanduser().is_dir()
-    return dataclasses.replace(trained, root=None) if data_root or gone else trained
-
-
-def as_trained(
-    trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str], *, data_root: str | None
-) -> DatasetConfig:
-    """The dataset of a counter with its own settings, but for the ``dataset.key=value`` that were typed."""
-    keys = [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
-    return dataclasses.replace(where_it_is_now(trained, data_root), **{key: getattr(typed, key) for key in keys})
+def _facts(
+    config: EvalCommandConfig, loaded: checkpoint.LoadedCheckpoint, *, images: int, mode: WholeImageConfig | SlidingWindowConfig
+) -> EvaluationFacts:
+    trained, content = loaded.config, loaded.content
+    evaluated = config.dataset or trained.dataset
+    return EvaluationFacts(
+        checkpoint=str(config.ckpt),
+        dataset=evaluated.name,
+        split=config.split,
+        trained_on=_trained_on(trained.dataset, evaluated),
+        images=images,
+        mode=_describe(mode),
+        epoch=content["epoch"],
+        selected_on=content["selection"]["split"],
+        scale=trained.scale,
+        seed=trained.seed,
+        commit=content["commit"],
+        block_size=trained.bins.block_size,
+        pictures=config.eval.pictures,
+    )
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
-    """The training dataset's name; with its folder where only that tells it from the one that is evaluated."""
+    """The name of the training dataset; with its folder if only that distinguishes it from the evaluated one."""
     if isinstance(trained, CustomConfig) and isinstance(evaluated, CustomConfig):
-        then, now = (os.path.abspath(os.path.expanduser(c.root or c.train or "")) for c in (trained, evaluated))
-        if then != now:
+        folders = [os.path.abspath(os.path.expanduser(c.root or c.train or "")) for c in (trained, evaluated)]
+        if folders[0] != folders[1]:
             return f"{trained.name} ({trained.root or trained.train})"
     return trained.name
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
@@ -13,8 +14,8 @@ from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """Adam (weight decay added to the gradient) or AdamW over the trainable parameters.
 
-    AdamW does not shrink biases and normalization weights; Adam treats all alike, as released.
-    Fused: one pass over the weights, a third of the time of torch's default on a CPU.
+    AdamW does not decay biases and normalization weights; Adam treats all parameters alike, like the released code.
+    Fused: one pass over the weights, which takes a third of the time of torch's default on a CPU.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.algorithm is Algorithm.adam:
@@ -26,10 +27,10 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
 
 
 def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> float:
-    """The learning rate at ``epoch`` (which may be fractional), as a share of its peak.
+    """The learning rate at ``epoch`` (which may be fractional), as a fraction of its peak.
 
     Linear warm-up from ``warmup_lr``, then one cosine to ``min_lr`` at ``epochs``, or cosines that
-    restart after ``restart_epochs``, each ``restart_factor`` times as long as the last.
+    restart after ``restart_epochs``, each ``restart_factor`` times as long as the one before.
 
     Source: arXiv:1608.03983; arXiv:2403.09281, section IV.
     """
@@ -39,7 +40,7 @@ def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> f
     since, length = epoch - config.warmup_epochs, epochs - config.warmup_epochs
     if config.schedule is Schedule.cosine_restarts:
         # Released code: finds the cycle by a logarithm, which for T_mult 3 rounds the fifth restart
-        # into the cycle before; here: by subtraction, because every restart must be at the peak.
+        # into the cycle before it; here: by subtraction, because every restart must be at the peak.
         length = config.restart_epochs
         while since >= length:
             since -= length
@@ -48,57 +49,36 @@ def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> f
     return low + (1 - low) * (1 + math.cos(math.pi * min(since / length, 1.0))) / 2
 
 
-class LearningRate:
-    """Sets the learning rate of every parameter group, before each optimizer step."""
+def build_schedule(config: OptimConfig, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """The learning-rate schedule; its ``step`` is called after each optimizer step."""
 
-    def __init__(self, config: OptimConfig, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int) -> None:
-        self.config = config
-        self.optimizer = optimizer
-        self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = 0
-        self._set()
+    def factor(steps: int) -> float:
+        by_epoch = config.step is ScheduleStep.epoch
+        epoch = float(steps // steps_per_epoch) if by_epoch else steps / steps_per_epoch
+        return learning_rate_factor(config, epoch, epochs=epochs)
 
-    def step(self) -> None:
-        """One optimizer step was taken."""
-        self.steps += 1
-        self._set()
+    return LambdaLR(optimizer, factor)
 
-    @property
-    def value(self) -> float:
-        """The learning rate of the next optimizer step."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
-    def _set(self) -> None:
-        epoch = self.steps / self.steps_per_epoch
-        if self.config.step is ScheduleStep.epoch:
-            epoch = float(self.steps // self.steps_per_epoch)
-        factor = learning_rate_factor(self.config, epoch, epochs=self.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
-
-    def state_dict(self) -> dict[str, int]:
-        """Steps taken."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the steps of ``state``."""
-        self.steps = state["steps"]
-        self._set()
+def load_schedule_state(schedule: LambdaLR, state: dict[str, Any]) -> None:
+    """Restore a schedule; the learning rate itself is part of the optimizer's state."""
+    if "steps" in state:  # checkpoints of format 1 store the number of optimizer steps
+        state = {"last_epoch": state["steps"], "_step_count": state["steps"] + 1}
+    schedule.load_state_dict(state)
 
 
 class WeightAverage:
-    """An exponential moving average of weights and normalization statistics (torch's own)."""
+    """Exponential moving average of weights and normalization statistics, by torch's ``AveragedModel``."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step; the first time, take them over."""
+        """Add the weights after an optimizer step; the first call copies them."""
         self.average.update_parameters(model)
 
     def evaluated(self, model: nn.Module) -> Any:
-        """The network to evaluate and keep: the average."""
+        """The network to evaluate and save: the average."""
         return self.average.module
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,28 +86,28 @@ class WeightAverage:
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.average.load_state_dict(state)
 
 
 class NoAverage:
-    """Stands where no average is kept: the network itself is evaluated."""
+    """Used without averaging: the network itself is evaluated."""
 
     def update(self, model: nn.Module) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def evaluated(self, model: nn.Module) -> Any:
         """The network itself."""
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 def build_average(config: OptimConfig, model: nn.Module) -> WeightAverage | NoAverage:
-    """The average that ``config.ema_decay`` asks for."""
+    """The average of ``config.ema_decay``."""
     return NoAverage() if config.ema_decay is None else WeightAverage(model, config.ema_decay)

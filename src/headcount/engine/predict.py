@@ -1,5 +1,6 @@
-"""Count people in pictures with a trained counter, in three lines of Python."""
+"""Count the people in pictures with a trained counter, in three lines of Python."""
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -23,38 +24,38 @@ from headcount.config import (
 from headcount.data.prepare import prepared_size
 from headcount.data.readers import as_rgb, read_pillow
 from headcount.engine import checkpoint
-from headcount.engine.tiling import predict_blocks
 from headcount.models.counter import Counter
+from headcount.types import Counted
 
-# Above so many pixels a whole image would take several GB.
-_MOST_PIXELS = 8_000_000
+# Counting a larger image as a whole would take several GB.
+_MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
 # A strip of a few pixels would be enlarged to thousands of megapixels.
-_MOST_ENLARGED = 100_000_000
+_MAX_ENLARGED_PIXELS = 100_000_000
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass
-class Prediction:
-    """What a counter says of one picture."""
+class PhotoCount:
+    """The people in one picture."""
 
     count: float
     """Expected people."""
-    block_counts: Float[Tensor, "rows cols"]
-    """Expected people in each block; sums to ``count``."""
+    block_counts: Float[Tensor, "rows cols"] | None
+    """Expected people per block, which sum to ``count``; None for a counter that predicts one number per image."""
     probabilities: Float[Tensor, "bins rows cols"] | None
-    """Probability of each bin in each block; None for a counter that regresses."""
+    """Probability of each bin in each block; None for a counter without bins."""
     block_size: int
-    """Side of a block, pixels of ``image``."""
+    """Side of a block, in pixels of ``image``."""
     image: UInt8[Tensor, "3 height width"]
     """The picture as it was resized for the counter."""
     photo_size: tuple[int, int]
-    """(width, height) of the upright picture before it was resized, pixels."""
+    """(width, height) of the upright picture before it was resized, in pixels."""
     mode: WholeImageConfig | SlidingWindowConfig
-    """How it was counted: in one piece, or in windows."""
+    """How it was counted: whole, or in windows."""
     reason: str = ""
-    """Why in windows, where the counter usually counts in one piece; else empty."""
+    """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
 
 
 @dataclass
@@ -63,65 +64,69 @@ class PhotoCounter:
 
     counter: Counter
     config: TrainConfig
+    """Of the training."""
     bins: CountBins | None
-    """None for a counter that regresses."""
+    """None for a counter without bins."""
     mode: WholeImageConfig | SlidingWindowConfig | None = None
-    """Windows or whole images; None counts as the counter was evaluated in training, but a picture of more than
-    8 million pixels, or for which memory does not suffice, in windows of about 1024 px."""
+    """Windows or whole images. None counts as the counter was evaluated in training, except that a picture of more
+    than 8 million pixels, or one that does not fit into memory, is counted in windows of about 1024 px."""
 
-    def predict(self, photo: Photo) -> Prediction:
+    def predict(self, photo: Photo) -> PhotoCount:
         """Count the people in a picture of any size.
 
-        It is resized as the images of the counter's dataset were, so that an evaluation says the same.
+        It is resized like the images of the counter's dataset, so that it gives the same count as an evaluation.
         Block (row, col) covers the pixels from ``col * block_size`` and ``row * block_size`` of the resized
-        picture; times ``photo_size`` over that picture's size, those of the photo.
+        picture; multiply by ``photo_size`` over that picture's size for pixels of the photo.
 
         Args:
-            photo: a file, or a Pillow image (the EXIF orientation of both is respected), or bytes: a NumPy
+            photo: a file or a Pillow image (both are turned upright by their EXIF orientation), or bytes: a NumPy
                 array (height, width, 3) or a tensor (3, height, width), RGB, or (height, width), gray.
 
         Raises:
-            ValueError: if an array is not of that shape and type.
-            ConfigError: if the file is missing or no picture, or the picture too narrow to be enlarged.
+            ValueError: if an array does not have that shape and type.
+            DataError: if the file is missing or not a picture, or the picture is too narrow to be enlarged.
             MemoryError: if the picture does not fit into memory.
             FloatingPointError: if the count is not finite.
         """
         image = _as_image(photo)
         photo_size = (image.shape[2], image.shape[1])
         image = self._resized(image)
-        usual = counting_mode(self.config, self.mode)
-        may_change = self.mode is None and isinstance(usual, WholeImageConfig)
-        mode, reason, maps = usual, "", None
-        if may_change and image.shape[1] * image.shape[2] > _MOST_PIXELS:
-            mode, reason = self._windows(), f"more than {_MOST_PIXELS / 1e6:g} million pixels"
-        try:
-            maps = predict_blocks(self.counter, image, mode, probabilities=True)
-        except MemoryError:
-            if not may_change or mode is not usual:
-                raise
-        if maps is None:  # not within the except: there the traceback still holds what filled the memory
-            mode, reason = self._windows(), "memory did not suffice for one piece"
-            maps = predict_blocks(self.counter, image, mode, probabilities=True)
-        count = float(maps.counts.sum(dtype=torch.float64))
-        if not math.isfinite(count):
-            raise FloatingPointError(f"the predicted count is {count}; the counter's weights are of no use")
-        return Prediction(
-            count=count,
-            block_counts=maps.counts,
-            probabilities=maps.probabilities,
-            block_size=self.counter.block_size,
+        counted = self._count_image(image)
+        if not math.isfinite(counted.count):
+            raise FloatingPointError(f"the predicted count is {counted.count}; the counter's weights are unusable")
+        return PhotoCount(
+            count=counted.count,
+            block_counts=counted.blocks,
+            probabilities=counted.probabilities,
+            block_size=self.counter.grid.block_size,
             image=image,
             photo_size=photo_size,
-            mode=mode,
-            reason=reason,
+            mode=counted.mode,
+            reason=counted.reason,
         )
+
+    def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
+        """Count an image of the right size, in windows if that is usual, requested or necessary."""
+        config = self.config
+        usual = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=self.mode)
+        if self.mode is not None or not isinstance(usual, WholeImageConfig):
+            return self.counter.count(image, usual, probabilities=True)
+        reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
+        if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
+            try:
+                return self.counter.count(image, usual, probabilities=True)
+            except MemoryError:
+                reason = "not enough memory to count it as a whole"
+        # Outside the except block, in which the traceback still holds what filled the memory.
+        counted = self.counter.count(image, self._windows(), probabilities=True)
+        return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
         """The expected number of people in a picture; see :meth:`predict`."""
         return self.predict(photo).count
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
-        """The picture at the size at which the counter knows heads."""
+        """The picture at the scale of the counter's training images."""
         dataset = self.config.dataset
         height, width = image.shape[1:]
         if not isinstance(dataset, FolderDatasetConfig):
@@ -131,7 +136,7 @@ class PhotoCounter:
         )
         if size == (width, height):
             return image
-        if size[0] * size[1] > max(_MOST_ENLARGED, height * width):
+        if size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
             raise ConfigError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
                 f"the counter's images have a short side of at least {dataset.min_side}; cut it"
@@ -140,21 +145,22 @@ class PhotoCounter:
         return _as_tensor(np.array(resized))
 
     def _windows(self) -> SlidingWindowConfig:
-        """Windows for pictures that are too large for one piece; they overlap, so that no head is cut twice."""
-        multiple = math.lcm(self.counter.stride, self.counter.block_size)
+        """Windows for pictures that are too large to count as a whole; they overlap so that no head is cut twice."""
+        multiple = math.lcm(self.counter.stride, self.counter.grid.block_size)
         window = max(_WINDOW // multiple, 1) * multiple
         stride = max(window * 7 // 8 // multiple, 1) * multiple
         return SlidingWindowConfig(window=window, stride=stride, window_batch=1)
 
 
 def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
-    """The counter of a checkpoint, from that file alone.
+    """The counter of a checkpoint; no other file is needed.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU where there is one.
 
     Raises:
-        ConfigError: if the file is missing, truncated or no checkpoint of headcount, or the device is not there.
+        CheckpointError: if the file is missing, truncated or not a checkpoint of headcount.
+        ConfigError: if the device does not exist.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,7 +168,7 @@ def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise ConfigError(f"device={device}: must be cpu, cuda, cuda:N or auto")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: PyTorch finds no GPU; take cpu or auto")
+        raise ConfigError(f"device={device}: PyTorch finds no GPU; use cpu or auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     loaded = checkpoint.load(path)

@@ -1,7 +1,7 @@
-"""What a run measures and writes while it trains: epoch means, metrics.jsonl and TensorBoard.
+"""Measurements of a training run: epoch means, metrics.jsonl and TensorBoard.
 
-One line an epoch in metrics.jsonl; a resumed run cuts both back to its checkpoint, so that they
-read as if it had never stopped.
+metrics.jsonl has one line per epoch. A resumed run truncates both to its checkpoint, so that they
+look as if it had never stopped.
 """
 
 import json
@@ -14,33 +14,34 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from headcount.config import ConfigError
+from headcount.errors import CheckpointError
 from headcount.engine.runtime import Runtime
-from headcount.runs import METRICS, read_metrics
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.files import write_text
+from headcount.runs import METRICS_FILE, read_metrics
+from headcount.types import Batch, LossTerms, Prediction
 
 
 class Records:
-    """Writes the records of the main process."""
+    """Writes metrics.jsonl and TensorBoard events, on rank 0."""
 
     def __init__(self, folder: Path, *, start_epoch: int) -> None:
-        """Open the records of ``folder``; forget epochs from ``start_epoch`` (0-based) on.
+        """Open the records of ``folder``, without epochs after the first ``start_epoch``.
 
         Raises:
-            ConfigError: if an epoch before is missing.
+            CheckpointError: if one of the first ``start_epoch`` epochs is missing.
         """
-        self.file = folder / METRICS
+        self.file = folder / METRICS_FILE
         kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
         if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
-            raise ConfigError(
-                f"{self.file} does not hold epochs 1 to {start_epoch}, which the checkpoint has trained: put the whole "
-                "file back, or start another run with run_name=NAME"
+            raise CheckpointError(
+                f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore the "
+                "whole file, or start another run with run_name=NAME"
             )
-        self.file.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
         self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One epoch's numbers; ``record["epoch"]`` counts from 1."""
+        """Append the numbers of one epoch; ``record["epoch"]`` counts from 1."""
         with self.file.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for key, value in record.items():
@@ -49,7 +50,7 @@ class Records:
         self.writer.flush()
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
-        """Pictures (3, height, width) in bytes, by name."""
+        """Add images (3, height, width) in bytes, by name."""
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, epoch)
 
@@ -59,20 +60,20 @@ class Records:
 
 
 class NoRecords:
-    """Stands where another process writes."""
+    """Used on all ranks but the first: writes nothing."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class Meter:
-    """Sums of one epoch, kept on the device until somebody looks."""
+    """Sums over one epoch, kept on the device until they are read."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -80,39 +81,40 @@ class Meter:
         self.started = time.perf_counter()
         self.sums: dict[str, Tensor] = {}
         self.counts: list[Tensor] = []
-        self.unseen: list[tuple[Tensor, list[str]]] = []
+        self.unchecked: list[tuple[Tensor, list[str]]] = []
 
-    def add(self, loss: LossTerms, prediction: BlockPrediction, batch: Batch) -> None:
-        """Take in one step; waits for nothing."""
-        blocks = prediction.block_counts.detach()
+    def add(self, loss: LossTerms, prediction: Prediction, batch: Batch) -> None:
+        """Add one step; no device sync."""
         total = loss.total.detach()
-        values = {"total": total, **loss.parts, "empty_blocks": (blocks < 0.5).float().mean()}
+        values = {"total": total, **loss.parts, **loss.logged}
+        if prediction.blocks is not None:
+            values["empty_blocks"] = (prediction.blocks.detach() < 0.5).float().mean()
         for key, value in values.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
-        self.counts.append(blocks.sum((1, 2, 3)))
-        self.unseen.append((total, batch.names))
+        self.counts.append(prediction.count.detach())
+        self.unchecked.append((total, batch.names))
         self.steps += 1
         self.images += len(batch.names)
 
-    def look(self) -> str:
-        """The mean of each term so far; waits for the device.
+    def check(self) -> str:
+        """The mean of each term so far, as text; device sync.
 
         Raises:
-            FloatingPointError: if a loss since the last look is not finite.
+            FloatingPointError: if a loss since the last check is not finite; names the files of the batch.
         """
-        finite = torch.stack([total for total, _ in self.unseen]).isfinite().tolist() if self.unseen else []
+        finite = torch.stack([total for total, _ in self.unchecked]).isfinite().tolist() if self.unchecked else []
         if not all(finite):
-            total, names = self.unseen[finite.index(False)]
+            total, names = self.unchecked[finite.index(False)]
             raise FloatingPointError(
-                f"the loss became {float(total)} on the batch of {', '.join(names)}; what was saved is from "
+                f"the loss became {float(total)} on the batch of {', '.join(names)}; the saved checkpoints are from "
                 "before. A lower optim.lr, or optim.max_grad_norm=1, usually helps"
             )
-        self.unseen.clear()
+        self.unchecked.clear()
         return " ".join(f"{key} {float(value) / self.steps:.4g}" for key, value in self.sums.items())
 
     def close(self, runtime: Runtime) -> dict[str, float]:
         """The epoch's means over all processes, and its speed."""
-        self.look()
+        self.check()
         keys = list(self.sums)
         counts = torch.cat(self.counts).double()
         local = [float(self.sums[k]) for k in keys]

@@ -1,4 +1,4 @@
-"""Processes, devices, arithmetic and seeds: the only file that knows of them.
+"""Processes, devices, arithmetic, threads and seeds; no other file deals with them.
 
 A thin layer over Lightning Fabric. The rest of the package sees one process that may be one of
 several, and asks this object for sums over all of them.
@@ -9,13 +9,13 @@ import platform
 import random
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
+from lightning_fabric import Fabric, is_wrapped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,8 +32,8 @@ class Runtime:
     """The processes of one run.
 
     Attributes:
-        rank, world: this process and how many there are.
-        is_main: whether this process writes files and talks.
+        rank, world: index of this process and number of processes.
+        is_main: whether this process writes files and logs.
         device: where this process computes.
     """
 
@@ -41,14 +41,14 @@ class Runtime:
         """Start the processes (for ``devices`` > 1, by running the same command again).
 
         Raises:
-            ConfigError: if the machine lacks what was asked for.
+            ConfigError: if the machine has fewer GPUs than requested.
         """
         gpus = torch.cuda.device_count()
         on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
         if on_gpu and gpus < config.devices:
             raise ConfigError(
                 f"runtime.accelerator={config.accelerator.name} runtime.devices={config.devices}: this machine has "
-                f"{gpus} GPUs; ask for as many, or set runtime.accelerator=cpu"
+                f"{gpus} GPUs; request at most that many, or set runtime.accelerator=cpu"
             )
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
@@ -65,7 +65,7 @@ class Runtime:
         self.compile = config.compile
 
     def describe(self) -> dict[str, Any]:
-        """Versions and hardware, for the record."""
+        """Versions, hardware and command line, for the run's record."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
@@ -77,22 +77,22 @@ class Runtime:
         }
 
     def seed(self, seed: int, epoch: int = 0) -> None:
-        """Reseed every global generator from (seed, epoch, rank), so that a resumed run repeats."""
+        """Reseed every global generator from (seed, epoch, rank), so that a resumed run is reproducible."""
         value = int(np.random.SeedSequence((seed, epoch, self.rank)).generate_state(1)[0])
         random.seed(value)
         np.random.seed(value)  # noqa: NPY002  libraries may still draw from the global generator
         torch.manual_seed(value)
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Put both on the device, and behind the processes and the precision; compile the network if asked to."""
+        """Move both to the device and wrap them for distributed, mixed-precision training; optionally compile."""
         model = model.to(memory_format=self.memory_format)
-        # Fabric takes the compiled shell off, wraps the network inside, and compiles what it wrapped: the names
-        # of the weights and what `unwrap` returns are those of the network, and it alone is evaluated.
+        # Fabric removes the compiled wrapper, wraps the network inside, and compiles that: the names of the weights
+        # and the result of `unwrap` are those of the plain network, which is the one that is evaluated.
         compiled: Any = torch.compile(model) if self.compile else model
         return self.fabric.setup(compiled, optimizer)
 
     def place(self, model: Network) -> Network:
-        """Put a model that is only evaluated on the device."""
+        """Move a model that is only evaluated to the device."""
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def to_device(self, batch: Batch) -> Batch:
@@ -108,7 +108,7 @@ class Runtime:
     def clip_gradients(self, model: nn.Module, optimizer: Optimizer, max_norm: float | None) -> None:
         """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them."""
         if max_norm is not None:
-            # A non-finite norm is not an error here: the loop reports the files of the batch.
+            # A non-finite norm is no error here: the training loop reports it with the files of the batch.
             self.fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
 
     def gather(self, items: Sequence[T]) -> list[T]:
@@ -123,31 +123,53 @@ class Runtime:
         """Sums over all processes, exact to float64, on the host."""
         return [math.fsum(parts) for parts in zip(*self.gather([list(values)]), strict=True)]
 
-    def agree(self, model: Network) -> Network:
-        """Give every process the main one's normalization statistics, which each gathers on its own."""
+    def broadcast_buffers(self, model: Network) -> Network:
+        """Copy rank 0's buffers to all ranks: each gathers normalization statistics of its own while training."""
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         return model
 
+    @contextmanager
+    def single_thread(self) -> Iterator[None]:
+        """Limit torch to one CPU thread inside the context; no effect on a GPU.
+
+        For the loss: its operations take microseconds, so several threads gain little. Where other processes,
+        such as data-loading workers, use the same cores, the threads wait for each other for milliseconds at
+        each of a thousand operations.
+        """
+        if self.device.type != "cpu":
+            yield
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
     def main_first(self) -> AbstractContextManager[None]:
-        """Let the main process go through a block before the others (to fill a cache once)."""
+        """Let rank 0 run a block before the others, for example to fill a cache once."""
         if self.world == 1:
             return nullcontext()
         return self.fabric.rank_zero_first()
 
     def scaler_state(self) -> dict[str, Any]:
-        """State of the gradient scaler (fp16 alone has one), which Fabric does not save."""
-        scaler = getattr(self.fabric._precision, "scaler", None)
-        return scaler.state_dict() if scaler is not None else {}
+        """State of the gradient scaler, which only fp16 has and Fabric does not save; otherwise empty."""
+        return self.fabric.strategy.precision.state_dict()
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`scaler_state` gave."""
-        scaler = getattr(self.fabric._precision, "scaler", None)
-        if scaler is not None and state:
-            scaler.load_state_dict(state)
+        """Restore what :meth:`scaler_state` returned."""
+        if state:
+            self.fabric.strategy.precision.load_state_dict(state)
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The network inside what :meth:`Runtime.setup` returned."""
-    return getattr(model, "_original_module", model)
+    """The network inside what :meth:`Runtime.setup` returned.
+
+    Raises:
+        TypeError: if the model was not wrapped: training would then update a network that is never saved.
+    """
+    if not is_wrapped(model):
+        raise TypeError(f"expected a model wrapped by Runtime.setup, got {type(model).__name__}")
+    return model.module

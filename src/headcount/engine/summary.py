@@ -1,45 +1,32 @@
-"""What a run is about to do, in a page: data, bins, network, the cost of one step."""
-
-from collections.abc import Mapping
+"""What a run is about to do, on one page: data, bins, network, cost of one step."""
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from headcount.bins import CountBins
-from headcount.config import BinsConfig, ClipConfig, TrainConfig
-from headcount.data.datasets import CrowdDataset
-from headcount.losses.build import Loss
-from headcount.models.counter import Counter
+from headcount.config import BinsConfig, ClipConfig
+from headcount.engine.setup import Job
 from headcount.models.prompts import write_prompts
-from headcount.types import Batch
+from headcount.types import Sample
 
 
-def summarize(
-    config: TrainConfig,
-    train: CrowdDataset,
-    select: CrowdDataset,
-    selection: str,
-    bins: CountBins | None,
-    histogram: Mapping[int, int],
-    counter: Counter,
-    loss_fn: Loss,
-) -> str:
-    """Text for people. With ``dry_run`` one small step is run to measure its cost."""
-    total = sum(p.numel() for p in counter.parameters())
-    trainable = sum(p.numel() for p in counter.parameters() if p.requires_grad)
-    dataset = config.dataset.name
+def summarize(job: Job) -> str:
+    """Describe a job for the terminal. With ``dry_run``, one small step is run to measure its cost."""
+    config, data = job.config, job.data
+    total = sum(p.numel() for p in job.counter.parameters())
+    trainable = sum(p.numel() for p in job.counter.parameters() if p.requires_grad)
+    reported = " (the split the field reports: no unseen data remain)" if data.selection_split == "test" else ""
     lines = [
-        f"data: {dataset}, {len(train)} training images; the best checkpoint is selected on {len(select)} "
-        f"images of '{selection}'" + (" (the split the field reports: no unseen data remain)" * (selection == "test")),
-        *train.report(),
-        *(f"{selection}: {line}" for line in select.left_out_report()),
-        *_blocks_and_bins(config, bins, histogram),
+        f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
+        f"{len(data.selection)} images of '{data.selection_split}'{reported}",
+        *data.train.report(),
+        *(f"{data.selection_split}: {line}" for line in data.selection.left_out_report()),
+        *_describe_bins(job),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]
     if config.dry_run:
-        macs, saved = step_cost(counter, loss_fn, crop=config.augment.crop_size)
+        macs, saved = step_cost(job, crop=config.augment.crop_size)
         mega = 2**20
         lines.append(
             f"step: {config.batch_size} crops of {config.augment.crop_size} px: "
@@ -50,14 +37,15 @@ def summarize(
     return "\n".join(lines)
 
 
-def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Mapping[int, int]) -> list[str]:
+def _describe_bins(job: Job) -> list[str]:
+    config, bins = job.config, job.bins
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "intervals of smoothed counts"
     if isinstance(config.bins, BinsConfig):
         corrected = config.bins.label_correction
         kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
-    lines = [f"bins: blocks of {bins.block_size} px, {kind}", bins.describe(histogram)]
+    lines = [f"bins: blocks of {bins.grid.block_size} px, {kind}", bins.describe(job.data.histogram)]
     if isinstance(config.model, ClipConfig):
         prompts = write_prompts(bins.edges, config.model.prompts)
         shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]
@@ -65,8 +53,9 @@ def _blocks_and_bins(config: TrainConfig, bins: CountBins | None, histogram: Map
     return lines
 
 
-def step_cost(counter: Counter, loss_fn: Loss, *, crop: int) -> tuple[int, int]:
-    """Multiply-accumulates of one crop's forward pass, and bytes kept for its backward pass."""
+def step_cost(job: Job, *, crop: int) -> tuple[int, int]:
+    """Multiply-accumulates of the forward pass of one crop, and bytes kept for its backward pass."""
+    counter = job.counter
     counter.train()
     kept: dict[int, int] = {}
 
@@ -75,16 +64,13 @@ def step_cost(counter: Counter, loss_fn: Loss, *, crop: int) -> tuple[int, int]:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    # Two images, because BatchNorm needs more than one value per channel; a method may make several of each.
+    blank = Sample(torch.zeros(3, crop, crop, dtype=torch.uint8), torch.zeros(0, 2), "blank")
+    batch = job.make_batch([blank, blank]).to(counter.mean.device)
     parameters = {p.untyped_storage().data_ptr() for p in counter.parameters()}
-    device = counter.mean.device
-    state = {k: v.clone() for k, v in counter.state_dict().items()}  # BatchNorm counts this pass
+    state = {k: v.clone() for k, v in counter.state_dict().items()}  # this pass changes BatchNorm's statistics
     with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Two images: BatchNorm needs more than one value a channel.
-        images = torch.zeros(2, 3, crop, crop, dtype=torch.uint8, device=device)
-        prediction = counter(images)
-        nobody = torch.zeros_like(prediction.block_counts)
-        batch = Batch(images, [torch.zeros(0, 2)] * 2, nobody, ["", ""], smoothed=nobody)
-        loss_fn(prediction, batch)
+        job.loss(counter(batch.images), batch)
     counter.load_state_dict(state)
     saved = sum(size for pointer, size in kept.items() if pointer not in parameters)
     return flops.get_total_flops() // 2 // 2, saved // 2

@@ -1,23 +1,32 @@
-"""Losses that compare counts block by block: absolute and squared errors, and CSRNet's against smoothed heads.
+"""Losses that compare counts block by block: absolute and squared errors, and CSRNet's loss on smoothed counts.
 
-Implements the count losses that arXiv:2403.09281, equation 3, may take instead of DM-Count's, and
-arXiv:1802.10062, equation 2. It does not smooth heads; the batch brings them.
+Implements alternatives to DM-Count's loss in arXiv:2403.09281, equation 3, and arXiv:1802.10062, equation 2. It does
+not smooth the annotations; the batch provides smoothed counts.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headcount.config import CountTerm
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.config import BlockErrorKind
+from headcount.types import Batch, LossTerms, Prediction
+
+
+def blocks_of(prediction: Prediction) -> Float[Tensor, "batch 1 rows cols"]:
+    """The predicted heads per block, in float32.
+
+    Raises:
+        ValueError: if the prediction has no blocks.
+    """
+    if prediction.blocks is None:
+        raise ValueError("this loss compares blocks, but the head predicts one number per image; choose another loss")
+    return prediction.blocks.float()
 
 
 class BlockError:
-    """Absolute (``mae``) or squared (``mse``) error of every block, summed over blocks and averaged over images."""
+    """Absolute (``mae``) or squared (``mse``) error per block, summed over blocks and averaged over images."""
 
-    def __init__(self, kind: CountTerm) -> None:
-        if kind not in (CountTerm.mae, CountTerm.mse):
-            raise ValueError(f"there is no error of a block called {kind.name}; there are mae, mse")
+    def __init__(self, kind: BlockErrorKind) -> None:
         self.kind = kind
 
     def __call__(
@@ -26,29 +35,48 @@ class BlockError:
         points: list[Float[Tensor, "_ 2"]],
         true: Float[Tensor, "batch 1 rows cols"],
     ) -> LossTerms:
-        """Compare ``predicted`` with ``true`` block counts; ``points`` are not looked at."""
+        """Compare ``predicted`` with ``true`` block counts.
+
+        Args:
+            predicted: heads per block.
+            points: not used; part of the interface of a count loss.
+            true: heads per block.
+
+        Returns:
+            The total, also as the part ``absolute_error`` or ``squared_error``.
+        """
         error = predicted - true.to(predicted)
-        total = (error.abs() if self.kind is CountTerm.mae else error.square()).sum((1, 2, 3)).mean()
-        return LossTerms(total, {"absolute_error" if self.kind is CountTerm.mae else "squared_error": total.detach()})
+        name, per_block = (
+            ("absolute_error", error.abs()) if self.kind is BlockErrorKind.mae else ("squared_error", error.square())
+        )
+        total = per_block.sum((1, 2, 3)).mean()
+        return LossTerms(total, {name: total.detach()})
 
 
 class MseLoss:
-    """Half the squared error of the block counts against smoothed heads, summed over blocks, averaged over images."""
+    """Half the squared error between block counts and smoothed counts, summed over blocks and averaged over images.
+
+    Args:
+        scale: factor of the loss.
+
+    Source: arXiv:1802.10062, equation 2.
+    """
+
+    needs = frozenset({"smoothed"})
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
-        """The loss of a prediction, in float32 even under autocast.
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """Compute the loss of a prediction, in float32 even under autocast.
+
+        Returns:
+            The total, also as the part ``squared_error``.
 
         Raises:
             ValueError: if the batch has no smoothed counts.
         """
-        if batch.smoothed is None:
-            raise ValueError(
-                "the mse loss compares with smoothed counts, but the batch has none: collate needs a smoothing"
-            )
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
-            error = prediction.block_counts.float() - batch.smoothed
+        with torch.autocast(prediction.count.device.type, enabled=False):
+            error = blocks_of(prediction) - batch.target("smoothed")
             total = self.scale * error.square().sum((1, 2, 3)).mean() / 2
         return LossTerms(total, {"squared_error": total.detach()})

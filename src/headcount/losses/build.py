@@ -1,78 +1,105 @@
-"""Turns the loss of a config into the object that computes it."""
+"""From a loss's config to the object that computes it.
 
-from collections.abc import Callable
+A loss of your own: a config (``headcount.config.register("loss", name, YourConfig)``), a :class:`Loss`,
+and a builder registered with ``@build_loss.register``.
+"""
+
+from functools import singledispatch
+from typing import Protocol, runtime_checkable
 
 from headcount.bins import CountBins
 from headcount.config import (
-    CountTerm,
+    ConfigError,
     CrossEntropyConfig,
+    DaceBlockErrorConfig,
     DaceConfig,
     DmConfig,
     LossConfig,
     MseConfig,
-    Solver,
+    ReleasedTransportConfig,
+    StableTransportConfig,
     TransportConfig,
 )
 from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.cross_entropy import CrossEntropyLoss
-from headcount.losses.dace import CountLoss, DaceLoss
+from headcount.losses.dace import DaceLoss
 from headcount.losses.dm import DmLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportLoss, TransportSolver
-from headcount.types import Batch, BlockPrediction, LossTerms
-
-Loss = Callable[[BlockPrediction, Batch], LossTerms]
+from headcount.types import Batch, BlockGrid, LossTerms, Prediction
 
 
-def build_loss(config: LossConfig, bins: CountBins | None, *, block_size: int | None = None) -> Loss:
-    """The loss of ``config``.
+@runtime_checkable
+class Loss(Protocol):
+    """Compares a prediction with the targets of its batch."""
+
+    needs: frozenset[str]
+    """Names of the targets that the loader must make (:class:`headcount.data.loading.Targets`)."""
+
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """The loss of a prediction, in float32 even under autocast."""
+        ...
+
+
+@singledispatch
+def build_loss(config: LossConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    """The loss of ``config``; a match on its type, to which others can add theirs.
 
     Args:
-        bins: the classes; None for a loss of counts alone.
-        block_size: side of a block, pixels; needed without bins, which else say it.
+        grid: the predicted blocks.
+        bins: the classes of a block; None if the config has none (``bins=none``).
 
     Raises:
-        ValueError: if there is no loss of this kind, or it needs bins.
+        ConfigError: if the loss needs bins and there are none, or if no builder is registered for it.
     """
-    block_size = block_size if bins is None else bins.block_size
-    if block_size is None:
-        raise ValueError("block_size is needed where no bins say it")
-    match config:
-        case DaceConfig() | CrossEntropyConfig() if bins is None:
-            raise ValueError(f"the {config.name} loss classifies blocks into bins, and there are none")
-        case DaceConfig():
-            assert bins is not None
-            return DaceLoss(_build_count_loss(config, block_size), bins=bins, weight=config.weight)
-        case CrossEntropyConfig():
-            assert bins is not None
-            return CrossEntropyLoss(bins)
-        case DmConfig():
-            return DmLoss(_build_transport(config.transport, block_size))
-        case MseConfig():
-            return MseLoss(config.scale)
-    raise ValueError(
-        f"no loss of kind {type(config).__name__} ({config.name}); "
-        "there are DaceConfig, CrossEntropyConfig, DmConfig, MseConfig"
-    )
+    raise ConfigError(f"loss={config.name}: no builder is registered for {type(config).__name__}")
 
 
-def _build_count_loss(config: DaceConfig, block_size: int) -> CountLoss:
-    if config.count_loss is CountTerm.dm:
-        return _build_transport(config.transport, block_size)
-    return BlockError(config.count_loss)
+@build_loss.register(DaceConfig)
+def _build_dace(config: DaceConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    transport = _build_transport(config.transport, grid)
+    return DaceLoss(transport, bins=_require_bins(bins, config), weight=config.weight)
 
 
-def _build_transport(config: TransportConfig, block_size: int) -> TransportLoss:
+@build_loss.register(DaceBlockErrorConfig)
+def _build_dace_block_error(config: DaceBlockErrorConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return DaceLoss(BlockError(config.error), bins=_require_bins(bins, config), weight=config.weight)
+
+
+@build_loss.register(CrossEntropyConfig)
+def _build_cross_entropy(config: CrossEntropyConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return CrossEntropyLoss(_require_bins(bins, config))
+
+
+@build_loss.register(DmConfig)
+def _build_dm(config: DmConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return DmLoss(_build_transport(config.transport, grid))
+
+
+@build_loss.register(MseConfig)
+def _build_mse(config: MseConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return MseLoss(config.scale)
+
+
+def _require_bins(bins: CountBins | None, config: LossConfig) -> CountBins:
+    if bins is None:
+        raise ConfigError(f"loss={config.choice}: classifies blocks into bins, and bins=none has none; choose loss=dm")
+    return bins
+
+
+def _build_transport(config: TransportConfig, grid: BlockGrid) -> TransportLoss:
     solver: TransportSolver
-    match config.solver:
-        case Solver.released:
-            solver = TruncatedSinkhorn(regularization=config.regularization, iterations=config.iterations)
-        case Solver.stable:
-            solver = StableSinkhorn(config.regularization, config.iterations, config.tolerance)
+    match config:
+        case ReleasedTransportConfig():
+            solver = TruncatedSinkhorn(config.regularization, config.iterations)
+        case StableTransportConfig():
+            solver = StableSinkhorn(config.regularization, config.max_iterations, config.tolerance)
+        case _:
+            raise ConfigError(f"loss.transport: no solver is built from a {type(config).__name__}")
     return TransportLoss(
         solver,
-        block_size=block_size,
+        block_size=grid.block_size,
         ot_weight=config.ot_weight,
         ot_reduction=config.ot_reduction,
         tv_weight=config.tv_weight,

@@ -1,7 +1,7 @@
-"""Cross-entropy of every block over the bins of its count, and nothing else.
+"""Cross-entropy over the bins of each block's count, without a count loss.
 
-Implements the classification term of arXiv:2403.09281, equation 3: the baseline that classifies
-blocks, and lambda 0 of table III.
+Implements the classification term of arXiv:2403.09281, equation 3: the baseline that only classifies blocks, and
+lambda = 0 in table III.
 """
 
 import torch
@@ -10,41 +10,45 @@ from torch import Tensor
 from torch.nn import functional
 
 from headcount.bins import CountBins
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import Batch, BinPrediction, LossTerms, Prediction
 
 
 class CrossEntropyLoss:
-    """Cross-entropy over bins, summed over blocks and averaged over images."""
+    """Cross-entropy over ``bins``, summed over blocks and averaged over images."""
 
     def __init__(self, bins: CountBins) -> None:
         self.bins = bins
+        self.needs = frozenset({"smoothed" if bins.smoothed else "block_counts"})
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
-        """The loss of a prediction, in float32 even under autocast.
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """Compute the loss of a prediction, in float32 even under autocast.
+
+        Returns:
+            The total, also as the part ``cross_entropy``.
 
         Raises:
-            ValueError: as :func:`cross_entropy`.
+            ValueError: see :func:`cross_entropy`.
         """
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
+        with torch.autocast(prediction.count.device.type, enabled=False):
             total = cross_entropy(prediction, batch, self.bins, name="cross_entropy")
         return LossTerms(total=total, parts={"cross_entropy": total.detach()})
 
 
-def cross_entropy(prediction: BlockPrediction, batch: Batch, bins: CountBins, *, name: str) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits against the bins of the true counts, smoothed ones where ``bins`` are of these.
+def cross_entropy(prediction: Prediction, batch: Batch, bins: CountBins, *, name: str) -> Float[Tensor, ""]:
+    """Cross-entropy between the logits and the bins of the true counts, summed over blocks, averaged over images.
+
+    The true counts are smoothed ones if ``bins`` are bins of smoothed counts.
 
     Args:
-        name: of the loss that asks, for errors.
+        name: name of the calling loss, for error messages.
 
     Raises:
-        ValueError: if logits or smoothed counts are missing, or a true count lies in no bin.
+        ValueError: if the prediction has no logits, a target is missing, or a true count lies in no bin.
     """
-    if prediction.logits is None:
+    if not isinstance(prediction, BinPrediction):
         raise ValueError(
-            f"the {name} loss needs logits of bins, but the model regresses counts: choose a model with bins"
+            f"the {name} loss needs logits over bins, which this head does not predict; choose model.head=ebc"
         )
-    true = batch.smoothed if bins.smoothed else batch.block_counts
-    if true is None:
-        raise ValueError("these bins are of smoothed counts, but the batch has none: collate needs a smoothing")
+    true = batch.target("smoothed" if bins.smoothed else "block_counts")
     entropies = functional.cross_entropy(prediction.logits.float(), bins.label(true), reduction="none")
     return entropies.sum((1, 2)).mean()

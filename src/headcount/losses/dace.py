@@ -1,6 +1,6 @@
-"""The DACE loss: cross-entropy over the bins of each block plus a loss of the expected counts.
+"""The DACE loss: cross-entropy over the bins of each block plus a loss on the expected counts.
 
-Implements arXiv:2403.09281, equation 3. The count loss is any that compares block counts.
+Implements arXiv:2403.09281, equation 3. The count loss is a separate object: any loss that compares block counts.
 """
 
 from typing import Protocol, runtime_checkable
@@ -9,47 +9,61 @@ import torch
 from torch import Tensor
 
 from headcount.bins import CountBins
+from headcount.losses.blocks import blocks_of
 from headcount.losses.cross_entropy import cross_entropy
-from headcount.types import Batch, BlockPrediction, LossTerms
+from headcount.types import Batch, LossTerms, Prediction
 
 
 @runtime_checkable
 class CountLoss(Protocol):
-    """A loss of block counts; see ``TransportLoss`` and ``BlockError``."""
+    """A loss on block counts; see ``TransportLoss`` and ``BlockError``."""
 
     def __call__(self, predicted: Tensor, points: list[Tensor], true: Tensor) -> LossTerms:
-        """Compare ``predicted`` with ``true`` block counts, (batch, 1, rows, cols), and with the heads' points."""
+        """Compare predicted with true block counts.
+
+        Args:
+            predicted: heads per block, (batch, 1, rows, cols).
+            points: (x, y) of the heads of each image, each (n, 2), in pixels of the input image.
+            true: heads per block, (batch, 1, rows, cols).
+        """
         ...
 
 
 class DaceLoss:
-    """Cross-entropy, summed over blocks and averaged over images, + ``weight`` times ``count_loss``.
+    """Cross-entropy, summed over blocks and averaged over images, plus ``weight`` times ``count_loss``.
 
-    Without a weight the count loss is not computed.
+    Args:
+        count_loss: loss on the expected counts of the blocks; not computed if ``weight`` is 0.
+        bins: classes of the blocks.
+        weight: weight of ``count_loss`` (the paper's lambda).
+
+    Source: arXiv:2403.09281, equation 3.
     """
 
     def __init__(self, count_loss: CountLoss, *, bins: CountBins, weight: float) -> None:
         self.count_loss = count_loss
         self.bins = bins
         self.weight = weight
+        targets = {"smoothed" if bins.smoothed else "block_counts"}
+        self.needs = frozenset(targets | ({"points", "block_counts"} if weight else set()))
 
-    def __call__(self, prediction: BlockPrediction, batch: Batch) -> LossTerms:
-        """The loss of a prediction, in float32 even under autocast.
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """Compute the loss of a prediction, in float32 even under autocast.
 
-        The expected counts are compared with the heads themselves, even where the bins are of smoothed counts.
+        The expected counts are compared with the unsmoothed counts, even if the bins are bins of smoothed counts.
 
         Returns:
-            The parts ``cross_entropy`` and those of the count loss, times ``weight`` where they are part of the sum.
+            The total and its parts: ``cross_entropy``, and those of the count loss multiplied by ``weight``; values
+            that the count loss only logs are not multiplied.
 
         Raises:
             ValueError: if the prediction has no logits, or a true count lies in no bin.
         """
-        with torch.autocast(prediction.block_counts.device.type, enabled=False):
+        with torch.autocast(prediction.count.device.type, enabled=False):
             classification = cross_entropy(prediction, batch, self.bins, name="dace")
             parts = {"cross_entropy": classification.detach()}
             if self.weight == 0:
                 return LossTerms(total=classification, parts=parts)
-            counts = self.count_loss(prediction.block_counts.float(), batch.points, batch.block_counts)
-            # The transport cost is told, not minimized: it stays in squared pixels.
-            parts |= {k: v if k == "transport_cost" else self.weight * v for k, v in counts.parts.items()}
-            return LossTerms(total=classification + self.weight * counts.total, parts=parts)
+            counts = self.count_loss(blocks_of(prediction), batch.target("points"), batch.target("block_counts"))
+            parts |= {name: self.weight * part for name, part in counts.parts.items()}
+            return LossTerms(classification + self.weight * counts.total, parts, counts.logged)

@@ -5,54 +5,41 @@ from collections.abc import Mapping
 from torch import nn
 
 from headcount.bins import CountBins
-from headcount.config import (
-    ClipConfig,
-    ConfigError,
-    Head,
-    ImageNetConfig,
-    MobileNetV2Config,
-    ModelConfig,
-    TimmConfig,
-    TinyConfig,
-)
-from headcount.models import backbones, heads
+from headcount.config import ClipConfig, ConfigError, ImageNetConfig, MobileNetV2Config, ModelConfig, TimmConfig, TinyConfig
+from headcount.models import backbones
 from headcount.models.counter import Counter
+from headcount.models.heads import build_head
 from headcount.models.weights import load_backbone
+from headcount.types import BlockGrid
 
 
 def build_model(
     config: ModelConfig,
+    grid: BlockGrid,
     bins: CountBins | None,
     *,
-    block_size: int | None = None,
     histogram: Mapping[int, int] | None = None,
     pretrained: bool = True,
 ) -> Counter:
     """The counter that ``config`` describes.
 
     Args:
-        bins: the classes of the head; None for a head that regresses counts.
-        block_size: side of a block, pixels; needed without bins, which else say it.
-        histogram: block count -> number of training blocks; where ``prior_bias`` is set, the head
-            starts at them. None leaves it.
+        bins: the classes of a block; None if the config has none.
+        histogram: block count -> number of training blocks; with ``prior_bias``, the head starts by
+            predicting them. None leaves it as initialized.
         pretrained: False builds the same network without its weights, for a checkpoint to fill.
 
     Raises:
-        ConfigError: if weights are missing, or do not fit.
+        ConfigError: if weights are missing or do not fit, or if the head needs bins and there are none.
     """
-    if (bins is None) is not (config.head is Head.regression):
-        raise ConfigError(f"model.head={config.head.name}: ebc needs bins, regression bins=none")
-    block_size = block_size if bins is None else bins.block_size
-    if block_size is None:
-        raise ValueError("block_size is needed where no bins say it")
     if isinstance(config, ClipConfig):
-        counter = _build_clip(config, bins, block_size=block_size, pretrained=pretrained)
+        counter = _build_clip(config, grid, bins, pretrained=pretrained)
     else:
         backbone, decoder, channels = _build_backbone(config, pretrained=pretrained)
         counter = Counter(
             backbone,
-            heads.CountRegressor(channels) if bins is None else heads.BlockClassifier(channels, bins),
-            block_size=block_size,
+            build_head(config.head, channels, grid, bins),
+            grid=grid,
             mean=tuple(config.mean or backbone.mean),
             std=tuple(config.std or backbone.std),
             decoder=decoder,
@@ -63,10 +50,10 @@ def build_model(
 
 
 def follow_weights(config: ModelConfig) -> ModelConfig:
-    """The config with what its weights decide filled in, so that a checkpoint rebuilds without them.
+    """The config with settings that depend on its weights filled in, so that a checkpoint rebuilds without them.
 
     Raises:
-        ConfigError: if the config contradicts its weights, or there is no such model or are no such weights.
+        ConfigError: if the config contradicts its weights, or the model or the weights do not exist.
     """
     if isinstance(config, TimmConfig):
         backbones.check_timm_name(config.name)
@@ -78,7 +65,7 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
 
 
 def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones.Backbone, nn.Module | None, int]:
-    """Feature extractor, decoder, and the channels that the head gets."""
+    """Feature extractor, decoder, and the number of channels that the head gets."""
     match config:
         case TinyConfig():
             backbone = backbones.tiny(config.width)
@@ -104,19 +91,14 @@ def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones
     return backbone, None, backbone.channels
 
 
-def _build_clip(config: ClipConfig, bins: CountBins | None, *, block_size: int, pretrained: bool) -> Counter:
-    # Imported when it is needed: open_clip takes seconds to load.
-    from headcount.models.clip import build_clip
-    from headcount.models.prompts import write_prompts
+def _build_clip(config: ClipConfig, grid: BlockGrid, bins: CountBins | None, *, pretrained: bool) -> Counter:
+    from headcount.models.clip import build_clip  # late: open_clip takes seconds to load
 
-    prompts = write_prompts(bins.edges, config.prompts) if bins is not None else []
-    clip = build_clip(config, prompts, block_size=block_size, pretrained=pretrained)
+    clip = build_clip(config, block_size=grid.block_size, pretrained=pretrained)
     return Counter(
         clip.backbone,
-        heads.CountRegressor(clip.channels)
-        if bins is None
-        else heads.CosineClassifier(clip.channels, bins, clip.text_features),
-        block_size=block_size,
+        build_head(config.head, clip.channels, grid, bins, clip.texts),
+        grid=grid,
         mean=tuple(config.mean or clip.mean),
         std=tuple(config.std or clip.std),
         decoder=clip.decoder,

@@ -4,15 +4,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from headcount.models.heads import Head, resample
-from headcount.types import BlockPrediction
+from headcount.config import SlidingWindowConfig, WholeImageConfig
+from headcount.models.heads import PredictionHead, resample
+from headcount.models.tiling import count_image
+from headcount.types import BlockGrid, Counted, Prediction
+
+WHOLE_IMAGE = WholeImageConfig()
 
 
 class Counter(nn.Module):
-    """Backbone, optional decoder at the resolution of the blocks, head.
+    """Backbone, optional decoder at the resolution of the blocks, and prediction head.
 
-    A backbone is a module that states its ``channels`` and its ``stride`` in pixels, and gives one
-    feature for every whole stride.
+    A backbone is a module that states its ``channels`` and its ``stride`` in pixels, and returns one
+    feature vector for every whole stride.
 
     Source: arXiv:2403.09281, section III.
     """
@@ -23,9 +27,9 @@ class Counter(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Head,
+        head: PredictionHead,
         *,
-        block_size: int,
+        grid: BlockGrid,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         decoder: nn.Module | None = None,
@@ -35,28 +39,80 @@ class Counter(nn.Module):
         self.stride = int(backbone.stride)  # type: ignore[arg-type]
         self.decoder = decoder
         self.head = head
-        self.block_size = block_size
+        self.grid = grid
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def normalize(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Bytes to the range the weights were trained on."""
+        """Convert bytes to the range that the weights were trained on."""
         return images.float().div_(255).sub_(self.mean).div_(self.std)
 
-    def forward(
-        self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
-    ) -> BlockPrediction:
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Prediction:
         """Predict the heads in each block.
 
         Args:
-            images: bytes (0 to 255, RGB), which are normalized here; or floats that already are.
-                Nothing is padded: the answer covers the whole strides of the backbone, so 104 x 136
-                pixels at stride 16 give 12 x 16 blocks of 8.
+            images: RGB bytes, 0 to 255. Nothing is padded: the prediction covers the whole strides of
+                the backbone, so 104 x 136 pixels at stride 16 give 12 x 16 blocks of 8.
         """
-        if images.dtype == torch.uint8:
-            images = self.normalize(images)
-        features = self.backbone(images)
-        factor = self.stride / self.block_size
+        return self.predict_normalized(self.normalize(images))
+
+    def predict_normalized(self, pixels: Float[Tensor, "batch 3 height width"]) -> Prediction:
+        """As :meth:`forward`, for images that :meth:`normalize` has already converted."""
+        features = self.backbone(pixels)
+        factor = self.stride / self.grid.block_size
         if self.decoder is None:
             return self.head(features, factor=factor)
         return self.head(self.decoder(resample(features, factor)), factor=1)
+
+    @torch.inference_mode()
+    def count(
+        self,
+        image: UInt8[Tensor, "3 height width"],
+        mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
+        *,
+        probabilities: bool = False,
+    ) -> Counted:
+        """Count the heads in one image of any size, without gradients.
+
+        Where a window (or the whole image) extends beyond the right or lower border, it is filled with
+        the mean color. Blocks that several windows cover are averaged.
+
+        Args:
+            mode: windows with every size given (:func:`headcount.config.counting_mode`).
+            probabilities: also return the probability of each bin, which costs memory for many bins.
+
+        Raises:
+            MemoryError: if not even one window fits into memory.
+            ConfigError: if the network predicts no blocks and ``mode`` asks for windows.
+        """
+
+
+        def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+            return self._predict_windows(image, corners, size, probabilities)
+
+        height, width = image.shape[-2:]
+        return count_image(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
+
+    def _predict_windows(
+        self,
+        image: UInt8[Tensor, "3 height width"],
+        corners: list[tuple[int, int]],
+        size: tuple[int, int],
+        probabilities: bool,
+    ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
+        """Predict the windows of ``size`` (height, width) at ``corners`` (top, left) of ``image``, on the host."""
+        device = self.mean.device
+        # Zero is the mean color of normalized pixels.
+        pixels = torch.zeros(len(corners), 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+        for k, (top, left) in enumerate(corners):
+            part = image[:, top : top + size[0], left : left + size[1]]
+            pixels[k, :, : part.shape[1], : part.shape[2]] = self.normalize(part[None].to(device))[0]
+        prediction = self.predict_normalized(pixels)
+        counts = prediction.count.float().cpu()
+        if prediction.blocks is None:
+            return counts, None
+        maps = [prediction.blocks.float()]
+        of_bins = prediction.probabilities() if probabilities else None
+        if of_bins is not None:
+            maps.append(of_bins)
+        return counts, torch.cat(maps, dim=1).cpu()

@@ -1,14 +1,19 @@
-"""What stands on the features: bins of blocks by 1x1 convolutions or by CLIP's texts, or counts.
+"""Prediction heads: classify blocks into bins by 1x1 convolutions or CLIP's texts, or regress their counts.
 
-Implements equation 1 of arXiv:2403.09281. A head knows no backbone and no loss. Each takes features
+Implements equation 1 of arXiv:2403.09281. A head knows neither backbone nor loss. Each takes features
 on a grid that is ``factor`` times coarser than the blocks; whatever commutes with bilinear
 resampling (a 1x1 convolution does: the weights of a resampled value sum to one) runs on the
 smaller map.
+
+A head of your own: a config (``headcount.config.register("model/head", name, YourConfig)``), a
+:class:`PredictionHead`, and a builder registered with ``@build_head.register``.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import singledispatch
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,39 +21,52 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headcount.bins import CountBins, expected_counts
-from headcount.types import BlockPrediction
+from headcount.config import ConfigError, EbcHeadConfig, HeadConfig, PromptsConfig, RegressionHeadConfig
+from headcount.models.prompts import write_prompts
+from headcount.types import BinPrediction, BlockGrid, Prediction
 
-# More channels than this pass a hidden layer of this width before the bins (released code).
+# Released code: more channels than this pass a hidden layer of this width before the bins.
 _HIDDEN = 512
 
 
-def resample(maps: Float[Tensor, "batch channels h w"], factor: float) -> Float[Tensor, "batch channels rows cols"]:
-    """Bilinear resampling of features or logits (never of counts) by ``factor``, downwards too.
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What a backbone with a text encoder offers to heads; see ``clip.ClipTexts``."""
 
-    As the released code does it: align_corners false, no antialias.
+    prompts: PromptsConfig
+
+    def encode(self, sentences: list[str]) -> Float[Tensor, "sentences embed"]:
+        """Features of each sentence, not normalized."""
+        ...
+
+
+def resample(maps: Float[Tensor, "batch channels h w"], factor: float) -> Float[Tensor, "batch channels rows cols"]:
+    """Bilinear resampling of features or logits (never of counts) by ``factor``, also below 1.
+
+    As in the released code: ``align_corners=False``, no antialiasing.
     """
     if factor == 1:
         return maps
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-class Head(nn.Module, ABC):
-    """Predicts blocks from features; the interface of the heads below."""
+class PredictionHead(nn.Module, ABC):
+    """Predicts the blocks of an image, or its count, from features; the interface of the heads below."""
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
-        """Let the untrained head predict the blocks of ``histogram`` (block count -> blocks), if it has a bias.
+        """Make the untrained head predict the blocks of ``histogram`` (block count -> blocks), if it has a bias.
 
-        Nearly all blocks are empty: from equal shares the first epochs only unlearn crowds.
+        Nearly all blocks are empty: starting from equal probabilities, the first epochs only unlearn crowds.
         """
         return
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
-        """Predict blocks from features on a grid that is ``factor`` times coarser than the blocks."""
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> Prediction:
+        """Predict from features on a grid that is ``factor`` times coarser than the blocks."""
 
 
-class BlockClassifier(Head):
-    """1x1 convolutions to a logit for each bin; a block's count is the softmax expectation."""
+class BlockClassifier(PredictionHead):
+    """1x1 convolutions to one logit per bin; a block's count is the expectation under the softmax."""
 
     representatives: Tensor
 
@@ -59,31 +77,31 @@ class BlockClassifier(Head):
         self.to_logits: nn.Module = nn.Conv2d(min(channels, _HIDDEN), len(bins), 1)
         if self.hidden:
             self.to_logits = nn.Sequential(nn.Conv2d(channels, _HIDDEN, 1), nn.ReLU(inplace=True), self.to_logits)
-        # A buffer: it follows the model to its device, and no step copies it from the host.
+        # A buffer follows the model to its device, so that no step copies it from the host.
         self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
-        """See :class:`Head`."""
-        # A bin nobody has fallen into yet must stay within reach of the gradient.
+        """See :class:`PredictionHead`."""
+        # A bin without training blocks must stay within reach of the gradient.
         prior = torch.tensor(self.bins.shares(histogram)).clamp(min=1e-5)
         last = list(self.to_logits.modules())[-1]
         with torch.no_grad():
             last.bias.copy_((prior / prior.sum()).log())  # type: ignore[operator]
 
-    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
-        """See :class:`Head`."""
-        if self.hidden:  # its ReLU does not commute
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BinPrediction:
+        """See :class:`PredictionHead`."""
+        if self.hidden:  # its ReLU does not commute with resampling
             logits = self.to_logits(resample(features, factor)).float()
         else:
             logits = resample(self.to_logits(features), factor).float()
-        return BlockPrediction(block_counts=expected_counts(logits.softmax(1), self.representatives), logits=logits)
+        return predict_bins(logits, self.representatives)
 
 
-class CosineClassifier(Head):
+class CosineClassifier(PredictionHead):
     """Cosine similarity of projected features with the text features of each bin's prompt.
 
-    The texts are constants: encoded once, kept with the weights. Without a decoder the projection
-    runs before up-sampling; the norm, which does not commute, is taken after it.
+    The texts are constants: encoded once and stored with the weights. Without a decoder the projection
+    runs before up-sampling; the norm, which does not commute with it, is computed after it.
 
     Source: arXiv:2403.09281, section III-B.
     """
@@ -95,23 +113,23 @@ class CosineClassifier(Head):
         super().__init__()
         embed = text_features.shape[1]
         self.projection: nn.Module = nn.Identity() if channels == embed else nn.Conv2d(channels, embed, 1)
-        # Released code: starts at 1 / 0.07, as CLIP itself did, not where CLIP's training ended.
+        # Released code: starts at 1 / 0.07, as CLIP itself did, rather than where CLIP's training ended.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.register_buffer("text_features", text_features)
         self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
 
-    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
-        """See :class:`Head`."""
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BinPrediction:
+        """See :class:`PredictionHead`."""
         projected = resample(self.projection(features), factor)
-        # Cosines need the digits that bfloat16 does not have.
+        # Cosines need more digits than bfloat16 has.
         with torch.autocast(features.device.type, enabled=False):
             directions = F.normalize(projected.float(), dim=1)
             texts = F.normalize(self.text_features.float(), dim=1)
             logits = self.logit_scale.exp() * F.conv2d(directions, texts[:, :, None, None])
-        return BlockPrediction(block_counts=expected_counts(logits.softmax(1), self.representatives), logits=logits)
+        return predict_bins(logits, self.representatives)
 
 
-class CountRegressor(Head):
+class CountRegressor(PredictionHead):
     """One 1x1 convolution and ReLU to the count of each block.
 
     Source: arXiv:2009.13077; the comparison without bins in arXiv:2403.09281, table I.
@@ -120,17 +138,74 @@ class CountRegressor(Head):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.to_counts = nn.Conv2d(channels, 1, 1)
-        # Where every count starts below zero, ReLU passes no gradient.
+        # If every count started below zero, ReLU would pass no gradient.
         nn.init.kaiming_normal_(self.to_counts.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.to_counts.bias)  # type: ignore[arg-type]
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
-        """See :class:`Head`."""
+        """See :class:`PredictionHead`."""
         mean = sum(c * n for c, n in histogram.items()) / max(sum(histogram.values()), 1)
-        # The same count everywhere: blocks that begin below zero would get no gradient through ReLU.
+        # The same count everywhere: blocks that start below zero would get no gradient through ReLU.
         nn.init.zeros_(self.to_counts.weight)
         nn.init.constant_(self.to_counts.bias, mean)  # type: ignore[arg-type]
 
-    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BlockPrediction:
-        """See :class:`Head`."""
-        return BlockPrediction(block_counts=resample(self.to_counts(features), factor).float().relu())
+    def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> Prediction:
+        """See :class:`PredictionHead`."""
+        blocks = resample(self.to_counts(features), factor).float().relu()
+        return Prediction(count=blocks.sum((1, 2, 3)), blocks=blocks)
+
+
+def predict_bins(
+    logits: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
+) -> BinPrediction:
+    """The prediction of blocks with these logits: each counts as its expected representative count."""
+    blocks = expected_counts(logits.softmax(1), representatives)
+    return BinPrediction(count=blocks.sum((1, 2, 3)), blocks=blocks, logits=logits)
+
+
+@singledispatch
+def build_head(
+    config: HeadConfig,
+    channels: int,
+    grid: BlockGrid,
+    bins: CountBins | None,
+    texts: TextEncoder | None = None,
+) -> PredictionHead:
+    """The prediction head of ``config``; a match on its type, to which others can add theirs.
+
+    Args:
+        channels: channels of the features.
+        grid: the blocks to predict.
+        bins: the classes of a block; None if the config has none (``bins=none``).
+        texts: encodes sentences for a head on CLIP's features; None for other backbones.
+
+    Raises:
+        ConfigError: if the head needs bins and there are none, or if no builder is registered for it.
+    """
+    raise ConfigError(f"model.head={config.name}: no builder is registered for {type(config).__name__}")
+
+
+@build_head.register(EbcHeadConfig)
+def _build_ebc(
+    config: EbcHeadConfig,
+    channels: int,
+    grid: BlockGrid,
+    bins: CountBins | None,
+    texts: TextEncoder | None = None,
+) -> PredictionHead:
+    if bins is None:
+        raise ConfigError("model.head=ebc: classifies blocks into bins, and bins=none has none; choose bins=fine")
+    if texts is None:
+        return BlockClassifier(channels, bins)
+    return CosineClassifier(channels, bins, texts.encode(write_prompts(bins.edges, texts.prompts)))
+
+
+@build_head.register(RegressionHeadConfig)
+def _build_regression(
+    config: RegressionHeadConfig,
+    channels: int,
+    grid: BlockGrid,
+    bins: CountBins | None,
+    texts: TextEncoder | None = None,
+) -> PredictionHead:
+    return CountRegressor(channels)

@@ -17,10 +17,11 @@ from headcount.config import (
     MODELS,
     ClipConfig,
     ConfigError,
-    Head,
+    EbcHeadConfig,
     MobileNetV2Config,
     ModelConfig,
     PretrainedConfig,
+    RegressionHeadConfig,
     Strategy,
     integer_bins,
 )
@@ -135,7 +136,7 @@ def _config(name: str, bins: CountBins | None, options: Mapping[str, Any]) -> Mo
     if not kinds:
         known = ", ".join(n for kind in MODELS.values() for n in kind.names)
         raise ConfigError(f"model={name}: no such model; there are {known}")
-    settings = {"head": Head.regression if bins is None else Head.ebc, **options, "name": name}
+    settings = {"head": RegressionHeadConfig() if bins is None else EbcHeadConfig(), **options, "name": name}
     try:
         config: ModelConfig = kinds[0](**settings)
     except TypeError as error:

@@ -1,33 +1,33 @@
-"""Evaluations of several counters on several datasets as a matrix: tables, numbers, and a heat map."""
+"""Write evaluations of several counters on several datasets as a matrix: tables, numbers, and a heat map."""
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from tabulate import tabulate
 
+from headcount.files import write_csv, write_json, write_text
 from headcount.report.markdown import pipe_table
+from headcount.report.pictures import save_figure
 
-MARKDOWN, CSV, JSON, PICTURE = "cross.md", "cross.csv", "cross.json", "cross.png"
+MARKDOWN_FILE, CSV_FILE, JSON_FILE, PICTURE_FILE = "cross.md", "cross.csv", "cross.json", "cross.png"
 
 _DPI = 110
-_COLORS = "viridis_r"  # dark is a large error
+_COLORS = "viridis_r"  # large errors are dark
 _FAILED = "#d9d9d9"
-# From the best of a column to so many times its MAE the color changes at least: near misses look alike.
-_LEAST_RANGE = 2.0
+# Minimum ratio of the MAEs at both ends of a column's color scale: nearly equal errors look alike.
+_MIN_RANGE = 2.0
 
 
 @dataclass
-class Cell:
-    """One counter on one dataset."""
+class CrossCell:
+    """The evaluation of one counter on one dataset."""
 
     mae: float | None = None
     rmse: float | None = None
@@ -35,53 +35,53 @@ class Cell:
     own: bool = False
     """Whether the counter was trained on this dataset."""
     selected: bool = False
-    """Whether this split selected its checkpoint, which flatters it."""
+    """Whether this split selected its checkpoint, which makes the errors optimistic."""
     error: str | None = None
-    """Why there are no numbers; None where there are."""
+    """Why the evaluation failed; None if it did not."""
 
 
 @dataclass
-class Row:
-    """One counter."""
+class CrossRow:
+    """The evaluations of one counter."""
 
     checkpoint: str
     trained_on: str | None
-    """Its training dataset; None, as what follows, for a checkpoint that cannot be read."""
+    """Its training dataset; None, like model and seed, for a checkpoint that cannot be read."""
     model: str | None
     seed: int | None
-    cells: list[Cell]
-    """One a column of the matrix."""
+    cells: list[CrossCell]
+    """One per column of the matrix."""
 
 
 @dataclass
-class Matrix:
-    """Counters in rows, datasets in columns."""
+class CrossMatrix:
+    """All evaluations: counters in rows, datasets in columns."""
 
     columns: list[tuple[str, str]]
     """Dataset and split."""
-    rows: list[Row]
+    rows: list[CrossRow]
 
     def column_names(self) -> list[str]:
-        """Dataset and split in words."""
+        """Dataset and split of each column."""
         return [f"{dataset} {split}" for dataset, split in self.columns]
 
     def row_names(self) -> list[str]:
-        """Training dataset and model, with the seed or else the checkpoint where several rows have the same."""
+        """Training dataset and model of each row; equal names get the seed or, if needed, the checkpoint."""
         names = [f"{row.trained_on} {row.model}" if row.trained_on else row.checkpoint for row in self.rows]
         alike: dict[str, list[int]] = {}
         for k, name in enumerate(names):
             alike.setdefault(name, []).append(k)
         for group in alike.values():
             if len(group) > 1:
-                more = [f"seed {self.rows[k].seed}" for k in group]
-                if len(set(more)) < len(group):
-                    more = [f"({path})" for path in _shortened([self.rows[k].checkpoint for k in group])]
-                for k, m in zip(group, more, strict=True):
-                    names[k] += f" {m}"
+                endings = [f"seed {self.rows[k].seed}" for k in group]
+                if len(set(endings)) < len(group):
+                    endings = [f"({path})" for path in _shortened([self.rows[k].checkpoint for k in group])]
+                for k, ending in zip(group, endings, strict=True):
+                    names[k] += f" {ending}"
         return names
 
     def failures(self) -> list[str]:
-        """What kept cells from having numbers, with the cells, a text each."""
+        """The errors of failed evaluations, each with the cells it occurred in."""
         cells: dict[str, list[str]] = {}
         for name, row in zip(self.row_names(), self.rows, strict=True):
             for column, cell in zip(self.column_names(), row.cells, strict=True):
@@ -91,86 +91,90 @@ class Matrix:
 
 
 def _shortened(paths: Sequence[str]) -> list[str]:
-    """Paths without the folders they all begin with, and the file name they all end with."""
+    """Paths without their common first folders and their common file name."""
     parts = [Path(path).parts for path in paths]
     first = next((k for k, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), None)
     last = -1 if len({p[-1] for p in parts}) == 1 else None
     return ["/".join(p[first:last]) or p[-1] for p in parts]
 
 
-def write_cross(matrix: Matrix, folder: Path) -> str:
-    """Write cross.md, cross.csv, cross.json and cross.png into ``folder``.
+def write_cross(matrix: CrossMatrix, folder: Path) -> str:
+    """Write cross.md, cross.csv, cross.json and cross.png.
+
+    Args:
+        matrix: the evaluations.
+        folder: created if missing.
 
     Returns:
         The table, for a terminal.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKDOWN).write_text(markdown(matrix))
-    with (folder / CSV).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["checkpoint", "trained_on", "model", "seed", "dataset", "split", *_cell_keys()])
-        for row in matrix.rows:
-            for (dataset, split), cell in zip(matrix.columns, row.cells, strict=True):
-                facts = [row.checkpoint, row.trained_on, row.model, row.seed, dataset, split]
-                writer.writerow([*facts, *(getattr(cell, key) for key in _cell_keys())])
-    plain: dict[str, Any] = {
+    write_text(folder / MARKDOWN_FILE, markdown(matrix))
+    rows: list[list[object]] = [["checkpoint", "trained_on", "model", "seed", "dataset", "split", *_cell_keys()]]
+    for row in matrix.rows:
+        for (dataset, split), cell in zip(matrix.columns, row.cells, strict=True):
+            counter = [row.checkpoint, row.trained_on, row.model, row.seed]
+            rows.append([*counter, dataset, split, *(getattr(cell, key) for key in _cell_keys())])
+    write_csv(folder / CSV_FILE, rows)
+    plain = {
         "columns": [{"dataset": dataset, "split": split} for dataset, split in matrix.columns],
         "rows": [dataclasses.asdict(row) for row in matrix.rows],
     }
-    (folder / JSON).write_text(json.dumps(plain, indent=2) + "\n")
-    cross_figure(matrix).savefig(folder / PICTURE)
+    write_json(folder / JSON_FILE, plain)
+    save_figure(cross_figure(matrix), folder / PICTURE_FILE)
     return terminal_table(matrix)
 
 
 def _cell_keys() -> list[str]:
-    return [field.name for field in dataclasses.fields(Cell)]
+    return [field.name for field in dataclasses.fields(CrossCell)]
 
 
-def terminal_table(matrix: Matrix) -> str:
-    """MAE / RMSE of every cell, with what the marks mean."""
-    rows = _texts(matrix)
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *_notes(matrix)])
+def terminal_table(matrix: CrossMatrix) -> str:
+    """Format MAE / RMSE of every cell for a terminal, with notes on the marks."""
+    headings, *rows = _texts(matrix)
+    alignment = ["left"] + ["right"] * len(matrix.columns)
+    table = tabulate(rows, headings, tablefmt="plain", disable_numparse=True, colalign=alignment)
+    return "\n".join([table, *_notes(matrix)])
 
 
-def markdown(matrix: Matrix) -> str:
-    """The same as a page of Markdown, with the failures."""
+def markdown(matrix: CrossMatrix) -> str:
+    """Format the same as a page of Markdown, with the errors of failed evaluations and the checkpoints."""
     lines = ["# Evaluation across datasets", "", *pipe_table(_texts(matrix), numbers_from=1), "", *_notes(matrix)]
-    if failures := matrix.failures():
+    failures = matrix.failures()
+    if failures:
         lines += ["", "## Failed", "", *("* " + failure.split("\n")[0] for failure in failures)]
     checkpoints = zip(matrix.row_names(), matrix.rows, strict=True)
     lines += ["", "## Checkpoints", "", *(f"* {name}: `{row.checkpoint}`" for name, row in checkpoints)]
     return "\n".join(lines) + "\n"
 
 
-def _texts(matrix: Matrix) -> list[list[str]]:
-    """Every cell of the table in words, headings first."""
+def _texts(matrix: CrossMatrix) -> list[list[str]]:
+    """The texts of the table, headings first."""
     rows = [["trained on, model", *matrix.column_names()]]
     for name, row in zip(matrix.row_names(), matrix.rows, strict=True):
         rows.append([name, *(_text(cell) + _mark(cell) for cell in row.cells)])
     return rows
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: CrossCell) -> str:
     return "failed" if cell.mae is None or cell.rmse is None else f"{cell.mae:.2f} / {cell.rmse:.2f}"
 
 
-def _mark(cell: Cell) -> str:
+def _mark(cell: CrossCell) -> str:
     return "" if not cell.own else " **" if cell.selected else " *"
 
 
-def _notes(matrix: Matrix) -> list[str]:
+def _notes(matrix: CrossMatrix) -> list[str]:
     cells = [cell for row in matrix.rows for cell in row.cells]
-    notes = ["MAE / RMSE, heads an image."]
+    notes = ["MAE / RMSE, in heads per image."]
     if any(cell.own and not cell.selected for cell in cells):
         notes.append("`*`: the counter's own training dataset.")
     if any(cell.own and cell.selected for cell in cells):
         notes.append(
-            "`**`: the counter's own training dataset, whose split here selected the checkpoint, which flatters it."
+            "`**`: the counter's own training dataset; this split selected the checkpoint, which makes it optimistic."
         )
     counts = {
         name: sorted({row.cells[k].images for row in matrix.rows if row.cells[k].mae is not None})
@@ -183,10 +187,10 @@ def _notes(matrix: Matrix) -> list[str]:
 # ------------------------------------------------------------------------------------------ picture
 
 
-def cross_figure(matrix: Matrix) -> Figure:
-    """The matrix as a heat map; colors compare the counters within a column, as datasets differ in scale."""
+def cross_figure(matrix: CrossMatrix) -> Figure:
+    """Draw the matrix as a heat map; colors compare the counters within a column, as datasets differ in scale."""
     names, columns = matrix.row_names(), matrix.column_names()
-    # Room for the longest texts: about 0.09 inches a letter.
+    # Space for the longest texts: about 0.09 inches per letter.
     wide = max(1.7, *(0.1 * len(name) + 0.2 for name in columns))
     left = 0.09 * max(len(name) for name in names) + 0.6
     figure = Figure(
@@ -225,22 +229,30 @@ def cross_figure(matrix: Matrix) -> Figure:
 
 
 def _shades(errors: Sequence[float | None]) -> list[float | None]:
-    """0 for the least error of a column to 1 for the greatest, by their ratio; None where there is none."""
+    """From 0 for the lowest error of a column to 1 for the highest, logarithmically; None without an error."""
     known = [error for error in errors if error is not None]
     if not known:
         return [None] * len(errors)
-    least = max(min(known), 1e-6)
-    full = max(math.log(max(known) / least) if max(known) > least else 0.0, math.log(_LEAST_RANGE))
-    return [None if error is None else math.log(max(error, least) / least) / full for error in errors]
+    lowest = max(min(known), 1e-6)
+    log_range = math.log(max(max(known) / lowest, _MIN_RANGE))
+    return [None if error is None else math.log(max(error, lowest) / lowest) / log_range for error in errors]
 
 
 def readable_on(fill: tuple[float, float, float]) -> str:
-    """Black or white, whichever stands out more from ``fill`` (RGB, 0 to 1); the contrast is at least 4.5."""
+    """Choose black or white, whichever has the higher contrast to ``fill``; the contrast is at least 4.5.
+
+    Args:
+        fill: background color, RGB from 0 to 1.
+    """
     return "black" if contrast("black", fill) >= contrast("white", fill) else "white"
 
 
 def contrast(ink: str, fill: tuple[float, float, float]) -> float:
-    """Contrast of two colors, 1 to 21.
+    """Compute the contrast ratio of two colors, from 1 to 21.
+
+    Args:
+        ink: any color of matplotlib.
+        fill: RGB from 0 to 1.
 
     Source: WCAG 2.1, relative luminance and contrast ratio.
     """

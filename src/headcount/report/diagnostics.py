@@ -1,6 +1,6 @@
-"""How a counter errs, as pictures: counts against counts, errors by level, probabilities against shares.
+"""Draw diagnostics of an evaluation: scatter plot of counts, errors by count level, reliability diagram.
 
-Drawn through matplotlib's objects, never pyplot.
+Drawn with matplotlib's objects rather than pyplot.
 """
 
 import math
@@ -15,39 +15,46 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from headcount.metrics import Metrics, Reliability
-from headcount.report.pictures import shorten
+from headcount.report.pictures import save_figure, shorten
 from headcount.types import ImageCount
 
 _DPI = 110
 _BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#777777"
-# Log axes where the largest count is over so many times the 10th percentile of those above zero.
-_DECADES = 20
-_NAMED = 5
-# A share of fewer blocks says little; its point is hollow.
-_FEW = 30
-_LONGEST_NAME = 34
-_MOST_TICKS = 8
+# Axes are logarithmic if the largest count exceeds this many times the 10th percentile of the counts above zero.
+_LOG_RATIO = 20
+_NAMED_IMAGES = 5
+# A fraction of fewer blocks is unreliable; its point is drawn hollow.
+_MIN_BLOCKS = 30
+_MAX_NAME_LENGTH = 34
+_MAX_TICKS = 8
 
 
 def scatter_picture(images: Sequence[ImageCount], path: Path, *, title: str = "") -> None:
-    """Draw predicted against true counts, with the line of no error; the largest errors are numbered and named.
+    """Draw predicted against true counts with the diagonal; the images with the largest errors are numbered and named.
 
-    Both axes have one scale. Counts that span decades get log axes, on which a linear piece from 0 to 1
-    has room for images that show nobody.
+    Both axes have the same scale. Counts that span decades get logarithmic axes, which are linear between 0 and 1 so
+    that images without people can be shown.
+
+    Args:
+        images: at least one.
+        path: the picture file; its suffix determines the format.
+        title: written above the plot.
 
     Raises:
         ValueError: if there is no image.
+        OSError: if the file cannot be written.
     """
     if not images:
         raise ValueError("a scatter of counts needs at least one image")
-    true, predicted = (np.array(v) for v in ([i.true for i in images], [i.predicted for i in images]))
+    true = np.array([image.true for image in images])
+    predicted = np.array([image.predicted for image in images])
     figure = Figure(figsize=(10.2, 6.4), dpi=_DPI)
     axis = figure.add_axes((0.08, 0.1, 0.51, 0.81))
     low, high = _scale(axis, true, predicted)
     axis.plot([low, high], [low, high], color=_GRAY, linestyle="--", linewidth=1, zorder=1)
-    faint = float(np.clip(20 / math.sqrt(len(images)), 0.35, 0.9))
-    axis.scatter(true, predicted, s=22, color=_BLUE, alpha=faint, linewidths=0, zorder=2)
-    worst = np.argsort(-np.abs(predicted - true), kind="stable")[:_NAMED]
+    alpha = float(np.clip(20 / math.sqrt(len(images)), 0.35, 0.9))
+    axis.scatter(true, predicted, s=22, color=_BLUE, alpha=alpha, linewidths=0, zorder=2)
+    worst = np.argsort(-np.abs(predicted - true), kind="stable")[:_NAMED_IMAGES]
     axis.scatter(true[worst], predicted[worst], s=44, facecolors="none", edgecolors=_ORANGE, linewidths=1.4, zorder=3)
     _number(axis, np.stack([true, predicted], axis=1), worst)
     axis.set_xlabel("true count, heads", fontsize=11)
@@ -56,18 +63,18 @@ def scatter_picture(images: Sequence[ImageCount], path: Path, *, title: str = ""
     figure.text(0.62, 0.9, "largest errors", fontsize=12, fontweight="bold", va="top", color=_ORANGE)
     for number, index in enumerate(worst, start=1):
         y = 0.93 - 0.085 * number
-        name = shorten(images[index].name, _LONGEST_NAME)
+        name = shorten(images[index].name, _MAX_NAME_LENGTH)
         error = f"     true {true[index]:g}, predicted {predicted[index]:.1f} ({predicted[index] - true[index]:+.1f})"
         figure.text(0.62, y, f"{number}  {name}", fontsize=10, va="top", parse_math=False)
         figure.text(0.62, y - 0.031, error, fontsize=9.5, va="top", color="#444444")
-    figure.text(0.62, 0.135, "dashed: no error;\nabove it too many, below it too few", fontsize=10, va="center")
+    figure.text(0.62, 0.135, "dashed: no error;\nabove: too many, below: too few", fontsize=10, va="center")
     figure.suptitle(title, fontsize=12, y=0.975, parse_math=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _number(axis: Axes, points: Float[np.ndarray, "n 2"], chosen: Int[np.ndarray, " k"]) -> None:
-    """Number the chosen points from 1 on, where it covers no other number and, if there is room, no point."""
-    everywhere = axis.transData.transform(points)  # limits and scale are set
+    """Number the chosen points from 1; the numbers avoid each other and, if possible, all points."""
+    everywhere = axis.transData.transform(points)  # needs the final limits and scale
     taken = list(everywhere[chosen])
     box = axis.get_window_extent()
     for number, index in enumerate(chosen, start=1):
@@ -99,11 +106,11 @@ def _number(axis: Axes, points: Float[np.ndarray, "n 2"], chosen: Int[np.ndarray
 
 
 def _scale(axis: Axes, true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """Give both axes the same scale, limits and ticks; the limits."""
+    """Give both axes the same scale, limits and ticks; returns the limits."""
     values = np.concatenate([true, predicted])
     high = max(float(values.max()), 1.0)
     positive = true[true > 0]
-    if len(positive) and high > _DECADES * float(np.quantile(positive, 0.1, method="lower")):
+    if len(positive) and high > _LOG_RATIO * float(np.quantile(positive, 0.1, method="lower")):
         least = float(values.min())
         low = least / 1.25 if least >= 1 else min(1.25 * least, 0.0) - 0.15
         limits = (low, 1.35 * high)
@@ -123,18 +130,27 @@ def _scale(axis: Axes, true: np.ndarray, predicted: np.ndarray) -> tuple[float, 
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two limits, as dense as a log axis can be labeled."""
+    """Round numbers between two limits, at most about ``_MAX_TICKS`` of them."""
     decades = range(math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [float(step * 10**k) for k in decades for step in steps]
         within = [tick for tick in [0.0, *ticks] if low <= tick <= high]
-        if len(within) <= _MOST_TICKS:
+        if len(within) <= _MAX_TICKS:
             break
     return within
 
 
 def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
-    """Draw the errors by level of the true count: MAE and RMSE in heads, and NAE, of the levels that are there."""
+    """Draw MAE, RMSE and NAE by level of the true count; levels without images are left out.
+
+    Args:
+        metrics: of the evaluation.
+        path: the picture file; its suffix determines the format.
+        title: written above the plots.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     levels = [(name, errors) for name, errors in metrics.levels.items() if errors is not None]
     figure = Figure(figsize=(max(7.5, 2.2 + 2.1 * len(levels)), 5.0), dpi=_DPI, layout="constrained")
     absolute, relative = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -143,9 +159,9 @@ def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
         _bars(absolute, at + shift, [getattr(e, name) for _, e in levels], 0.38, ".1f", name.upper(), color)
     absolute.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2, fontsize=10, frameon=False)
     _bars(relative, at, [e.nae for _, e in levels], 0.55, ".3f", "NAE", _BLUE)
-    ticks = [f"{name}\n{e.images} image{'s' * (e.images != 1)}" for name, e in levels]
+    ticks = [f"{name}\n{e.images} image{'' if e.images == 1 else 's'}" for name, e in levels]
     for axis, heading, unit in (
-        (absolute, "absolute", "error, heads an image"),
+        (absolute, "absolute", "error, heads per image"),
         (relative, "relative to the true count (NAE)", "mean of error / true count"),
     ):
         axis.set_xticks(at, ticks, fontsize=8.5)
@@ -158,82 +174,95 @@ def levels_picture(metrics: Metrics, path: Path, *, title: str = "") -> None:
         axis.set_axisbelow(True)
     figure.supxlabel("true count, heads", fontsize=10)
     figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _bars(
     axis: Axes, at: np.ndarray, values: Sequence[float], width: float, style: str, label: str, color: str
 ) -> None:
-    """Bars with their values on top; a value that is none says so."""
+    """Draw bars with their values on top; NaN, of a level without people, is labeled as such."""
     known = [0.0 if math.isnan(value) else value for value in values]
     axis.bar(at, known, width, color=color, label=label)
     for x, value, height in zip(at, values, known, strict=True):
-        text = "nobody\nthere" if math.isnan(value) else f"{value:{style}}"
+        text = "no\npeople" if math.isnan(value) else f"{value:{style}}"
         axis.annotate(text, (x, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
 
 
 def reliability_picture(reliability: Reliability, path: Path, *, title: str = "") -> None:
-    """Draw, for each bin, the share of blocks that are in it against the probability that was given.
+    """Draw a reliability diagram per bin: the observed fraction of blocks against the predicted probability.
 
-    Below each, how many blocks a point stands for; those of very few are hollow.
+    Bars below each diagram show the number of blocks behind each point; points of few blocks are hollow.
+
+    Args:
+        reliability: with the blocks of at least one image.
+        path: the picture file; its suffix determines the format.
+        title: written above the diagrams.
 
     Raises:
-        ValueError: if no block was taken in.
+        ValueError: if no block was added.
+        OSError: if the file cannot be written.
     """
     error = reliability.calibration_error()
     if math.isnan(error):
         raise ValueError("a reliability diagram needs at least one block")
-    bins, buckets = reliability.blocks.shape
+    bins = len(reliability.names)
     across = min(bins, 6)
-    across = math.ceil(bins / math.ceil(bins / across))  # rows of about one length
+    across = math.ceil(bins / math.ceil(bins / across))  # rows of about the same length
     down = math.ceil(bins / across)
     figure = Figure(figsize=(max(2.7 * across + 0.5, 6.0), 3.7 * down + 1.0), dpi=_DPI, layout="constrained")
-    most = float(reliability.blocks.max())
-    edges = np.linspace(0, 1, buckets + 1)
     grid = figure.add_gridspec(2 * down, across, height_ratios=(5, 2) * down)
-    for k, name in enumerate(reliability.names):
+    for k in range(bins):
         row, col = divmod(k, across)
-        shares = figure.add_subplot(grid[2 * row, col])
-        numbers = figure.add_subplot(grid[2 * row + 1, col], sharex=shares)
-        shares.tick_params(labelbottom=False)
-        seen = reliability.blocks[k] > 0
-        blocks = reliability.blocks[k, seen]
-        shares.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1)
-        x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
-        shares.plot(x, y, color=_BLUE, linewidth=1.2, clip_on=False, zorder=3)
-        for some, fill in ((blocks >= _FEW, _BLUE), (blocks < _FEW, "white")):
-            shares.scatter(x[some], y[some], s=28, facecolors=fill, edgecolors=_BLUE, clip_on=False, zorder=4)
-        shares.set(xlim=(0, 1), ylim=(0, 1), yticks=[0, 0.5, 1])
-        shares.grid(alpha=0.3)
-        shares.set_title(f"bin {name}", fontsize=11, parse_math=False)
-        # A bar of one block has to be seen, and a text on the highest has to fit.
-        numbers.bar((edges[:-1] + edges[1:])[seen] / 2, blocks, 0.8 / buckets, color="#9ecae1", log=True)
-        numbers.set(ylim=(0.5, 0.5 * (2 * max(most, 10)) ** 1.75), xticks=[0, 0.5, 1], yticks=[])
-        numbers.minorticks_off()
-        for center, count in zip((edges[:-1] + edges[1:])[seen] / 2, blocks, strict=True):
-            numbers.annotate(
-                short_number(count),
-                (center, count),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                rotation=90,
-                fontsize=8,
-            )
+        fractions = figure.add_subplot(grid[2 * row, col])
+        blocks = figure.add_subplot(grid[2 * row + 1, col], sharex=fractions)
+        _draw_reliability(fractions, blocks, reliability, k)
         if col == 0:
-            shares.set_ylabel("share observed", fontsize=10)
-            numbers.set_ylabel("blocks", fontsize=10)
+            fractions.set_ylabel("observed fraction", fontsize=10)
+            blocks.set_ylabel("blocks", fontsize=10)
         if k + across >= bins:
-            numbers.set_xlabel("probability given", fontsize=10)
+            blocks.set_xlabel("predicted probability", fontsize=10)
     heading = f"{title}\n" if title else ""
     figure.suptitle(f"{heading}expected calibration error {error:.4f}", fontsize=12, parse_math=False)
-    figure.supxlabel(f"hollow: fewer than {_FEW} blocks", fontsize=9)
-    figure.savefig(path)
+    figure.supxlabel(f"hollow: fewer than {_MIN_BLOCKS} blocks", fontsize=9)
+    save_figure(figure, path)
+
+
+def _draw_reliability(fraction_axis: Axes, block_axis: Axes, reliability: Reliability, k: int) -> None:
+    """Draw the reliability of bin ``k``, and the number of blocks behind each point."""
+    buckets = reliability.blocks.shape[1]
+    seen = reliability.blocks[k] > 0
+    blocks = reliability.blocks[k, seen]
+    fraction_axis.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1)
+    x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
+    fraction_axis.plot(x, y, color=_BLUE, linewidth=1.2, clip_on=False, zorder=3)
+    for chosen, fill in ((blocks >= _MIN_BLOCKS, _BLUE), (blocks < _MIN_BLOCKS, "white")):
+        fraction_axis.scatter(x[chosen], y[chosen], s=28, facecolors=fill, edgecolors=_BLUE, clip_on=False, zorder=4)
+    fraction_axis.set(xlim=(0, 1), ylim=(0, 1), yticks=[0, 0.5, 1])
+    fraction_axis.tick_params(labelbottom=False)
+    fraction_axis.grid(alpha=0.3)
+    fraction_axis.set_title(f"bin {reliability.names[k]}", fontsize=11, parse_math=False)
+    # The bar of a single block must be visible, and the text above the highest bar must fit.
+    top = 0.5 * (2 * max(float(reliability.blocks.max()), 10)) ** 1.75
+    edges = np.linspace(0, 1, buckets + 1)
+    centers = ((edges[:-1] + edges[1:]) / 2)[seen]
+    block_axis.bar(centers, blocks, 0.8 / buckets, color="#9ecae1", log=True)
+    block_axis.set(ylim=(0.5, top), xticks=[0, 0.5, 1], yticks=[])
+    block_axis.minorticks_off()
+    for center, count in zip(centers, blocks, strict=True):
+        block_axis.annotate(
+            short_number(count),
+            (center, count),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            rotation=90,
+            fontsize=8,
+        )
 
 
 def short_number(value: float) -> str:
-    """A count in at most four signs or so: 950, 1.2k, 34k, 5.6M."""
+    """Abbreviate a count to about four characters: 950, 1.2k, 34k, 5.6M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit * 0.9995:
             scaled = value / unit

@@ -1,7 +1,7 @@
-"""Images from sparse to dense over their true and their predicted density: figure 6 of arXiv:2403.09281.
+"""Draw images from sparse to dense above their true and predicted density, as figure 6 of arXiv:2403.09281.
 
-Drawn through matplotlib's objects, never pyplot. The truth is smoothed for the eye only; the counts in
-the texts are those of the data.
+Drawn with matplotlib's objects rather than pyplot. The truth is smoothed for display only; the counts in the captions
+are those of the unsmoothed data.
 """
 
 from collections.abc import Sequence
@@ -17,46 +17,57 @@ from torch import Tensor
 
 from headcount.config import ConfigError
 from headcount.data.points import spread_blocks
-from headcount.report.pictures import COLORS, LEAST_SCALE, ComparisonRow, shorten, thumbnail
+from headcount.report.pictures import COLORS, MIN_SCALE, ComparisonRow, save_figure, shorten, thumbnail
 
 FORMATS = (".png", ".pdf", ".svg")
 
-# Standard deviation of the Gaussian on each true head, blocks: a head spreads over its block and the next ones.
+# Standard deviation of the Gaussian on each annotated head, in blocks: a head spreads over its block and the next ones.
 _SIGMA_BLOCKS = 0.75
-# But at least so many pixels of a panel, or single heads could not be seen.
-_LEAST_SIGMA = 1.0
+# Minimum of that standard deviation, in pixels of a panel: single heads must be visible.
+_MIN_SIGMA = 1.0
 
+# All sizes below are in inches.
 _DPI = 200
 _WIDTH = 15.0
-"""Of the whole figure, inches, where the panels' least and greatest height allow it."""
+"""Width of the whole figure, where the limits of the panels' height allow it."""
 _PANEL_HEIGHT = (1.3, 2.8)
+"""Minimum and maximum."""
 _ASPECTS = (0.6, 2.4)
-"""Width / height of a panel, at least and at most; an image beyond gets blank space beside it."""
-_LEAST_COLUMN = 1.7
-_LEAST_WIDTH = 6.5
-"""Of all columns together: a title has to fit."""
+"""Minimum and maximum of a panel's width / height; an image beyond these gets blank space beside it."""
+_MIN_COLUMN_WIDTH = 1.7
+_MIN_COLUMNS_WIDTH = 6.5
+"""Of all columns together: the title must fit."""
 _LEFT, _GAP, _TOP, _BOTTOM = 1.0, 0.12, 0.75, 1.05
-_LETTER = 0.1
-"""Width of a letter of a column's title, inches."""
+_LETTER_WIDTH = 0.1
+"""Of a letter in a column's title."""
+_ROWS = (("IMAGE", ""), ("TRUTH", "heads, smoothed\nfor display"), ("PREDICTION", "blocks, as\ncounted"))
+"""Heading and note of each row."""
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file that no picture can be written to.
+    """Check the suffix of a figure's file.
 
     Raises:
-        ConfigError: lists the endings that are allowed.
+        ConfigError: if it is not one of ``FORMATS``; lists them.
     """
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output {path}: a figure's file ends in {', '.join(FORMATS)}; type figure.png, say")
 
 
 def spread_over_ranks(counts: Sequence[float], n: int) -> list[int]:
-    """Indices of ``n`` images from the sparsest to the densest, at equal steps of rank; equal counts keep their order.
+    """Choose ``n`` images at equal steps of the rank of their counts, the sparsest and the densest included.
 
-    One alone is the median.
+    A single image is the median.
+
+    Args:
+        counts: heads in each image.
+        n: number of images to choose.
+
+    Returns:
+        Indices from the sparsest to the densest; images with equal counts keep their order.
 
     Raises:
-        ValueError: if there are fewer images, or ``n`` is below 1.
+        ValueError: if ``n`` is below 1 or above the number of images.
     """
     if not 1 <= n <= len(counts):
         raise ValueError(f"{n} images of {len(counts)}: must be 1 to {len(counts)}")
@@ -69,29 +80,33 @@ def spread_over_ranks(counts: Sequence[float], n: int) -> list[int]:
 def density_maps(
     column: ComparisonRow, *, panel: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """True and predicted density at the size of a panel, heads per block; both keep the heads inside the image.
+    """Compute the true and the predicted density at the size of a panel.
 
-    The mean of a map times the number of blocks that fit into the image (fractions included) is the count.
+    Both keep all heads inside the image: the mean of a map times the number of blocks that fit into the image
+    (fractions included) is the count.
 
     Args:
         column: the image.
-        panel: height and width, pixels.
+        panel: height and width, in pixels.
+
+    Returns:
+        True and predicted density, in heads per block.
     """
     _, height, width = column.image.shape
     scale = panel[0] / height, panel[1] / width
     heads = _heads_in_pixels(column.points, scale=scale, panel=panel)
-    sigma = [max(_SIGMA_BLOCKS * column.block_size * s, _LEAST_SIGMA) for s in scale]
+    sigma = [max(_SIGMA_BLOCKS * column.block_size * s, _MIN_SIGMA) for s in scale]
     truth = ndimage.gaussian_filter(heads, sigma, mode="reflect")  # reflection keeps the sum
     blocks = column.predicted_blocks.double().numpy()
     prediction = spread_blocks(blocks, image=(height, width), panel=panel, block_size=column.block_size)
-    per_block = column.block_size**2 * scale[0] * scale[1]  # pixels of the panel in a block
+    per_block = column.block_size**2 * scale[0] * scale[1]  # pixels of the panel per block
     return truth * per_block, prediction * per_block
 
 
 def _heads_in_pixels(
     points: Float[Tensor, "n 2"], *, scale: tuple[float, float], panel: tuple[int, int]
 ) -> Float[np.ndarray, "height width"]:
-    """Annotated heads in each pixel of a panel; one outside the image is shown at its border."""
+    """Annotated heads in each pixel of a panel; a head outside the image counts in the nearest pixel."""
     heads = np.zeros(panel)
     x, y = points.double().numpy().T
     row, col = (np.floor(v * s).astype(int).clip(0, n - 1) for v, s, n in zip((y, x), scale, panel, strict=True))
@@ -100,80 +115,87 @@ def _heads_in_pixels(
 
 
 def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
-    """Draw each image in a column: the image, its smoothed truth, the prediction; below them the counts.
+    """Draw one column per image: the image, its smoothed truth, the prediction; the counts below them.
 
-    Truth and prediction of a column have one color scale, which its color bar shows.
+    Truth and prediction of a column share a color scale, which the color bar below them shows.
 
     Args:
         columns: from left to right.
-        path: its ending says the format: one of ``FORMATS``.
-        title: what was counted, and by what.
+        path: the file; its suffix, one of ``FORMATS``, determines the format.
+        title: what was counted, and by which counter.
 
     Raises:
-        ConfigError: if the ending is another.
+        ConfigError: if the suffix is not one of ``FORMATS``.
         ValueError: if there is no image.
+        OSError: if the file cannot be written.
     """
     check_format(path)
     if not columns:
         raise ValueError("a figure needs at least one image")
     aspects = [float(np.clip(c.image.shape[2] / c.image.shape[1], *_ASPECTS)) for c in columns]
-    room = _WIDTH - _LEFT - _GAP * len(columns)
-    tall = float(np.clip(room / sum(aspects), *_PANEL_HEIGHT))
-    least = max(_LEAST_COLUMN, _LEAST_WIDTH / len(columns))
-    wide = [max(aspect * tall, least) for aspect in aspects]
-    figure_size = (_LEFT + sum(wide) + _GAP * len(wide), _TOP + 3 * tall + 2 * _GAP + _BOTTOM)
-    figure = Figure(figsize=figure_size, dpi=_DPI)
+    available = _WIDTH - _LEFT - _GAP * len(columns)
+    row_height = float(np.clip(available / sum(aspects), *_PANEL_HEIGHT))
+    min_width = max(_MIN_COLUMN_WIDTH, _MIN_COLUMNS_WIDTH / len(columns))
+    widths = [max(aspect * row_height, min_width) for aspect in aspects]
+    size = (_LEFT + sum(widths) + _GAP * len(widths), _TOP + 3 * row_height + 2 * _GAP + _BOTTOM)
+    figure = Figure(figsize=size, dpi=_DPI)
+    left = _LEFT
+    for column, width in zip(columns, widths, strict=True):
+        _draw_column(figure, column, left=left, width=width, row_height=row_height)
+        left += width + _GAP
+    for (heading, note), bottom in zip(_ROWS, _row_bottoms(row_height), strict=True):
+        y = (bottom + row_height / 2) / size[1]
+        figure.text(0.22 / size[0], y, heading, rotation=90, ha="center", va="center", fontsize=13, weight="bold")
+        x = 0.62 / size[0]
+        figure.text(x, y, note, rotation=90, ha="center", va="center", fontsize=9, multialignment="center")
+    x, y = 0.88 / size[0], (_BOTTOM - 0.15) / size[1]
+    figure.text(x, y, "heads\nper block", ha="right", va="center", fontsize=9)
+    figure.text(x, 0.26 / size[1], "counts", ha="right", va="center", fontsize=12, fontweight="bold")
+    figure.suptitle(title, fontsize=13, y=1 - 0.1 / size[1], va="top", parse_math=False)
+    save_figure(figure, path)
+
+
+def _draw_column(figure: Figure, column: ComparisonRow, *, left: float, width: float, row_height: float) -> None:
+    """Draw one image with its densities, color bar and counts; positions and sizes in inches."""
+    figure_width, figure_height = figure.get_size_inches()
 
     def box(left: float, bottom: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """Inches as shares of the figure."""
-        return left / figure_size[0], bottom / figure_size[1], width / figure_size[0], height / figure_size[1]
+        """From inches to fractions of the figure."""
+        return left / figure_width, bottom / figure_height, width / figure_width, height / figure_height
 
-    bottoms = [_BOTTOM + k * (tall + _GAP) for k in (2, 1, 0)]
-    left = _LEFT
-    for column, width in zip(columns, wide, strict=True):
-        panel = _panel_pixels(column, box_inches=(tall, width))
-        maps = density_maps(column, panel=panel)
-        scale = max(LEAST_SCALE, *(float(m.max()) for m in maps))
-        axes = [figure.add_axes(box(left, bottom, width, tall)) for bottom in bottoms]
-        axes[0].imshow(_fitted(column, panel), interpolation="antialiased")
-        for axis, values in zip(axes[1:], maps, strict=True):
-            drawn = axis.imshow(values, cmap=COLORS, vmin=0, vmax=scale, interpolation="antialiased")
-        for axis in axes:
-            axis.set(xticks=[], yticks=[])
-        axes[0].set_title(shorten(column.name, int(width / _LETTER)), fontsize=11, parse_math=False)
+    panel = _panel_pixels(column, box_inches=(row_height, width))
+    maps = density_maps(column, panel=panel)
+    scale = max(MIN_SCALE, *(float(m.max()) for m in maps))
+    axes = [figure.add_axes(box(left, bottom, width, row_height)) for bottom in _row_bottoms(row_height)]
+    axes[0].imshow(_fitted(column, panel), interpolation="antialiased")
+    for axis, values in zip(axes[1:], maps, strict=True):
+        drawn = axis.imshow(values, cmap=COLORS, vmin=0, vmax=scale, interpolation="antialiased")
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    axes[0].set_title(shorten(column.name, int(width / _LETTER_WIDTH)), fontsize=11, parse_math=False)
 
-        inset = 0.06 * width
-        bar_axis = figure.add_axes(box(left + inset, _BOTTOM - 0.2, width - 2 * inset, 0.1))
-        bar = figure.colorbar(drawn, cax=bar_axis, orientation="horizontal", ticks=MaxNLocator(3))
-        bar.ax.tick_params(labelsize=9, length=2, pad=1)
-        middle = (left + width / 2) / figure_size[0]
-        predicted = float(column.predicted_blocks.double().sum())
-        for text, y in ((f"true {column.true_count:g}", 0.38), (f"predicted {predicted:.1f}", 0.14)):
-            figure.text(middle, y / figure_size[1], text, ha="center", va="baseline", fontsize=12, fontweight="bold")
-        left += width + _GAP
-    for (head, note), bottom in zip(
-        (("IMAGE", ""), ("TRUTH", "heads, smoothed\nfor display"), ("PREDICTION", "blocks, as\ncounted")),
-        bottoms,
-        strict=True,
-    ):
-        y = (bottom + tall / 2) / figure_size[1]
-        figure.text(0.22 / figure_size[0], y, head, rotation=90, ha="center", va="center", fontsize=13, weight="bold")
-        x = 0.62 / figure_size[0]
-        figure.text(x, y, note, rotation=90, ha="center", va="center", fontsize=9, multialignment="center")
-    x, y = 0.88 / figure_size[0], (_BOTTOM - 0.15) / figure_size[1]
-    figure.text(x, y, "heads\nper block", ha="right", va="center", fontsize=9)
-    figure.text(x, 0.26 / figure_size[1], "counts", ha="right", va="center", fontsize=12, fontweight="bold")
-    figure.suptitle(title, fontsize=13, y=1 - 0.1 / figure_size[1], va="top", parse_math=False)
-    figure.savefig(path)
+    inset = 0.06 * width
+    bar_axis = figure.add_axes(box(left + inset, _BOTTOM - 0.2, width - 2 * inset, 0.1))
+    bar = figure.colorbar(drawn, cax=bar_axis, orientation="horizontal", ticks=MaxNLocator(3))
+    bar.ax.tick_params(labelsize=9, length=2, pad=1)
+    middle = (left + width / 2) / figure_width
+    predicted = float(column.predicted_blocks.double().sum())
+    for text, y in ((f"true {column.true_count:g}", 0.38), (f"predicted {predicted:.1f}", 0.14)):
+        figure.text(middle, y / figure_height, text, ha="center", va="baseline", fontsize=12, fontweight="bold")
+
+
+def _row_bottoms(row_height: float) -> list[float]:
+    """Lower edges of the three rows from top to bottom, in inches."""
+    return [_BOTTOM + k * (row_height + _GAP) for k in (2, 1, 0)]
 
 
 def _panel_pixels(column: ComparisonRow, *, box_inches: tuple[float, float]) -> tuple[int, int]:
-    """Height and width, in pixels of the picture, of the image as large as it fits into its box."""
+    """Height and width, in pixels of the figure, of the largest image that fits into its box."""
     _, height, width = column.image.shape
     scale = min(box_inches[0] * _DPI / height, box_inches[1] * _DPI / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _fitted(column: ComparisonRow, panel: tuple[int, int]) -> np.ndarray:
-    """The image in a panel's pixels, so that all three rows have one shape."""
+    """The image at the size of a panel, so that all three rows have the same shape."""
     return np.asarray(Image.fromarray(thumbnail(column.image, max(panel))).resize(panel[::-1]))

@@ -1,16 +1,21 @@
-"""Tables as Markdown writes them."""
+"""Tables of Markdown pages."""
 
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 
 def pipe_table(rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> list[str]:
-    """The lines of a table whose first row holds the headings.
+    """Format a table.
 
     Args:
-        rows: cells of equal number a row; a ``|`` within one is escaped.
-        numbers_from: columns from this one on are set flush right; None for no column.
+        rows: the same number of cells in each row, the headings first. A ``|`` within a cell is escaped.
+        numbers_from: index of the first right-aligned column; None aligns all columns to the left.
+
+    Returns:
+        The lines of the table.
     """
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    columns = len(rows[0])
-    left = columns if numbers_from is None else min(numbers_from, columns)
-    return [lines[0], "|" + " --- |" * left + " ---: |" * (columns - left), *lines[1:]]
+    headings, *body = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    left = len(headings) if numbers_from is None else min(numbers_from, len(headings))
+    alignment = ["left"] * left + ["right"] * (len(headings) - left)
+    return tabulate(body, headings, tablefmt="pipe", disable_numparse=True, colalign=alignment).splitlines()

@@ -1,6 +1,7 @@
-"""A density map laid over the photo it was predicted from.
+"""Draw a predicted density map over its photo.
 
-Smoothed a little, for the eye only: the count in the text is the sum of the data. A large photo is drawn shrunk.
+The map is smoothed slightly, for display only: the count in the title is the sum of the unsmoothed data. Large photos
+are drawn at reduced size.
 """
 
 import warnings
@@ -17,17 +18,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from headcount.data.points import spread_blocks
-from headcount.report.pictures import shorten
+from headcount.report.pictures import save_figure, shorten
 
 _COLORS = "turbo"
-_FROM, _TO = 0.1, 0.93  # part of the colors: neither black, which hides in dark photos, nor as dark a red
-_LONG_SIDE = 1400  # pixels of the drawn photo
+_FROM, _TO = 0.1, 0.93  # part of the color map that is used: its ends are too dark to be seen in dark photos
+_LONG_SIDE = 1400  # maximum side of the drawn photo, in pixels
 _DPI = 100
 _SMOOTHING = 0.7  # blocks
-_LEAST_SCALE = 0.2  # heads a block; what is less is noise, and is not blown up to full color
-_STRONGEST = 0.8  # share of color at the densest place; the rest is photo
-_BLACK, _WHITE = 0.15, 0.8  # what they become, so that colors are seen on dark and on light photos alike
-_LETTER = 12  # pixels
+_MIN_SCALE = 0.2  # lowest maximum of the color scale, in heads per block: noise must not get the full color
+_MAX_OPACITY = 0.8  # weight of the color at the densest place; the rest is photo
+_BLACK, _WHITE = 0.15, 0.8  # gray levels that replace black and white, so that colors are visible on any photo
+_LETTER_WIDTH = 12  # of the title, in pixels
 
 
 def overlay_picture(
@@ -38,14 +39,17 @@ def overlay_picture(
     block_size: int,
     title: str,
 ) -> None:
-    """Draw the photo in gray with its density in color, the count above it and a scale beside it.
+    """Draw a photo in gray with its predicted density in color, the count above it and a color bar beside it.
 
     Args:
-        image: the photo the blocks belong to.
-        block_counts: expected heads in each block; the last ones may reach over the image.
-        path: the picture's file; its ending says the format.
-        block_size: side of a block, pixels of ``image``.
+        image: the photo.
+        block_counts: expected heads in each block; the last blocks may extend beyond the image.
+        path: the picture file; its suffix determines the format.
+        block_size: side of a block, in pixels of ``image``.
         title: written above the count.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     _, height, width = image.shape
     shrink = min(1.0, _LONG_SIDE / max(height, width))
@@ -54,29 +58,29 @@ def overlay_picture(
     gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
     blocks = block_counts.double().numpy()
     per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
-    scale = max(_LEAST_SCALE, float(per_block.max()))
+    scale = max(_MIN_SCALE, float(per_block.max()))
 
     inches = max(panel[1] / _DPI, 4.0) + 1.1, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
     axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
     axis.set_axis_off()
-    name = shorten(title, int(inches[0] * _DPI / _LETTER))
+    name = shorten(title, int(inches[0] * _DPI / _LETTER_WIDTH))
     figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
-    # The scale as it looks on a photo of middle gray.
+    # The color bar shows the colors as they look on a medium gray photo.
     levels = np.linspace(0, 1, 256)
     seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
     bar = figure.colorbar(ScalarMappable(Normalize(0, scale), seen), ax=axis, fraction=0.04, pad=0.01)
     bar.set_label(f"people per block of {block_size} x {block_size} pixels")
-    with warnings.catch_warnings():  # a name in a script the font lacks is drawn as boxes
+    with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _per_block(
     blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
 ) -> Float[np.ndarray, "height width"]:
-    """Smoothed heads per block at each pixel of the panel; of a whole block also where the image ends within one."""
+    """Smoothed heads per whole block at each pixel of the panel, also in blocks that extend beyond the image."""
     smooth = ndimage.gaussian_filter(blocks, _SMOOTHING, mode="reflect")
     visible = [
         (np.minimum(np.arange(1, n + 1) * block_size, side) - np.arange(n) * block_size) / block_size
@@ -87,9 +91,9 @@ def _per_block(
 
 
 def _blend(gray: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """Colors for a share from 0 to 1 over a gray from 0 to 1."""
+    """Blend the color of ``share`` with ``gray``, both from 0 to 1."""
     share = share.clip(0, 1)
     color = colormaps[_COLORS](_FROM + (_TO - _FROM) * share)[..., :3]
-    # The square root lets single people be seen beside a crowd.
-    weight = _STRONGEST * np.minimum(1, 1.5 * np.sqrt(share))[..., None]
+    # The square root keeps single people visible beside a crowd.
+    weight = _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(share))[..., None]
     return (1 - weight) * gray[..., None] + weight * color

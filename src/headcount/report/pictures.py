@@ -1,8 +1,8 @@
-"""Pictures of what a counter does: truth beside prediction, and training curves.
+"""Pictures of predictions beside the annotations, and of training curves.
 
-Drawn through matplotlib's objects, never pyplot, so nothing global is touched and no display is
-needed. The maps show heads per block. Truth and prediction are smoothed alike, for the eye only:
-the counts in the texts are sums of the data.
+Drawn with matplotlib's objects rather than pyplot, so that no global state changes and no display is needed. The maps
+show heads per block. Truth and prediction are smoothed in the same way, for display only: the counts in the captions
+are sums of the unsmoothed data.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,19 @@ from scipy import ndimage
 from torch import Tensor
 
 from headcount.data.points import spread_blocks
+from headcount.files import atomic_write
 from headcount.types import Sample
 
 COLORS = "inferno"
-# A map whose blocks all stay below this is drawn dark: noise in an empty image must not glow.
-LEAST_SCALE = 0.25
-# Standard deviation, blocks: single heads of the truth become as wide as a network's.
+# Lowest maximum of a color scale, in heads per block: noise in an empty image stays dark.
+MIN_SCALE = 0.25
+# Standard deviation in blocks: single annotated heads become as wide as predicted ones.
 _SMOOTHING = 1.0
-_LONGEST_NAME = 40
+_MAX_NAME_LENGTH = 40
 _PANEL_INCHES = 3.6
 _DPI = 110
-# matplotlib refuses pictures of 65536 pixels; with very many rows each becomes smaller.
-_MOST_PIXELS = 60_000
+# matplotlib refuses pictures of 65536 pixels or more; pictures of very many rows get a lower resolution.
+_MAX_PIXELS = 60_000
 _TENSORBOARD_PANEL = 256
 _TENSORBOARD_GAP = 4
 
@@ -42,62 +43,46 @@ class ComparisonRow:
 
     image: UInt8[Tensor, "3 height width"]
     points: Float[Tensor, "n 2"]
-    """True heads (x, y), pixels."""
+    """Annotated heads (x, y), in pixels of the image."""
     true_count: float
     predicted_blocks: Float[Tensor, "rows cols"]
-    """Expected heads in each block; those at the right and bottom may reach over the image."""
+    """Expected heads in each block; blocks at the right and bottom may extend beyond the image."""
     block_size: int
-    """Side of a block, pixels."""
+    """Side of a block, in pixels."""
     name: str
 
 
 def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
-    """Draw each image in a row: photo with true heads, true density, predicted density.
+    """Draw one row per image: photo with the annotated heads, true density, predicted density.
 
-    Truth and prediction of a row have one color scale.
+    Truth and prediction of a row share a color scale.
+
+    Args:
+        rows: from top to bottom.
+        path: the picture file; its suffix determines the format.
+        title: written above all rows.
 
     Raises:
         ValueError: if there are no rows.
+        OSError: if the file cannot be written.
     """
     if not rows:
         raise ValueError("a comparison picture needs at least one row")
-    # Very flat and very tall images get a panel of a sensible shape and blank space around them.
+    # Panels of very wide and very tall images have limited proportions; the rest of the panel stays blank.
     tall = [float(np.clip(row.image.shape[1] / row.image.shape[2], 0.3, 1.6)) for row in rows]
     inches = (3 * _PANEL_INCHES + 0.9, sum(_PANEL_INCHES * t + 0.35 for t in tall) + 1.0)
-    figure = Figure(figsize=inches, dpi=min(_DPI, _MOST_PIXELS / inches[1]), layout="constrained")
+    figure = Figure(figsize=inches, dpi=min(_DPI, _MAX_PIXELS / inches[1]), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": tall})
-    for row, (photo, truth, prediction) in zip(rows, axes, strict=True):
-        _, height, width = row.image.shape
-        blocks = row.predicted_blocks.double().numpy()
-        predicted = float(blocks.sum())
-        maps = (_smooth(_true_blocks(row.points, blocks.shape, row.block_size)), _smooth(blocks))
-
-        frame = (0, width, height, 0)
-        photo.imshow(thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
-        x, y = row.points.double().numpy().T
-        photo.scatter(x, y, s=np.clip(500 / max(len(x), 1), 1.5, 7), c="#ffdd00", edgecolors="black", linewidths=0.4)
-        scale = max(LEAST_SCALE, *(float(m.max()) for m in maps))
-        whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
-        for axis, values in zip((truth, prediction), maps, strict=True):
-            drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, vmin=0, vmax=scale)
-        figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False).set_label(
-            "heads per block"
-        )
-        for axis, text in (
-            (photo, shorten(row.name)),
-            (truth, f"true {row.true_count:g}"),
-            (prediction, f"predicted {predicted:.1f}, error {predicted - row.true_count:+.1f}"),
-        ):
-            axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
-            axis.set_title(text, fontsize=11, parse_math=False)  # a dollar sign in a file name is no formula
-    for axis, head, note in zip(
+    for row, row_axes in zip(rows, axes, strict=True):
+        _draw_row(figure, row_axes, row)
+    for axis, heading, note in zip(
         axes[0],
         ("PHOTO", "TRUTH", "PREDICTION"),
-        ("dots: annotated heads", "smoothed for display", "smoothed alike"),
+        ("dots: annotated heads", "smoothed for display", "smoothed equally"),
         strict=True,
     ):
         axis.annotate(
-            f"{head}\n{note}",
+            f"{heading}\n{note}",
             (0.5, 1),
             xycoords="axes fraction",
             xytext=(0, 26),
@@ -107,26 +92,57 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
             fontweight="bold",
         )
     figure.suptitle(title, fontsize=13, parse_math=False)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def _draw_row(figure: Figure, axes: np.ndarray, row: ComparisonRow) -> None:
+    """Draw photo, truth and prediction of one image."""
+    photo, truth, prediction = axes
+    _, height, width = row.image.shape
+    blocks = row.predicted_blocks.double().numpy()
+    predicted = float(blocks.sum())
+    maps = (_smooth(_true_blocks(row.points, blocks.shape, row.block_size)), _smooth(blocks))
+
+    frame = (0, width, height, 0)
+    photo.imshow(thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
+    x, y = row.points.double().numpy().T
+    photo.scatter(x, y, s=np.clip(500 / max(len(x), 1), 1.5, 7), c="#ffdd00", edgecolors="black", linewidths=0.4)
+    scale = max(MIN_SCALE, *(float(m.max()) for m in maps))
+    whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
+    for axis, values in zip((truth, prediction), maps, strict=True):
+        drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, vmin=0, vmax=scale)
+    bar = figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False)
+    bar.set_label("heads per block")
+    for axis, text in (
+        (photo, shorten(row.name)),
+        (truth, f"true {row.true_count:g}"),
+        (prediction, f"predicted {predicted:.1f}, error {predicted - row.true_count:+.1f}"),
+    ):
+        axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
+        axis.set_title(text, fontsize=11, parse_math=False)  # a dollar sign in a file name is not a formula
 
 
 def density_picture(
     sample: Sample, predicted_blocks: Float[Tensor, "rows cols"], block_size: int
 ) -> UInt8[np.ndarray, "3 height width"]:
-    """Photo, truth and prediction side by side, small and quick to make; for TensorBoard.
+    """Draw photo, truth and prediction side by side, small and fast; for TensorBoard.
 
     Args:
-        sample: the image and its heads.
+        sample: the image and its annotated heads.
         predicted_blocks: expected heads in each block.
-        block_size: side of a block, pixels.
+        block_size: side of a block, in pixels.
+
+    Returns:
+        The picture, RGB, 0 to 255.
     """
     _, height, width = sample.image.shape
     shape = (max(1, min(round(_TENSORBOARD_PANEL * height / width), 4 * _TENSORBOARD_PANEL)), _TENSORBOARD_PANEL)
     blocks = predicted_blocks.double().numpy()
     maps = [_true_blocks(sample.points, blocks.shape, block_size), blocks]
     maps = [spread_blocks(_smooth(m), image=(height, width), panel=shape, block_size=block_size) for m in maps]
-    least = LEAST_SCALE * height * width / (block_size**2 * shape[0] * shape[1])  # heads in a pixel of the panel
-    scale = max(least, *(float(m.max()) for m in maps))
+    # From heads per block to heads per pixel of the panel.
+    min_scale = MIN_SCALE * height * width / (block_size**2 * shape[0] * shape[1])
+    scale = max(min_scale, *(float(m.max()) for m in maps))
     photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(shape[::-1])
     gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
     panels = [np.asarray(photo)]
@@ -136,12 +152,15 @@ def density_picture(
 
 
 def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the training loss, and MAE and RMSE of the evaluations with the best epoch marked.
+    """Draw the training loss, and MAE and RMSE of the evaluations, with the best epoch marked.
 
     Args:
-        records: one an epoch, as in metrics.jsonl: ``epoch``, and where known ``train/total``, ``eval/mae``,
+        records: one per epoch, as in metrics.jsonl: ``epoch`` and, if known, ``train/total``, ``eval/mae``,
             ``eval/rmse``.
-        path: the picture's file.
+        path: the picture file; its suffix determines the format.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     figure = Figure(figsize=(8, 6.5), dpi=_DPI, layout="constrained")
     loss, errors = figure.subplots(2, 1, sharex=True)
@@ -149,7 +168,7 @@ def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
     loss.set_ylabel("loss")
     _curve(errors, records, "eval/mae", label="MAE", color="#0072b2", marker="o")
     _curve(errors, records, "eval/rmse", label="RMSE", color="#e69f00", marker="s")
-    errors.set(ylabel="error, heads an image", xlabel="epoch")
+    errors.set(ylabel="error, heads per image", xlabel="epoch")
     evaluated = [r for r in records if np.isfinite(r.get("eval/mae", np.nan))]
     if evaluated:
         best = min(evaluated, key=lambda r: r["eval/mae"])
@@ -162,13 +181,13 @@ def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
             axis.legend(loc="upper right")
         else:
             axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _true_blocks(
     points: Float[Tensor, "n 2"], shape: tuple[int, int], block_size: int
 ) -> Float[np.ndarray, "rows cols"]:
-    """Annotated heads in each block; one outside the image is shown at its border."""
+    """Annotated heads in each block; a head outside the image counts in the nearest block."""
     counts = np.zeros(shape)
     x, y = np.floor(points.double().numpy().T / block_size).astype(int)
     np.add.at(counts, (y.clip(0, shape[0] - 1), x.clip(0, shape[1] - 1)), 1)
@@ -179,14 +198,28 @@ def _smooth(blocks: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows c
     return ndimage.gaussian_filter(blocks, _SMOOTHING, mode="reflect")  # reflection keeps the sum
 
 
-def shorten(name: str, longest: int = _LONGEST_NAME) -> str:
-    """The name, without its middle where it would not fit over a panel: where it has over ``longest`` letters."""
-    half = longest // 2
-    return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure atomically.
+
+    Args:
+        figure: the figure.
+        path: the file; its suffix determines the format, PNG without one.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with atomic_write(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+
+
+def shorten(name: str, max_length: int = _MAX_NAME_LENGTH) -> str:
+    """Replace the middle of a name that has more than ``max_length`` letters by ``...``."""
+    half = max_length // 2
+    return name if len(name) <= max_length else f"{name[:half]}...{name[-half:]}"
 
 
 def thumbnail(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The image, shrunk until no side is longer than twice ``side``."""
+    """Shrink an image so that no side is longer than twice ``side``, in pixels."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.thumbnail((2 * side, 2 * side))
     return np.asarray(picture)

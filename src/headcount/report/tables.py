@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from headcount.command import quoted
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
+from headcount.files import quoted
 from headcount.metrics import Interval
 from headcount.report.markdown import pipe_table
 from headcount.runs import (
-    COUNTS,
+    COUNTS_FILE,
     LAST_EVALUATIONS,
     RunRecord,
     differences,
@@ -242,7 +242,7 @@ def fill_table(name: str, overrides: Sequence[str], *, compose: Compose, runs: P
                 raise ConfigError(f"{experiment}: {error}") from error
             cell = Cell(
                 *(row, column, experiment, list(overrides), settings, config.expected),
-                changed=differences(recipe(config), settings, but=("seed",)),
+                changed=differences(recipe(config), settings, ignore=("seed",)),
             )
             _collect(cell, found, seeds)
             filled.cells[row.label, column] = cell
@@ -315,7 +315,7 @@ def _collect(
         run, other = read[0], dict(read[1])
         if cell.settings.get("model.quick_gelu") is None:  # follows the weights, and is then written down
             other["model.quick_gelu"] = cell.settings.get("model.quick_gelu")
-        changed = differences(cell.settings, other, but=("seed",))
+        changed = differences(cell.settings, other, ignore=("seed",))
         if changed:
             if named:
                 telling = sorted(changed, key=lambda key: key not in _TELLING)
@@ -366,7 +366,7 @@ def paired_difference(one: Cell, other: Cell) -> tuple[float, Interval] | None:
 
 def counts_file(run: RunRecord) -> Path:
     """Where the evaluation of a run's best checkpoint, on the split that selected it, tells of every image."""
-    return evaluation_folder(run.folder, run.config.dataset.name, run.selection) / COUNTS
+    return evaluation_folder(run.folder, run.config.dataset.name, run.selection) / COUNTS_FILE
 
 
 def image_errors(run: RunRecord) -> dict[str, float] | None:

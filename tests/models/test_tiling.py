@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 from headcount.bins import CountBins
 from headcount.config import (
-    AugmentConfig,
     Border,
     ClipViTConfig,
+    ConfigError,
     EvalConfig,
     SlidingWindowConfig,
     Strategy,
     TinyConfig,
-    TrainConfig,
     WholeImageConfig,
     counting_mode,
     window_error,
 )
-from headcount.engine.tiling import predict_blocks, window_starts
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
-from headcount.models.heads import Head
-from headcount.types import BlockPrediction
+from headcount.models.heads import PredictionHead
+from headcount.models.tiling import window_starts
+from headcount.types import BlockGrid, Prediction
+from values import predict
 
-BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, block_size=8, strategy=Strategy.fine, m=4)
+BINS = CountBins.from_histogram({0: 9, 1: 3, 4: 1}, grid=BlockGrid(8), strategy=Strategy.fine, m=4)
 
 
 class Features(nn.Module):
@@ -42,23 +42,23 @@ class Features(nn.Module):
         return nn.functional.avg_pool2d(images, self.stride)
 
 
-class Ones(Head):
+class Ones(PredictionHead):
     """One head in every block, whatever it shows."""
 
-    def forward(self, features: Tensor, *, factor: float) -> BlockPrediction:
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
         rows, cols = (round(size * factor) for size in features.shape[-2:])
-        return BlockPrediction(block_counts=torch.ones(len(features), 1, rows, cols))
+        return predict(torch.ones(len(features), 1, rows, cols))
 
 
-class Brightness(Head):
+class Brightness(PredictionHead):
     """As many heads as a block's middle is bright: what a window says depends on its place alone."""
 
-    def forward(self, features: Tensor, *, factor: float) -> BlockPrediction:
-        return BlockPrediction(block_counts=nn.functional.interpolate(features, scale_factor=factor)[:, :1])
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
+        return predict(nn.functional.interpolate(features, scale_factor=factor)[:, :1])
 
 
-def stub(head: Head, *, block_size: int, stride: int) -> Counter:
-    counter = Counter(Features(stride), head, block_size=block_size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+def stub(head: PredictionHead, *, block_size: int, stride: int) -> Counter:
+    counter = Counter(Features(stride), head, grid=BlockGrid(block_size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return counter.eval()
 
 
@@ -85,9 +85,12 @@ def test_a_model_of_ones_sums_to_the_blocks_of_the_image(case: tuple[int, int, i
     assert window_error(mode, block_size, stride) is None
     shape = (math.ceil(height / block_size), math.ceil(width / block_size))
     for way in (mode, WholeImageConfig()):
-        maps = predict_blocks(counter, image, way)
-        assert maps.counts.shape == shape
-        assert bool((maps.counts == 1).all())
+        counted = counter.count(image, way)
+        assert counted.blocks is not None
+        assert counted.blocks.shape == shape
+        assert bool((counted.blocks == 1).all())
+        assert counted.count == math.prod(shape)
+        assert counted.mode == way
 
 
 @given(images_and_windows())
@@ -97,7 +100,7 @@ def test_each_window_lands_where_it_was_cut(case: tuple[int, int, int, int, Slid
     height, width, block_size, _, mode = case
     counter = stub(Brightness(), block_size=block_size, stride=block_size)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(predict_blocks(counter, image, mode).counts, predict_blocks(counter, image).counts)
+    torch.testing.assert_close(counter.count(image, mode).blocks, counter.count(image).blocks)
 
 
 @pytest.mark.parametrize(
@@ -111,39 +114,41 @@ def test_the_last_window_moves_inward_or_goes_on(border: Border, starts: list[in
 def test_overlaps_are_averaged_by_coverage() -> None:
     """Four windows that each say their own number: where two overlap the mean is said."""
 
-    class Numbered(Head):
-        def forward(self, features: Tensor, *, factor: float) -> BlockPrediction:
+    class Numbered(PredictionHead):
+        def forward(self, features: Tensor, *, factor: float) -> Prediction:
             rows, cols = features.shape[-2:]
             values = torch.arange(1.0, len(features) + 1).view(-1, 1, 1, 1)
-            return BlockPrediction(block_counts=values.expand(-1, 1, rows, cols).clone())
+            return predict(values.expand(-1, 1, rows, cols).clone())
 
     counter = stub(Numbered(), block_size=8, stride=8)
     mode = SlidingWindowConfig(window=16, stride=16, window_batch=8)
-    counts = predict_blocks(counter, torch.zeros(3, 8, 40, dtype=torch.uint8), mode).counts
+    blocks = counter.count(torch.zeros(3, 8, 40, dtype=torch.uint8), mode).blocks
+    assert blocks is not None
     # Windows at 0, 16 and, moved inward, 24: the second and the third share a block.
-    assert counts.tolist() == [[1.0, 1.0, 2.0, 2.5, 3.0]]
+    assert blocks.tolist() == [[1.0, 1.0, 2.0, 2.5, 3.0]]
 
 
 @pytest.mark.parametrize("border", Border)
 def test_the_batch_of_windows_does_not_change_the_count(border: Border) -> None:
     torch.manual_seed(0)
-    counter = build_model(TinyConfig(width=8), BINS).eval()
+    counter = build_model(TinyConfig(width=8), BINS.grid, BINS).eval()
     image = torch.randint(0, 256, (3, 211, 173), dtype=torch.uint8)
     modes = [SlidingWindowConfig(window=64, stride=40, window_batch=n, border=border) for n in (1, 2, 7, 100)]
-    counts = [float(predict_blocks(counter, image, mode).counts.sum(dtype=torch.float64)) for mode in modes]
+    counts = [counter.count(image, mode).count for mode in modes]
     assert counts == pytest.approx([counts[0]] * len(counts), rel=1e-7)
 
 
 def test_probabilities_sum_to_one_and_give_the_counts() -> None:
     torch.manual_seed(0)
-    counter = build_model(TinyConfig(width=8), BINS).eval()
+    counter = build_model(TinyConfig(width=8), BINS.grid, BINS).eval()
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     for mode in (WholeImageConfig(), SlidingWindowConfig(window=32, stride=16, window_batch=4)):
-        maps = predict_blocks(counter, image, mode, probabilities=True)
+        maps = counter.count(image, mode, probabilities=True)
         assert maps.probabilities is not None
         torch.testing.assert_close(maps.probabilities.sum(0), torch.ones(9, 12))
         expected = torch.einsum("nhw,n->hw", maps.probabilities, torch.tensor(BINS.representatives))
-        torch.testing.assert_close(expected, maps.counts)
+        torch.testing.assert_close(expected, maps.blocks)
+        assert counter.count(image, mode).probabilities is None  # unless requested
 
 
 class Hungry(Ones):
@@ -153,7 +158,7 @@ class Hungry(Ones):
         super().__init__()
         self.most, self.batches = most, list[int]()
 
-    def forward(self, features: Tensor, *, factor: float) -> BlockPrediction:
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
         if len(features) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.batches.append(len(features))
@@ -164,7 +169,7 @@ def test_windows_are_halved_where_memory_does_not_suffice() -> None:
     head = Hungry(most=3)
     mode = SlidingWindowConfig(window=16, stride=16, window_batch=12)
     image = torch.zeros(3, 48, 64, dtype=torch.uint8)
-    assert float(predict_blocks(stub(head, block_size=8, stride=8), image, mode).counts.sum()) == 48
+    assert stub(head, block_size=8, stride=8).count(image, mode).count == 48
     assert head.batches == [3, 3, 3, 3]  # 12 and 6 were too many
 
 
@@ -172,35 +177,52 @@ def test_no_memory_at_all_says_what_to_do() -> None:
     counter = stub(Hungry(most=0), block_size=8, stride=8)
     image = torch.zeros(3, 48, 64, dtype=torch.uint8)
     with pytest.raises(MemoryError, match=r"64 x 48 pixels does not fit .* add eval=sliding_window"):
-        predict_blocks(counter, image)
+        counter.count(image)
     with pytest.raises(MemoryError, match=r"16 x 16 pixels does not fit .* lower eval.window"):
-        predict_blocks(counter, image, SlidingWindowConfig(window=16, stride=16))
+        counter.count(image, SlidingWindowConfig(window=16, stride=16))
+
+
+class OneNumber(PredictionHead):
+    """Seven heads per image, and nothing about where they are."""
+
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
+        return Prediction(count=torch.full((len(features),), 7.0), blocks=None)
+
+
+def test_a_network_without_blocks_counts_whole_images_and_refuses_windows() -> None:
+    counter, image = stub(OneNumber(), block_size=8, stride=8), torch.zeros(3, 50, 70, dtype=torch.uint8)
+    counted = counter.count(image, probabilities=True)
+    assert (counted.count, counted.blocks, counted.probabilities) == (7.0, None, None)
+    with pytest.raises(ConfigError, match="eval=sliding_window: .* one number per image .* choose eval=whole_image"):
+        counter.count(image, SlidingWindowConfig(window=16, stride=16))
 
 
 def test_other_faults_are_not_taken_for_missing_memory() -> None:
     class Broken(Ones):
-        def forward(self, features: Tensor, *, factor: float) -> BlockPrediction:
+        def forward(self, features: Tensor, *, factor: float) -> Prediction:
             raise RuntimeError("broken")
 
     for mode in (WholeImageConfig(), SlidingWindowConfig(window=16, stride=16)):
         with pytest.raises(RuntimeError, match="broken"):
-            predict_blocks(stub(Broken(), block_size=8, stride=8), torch.zeros(3, 20, 20, dtype=torch.uint8), mode)
+            stub(Broken(), block_size=8, stride=8).count(torch.zeros(3, 20, 20, dtype=torch.uint8), mode)
 
 
 # ------------------------------------------------------------------------------------------ the choice
 
 
 def test_a_vit_sees_windows_of_its_own_size_and_others_whole_images() -> None:
-    vit = TrainConfig(model=ClipViTConfig(input_size=256), eval=EvalConfig(), augment=AugmentConfig())
-    assert counting_mode(vit) == SlidingWindowConfig(window=256, stride=256)
-    tiny = TrainConfig(model=TinyConfig(), eval=EvalConfig(pictures=2), augment=AugmentConfig(crop_size=96))
-    assert counting_mode(tiny) == WholeImageConfig()
+    vit, tiny = ClipViTConfig(input_size=256), TinyConfig()
+    assert counting_mode(EvalConfig(), vit, crop_size=224) == SlidingWindowConfig(window=256, stride=256)
+    assert counting_mode(EvalConfig(pictures=2), tiny, crop_size=96) == WholeImageConfig()
     # What is chosen goes before what suits; windows are then as large as the crops of the training.
-    assert counting_mode(tiny, SlidingWindowConfig(pictures=1)) == SlidingWindowConfig(pictures=1, window=96, stride=96)
-    assert counting_mode(vit, WholeImageConfig()) == WholeImageConfig()
+    windows = SlidingWindowConfig(pictures=1)
+    chosen = counting_mode(EvalConfig(), tiny, crop_size=96, chosen=windows)
+    assert chosen == SlidingWindowConfig(pictures=1, window=96, stride=96)
+    assert counting_mode(EvalConfig(), vit, crop_size=96, chosen=WholeImageConfig()) == WholeImageConfig()
     # An evaluation that chooses nothing counts as the training did.
-    trained = TrainConfig(model=TinyConfig(), eval=SlidingWindowConfig(window=64), augment=AugmentConfig())
-    assert counting_mode(trained, EvalConfig(pictures=0)) == SlidingWindowConfig(pictures=0, window=64, stride=64)
+    trained = SlidingWindowConfig(window=64)
+    as_trained = counting_mode(trained, tiny, crop_size=96, chosen=EvalConfig(pictures=0))
+    assert as_trained == SlidingWindowConfig(pictures=0, window=64, stride=64)
 
 
 @pytest.mark.parametrize(

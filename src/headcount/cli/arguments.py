@@ -1,0 +1,156 @@
+"""Read the command line of a script by one rule.
+
+* A setting is typed ``key=value``: everything that train.py or eval.py takes (``ckpt=``, ``data_root=``, ``split=``,
+  ``dataset=``, ``runtime=``, ``eval=``, ...) and what a script is about, such as ``table=``.
+* A ``--flag`` is an option of the script alone: where its results go (``--output``), which images (``--names``), ...
+* What it works on, files or folders, is typed as it is.
+
+Settings may be typed anywhere. train.py and eval.py take nothing but settings (and Hydra's own flags), so that a sweep
+or a table can set everything; the folder of their results is ``output_dir=``.
+
+Earlier versions had flags for some settings and settings for some flags. These spellings still work, and one line on
+stderr names the new ones.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from headcount.cli import hydra_private
+from headcount.cli.overrides import written_out
+from headcount.config import ConfigError
+from headcount.files import quoted
+
+_SETTING = re.compile(r"[~+]*[A-Za-z_][\w./]*=")
+
+
+@dataclass
+class Arguments:
+    """What was typed for a script."""
+
+    options: argparse.Namespace
+    """The script's own flags, and the files that it works on."""
+    settings: list[str]
+    """``key=value``, in the order typed, after those in an earlier spelling."""
+
+    def values(self, *allowed: str) -> dict[str, str | None]:
+        """Key -> value of the settings, for a script that does not compose a config; None for ``null``.
+
+        Raises:
+            ConfigError: if a key is not allowed.
+        """
+        found: dict[str, str | None] = {}
+        for text in self.settings:
+            key, _, value = written_out(text).partition("=")
+            if key not in allowed:
+                raise ConfigError(f"{text}: there is no setting {key}; allowed are {', '.join(allowed)}")
+            try:
+                read = hydra_private.parse(f"{key}={value}").value()
+            except HydraException:  # not Hydra's grammar, and nothing here needs it
+                read = value
+            found[key] = read if read is None or isinstance(read, str) else value
+        return found
+
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with a module's docstring as its help page."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    mixed: Sequence[str] = (),
+    only: Sequence[str] = (),
+    old_flags: Sequence[str] = (),
+    old_settings: Mapping[str, bool] | None = None,
+) -> Arguments:
+    """Read ``sys.argv``.
+
+    Args:
+        parser: has the script's own flags and positional arguments; one named ``settings`` takes settings alone.
+        mixed: names of other list arguments among which settings may be typed. The name of a file that exists is
+            not a setting, whatever it looks like.
+        only: the keys that make a setting in those; empty for any.
+        old_flags: settings that used to be flags: ``data_root`` for ``--data-root``.
+        old_settings: flags that used to be settings, without their dashes -> whether they take a value.
+
+    Raises:
+        ConfigError: if a flag in its earlier spelling has a wrong value.
+    """
+    for key in old_flags:
+        parser.add_argument(_flag(key), dest=f"old_{key}", help=argparse.SUPPRESS)
+    typed, renamed = _as_flags(sys.argv[1:], old_settings or {})
+    options = parser.parse_intermixed_args(typed)
+    settings = []
+    for key in old_flags:
+        value = vars(options).pop(f"old_{key}")
+        if value is not None:
+            settings.append(f"{key}={quoted(value)}")
+            renamed[_flag(key)] = settings[-1]
+    settings += map(_with_quotes, vars(options).pop("settings", []))
+    for name in mixed:
+        texts = getattr(options, name) or []
+        found = [text for text in texts if _is_setting(text, only)]
+        settings += map(_with_quotes, found)
+        if found:
+            setattr(options, name, [text for text in texts if text not in found])
+    if renamed:
+        verb = "is" if len(renamed) == 1 else "are"
+        print(f"{parser.prog}: {', '.join(renamed)} {verb} now typed {' '.join(renamed.values())}", file=sys.stderr)
+    return Arguments(options, settings)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _is_setting(text: str, only: Sequence[str]) -> bool:
+    """Whether it reads ``key=value``, and is not a file."""
+    key = text.partition("=")[0]
+    return bool(_SETTING.match(text)) and (not only or key in only) and not Path(text).expanduser().is_file()
+
+
+def _with_quotes(text: str) -> str:
+    """``key=path`` with the quotes that Hydra needs, where the path exists as it was typed."""
+    key, _, value = text.partition("=")
+    path = Path(value).expanduser()
+    return f"{key}={quoted(path)}" if value and "/" not in key and path.exists() else text
+
+
+def _as_flags(typed: Sequence[str], old_settings: Mapping[str, bool]) -> tuple[list[str], dict[str, str]]:
+    """The arguments with ``run=true`` as ``--run`` and ``seeds=1,2`` as ``--seeds=1,2``; old -> new spelling."""
+    arguments: list[str] = []
+    renamed: dict[str, str] = {}
+    for text in typed:
+        key, equals, value = text.partition("=")
+        if not equals or key not in old_settings:
+            arguments.append(text)
+        elif old_settings[key]:
+            arguments.append(f"{_flag(key)}={value}")
+            renamed[text] = f"{_flag(key)} {value}"
+        elif value == "true":
+            arguments.append(_flag(key))
+            renamed[text] = _flag(key)
+        elif value != "false":
+            raise ConfigError(f"{text}: must be true or false; true is now typed {_flag(key)}")
+    return arguments, renamed
+
+
+def whole_number(text: str) -> int:
+    """The type of a flag that takes a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)
+
+
+def one_process(config: Any, why: str) -> list[str]:
+    """The error of a script that works in one process and was asked for several; ``why`` says what takes one."""
+    devices = config.runtime.devices
+    return [f"runtime.devices={devices}: {why} takes 1"] if devices > 1 else []

@@ -1,0 +1,56 @@
+"""Audit a dataset: what it contains, what is broken or unusual, and which bins its blocks fall into.
+
+  python scripts/check_dataset.py dataset=sha data_root=~/data
+  python scripts/check_dataset.py dataset=custom dataset.root=my_pictures bins=dynamic bins.block_size=16
+
+Settings are those of train.py. Prints a report and writes it, with all numbers and pictures, to audit/<dataset> or
+--output. Nothing is resized or changed. Exit status: 0 if training would run, 1 if it would stop at what is listed as
+errors, 2 if a setting is invalid or the dataset is missing.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headcount.cli.arguments import read_arguments, script_parser
+from headcount.cli.compose import compose, to_config
+from headcount.cli.status import FAILED, refusing
+from headcount.config import ConfigError, TrainConfig, check
+from headcount.files import make_folder
+
+
+def main() -> None:
+    """Read the command line and audit."""
+    parser = script_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="dataset=, bins=, ..., as for train.py")
+    parser.add_argument("--output", type=Path, help="folder of the report; default audit/<dataset>")
+    with refusing(parser.prog):
+        arguments = read_arguments(parser)
+        sys.exit(0 if audit(arguments.settings, arguments.options.output) else FAILED)
+
+
+def audit(overrides: Sequence[str], output: Path | None) -> bool:
+    """Audit the dataset that the settings name, and write the report.
+
+    Returns:
+        Whether training would run.
+
+    Raises:
+        ConfigError: if a setting is invalid or the dataset's folder is missing.
+    """
+    config: TrainConfig = to_config(compose(overrides, config_name="train"))
+    if errors := check(config):
+        raise ConfigError("\n  ".join(errors))
+
+    # Heavy imports after the checks.
+    from headcount.data.audit import audit_dataset
+    from headcount.engine.train import count_bins
+    from headcount.report.audit import write_audit
+
+    folder = output.expanduser() if output else Path("audit") / config.dataset.name
+    make_folder(folder, "--output ")
+    found = audit_dataset(config.dataset, data_root=config.data_root, block_size=config.bins.block_size)
+    bins = None if found.train is None else count_bins(config, found.train, found.blocks[config.bins.block_size])
+    print(write_audit(found, config.bins, bins, folder))
+    print("\n".join(str(file) for file in sorted(folder.iterdir()) if file.suffix in (".md", ".json", ".png")))
+    return not found.errors

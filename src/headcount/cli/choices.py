@@ -1,0 +1,120 @@
+"""The groups of settings and what can be chosen in each: the files below configs/, and schemas without a file.
+
+A group may lie within another: ``model/head`` holds the kinds of head, and is typed ``model.head=regression``.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import headcount
+from headcount.config import SCHEMAS, ConfigError
+
+
+def config_dir() -> Path:
+    """The folder configs/: inside an installed package, or at the top of a checkout.
+
+    Raises:
+        ConfigError: if it is in neither place.
+    """
+    package = Path(headcount.__file__).resolve().parent
+    for folder in (package / "configs", package.parents[1] / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"{package}: configs/ is missing; run the command from a checkout, or install the package again")
+
+
+def dotted(group: str) -> str:
+    """A group as it is typed: ``model.head`` for ``model/head``."""
+    return group.replace("/", ".")
+
+
+def nested_groups() -> set[str]:
+    """Groups that lie within another, such as ``model/head``."""
+    return {group for group in SCHEMAS if "/" in group}
+
+
+def all_choices() -> dict[str, list[str]]:
+    """Every group with its choices, a nested one after the group that it lies in."""
+    nested = nested_groups()
+    found: dict[str, list[str]] = {}
+    for file in _yaml_files():
+        group = _group_of(file, nested)
+        found.setdefault(group, []).append(file.relative_to(group).with_suffix("").as_posix())
+    for group, kinds in SCHEMAS.items():
+        # A kind that no file names was registered by itself, and is chosen by its own name.
+        named = {_kind_in(group, choice) for choice in found.get(group, [])}
+        found.setdefault(group, []).extend(kind for kind in kinds if kind not in named)
+    return {group: found[group] for group in sorted(found)}
+
+
+def command_choices(config_name: str) -> dict[str, list[str]]:
+    """The groups that a command reads, with their choices: those of its defaults list, and the ones within them."""
+    defaults = default_choices(config_name)
+    return {group: choices for group, choices in all_choices().items() if group.split("/")[0] in defaults}
+
+
+@cache
+def default_choices(config_name: str) -> dict[str, str]:
+    """Group -> choice, as in the defaults list of a command's own file."""
+    entries: Any = OmegaConf.select(OmegaConf.load(config_dir() / f"{config_name}.yaml"), "defaults")
+    return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
+
+
+def schemas(group: str) -> dict[str, type]:
+    """The schema of each choice of a group."""
+    kinds = SCHEMAS.get(group, {})
+    found = {}
+    for choice in all_choices().get(group, []) if kinds else []:
+        kind = _kind_in(group, choice) or choice
+        if kind in kinds:
+            found[choice] = kinds[kind]
+    return found
+
+
+def owners(group: str, setting: str) -> list[str]:
+    """The choices of a group that have a setting of this name."""
+    return [
+        choice
+        for choice, schema in schemas(group).items()
+        if setting in {field.name for field in dataclasses.fields(schema)}
+    ]
+
+
+def nearest(word: str, allowed: Sequence[str]) -> str:
+    """``; did you mean ...?`` if one of the allowed words resembles this one, else nothing."""
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def no_choice(group: str, value: Any, choices: Sequence[str]) -> str:
+    """The message for a value that a group does not offer."""
+    key = dotted(group)
+    return f"{key}={value}: no such choice; allowed are {', '.join(choices)}{nearest(str(value), choices)}"
+
+
+@cache
+def _yaml_files() -> list[Path]:
+    """The files of all choices, from configs/."""
+    folder = config_dir()
+    return [file.relative_to(folder) for file in sorted(folder.rglob("*.yaml")) if file.parent != folder]
+
+
+def _group_of(file: Path, nested: set[str]) -> str:
+    """The innermost group that a file belongs to; other folders are part of the choice's name (experiments)."""
+    folders = [parent.as_posix() for parent in file.parents]
+    return next((folder for folder in folders if folder in nested), file.parts[0])
+
+
+@cache
+def _kind_in(group: str, choice: str) -> str | None:
+    """The kind of schema that a choice's file names in its defaults list; None without a file or a schema."""
+    file = config_dir() / group / f"{choice}.yaml"
+    named = re.search(rf"/schema/{group}/(\w+)@", file.read_text()) if file.is_file() else None
+    return named[1] if named else None

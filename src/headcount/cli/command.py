@@ -1,0 +1,94 @@
+"""Run train.py or eval.py: every job that was typed is composed and checked before torch is imported."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from headcount.cli import hydra_private
+from headcount.cli.choices import config_dir
+from headcount.cli.help import help_page
+from headcount.cli.name import run_name
+from headcount.cli.overrides import written_out
+from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, refusing
+from headcount.cli.sweep import SweepLog, check_jobs
+from headcount.config import TrainConfig, register_schemas
+
+Task = Callable[[Any], dict[str, float] | None]
+"""Called with the typed config, ``TrainConfig`` or ``EvalCommandConfig``; may return results for a sweep's table."""
+
+# Flags with which Hydra prints something instead of running a task.
+_HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
+
+
+def run_command(task: Task, config_name: str) -> None:
+    """Run ``task`` once for each job that was typed on the command line.
+
+    Args:
+        task: what to do with the config of a job.
+        config_name: ``train`` or ``eval``, the file in configs/ with the defaults.
+
+    Exits with status 2 on a :class:`HeadcountError`, with its message and no traceback. A job of a sweep that
+    fails, however, does not stop the others: it is listed at the end, and the status is that of a failure.
+    """
+    program = f"{config_name}.py"
+    register_schemas()
+    # Hydra reads sys.argv again, and so does each process that is started.
+    sys.argv = [sys.argv[0], *map(written_out, sys.argv[1:])]
+    arguments = hydra_private.command_line()
+    if arguments.help:
+        print(help_page(config_name))
+        return
+    log: SweepLog | None = None
+
+    def job(cfg: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
+        if log is None:
+            with refusing(program):  # Hydra would add its own words to an error
+                run()
+        else:
+            _run_logged(run, log, hydra_config.job.num, program)
+
+    try:
+        with refusing(program):
+            if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
+                jobs = check_jobs(arguments.overrides, multirun=bool(arguments.multirun), config_name=config_name)
+                if arguments.multirun:
+                    log = SweepLog.open(jobs, config_name)
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        if log is not None:
+            log.close()
+        hint = "; add resume=true to the same command to resume" if config_name == "train" else ""
+        print(f"\n{program}: interrupted{hint}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if log is not None and (status := log.close()):
+        sys.exit(status)
+
+
+def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str) -> dict[str, float] | None:
+    """Run the task with the typed config of one job."""
+    config: Any = OmegaConf.to_object(cfg)
+    if isinstance(config, TrainConfig) and config.run_name == "auto":
+        config.run_name = run_name(overrides, config_name=config_name)
+    return task(config)
+
+
+def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, number: int, program: str) -> None:
+    """Run a job of a sweep and log its outcome; no error stops the other jobs."""
+    results, status = None, 0
+    try:
+        results = run()
+    except HeadcountError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        status = REFUSED
+    except Exception:
+        traceback.print_exc()
+        status = FAILED
+    log.write(number, status=status, results=results)

@@ -1,0 +1,85 @@
+"""Compose the settings that were typed into a typed config, or refuse them with our own explanation.
+
+Hydra's own messages do not list what is allowed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from headcount.cli import hydra_private
+from headcount.cli.choices import command_choices, config_dir, no_choice
+from headcount.cli.explain import explain
+from headcount.cli.overrides import Setting, parse
+from headcount.config import ConfigError, register_schemas
+
+__all__ = ["chosen", "compose", "config_dir", "initialized", "to_config"]
+
+# The name that a choice has, which belongs to it.
+_NAMES = ("dataset.name", "model.name", "loss.name")
+
+
+def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
+    """The config that Hydra composes of ``overrides``.
+
+    Args:
+        overrides: ``key=value`` as typed.
+        config_name: ``train`` or ``eval``, the file in configs/ with the defaults.
+
+    Raises:
+        ConfigError: names the key, the value, what is allowed, and the nearest match.
+    """
+    settings = parse(overrides)
+    groups = command_choices(config_name)
+    for setting in settings:  # Hydra would merge a dictionary into the group
+        if setting.key in groups and not setting.is_sweep and not isinstance(setting.value, str):
+            raise ConfigError(no_choice(setting.key, setting.value, groups[setting.key]))
+    with initialized():
+        try:
+            cfg = hydra.compose(config_name, [setting.text for setting in settings])
+        except (HydraException, OmegaConfBaseException, ValueError, AttributeError, AssertionError) as error:
+            raise ConfigError(explain(settings, error, config_name)) from error
+        if any(setting.key in _NAMES for setting in settings):
+            _refuse_other_names(cfg, hydra.compose(config_name, [s.text for s in settings if s.key in groups]))
+        return cfg
+
+
+def chosen(settings: Sequence[Setting], *, config_name: str) -> dict[str, str]:
+    """Group -> choice of a composition, nested groups included; what was not typed comes from the defaults."""
+    with initialized():
+        cfg = hydra.compose(config_name, [setting.text for setting in settings], return_hydra_config=True)
+    return {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
+
+
+@contextmanager
+def initialized() -> Iterator[None]:
+    """Within it, ``hydra.compose`` works, whatever used Hydra before."""
+    register_schemas()
+    hydra_private.reset()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield
+
+
+def to_config(cfg: DictConfig) -> Any:
+    """The typed config of a composed one.
+
+    Raises:
+        ConfigError: if a setting is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
+    return OmegaConf.to_object(cfg)
+
+
+def _refuse_other_names(cfg: DictConfig, unnamed: DictConfig) -> None:
+    """A name stands for what was chosen: under another, its runs would pass for those of something else."""
+    for key in _NAMES:
+        name, fixed = OmegaConf.select(cfg, key), OmegaConf.select(unnamed, key)
+        if fixed is not None and name != fixed:  # a choice without a name (model=timm) takes any
+            raise ConfigError(f"{key}={name}: is always {fixed}; choose another with {key.partition('.')[0]}=...")

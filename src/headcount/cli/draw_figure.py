@@ -1,0 +1,128 @@
+"""Draw images from sparse to dense with their true and their predicted density, as figure 6 of arXiv:2403.09281.
+
+  python scripts/draw_figure.py ckpt=best_mae.pt
+  python scripts/draw_figure.py ckpt=best_mae.pt --images 4 --output figure.pdf
+  python scripts/draw_figure.py ckpt=best_mae.pt --names IMG_7 IMG_12 dataset=shb eval=sliding_window
+
+Takes images at equal steps of the rank of their true counts, from the sparsest to the densest, and counts only these.
+Settings are those of eval.py. Exit status: 0, or 2 if nothing could be drawn.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headcount.cli.arguments import one_process, read_arguments, script_parser
+from headcount.cli.compose import compose, to_config
+from headcount.cli.status import refusing
+from headcount.config import ConfigError, EvalCommandConfig, check_evaluation, counting_mode, window_error
+from headcount.files import make_folder
+
+if TYPE_CHECKING:
+    from headcount.data.datasets import CrowdDataset
+
+
+def main() -> None:
+    """Read the command line and draw."""
+    parser = script_parser(__doc__)
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="ckpt=, split=, data_root=, dataset=, ..., as for eval.py"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
+    which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order: files without ending")
+    parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
+    with refusing(parser.prog, MemoryError):
+        arguments = read_arguments(
+            parser, mixed=("names",), old_flags=("ckpt", "split", "data_root")
+        )
+        config = evaluation_config(arguments.settings)
+        draw(config, arguments.options)
+
+
+def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
+    """The settings of an evaluation in one process.
+
+    Raises:
+        ConfigError: if any is invalid.
+    """
+    for override in overrides:
+        if override.startswith("output_dir="):
+            raise ConfigError(f"{override}: cannot be set here; type --output")
+    config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
+    if errors := check_evaluation(config) + one_process(config, "a few images"):
+        raise ConfigError("\n  ".join(errors))
+    return config
+
+
+def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str] | None) -> list[int]:
+    """Indices of the images to draw, from left to right.
+
+    Raises:
+        ConfigError: if there are fewer images, or none of a name.
+    """
+    from headcount.report.figure import spread_over_ranks
+
+    if names is None:
+        if not 1 <= images <= len(dataset):
+            raise ConfigError(f"--images {images}: must be 1 to {len(dataset)}, the number of images in {split}")
+        return spread_over_ranks([dataset.count(index) for index in range(len(dataset))], images)
+    for name in names:
+        if name not in dataset.names:
+            shown = [*dataset.names[:5], "..."] if len(dataset) > 5 else dataset.names
+            raise ConfigError(f"--names {name}: {split} has no image of this name; it has {', '.join(shown)}")
+    return [dataset.names.index(name) for name in names]
+
+
+def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
+    """Count the chosen images and draw them.
+
+    Raises:
+        ConfigError: if nothing can be drawn.
+    """
+    # Heavy imports after the checks.
+    from headcount.engine import checkpoint
+    from headcount.engine.evaluate import open_evaluated
+    from headcount.engine.runtime import Runtime
+    from headcount.engine.tiling import predict_blocks
+    from headcount.report.figure import check_format, density_figure
+    from headcount.report.pictures import ComparisonRow
+
+    output = options.output.expanduser()
+    check_format(output)
+    make_folder(output.parent, "--output ")
+    loaded = checkpoint.load(config.ckpt)
+    mode = counting_mode(loaded.config, config.eval)
+    if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
+        raise ConfigError(wrong)
+    dataset = open_evaluated(config, loaded.config)
+    indices = choose(dataset, config.split, images=options.images, names=options.names)
+    counter = Runtime(config.runtime).place(loaded.counter)
+    columns = []
+    for index in indices:
+        sample = dataset[index]
+        blocks = predict_blocks(counter, sample.image, mode).counts
+        predicted, true = float(blocks.double().sum()), dataset.count(index)
+        if not math.isfinite(predicted):
+            raise ConfigError(
+                f"ckpt={config.ckpt}: the predicted count of {sample.name} is {predicted}; choose another checkpoint"
+            )
+        print(f"{sample.name}: true {true:g}, predicted {predicted:.1f}", flush=True)
+        columns.append(
+            ComparisonRow(
+                image=sample.image,
+                points=sample.points,
+                true_count=true,
+                predicted_blocks=blocks,
+                block_size=counter.block_size,
+                name=sample.name,
+            )
+        )
+    name = (config.dataset or loaded.config.dataset).name
+    title = f"{name} {config.split}, counted by {loaded.config.model.name} (trained on {loaded.config.dataset.name})"
+    density_figure(columns, output, title=title)
+    print(f"  {output}")
+    for line in dataset.left_out_report():
+        print(f"  {line}")

@@ -1,0 +1,58 @@
+"""The help page of train.py and eval.py: what can be chosen, the settings outside the groups, examples."""
+
+import textwrap
+
+from omegaconf import OmegaConf
+
+from headcount.cli.choices import command_choices, default_choices, dotted, owners
+from headcount.cli.compose import chosen, compose
+
+_EXAMPLES = {
+    "train": """
+Train a crowd counter by enhanced blockwise classification (arXiv:2403.09281).
+
+  python train.py                                         the quickstart: generated crowds, nothing to download
+  python train.py dataset=sha model=mobilenet_v2 data_root=~/data      ShanghaiTech part A
+  python train.py dataset=sha model=vgg19 dry_run=true    build everything, print its cost, and stop
+  python train.py -m bins=fine,dynamic,coarse seed=1,2    a sweep of six runs
+  python train.py resume=true                             resume after an interruption; works for sweeps too
+""",
+    "eval": """
+Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
+
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt split=val
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/last.pt output_dir=/tmp/last
+  python eval.py ckpt=checkpoints/sha/mobilenet_v2_fine/seed1/best_mae.pt data_root=~/data
+  python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt eval.pictures=20
+""",
+}
+_INDENT = " " * 19
+
+
+def help_page(config_name: str) -> str:
+    """The help page of a command, ``train`` or ``eval``."""
+    cfg = compose([], config_name=config_name)
+    defaults = default_choices(config_name)
+    lines = [_EXAMPLES[config_name].strip(), "", "Choices (the default is marked with *):", ""]
+    by_default = chosen([], config_name=config_name)
+    for group, choices in command_choices(config_name).items():
+        marked = [f"{choice}*" if choice == by_default.get(group) else choice for choice in choices]
+        parent, _, setting = group.rpartition("/")
+        condition = f"   with {parent}={', '.join(owners(parent, setting))}" if parent and group not in by_default else ""
+        line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}{condition}"
+        lines.append(textwrap.fill(line, 100, subsequent_indent=_INDENT))
+    lines += ["", "Settings:", ""]
+    for key in map(str, cfg):
+        if key not in defaults:
+            value = "(required)" if OmegaConf.is_missing(cfg, key) else cfg[key]
+            shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
+            lines.append(f"  {key}={shown}")
+    lines += [
+        "",
+        f"Every setting of every group:  python {config_name}.py --cfg job",
+        f"Only one group:                python {config_name}.py --cfg job --package {next(iter(defaults))}",
+        "Change any of them:            key=value, such as runtime.workers=2",
+        "A sweep:                       -m key=value,value",
+    ]
+    return "\n".join(lines)

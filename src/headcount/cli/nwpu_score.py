@@ -1,0 +1,96 @@
+"""Score a file in the format of NWPU-Crowd's benchmark against annotations, as the benchmark does, offline.
+
+  python scripts/nwpu_submit.py ckpt=best_mae.pt split=val data_root=~/data --output val.txt
+  python scripts/nwpu_score.py val.txt data_root=~/data
+
+MAE, RMSE (which the benchmark calls MSE) and NAE: overall, by the scene levels S0 (nobody), S1 (up to 100 heads), S2
+(up to 500), S3 (up to 5000) and S4, and by the luminance labels of the split's list file. Writes them as JSON beside
+the file, or to --output. Settings: data_root=FOLDER, the folder of the datasets (default: the environment variable
+HEADCOUNT_DATA), and split=val (default) or train. Exit status: 0, 1 if the file has problems, which are listed, 2 if
+the data are missing.
+"""
+
+import sys
+from pathlib import Path
+
+from headcount.cli.arguments import read_arguments, script_parser
+from headcount.cli.status import FAILED, refusing
+from headcount.config import ConfigError, FolderDatasetConfig
+
+
+def main() -> None:
+    """Read the command line and score."""
+    parser = script_parser(__doc__)
+    parser.add_argument("file", type=Path, help="lines `id count`, as nwpu_submit.py writes")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="data_root=FOLDER, split=val or split=train")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: <file>_scores.json beside the file")
+    with refusing(parser.prog):
+        arguments = read_arguments(parser, old_flags=("data_root", "split"))
+        settings = arguments.values("data_root", "split")
+        split = settings.get("split") or "val"
+        if split not in ("val", "train"):
+            raise ConfigError(f"split={split}: must be val or train; other annotations are not public")
+        path = arguments.options.file.expanduser()
+        output = arguments.options.output or path.with_name(f"{path.stem}_scores.json")
+        good = score_file(path, settings.get("data_root"), split, output.expanduser())
+    sys.exit(0 if good else FAILED)
+
+
+def score_file(path: Path, data_root: str | None, split: str, output: Path) -> bool:
+    """Print and write the scores of a file, or print what is wrong with it.
+
+    Returns:
+        Whether it could be scored.
+
+    Raises:
+        ConfigError: if the file or the annotations cannot be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+
+    from headcount.data.datasets import list_folder
+    from headcount.data.layouts import nwpu_ids
+    from headcount.report.nwpu import read_submission, score, scores_table, write_scores
+
+    root, listed = list_folder(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
+    true: dict[int, float] = {}
+    bad = []
+    for item in listed:
+        try:
+            true[_image_id(item.name)] = float(len(item.heads()))
+        except ConfigError as error:
+            bad.append(str(error))
+    if bad:
+        lines = "".join(f"\n  {reason}" for reason in bad)
+        raise ConfigError(
+            f"{root}: {len(bad)} of {len(listed)} images of {split} have no annotation to score against:{lines}"
+        )
+    entries = {int(name): labels for name, labels in nwpu_ids(root, split).items()}
+    labels = entries if all(entries.values()) else None
+    read = read_submission(path, true)
+    if read.problems:
+        print("\n".join(read.problems))
+        print(f"{path}: {len(read.problems)} problems; not scored")
+        return False
+    try:
+        scores = score(read.counts, true, labels)
+    except ValueError as error:
+        raise ConfigError(f"{root / f'{split}.txt'}: {error}") from error
+    facts = {"file": str(path), "dataset": "nwpu", "split": split, "images": len(true)}
+    try:
+        write_scores(scores, output, facts=facts)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error
+    print(f"{path}: NWPU-Crowd {split}, {len(true)} images\n{scores_table(scores)}\n  {output}")
+    return True
+
+
+def _image_id(name: str) -> int:
+    """The number that an image of NWPU-Crowd has for a name.
+
+    Raises:
+        ConfigError: if the name is not a number.
+    """
+    if not name.isdigit():
+        raise ConfigError(f"image {name}: its name is not a number, as those of NWPU-Crowd are")
+    return int(name)

@@ -1,0 +1,232 @@
+"""Count the people in pictures.
+
+  python scripts/predict.py photo.jpg ckpt=best_mae.pt
+  python scripts/predict.py holiday/ "more/*.png" ckpt=best_mae.pt --output out
+
+A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden) or a pattern
+with *, ? or [abc]; ** stands for any folders between. What exists is never taken for a pattern.
+
+Counts are written to the terminal, counts.csv and counts.json; people per block to density/<name>.npy; the density over
+the photo to pictures/<name>.png. Where files share a name, <name> is numbered: photo, photo_2; counts.json says which
+is which. Block (row, col) covers block_size pixels from col * block_size and row * block_size of the picture as it was
+resized; times width / resized_width those of the photo (width and height are those of the upright picture).
+
+The output folder holds one run: results of an earlier run there are removed once a new one starts. A file that is no
+result of one is never overwritten.
+
+A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: in one piece
+or, by a ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in
+overlapping windows of about 1024 pixels, and its line says so. --window is for all pictures. The EXIF orientation is
+respected; of an animation the first frame is counted, and its line says so.
+
+Exit status: 0; 1 if a picture could not be counted (the others are); 2 if nothing could be done; 130 if interrupted.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
+from headcount.cli.status import FAILED, INTERRUPTED, refusing
+from headcount.config import ConfigError, missing_checkpoint
+from headcount.files import make_folder
+from headcount.report.predictions import (
+    NOT_YET,
+    PictureResult,
+    Results,
+    check_output,
+    distinct_names,
+    earlier_results,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from headcount.engine.predict import PhotoCounter
+
+_SAVE_EVERY = 30  # seconds
+
+
+def main() -> None:
+    """Read the command line and count."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    parser = script_parser(__doc__)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
+    parser.add_argument("--output", default="predictions", help="folder of the results (default: predictions)")
+    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, pixels")
+    parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
+    parser.add_argument("--window-batch", type=whole_number, help="windows at once (default: 8); fewer take less memory")
+    parser.add_argument(
+        "--max-megapixels", type=whole_number, default=179, help="larger pictures are refused (default: 179)"
+    )
+    parser.add_argument("--no-pictures", dest="draw", action="store_false", help="draw nothing")
+    parser.add_argument("--no-density", dest="density", action="store_false", help="write no .npy files")
+    with refusing(parser.prog, OSError):  # errors of a single picture are caught where it is counted
+        arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
+        ckpt = arguments.values("ckpt").get("ckpt")
+        if ckpt is None:
+            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+        sys.exit(predict(Path(ckpt).expanduser(), arguments.options))
+
+
+def predict(ckpt: Path, options: argparse.Namespace) -> int:
+    """Count all pictures.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: if nothing can be done.
+    """
+    if not ckpt.is_file():
+        raise ConfigError(missing_checkpoint(ckpt))
+    output = Path(options.output).expanduser()
+    earlier = earlier_results(output)
+    files = expand(options.pictures, leave_out={path.resolve() for path in earlier})
+    results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
+    check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
+
+    # Heavy imports after the checks.
+    from PIL import Image
+
+    from headcount.engine.predict import load
+
+    Image.MAX_IMAGE_PIXELS = max(1, options.max_megapixels * 1_000_000 // 2)  # Pillow refuses twice as many
+    counter = load(ckpt, device=options.device)
+    choose_windows(counter, options)
+    for folder in (output, *{path.parent for path in results.files()}):
+        make_folder(folder, "--output ")
+    for path in earlier:
+        path.unlink(missing_ok=True)
+    results.save()
+    interrupted = count_all(counter, files, results)
+    results.save()
+    results.print_table()
+    if interrupted:
+        return INTERRUPTED
+    return FAILED if any(picture.error for picture in results.pictures) else 0
+
+
+def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool, draw: bool) -> Results:
+    """The results before anything is counted, with the names of the files that will be written."""
+    pictures = [
+        PictureResult(
+            file=str(file),
+            density=f"density/{name}.npy" if density else None,
+            picture=f"pictures/{name}.png" if draw else None,
+            error=NOT_YET,
+        )
+        for file, name in zip(files, distinct_names(files), strict=True)
+    ]
+    return Results(output, str(ckpt), pictures)
+
+
+def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None:
+    """Set the counter's windows where some were asked for.
+
+    Raises:
+        ConfigError: if they do not fit the counter.
+    """
+    from headcount.config import SlidingWindowConfig, counting_mode, window_error
+
+    asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
+    if not asked:
+        return
+    usual = counting_mode(counter.config)
+    if not options.window and not isinstance(usual, SlidingWindowConfig):
+        raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts in one piece")
+    if isinstance(usual, SlidingWindowConfig) and options.window:
+        asked.setdefault("stride", None)  # the usual one belongs to the usual window
+    chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
+    counter.mode = counting_mode(counter.config, chosen)
+    if wrong := window_error(counter.mode, counter.counter.block_size, counter.counter.stride):
+        raise ConfigError(wrong.replace("eval.", "--"))
+
+
+def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) -> bool:
+    """Count the pictures and fill in their results, which are saved now and then.
+
+    Returns:
+        Whether it was interrupted.
+    """
+    from tqdm import tqdm
+
+    pictures = results.pictures
+    progress = tqdm(files, desc="counting", unit="img", smoothing=0.1, dynamic_ncols=True)
+    interrupted = False
+    try:
+        for k, file in enumerate(progress):
+            pictures[k] = count_one(counter, file, replace(pictures[k], error=""), results.output)
+            results.save(every=_SAVE_EVERY)
+    except KeyboardInterrupt:
+        interrupted = True
+        for picture in pictures:
+            picture.error = "not counted: interrupted" if picture.error == NOT_YET else picture.error
+    progress.close()
+    return interrupted
+
+
+def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output: Path) -> PictureResult:
+    """Count one picture and write its files; an error is recorded in the result."""
+    import numpy as np
+
+    from headcount.report.overlay import overlay_picture
+
+    try:
+        check_file(file)
+        prediction = counter.predict(file)
+        result.count = prediction.count
+        result.width, result.height = prediction.photo_size
+        result.resized_height, result.resized_width = prediction.image.shape[1:]
+        result.block_size = prediction.block_size
+        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction)]))
+        if result.density:
+            np.save(output / result.density, prediction.block_counts.numpy())
+        if result.picture:
+            overlay_picture(
+                prediction.image,
+                prediction.block_counts,
+                output / result.picture,
+                block_size=prediction.block_size,
+                title=printable(file.name),
+            )
+    except Exception as error:  # one bad file never stops the others
+        result.error = explain(file, error)
+        for name in ("density", "picture"):
+            written = getattr(result, name)
+            if written and not (output / written).exists():
+                setattr(result, name, None)
+    return result
+
+
+def _windows(prediction: Any) -> str:
+    """How a picture was counted, where that was in windows."""
+    window = getattr(prediction.mode, "window", None)
+    reason = f" ({prediction.reason})" if prediction.reason else ""
+    return (f"in windows of {window} px" if window else "") + reason
+
+
+def explain(file: Path, error: Exception) -> str:
+    """What went wrong with a file, with its name and what to do."""
+    from PIL import Image
+
+    words = str(error) if isinstance(error, ConfigError) and str(error) else f"{type(error).__name__}: {error}"
+    words = words if str(file) in words else f"{file}: {words}"
+    if isinstance(error.__cause__, Image.DecompressionBombError):
+        words += "; if it really is that large, raise --max-megapixels"
+    elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in ENDINGS[-3:]:
+        words += "; save it as JPEG"
+    return words
+
+
+def device(text: str) -> str:
+    """The type of a flag that takes the name of a device."""
+    if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N or auto")
+    return text

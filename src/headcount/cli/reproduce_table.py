@@ -1,0 +1,238 @@
+"""A table of the paper made from our runs, beside the published numbers, with the commands of the missing runs.
+
+  python scripts/reproduce_table.py table=3
+  python scripts/reproduce_table.py table=3 dataset=sha model=mobilenet_v2 recipe=short scale=small --run
+  python scripts/reproduce_table.py table=1 dataset=sha --seeds 1,2,3
+
+Tables are 1, 2, 3, 4, tokens and count_loss. Settings are those of train.py, for every cell; dataset= and model= pick
+cells where a table compares them. A run counts only if it was made with exactly a cell's settings; other runs of its
+name are listed with the difference. --run trains and evaluates what is missing, one after the other; an interrupted
+run is resumed, and a run that fails does not stop the others.
+
+Writes table<N>.md, .tex and .png to tables/ (--output FOLDER); runs are looked for in checkpoints/ (output_dir=FOLDER).
+Exit status: 0; 1 if a run failed; 2 if a setting is invalid.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headcount.cli.arguments import Arguments, read_arguments, script_parser
+from headcount.cli.compose import compose, config_dir, to_config
+from headcount.cli.status import FAILED, INTERRUPTED, refusing
+from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
+from headcount.files import make_folder, quoted
+
+if TYPE_CHECKING:
+    from headcount.report.tables import Filled
+    from headcount.runs import RunRecord
+
+
+def main() -> None:
+    """Read the command line and make the table."""
+    parser = script_parser(__doc__)
+    parser.add_argument(
+        "settings", nargs="+", metavar="key=value", help="table=1, 2, 3, 4, tokens or count_loss; and as for train.py"
+    )
+    parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
+    parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
+    parser.add_argument("--output", type=Path, default=Path("tables"), help="folder of the table; default tables")
+    try:
+        with refusing(parser.prog):
+            old = {"run": False, "seeds": True, "output": True}
+            typed = read_typed(read_arguments(parser, old_settings=old), parser.prog)
+            sys.exit(reproduce(typed))
+    except KeyboardInterrupt:
+        print(
+            f"\n{parser.prog}: interrupted; the same command resumes, and without --run it writes the table of the "
+            "runs made so far",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+
+
+@dataclass
+class Typed:
+    """What was typed for a table."""
+
+    table: str
+    overrides: list[str]
+    """Settings of train.py for every cell."""
+    runs: Path
+    """The folder of all runs."""
+    seeds: list[int]
+    output: Path
+    """The folder of the table."""
+    run: bool
+    """Train and evaluate what is missing."""
+
+    def fill(self) -> "Filled":
+        """The table with the runs there are."""
+        from headcount.report.tables import fill_table
+
+        return fill_table(
+            self.table, self.overrides, compose=lambda o: composed(tuple(o)), runs=self.runs, seeds=self.seeds
+        )
+
+
+def read_typed(arguments: Arguments, program: str) -> Typed:
+    """Sort the settings of the table from those of train.py.
+
+    Raises:
+        ConfigError: if one is invalid.
+    """
+    own = {"table": "", "output_dir": "checkpoints"}
+    overrides = []
+    for text in arguments.settings:
+        key, equals, value = text.partition("=")
+        if equals and key in own:
+            own[key] = value
+        elif key == "seed":
+            raise ConfigError(f"{text}: a table takes --seeds 1,2,3")
+        elif key in ("experiment", "run_name", "resume", "dry_run") or key.startswith("expected"):
+            raise ConfigError(f"{text}: is set by the table; leave it out")
+        else:
+            overrides.append(text)
+    options = arguments.options
+    seeds = read_seeds(options.seeds)
+    if not own["table"]:
+        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss")
+    runs = Path(own["output_dir"].strip("'\"")).expanduser()
+    if runs.exists() and not runs.is_dir():
+        raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
+    if not runs.is_dir() and not options.run:
+        print(f"{program}: output_dir={runs}: there is no such folder yet, so no runs", file=sys.stderr)
+    return Typed(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds in a text such as ``1,2,3``.
+
+    Raises:
+        ConfigError: if they are not whole numbers of at least 0.
+    """
+    try:
+        seeds = sorted({int(seed) for seed in text.strip("[]").split(",")})
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: must be whole numbers with commas between, such as 1,2,3") from None
+    if seeds[0] < 0:
+        raise ConfigError(f"--seeds {text}: must be at least 0")
+    return seeds
+
+
+def reproduce(typed: Typed) -> int:
+    """Fill the table, with ``--run`` after training what is missing, and write it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: if a setting is invalid.
+    """
+    filled = typed.fill()
+    for cell in filled.cells.values():
+        # To look at a table of runs made elsewhere, their files of weights are not needed here.
+        errors = check(composed((f"experiment={cell.experiment}", *cell.overrides)), weights=typed.run)
+        if errors:
+            raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
+    make_folder(typed.output, "--output ")
+    failed = []
+    if typed.run:
+        failed = run_missing(filled, typed.runs)
+        filled = typed.fill()
+        missing = [filled.command(cell, seed) for cell, seed in filled.missing()]
+        failed += [command for command in missing if command not in failed]  # trained, and yet it does not count
+        failed += evaluate_runs(filled)
+    write_table(filled, typed)
+    if failed:
+        print("failed:", *(f"  {command}" for command in failed), sep="\n", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def run_missing(filled: "Filled", runs: Path) -> list[str]:
+    """Train the missing runs of a table.
+
+    Returns:
+        The commands that failed.
+    """
+    failed = []
+    missing = filled.missing()
+    for k, (cell, seed) in enumerate(missing, start=1):
+        command = filled.command(cell, seed)
+        print(f"\n[{k} of {len(missing)}] {command}", file=sys.stderr)
+        if not run_python("train.py", *cell.typed(seed), f"output_dir={quoted(runs)}", "resume=true"):
+            failed.append(command)
+    return failed
+
+
+def evaluate_runs(filled: "Filled") -> list[str]:
+    """Evaluate the runs whose errors per image are missing: these decide whether a difference is significant.
+
+    Returns:
+        The evaluations that failed.
+    """
+    from headcount.report.tables import image_errors
+
+    failed = []
+    for cell in filled.cells.values():
+        for run in cell.runs.values():
+            if image_errors(run) is None and not evaluate(run, cell.overrides):
+                failed.append(f"the evaluation of {run.folder}")
+    return failed
+
+
+def write_table(filled: "Filled", typed: Typed) -> None:
+    """Print the table and write it as Markdown, LaTeX and a picture."""
+    from headcount.report.tables import latex, markdown, table_picture
+
+    page = markdown(filled)
+    stem = f"table{typed.table}" if typed.table.isdigit() else typed.table
+    files = [typed.output / f"{stem}{ending}" for ending in (".md", ".tex", ".png")]
+    files[0].write_text(page)
+    files[1].write_text(latex(filled))
+    table_picture(filled, files[2])
+    print(page)
+    print("\n".join(map(str, files)))
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> TrainConfig:
+    """The config that train.py makes of ``overrides``."""
+    config: TrainConfig = to_config(compose(overrides, config_name="train"))
+    return config
+
+
+def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
+    """Count the images that selected the checkpoint, for the errors of each.
+
+    Returns:
+        Whether that succeeded.
+    """
+    kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
+    dataset, max_images = run.config.dataset, run.config.dataset.max_eval_images
+    roots = [o for o in overrides if o.startswith("dataset.root=")]
+    if roots:  # where the images are now, with the run's own sizes
+        if isinstance(dataset, CustomConfig):
+            kept += [roots[-1].replace("dataset.root=", "data_root=")]
+        elif isinstance(dataset, FolderDatasetConfig):
+            longest = "null" if dataset.max_side is None else dataset.max_side
+            kept += [f"dataset={dataset.name}", roots[-1], f"dataset.cache_dir={quoted(dataset.cache_dir)}"]
+            kept += [f"dataset.min_side={dataset.min_side}", f"dataset.max_side={longest}"]
+            kept += [f"dataset.side_multiple={dataset.side_multiple}"]
+    if max_images:
+        kept += [f"max_images={max_images}"]
+    checkpoint = quoted(run.folder / "best_mae.pt")
+    return run_python("eval.py", f"ckpt={checkpoint}", f"split={run.selection}", "eval.pictures=0", *kept)
+
+
+def run_python(script: str, *typed: str) -> bool:
+    """Run train.py or eval.py.
+
+    Returns:
+        Whether it succeeded.
+    """
+    return subprocess.run([sys.executable, str(config_dir().parent / script), *typed]).returncode == 0

@@ -1,0 +1,95 @@
+"""How an image is counted: in one piece or in windows."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from headcount.config.fields import number
+from headcount.config.model import ClipViTConfig, ModelConfig
+
+
+class Border(Enum):
+    """What happens to the last window of a row or column: moved inward to the border, or extended by padding."""
+
+    inward = 1
+    pad = 2
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation; this kind lets the model decide how an image is counted."""
+
+    pictures: int = number(6, 0)
+    """Number of images drawn with ground truth and prediction side by side, worst errors first; 0 draws none."""
+
+
+@dataclass
+class WholeImageConfig(EvalConfig):
+    """Count each image in one piece."""
+
+
+@dataclass
+class SlidingWindowConfig(EvalConfig):
+    """Count each image in square windows; blocks that several windows cover are averaged."""
+
+    window: int | None = number(None, 1)
+    """Side of a window, in pixels; None uses a ViT's ``model.input_size``, otherwise ``augment.crop_size``."""
+    stride: int | None = number(None, 1)
+    """Distance between two windows, in pixels; None uses ``window``, so that windows overlap only at the border."""
+    window_batch: int = number(8, 1)
+    """Windows per forward pass; halved when memory is insufficient."""
+    border: Border = Border.inward
+    """The last window is moved ``inward`` (released code), or ``pad`` extends it by padding that is not counted."""
+
+
+def counting_mode(
+    eval: EvalConfig, model: ModelConfig, *, crop_size: int, chosen: EvalConfig | None = None
+) -> WholeImageConfig | SlidingWindowConfig:
+    """Decide how images are counted, with every size filled in.
+
+    A ViT sees windows of the size its positions are for; other networks see the whole image.
+
+    Args:
+        eval: the evaluation settings of the run.
+        model: the model's settings.
+        crop_size: side of a training crop, in pixels.
+        chosen: settings that replace those of the run; its ``pictures`` always do. None keeps the run's.
+    """
+    mode = eval if chosen is None or type(chosen) is EvalConfig else chosen
+    vit = model if isinstance(model, ClipViTConfig) else None
+    if type(mode) is EvalConfig:
+        mode = WholeImageConfig() if vit is None else SlidingWindowConfig()
+    if isinstance(mode, SlidingWindowConfig):
+        window = mode.window or (crop_size if vit is None else vit.input_size)
+        mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)
+    assert isinstance(mode, (WholeImageConfig, SlidingWindowConfig))
+    return mode if chosen is None else dataclasses.replace(mode, pictures=chosen.pictures)
+
+
+def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, stride: int) -> str | None:
+    """Check the windows of an evaluation against the blocks and the model.
+
+    Args:
+        mode: from :func:`counting_mode`, so that its sizes are filled in.
+        block_size: side of a block, in pixels.
+        stride: pixels of the input between two features of the model.
+
+    Returns:
+        What is wrong and what fits; None if nothing is wrong.
+    """
+    if isinstance(mode, WholeImageConfig):
+        return None
+    window, step = mode.window or 0, mode.stride or 0
+    multiple = math.lcm(block_size, stride)
+    if window % multiple:
+        return (
+            f"eval.window={window}: must be a multiple of {multiple} (blocks of {block_size} px, the model works at "
+            f"stride {stride}); nearest: {max(round(window / multiple), 1) * multiple}"
+        )
+    if step % block_size or step > window:
+        return (
+            f"eval.stride={step}: must be a multiple of bins.block_size={block_size}, and at most "
+            f"eval.window={window}, so that windows leave no gap"
+        )
+    return None

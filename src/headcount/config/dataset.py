@@ -1,0 +1,171 @@
+"""Which images a run reads, and how they are resized, selected and split."""
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from headcount.config.fields import number
+
+
+class Outside(Enum):
+    """What training does with an annotation outside its image: move it onto the border, or drop it."""
+
+    clamp = 1
+    drop = 2
+
+
+class Cache(Enum):
+    """What is kept between epochs: nothing, or the decoded pixels of all images."""
+
+    none = 1
+    decoded = 2
+
+
+class PointsFormat(Enum):
+    """File format of the head positions of a custom dataset; ``auto`` is decided by the file's extension."""
+
+    auto = 1
+    csv = 2
+    json = 3
+    npy = 4
+    mat = 5
+
+
+@dataclass
+class DatasetConfig:
+    """Fields that every dataset has."""
+
+    name: str = MISSING
+    """Name of the dataset."""
+    holdout: float = number(0.0, 0, 0.9)
+    """Fraction of the training images held out to select the checkpoint; 0 selects on the dataset's own split."""
+    outside: Outside = Outside.clamp
+    """Training annotations outside the image are moved onto its border (``clamp``) or dropped (``drop``); evaluation
+    always counts all annotations."""
+    one_head_per_pixel: bool = False
+    """Count the heads of one pixel as one in the block labels, as the released code does; points keep all of them."""
+    train_fraction: float = number(1.0, 1e-4, 1)
+    """Fraction of the training images that is used; a smaller fraction is a subset of a larger one, for any seed."""
+    max_train_images: int | None = number(None, 1)
+    """Use only the first N training images; None uses all."""
+    max_eval_images: int | None = number(None, 1)
+    """Evaluate only the first N images; None evaluates all."""
+
+
+@dataclass
+class FolderDatasetConfig(DatasetConfig):
+    """A dataset read from its folder as distributed; images are resized once into a cache."""
+
+    root: str | None = None
+    """Folder of the dataset; None searches below ``data_root``."""
+    cache_dir: str = "~/.cache/headcount"
+    """Folder for resized images; must not be inside the dataset's own folder."""
+    min_side: int = number(448, 1)
+    """Images are enlarged until the short side has at least this many pixels; a multiple of ``side_multiple``."""
+    max_side: int | None = number(None, 1)
+    """Images are shrunk until the long side has at most this many pixels; None sets no limit."""
+    side_multiple: int = number(32, 1)
+    """Both sides are resized to a multiple of this many pixels."""
+    cache: Cache = Cache.none
+    """``decoded`` stores the uncompressed pixels of all images in ``cache_dir`` and reads only the crop; ``none``
+    decodes each image again."""
+    skip_bad: bool = False
+    """Skip images that cannot be read or have no usable annotation, and report them; False stops the run."""
+
+
+@dataclass
+class UcfCc50Config(FolderDatasetConfig):
+    """UCF_CC_50, evaluated by cross-validation in five folds because it has no split of its own."""
+
+    fold: int = number(1, 1, 5)
+    """Fold k tests on images 10k - 9 to 10k and trains on the others."""
+
+
+@dataclass
+class CustomConfig(FolderDatasetConfig):
+    """Your own images and head positions, in one folder or one per split."""
+
+    name: str = "custom"
+    train: str | None = None
+    """Folder of the training images; None splits ``root`` by ``split_file`` or by the fractions below."""
+    val: str | None = None
+    """Folder of the images that select the checkpoint; None has none."""
+    test: str | None = None
+    """Folder of the test images, which never select; None has none."""
+    points: str | None = None
+    """Folder or file of the head positions; None searches beside the images and in sibling folders."""
+    points_format: PointsFormat = PointsFormat.auto
+    """File format of the head positions; ``auto`` is decided by the file's extension."""
+    split_file: str | None = None
+    """A csv or json file with the split of each image; None splits by the fractions below."""
+    val_fraction: float = number(0.1, 0, 0.9)
+    """Fraction of the images in ``root`` that selects the checkpoint, chosen by a hash of the image names."""
+    test_fraction: float = number(0.2, 0, 0.9)
+    """Fraction of the images in ``root`` used only for testing, chosen in the same way."""
+
+
+@dataclass
+class SyntheticConfig(DatasetConfig):
+    """Crowds drawn by code; nothing is downloaded or stored."""
+
+    name: str = "synthetic"
+    train_images: int = number(160, 1)
+    """Number of training images."""
+    val_images: int = number(24, 1)
+    """Number of images that select the checkpoint."""
+    test_images: int = number(48, 1)
+    """Number of test images, which never select."""
+    width: int = number(384, 32)
+    """Width of an image, in pixels."""
+    height: int = number(288, 32)
+    """Height of an image, in pixels."""
+    max_people: int = number(150, 1)
+    """Maximum number of people per image."""
+    seed: int = number(0, 0)
+    """Seed of the drawn crowds; independent of the training seed."""
+
+
+def errors(config: DatasetConfig) -> list[str]:
+    """Find settings of the dataset that contradict each other; one message each."""
+    found = []
+    if isinstance(config, FolderDatasetConfig):
+        found += _size_errors(config)
+    if isinstance(config, CustomConfig):
+        found += _custom_errors(config)
+    return found
+
+
+def _size_errors(config: FolderDatasetConfig) -> list[str]:
+    """Limits of the one-time resize that contradict each other."""
+    found = []
+    for key in ("min_side", "max_side"):
+        side = getattr(config, key)
+        if side is not None and side % config.side_multiple:
+            found.append(f"dataset.{key}={side}: must be a multiple of dataset.side_multiple={config.side_multiple}")
+    if config.max_side is not None and config.max_side < config.min_side:
+        found.append(f"dataset.max_side={config.max_side}: must be at least dataset.min_side={config.min_side}")
+    return found
+
+
+def _custom_errors(config: CustomConfig) -> list[str]:
+    """Folders and fractions of a custom dataset that contradict each other."""
+    folders = {"dataset.train": config.train, "dataset.val": config.val, "dataset.test": config.test}
+    given = {key: folder for key, folder in folders.items() if folder is not None}
+    fractions = f"dataset.val_fraction={config.val_fraction:g} dataset.test_fraction={config.test_fraction:g}"
+    found = []
+    if given and config.train is None:
+        found.append(f"{next(iter(given))}: needs dataset.train as well")
+    if given and config.split_file is not None:
+        found.append(f"dataset.split_file={config.split_file}: splits one folder; leave out {', '.join(given)}")
+    if len({os.path.abspath(folder) for folder in given.values()}) < len(given):
+        found.append(f"{', '.join(given)}: two of these are one folder, whose images would be trained on and tested")
+    if list(given) == ["dataset.train"] and config.holdout == 0:
+        found.append("dataset.train: add dataset.val or dataset.test to select on, or dataset.holdout=0.1")
+    if not given and config.split_file is None:
+        if config.val_fraction + config.test_fraction >= 1:
+            found.append(f"{fractions}: leave no images to train on; their sum must be below 1")
+        if config.val_fraction + config.test_fraction + config.holdout == 0:
+            found.append(f"{fractions}: leave no images to select on; raise one, or add dataset.holdout=0.1")
+    return found

@@ -1,0 +1,222 @@
+"""A whole run: every group together, and the checks that span groups."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from headcount.config import augment, bins, dataset, model
+from headcount.config.augment import AugmentConfig, crop_error
+from headcount.config.bins import BlocksConfig, BlockwiseConfig
+from headcount.config.counting import EvalConfig, counting_mode, window_error
+from headcount.config.dataset import DatasetConfig
+from headcount.config.fields import number, range_errors
+from headcount.config.loss import LOSSES, LossConfig
+from headcount.config.method import MethodConfig, SupervisedConfig
+from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig
+from headcount.config.optim import OptimConfig
+
+
+class Accelerator(Enum):
+    """The device that tensors are on."""
+
+    auto = 1
+    cpu = 2
+    cuda = 3
+
+
+class Precision(Enum):
+    """Arithmetic of the network; losses and evaluation always use float32."""
+
+    float32 = 1
+    bf16 = 2
+    fp16 = 3
+
+
+@dataclass
+class RuntimeConfig:
+    """Processes, devices, arithmetic."""
+
+    accelerator: Accelerator = Accelerator.auto
+    """Device: ``cpu``, ``cuda``, or ``auto``, which uses CUDA if it is available."""
+    devices: int = number(1, 1)
+    """Number of training processes, each with one device (or a share of the CPU) and an equal part of the batch."""
+    precision: Precision = Precision.float32
+    """Arithmetic of the network: ``float32``, or mixed precision with ``bf16`` or ``fp16``; losses and evaluation
+    always use float32."""
+    workers: int = number(1, 0)
+    """Number of data-loading processes per training process; 0 loads in the training process."""
+    channels_last: bool = True
+    """Memory layout of the network: channels last; faster on most machines, same results up to rounding."""
+    compile: bool = False
+    """Compile the network with torch.compile for training; the first steps take minutes; same results up to
+    rounding."""
+
+
+@dataclass
+class ExpectedConfig:
+    """A published result of an experiment; it does not affect the run."""
+
+    mae: float | None = None
+    """Mean absolute error, in heads per image; None if none was published."""
+    rmse: float | None = None
+    """Root mean squared error, in heads per image; None if none was published."""
+    source: str = MISSING
+    """The publication."""
+    same_recipe: bool = True
+    """Whether it was trained and measured like this experiment; if False, the two are never compared."""
+
+
+@dataclass
+class TrainConfig:
+    """Everything a training run depends on; written beside its results."""
+
+    dataset: DatasetConfig = MISSING
+    method: MethodConfig = field(default_factory=SupervisedConfig)
+    model: ModelConfig = MISSING
+    bins: BlocksConfig = MISSING
+    augment: AugmentConfig = MISSING
+    loss: LossConfig = MISSING
+    optim: OptimConfig = MISSING
+    eval: EvalConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    scale: str = "small"
+    """Name of the chosen set of sizes; recorded, so that a reduced run is not mistaken for a full one."""
+    epochs: int = number(40, 1)
+    """Number of passes over the training images."""
+    batch_size: int = number(8, 1)
+    """Number of crops per optimizer step, over all processes."""
+    eval_every_epochs: int = number(5, 1)
+    """Number of epochs between evaluations; the last epoch is always evaluated."""
+    seed: int = number(1, 0)
+    """Seed of the weights, the order of images, and the augmentation."""
+    data_root: str | None = None
+    """Folder that contains the datasets; None uses the environment variable HEADCOUNT_DATA."""
+    output_dir: str = "checkpoints"
+    """Parent folder of runs, which are written to <output_dir>/<dataset>/<run name>/seed<seed>."""
+    run_name: str = "auto"
+    """Name of the run; ``auto`` composes it of model, bins and every setting that differs from the defaults."""
+    resume: bool = False
+    """Continue from last.pt in the same run folder."""
+    dry_run: bool = False
+    """Build everything, print a summary, and stop."""
+    expected: ExpectedConfig | None = None
+    """The published result of this experiment, for comparison only."""
+
+
+@dataclass
+class EvalCommandConfig:
+    """Settings of ``eval.py``; everything else comes from the checkpoint."""
+
+    ckpt: str = MISSING
+    """Path of the checkpoint."""
+    split: str = "test"
+    """Images to evaluate: train, val or test, if the dataset has that split."""
+    data_root: str | None = None
+    """Folder that contains the datasets; None uses the environment variable HEADCOUNT_DATA."""
+    max_images: int | None = number(None, 1)
+    """Evaluate only the first N images; None evaluates all."""
+    output_dir: str | None = None
+    """Folder for the results; None uses eval/<dataset>_<split> beside the checkpoint."""
+    dataset: DatasetConfig | None = None
+    """Another dataset than the one the counter was trained on; None uses that one."""
+    eval: EvalConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+
+
+PLACE = (
+    *("resume", "dry_run", "data_root", "output_dir", "run_name"),
+    *("dataset.root", "dataset.cache_dir", "dataset.cache"),
+    *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
+)
+"""Settings that determine where and how a run is executed, not what is learned."""
+
+
+def check(config: TrainConfig) -> list[str]:
+    """Find every error of a training config that its types do not exclude; one message each."""
+    errors = range_errors(config)
+    if errors:  # the checks below divide by these numbers
+        return errors
+    block_size, crop_size = config.bins.block_size, config.augment.crop_size
+    errors += _combination_errors(config.model, config.bins, config.loss)
+    errors += bins.errors(config.bins)
+    stride = config.model.stride(block_size)
+    if stride is not None:
+        wrong = crop_error(crop_size, block_size=block_size, stride=stride, model=config.model.name)
+        errors += [] if wrong is None else [wrong]
+    errors += augment.errors(config.augment)
+    if config.batch_size % config.runtime.devices:
+        errors.append(
+            f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
+            "so that every process gets the same number of images"
+        )
+    errors += model.errors(config.model)
+    if config.optim.warmup_epochs >= config.epochs:
+        errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
+    errors += dataset.errors(config.dataset)
+    if stride is not None:
+        mode = counting_mode(config.eval, config.model, crop_size=crop_size)
+        wrong = window_error(mode, block_size, stride)
+        errors += [] if wrong is None else [wrong]
+    if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
+        errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
+    return errors
+
+
+def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig) -> list[str]:
+    """Head, bins and loss that do not belong together."""
+    errors = []
+    head = model.head
+    if bins.has_bins and not head.needs_bins:
+        others = [] if _fit(head, loss, has_bins=False) else _fitting_losses(head, has_bins=False)
+        also = f" loss={others[0]}" if others else ""
+        errors.append(f"model.head={head.name}: predicts counts without bins; add bins=none{also}")
+    if head.needs_bins and not bins.has_bins:
+        instead = next(kind for kind, other in HEADS.items() if not other.needs_bins)
+        errors.append(f"bins=none: leaves model.head={head.name} nothing to classify; add model.head={instead}")
+    if loss.needs_bins and not bins.has_bins:
+        instead = next(kind for kind, other in LOSSES.items() if not other.needs_bins)
+        errors.append(f"loss={loss.choice}: classifies blocks into bins, and bins=none has none; choose loss={instead}")
+    if not errors and not _fit(head, loss, has_bins=bins.has_bins):
+        instead = " or ".join(f"loss={kind}" for kind in _fitting_losses(head, has_bins=bins.has_bins))
+        errors.append(
+            f"loss={loss.choice}: compares {_words(loss.compares)}, and model.head={head.name} predicts "
+            f"{_words(head.predicts)}; choose {instead or 'another model.head'}"
+        )
+    if isinstance(bins, BlockwiseConfig) and isinstance(model, ClipConfig):
+        errors.append(
+            f"bins=blockwise: {model.name} reads a sentence about each bin, and there are none about intervals "
+            "of smoothed counts; choose bins=fine, bins=dynamic or bins=coarse, or a model without texts"
+        )
+    return errors
+
+
+def _fit(head: HeadConfig, loss: LossConfig | type[LossConfig], *, has_bins: bool) -> bool:
+    """Whether the head predicts what the loss compares, and the loss has the bins it needs."""
+    return loss.compares <= head.predicts and (has_bins or not loss.needs_bins)
+
+
+def _fitting_losses(head: HeadConfig, *, has_bins: bool) -> list[str]:
+    """The kinds of losses that go with a head."""
+    return [kind for kind, loss in LOSSES.items() if _fit(head, loss, has_bins=has_bins)]
+
+
+def _words(names: frozenset[str]) -> str:
+    return " and ".join(sorted(names))
+
+
+def check_evaluation(config: EvalCommandConfig) -> list[str]:
+    """Find every error of an evaluation's config that its types do not exclude; one message each."""
+    errors = range_errors(config)
+    if not errors and config.dataset is not None:
+        errors += dataset.errors(config.dataset)
+    path = Path(config.ckpt).expanduser()
+    return errors if path.is_file() else [*errors, missing_checkpoint(path)]
+
+
+def missing_checkpoint(path: Path) -> str:
+    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it."""
+    beside = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    return f"ckpt={path}: no such file" + (f"; there is {', '.join(beside)}" if beside else "")

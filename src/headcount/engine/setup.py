@@ -1,0 +1,175 @@
+"""From a training config to a job: data, bins, network, loss, optimizer, schedule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from headcount.bins import CountBins, build_bins
+from headcount.config import (
+    BinsConfig,
+    BlocksConfig,
+    BlockwiseConfig,
+    ConfigError,
+    CountedIn,
+    Representatives,
+    SlidingWindowConfig,
+    TrainConfig,
+    WholeImageConfig,
+    counting_mode,
+    crop_error,
+    window_error,
+)
+from headcount.data.augment import build_augment
+from headcount.data.catalogue import selection_split
+from headcount.data.crowd import CrowdDataset
+from headcount.data.histograms import block_histogram, smoothed_histogram
+from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
+from headcount.data.open import open_split
+from headcount.data.points import Smoothing
+from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
+from headcount.engine.runtime import Runtime
+from headcount.losses.build import Loss, build_loss
+from headcount.models.build import build_model
+from headcount.models.counter import Counter
+from headcount.types import Best, BlockGrid
+
+
+@dataclass
+class TrainingData:
+    """The images of a run: those it trains on, and those that select its checkpoint."""
+
+    train: CrowdDataset
+    selection: CrowdDataset
+    selection_split: str
+    """Name of the split that selects; written into every record."""
+    histogram: Mapping[int, int]
+    """Block count -> number of training blocks."""
+
+
+@dataclass
+class Job:
+    """Everything a training run works with."""
+
+    config: TrainConfig
+    data: TrainingData
+    bins: CountBins | None
+    """None for a config without bins."""
+    counter: Counter
+    """The plain network, which is evaluated and saved."""
+    model: nn.Module
+    """The same network, wrapped for distributed, mixed-precision training."""
+    loss: Loss
+    make_batch: MakeBatch
+    loader: TrainLoader
+    optimizer: Optimizer
+    schedule: LambdaLR
+    average: WeightAverage | NoAverage
+    mode: WholeImageConfig | SlidingWindowConfig
+    """How images are counted in evaluation, with every size given."""
+    epoch: int = 0
+    """Finished epochs."""
+    best: Best | None = None
+    """The best evaluation so far; None before the first."""
+
+
+def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool) -> Job:
+    """Build everything that ``config`` names.
+
+    Args:
+        pretrained: False builds the network without its pretrained weights, for a checkpoint to fill.
+
+    Raises:
+        ConfigError, DataError: if settings do not fit together, or data or weights are missing.
+    """
+    grid = BlockGrid(config.bins.block_size)
+    with runtime.main_first():  # rank 0 fills the caches, which the others then find
+        data = open_data(config)
+        bins = build_count_bins(config.bins, data.train, data.histogram)
+        runtime.seed(config.seed)
+        counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=pretrained)
+    mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
+    _refuse_sizes(config, counter, mode)
+    loss = build_loss(config.loss, grid, bins)
+    targets = Targets(
+        loss.needs,
+        grid,
+        merge=config.dataset.one_head_per_pixel,
+        smoothing=build_smoothing(config.bins, config.loss),
+    )
+    make_batch = build_batches(config.method, targets)
+    loader = build_train_loader(
+        data.train,
+        make_batch,
+        batch_size_per_process=config.batch_size // runtime.world,
+        seed=config.seed,
+        workers=config.runtime.workers,
+        rank=runtime.rank,
+        world=runtime.world,
+        pin_memory=runtime.device.type == "cuda",
+    )
+    plain_optimizer = build_optimizer(config.optim, counter)
+    # On the plain optimizer: Fabric's wrapper would hide its steps from the schedule.
+    schedule = build_schedule(config.optim, plain_optimizer, epochs=config.epochs, steps_per_epoch=len(loader))
+    model, optimizer = runtime.setup(counter, plain_optimizer)
+    return Job(
+        config=config,
+        data=data,
+        bins=bins,
+        counter=counter,
+        model=model,
+        loss=loss,
+        make_batch=make_batch,
+        loader=loader,
+        optimizer=optimizer,
+        schedule=schedule,
+        average=build_average(config.optim, counter),
+        mode=mode,
+    )
+
+
+def open_data(config: TrainConfig) -> TrainingData:
+    """The training images and those that select the checkpoint.
+
+    Raises:
+        ConfigError, DataError: if they do not exist or are unusable.
+    """
+    split = selection_split(config.dataset)
+    train = open_split(
+        config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
+    )
+    selection = open_split(config.dataset, split, data_root=config.data_root)
+    return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size))
+
+
+def build_count_bins(config: BlocksConfig, train: CrowdDataset, histogram: Mapping[int, int]) -> CountBins | None:
+    """The bins of a config, with what they need from the training images; None for a config without bins.
+
+    Args:
+        histogram: block count -> number of training blocks.
+    """
+    if isinstance(config, BlockwiseConfig):
+        smoothed = smoothed_histogram(train, config.block_size, Smoothing(config.sigma))
+        return build_bins(config, histogram, smoothed=smoothed)
+    if isinstance(config, BinsConfig) and _averages_windows(config):
+        windows = block_histogram(train, config.block_size, counted=CountedIn.windows)
+        return build_bins(config, histogram, windows=windows)
+    return build_bins(config, histogram)
+
+
+def _averages_windows(config: BinsConfig) -> bool:
+    """Whether representative counts are means over windows, of which there are many millions."""
+    means = config.representatives is Representatives.mean and config.representative_counts is None
+    return means and config.counted is CountedIn.windows
+
+
+def _refuse_sizes(config: TrainConfig, counter: Counter, mode: WholeImageConfig | SlidingWindowConfig) -> None:
+    """Refuse crops and windows that do not fit the network, whose stride may be known only once it is built."""
+    block_size = config.bins.block_size
+    wrong = crop_error(
+        config.augment.crop_size, block_size=block_size, stride=counter.stride, model=config.model.name
+    ) or window_error(mode, block_size, counter.stride)
+    if wrong:
+        raise ConfigError(wrong)

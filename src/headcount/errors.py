@@ -1,0 +1,33 @@
+"""The kinds of errors whose message is written for the user.
+
+A command prints the message without a traceback and exits with status 2.
+"""
+
+from pathlib import Path
+
+
+class HeadcountError(ValueError):
+    """An error whose message is written for the user; commands print it without a traceback and exit with 2."""
+
+
+class ConfigError(HeadcountError):
+    """Invalid settings; the message is written for the user."""
+
+
+class DataError(HeadcountError):
+    """A dataset, or one of its files, that is missing or cannot be used.
+
+    Args:
+        message: what is wrong and what to do about it.
+        kind: what kind of fault it is, in one word that callers can compare.
+        file: the file at fault; None if the fault is of no single file.
+    """
+
+    def __init__(self, message: str, *, kind: str, file: Path | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.file = file
+
+
+class CheckpointError(HeadcountError):
+    """A checkpoint that is missing, incomplete, or was written by something else."""

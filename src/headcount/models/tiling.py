@@ -1,0 +1,132 @@
+"""Count an image of any size: whole, or in windows that are averaged where they overlap.
+
+Float32 throughout: a sum of thousands of small counts loses heads in lower precision.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headcount.config import Border, ConfigError, SlidingWindowConfig, WholeImageConfig
+from headcount.types import BlockGrid, Counted
+
+Maps = Float[Tensor, "windows maps rows cols"]
+"""Block counts and, if requested, the probability of each bin, on the host."""
+
+PredictWindows = Callable[[list[tuple[int, int]], tuple[int, int]], tuple[Float[Tensor, " windows"], Maps | None]]
+"""(corners (top, left), (height, width)) -> count of each window, and its maps; None for a network without blocks."""
+
+
+def count_image(
+    predict: PredictWindows,
+    mode: WholeImageConfig | SlidingWindowConfig,
+    *,
+    height: int,
+    width: int,
+    grid: BlockGrid,
+    stride: int,
+) -> Counted:
+    """Count an image of ``height`` x ``width`` pixels; see :meth:`headcount.models.counter.Counter.count`.
+
+    Args:
+        predict: the network on windows of that image, which may extend beyond its right and lower border.
+        stride: of the network, in pixels.
+    """
+    if isinstance(mode, SlidingWindowConfig):
+        maps = _windows(predict, mode, height=height, width=width, grid=grid)
+    else:
+        count, whole = _whole_image(predict, height=height, width=width, multiple=math.lcm(stride, grid.block_size))
+        if whole is None:
+            return Counted(count, blocks=None, probabilities=None, mode=mode)
+        maps = whole
+    rows, cols = grid.shape(height, width)
+    maps = maps[:, :rows, :cols]
+    return Counted(
+        count=float(maps[0].sum(dtype=torch.float64)),
+        blocks=maps[0],
+        probabilities=maps[1:] if len(maps) > 1 else None,
+        mode=mode,
+    )
+
+
+def window_starts(size: int, *, window: int, stride: int, border: Border, block_size: int) -> list[int]:
+    """Where the windows along a side of ``size`` pixels begin: on the block grid, and covering the whole side.
+
+    Args:
+        window, stride: side of a window and distance between windows, in pixels.
+    """
+    size += -size % block_size
+    if size <= window:
+        return [0]
+    if border is Border.pad:
+        return [k * stride for k in range(math.ceil((size - window) / stride) + 1)]
+    return sorted({*range(0, size - window + 1, stride), size - window})
+
+
+def _whole_image(
+    predict: PredictWindows, *, height: int, width: int, multiple: int
+) -> tuple[float, Float[Tensor, "maps rows cols"] | None]:
+    """The count, and the maps if there are any, of the image padded to a ``multiple`` of pixels."""
+    try:
+        counts, maps = predict([(0, 0)], (height + -height % multiple, width + -width % multiple))
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"an image of {width} x {height} pixels does not fit into memory as a whole; add eval=sliding_window"
+        ) from error
+    return float(counts[0]), None if maps is None else maps[0]
+
+
+def _windows(
+    predict: PredictWindows, mode: SlidingWindowConfig, *, height: int, width: int, grid: BlockGrid
+) -> Float[Tensor, "maps rows cols"]:
+    """Average of the maps of all windows; extends beyond the image as far as the windows do."""
+    window, stride = mode.window, mode.stride
+    assert window, "headcount.config.counting_mode fills in all sizes"
+    assert stride
+    block = grid.block_size
+    tops, lefts = (
+        window_starts(size, window=window, stride=stride, border=mode.border, block_size=block)
+        for size in (height, width)
+    )
+    corners = list(itertools.product(tops, lefts))
+    shape = [(starts[-1] + window) // block for starts in (tops, lefts)]
+    sums, seen = torch.empty(0), torch.zeros(shape)
+    batch = mode.window_batch
+    while corners:
+        now = corners[:batch]
+        try:
+            _, maps = predict(now, (window, window))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(now) == 1:
+                raise MemoryError(
+                    f"a window of {window} x {window} pixels does not fit into memory; lower eval.window"
+                ) from error
+            batch = len(now) // 2
+            continue
+        if maps is None:
+            raise ConfigError(
+                "eval=sliding_window: this network predicts one number per image and no blocks, so that windows cannot "
+                "be combined; choose eval=whole_image"
+            )
+        corners = corners[batch:]
+        if not len(sums):
+            sums = torch.zeros(maps.shape[1], *shape)
+        for (top, left), part in zip(now, maps, strict=True):
+            rows, cols = (slice(s // block, (s + window) // block) for s in (top, left))
+            sums[:, rows, cols] += part
+            seen[rows, cols] += 1
+    return sums / seen
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host (whose errors have no type of their own), ran out of memory."""
+    messages = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)

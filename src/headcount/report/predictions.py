@@ -1,0 +1,172 @@
+"""The results of counting one's own pictures: a table on the terminal, counts.csv and counts.json.
+
+Which files belong to a run, so that the next one replaces those and overwrites nothing else.
+"""
+
+import csv
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from headcount.config import ConfigError
+from headcount.files import written_whole
+
+NOT_YET = "not counted yet"
+# Windows and shells limit a path's length; endings and numbers are added to it.
+MAX_NAME_BYTES = 180
+_RESULT = re.compile(r"(density/[^/\\]+\.npy|pictures/[^/\\]+\.png)")
+
+
+@dataclass
+class PictureResult:
+    """What is known of one picture; None where it is unknown or was not asked for."""
+
+    file: str
+    count: float | None = None
+    """Expected people."""
+    width: int | None = None
+    """Pixels of the upright picture before it was resized."""
+    height: int | None = None
+    resized_width: int | None = None
+    """Pixels of the picture that the blocks lie on."""
+    resized_height: int | None = None
+    block_size: int | None = None
+    """Side of a block, pixels of the resized picture."""
+    density: str | None = None
+    """File of the people in each block, below the output folder."""
+    picture: str | None = None
+    """File of the drawing, below the output folder."""
+    note: str = ""
+    error: str = ""
+
+
+@dataclass
+class Results:
+    """The results of a run, kept up to date in its two files."""
+
+    output: Path
+    checkpoint: str
+    pictures: list[PictureResult]
+    saved: float = 0.0
+    """Time of the last save, seconds of a monotonic clock."""
+
+    @property
+    def json_file(self) -> Path:
+        """The file with everything that is known of each picture."""
+        return self.output / "counts.json"
+
+    @property
+    def csv_file(self) -> Path:
+        """The file with a line per picture, for spreadsheets."""
+        return self.output / "counts.csv"
+
+    def files(self) -> list[Path]:
+        """Density maps and drawings that the run will write."""
+        named = [name for picture in self.pictures for name in (picture.density, picture.picture)]
+        return [self.output / name for name in named if name]
+
+    def total(self) -> float:
+        """People in all pictures that were counted."""
+        return sum(picture.count for picture in self.pictures if picture.count is not None)
+
+    def save(self, *, every: float = 0) -> None:
+        """Write both files atomically, unless the last time was less than ``every`` seconds ago."""
+        if every and time.monotonic() - self.saved < every:
+            return
+        pictures = [asdict(picture) for picture in self.pictures]
+        content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
+        with written_whole(self.json_file) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with (
+            written_whole(self.csv_file) as part,
+            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["file", "count", "width", "height", "error"])
+            for picture in self.pictures:
+                count = "" if picture.count is None else f"{picture.count:.4f}"
+                writer.writerow([picture.file, count, picture.width or "", picture.height or "", picture.error])
+        self.saved = time.monotonic()
+
+    def print_table(self) -> None:
+        """Print the table, and what failed on the error stream."""
+        names = [printable(picture.file) for picture in self.pictures]
+        wide = max(len(name) for name in [*names, "total"])
+        print(f"{'file':<{wide}} {'people':>10}  pixels")
+        for name, picture in zip(names, self.pictures, strict=True):
+            if picture.count is None:
+                print(f"{name:<{wide}} {'-':>10}  failed")
+            else:
+                size = f"{picture.width} x {picture.height}"
+                print(f"{name:<{wide}} {picture.count:10.1f}  {size:<13}  {picture.note}".rstrip())
+        if len(self.pictures) > 1:
+            print(f"{'total':<{wide}} {self.total():10.1f}")
+        print(self.csv_file)
+        failed = [picture for picture in self.pictures if picture.error]
+        if failed:
+            print(f"failed: {len(failed)} of {len(self.pictures)}", file=sys.stderr)
+            for picture in failed:
+                words = picture.error if picture.file in picture.error else f"{picture.file}: {picture.error}"
+                print(f"  {printable(words)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    r"""The text on one line: line ends, control characters and invalid bytes as \n, \x1b, \udcff."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def distinct_names(files: list[Path]) -> list[str]:
+    """The name of each file's results: its stem, numbered where several share one (on any file system)."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for file in files:
+        stem = file.stem
+        while len(os.fsencode(stem)) > MAX_NAME_BYTES:
+            stem = stem[:-1]
+        name, number = stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def earlier_results(output: Path) -> set[Path]:
+    """The files of an earlier run in the output folder, as its counts.json lists them.
+
+    Raises:
+        ConfigError: if there is a counts.json that no run wrote.
+    """
+    record = output / "counts.json"
+    if not record.exists():
+        return set()
+    try:
+        pictures = json.loads(record.read_text())["pictures"]
+        named = [str(picture[key]) for picture in pictures for key in ("density", "picture") if picture[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{record} is no result of an earlier run; choose another folder with --output") from error
+    return {output / name for name in ("counts.json", "counts.csv", *filter(_RESULT.fullmatch, named))}
+
+
+def check_output(output: Path, earlier: set[Path], files: list[Path], results: Iterable[Path]) -> None:
+    """Check that all results can be written without losing anything but an earlier run's.
+
+    Raises:
+        ConfigError: names what would be lost.
+    """
+    old = {path.resolve() for path in earlier}
+    for file in files:
+        if file.resolve() in old:
+            raise ConfigError(f"{file} is a result of an earlier run in {output}; choose another folder with --output")
+    for path in results:
+        if os.path.lexists(path) and path not in earlier:
+            raise ConfigError(
+                f"{path} exists and is no result of an earlier run: it would be overwritten; choose another folder "
+                "with --output"
+            )

@@ -1,0 +1,284 @@
+"""A head and a training method of one's own work from end to end, registered here: no file of the package is touched.
+
+The head predicts two maps and knows its own mixture of probabilities. The method turns each crop into nested crops,
+and its network predicts one number per image, without blocks or bins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import headcount
+from headcount.bins import CountBins
+from headcount.cli.compose import compose, to_config
+from headcount.config import HeadConfig, LossConfig, MethodConfig, TrainConfig, register
+from headcount.data.loading import MakeBatch, Targets, build_batches, stack_images
+from headcount.engine import checkpoint
+from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
+from headcount.engine.train import FinishedRun, train
+from headcount.losses.build import Loss, build_loss
+from headcount.models.heads import PredictionHead, build_head, resample
+from headcount.report.evaluation import write_evaluation
+from headcount.types import Batch, BlockGrid, LossTerms, Prediction, Sample
+
+# ------------------------------------------------------------------- a head with two maps and a mixture
+
+
+@dataclass
+class HurdleHeadConfig(HeadConfig):
+    """Empty or not, and if not, how many."""
+
+    predicts: ClassVar[frozenset[str]] = frozenset({"count", "blocks"})
+    needs_bins: ClassVar[bool] = True
+    name: str = "hurdle"
+
+
+@dataclass
+class HurdlePrediction(Prediction):
+    """The expected count of a block is P(occupied) times the mean of its occupied bins."""
+
+    occupied: Tensor
+    if_occupied: Tensor
+
+    def probabilities(self) -> Tensor:
+        """A mixture: the empty bin, and the occupied ones."""
+        return torch.cat([1 - self.occupied, self.occupied * self.if_occupied], dim=1)
+
+
+class HurdleHead(PredictionHead):
+    """One map of occupation and one of the bins above 0."""
+
+    values: Tensor
+
+    def __init__(self, channels: int, bins: CountBins) -> None:
+        super().__init__()
+        self.to_occupied = nn.Conv2d(channels, 1, 1)
+        self.to_bins = nn.Conv2d(channels, len(bins) - 1, 1)
+        self.register_buffer("values", torch.tensor(bins.representatives[1:]).view(-1, 1, 1), persistent=False)
+
+    def forward(self, features: Tensor, *, factor: float) -> HurdlePrediction:
+        """Both maps, at the resolution of the blocks."""
+        occupied = resample(self.to_occupied(features), factor).float().sigmoid()
+        if_occupied = resample(self.to_bins(features), factor).float().softmax(1)
+        blocks = occupied * (if_occupied * self.values).sum(1, keepdim=True)
+        return HurdlePrediction(blocks.sum((1, 2, 3)), blocks, occupied, if_occupied)
+
+
+@build_head.register(HurdleHeadConfig)
+def _build_hurdle_head(
+    config: HurdleHeadConfig, channels: int, grid: BlockGrid, bins: CountBins | None, texts: Any = None
+) -> PredictionHead:
+    assert bins is not None
+    return HurdleHead(channels, bins)
+
+
+@dataclass
+class HurdleLossConfig(LossConfig):
+    """Occupation of each block, and its count."""
+
+    compares: ClassVar[frozenset[str]] = frozenset({"blocks"})
+    name: str = "hurdle"
+    weight: float = 1.0
+
+
+class HurdleLoss:
+    """Cross-entropy of the occupation plus ``weight`` times the absolute error of the blocks."""
+
+    needs = frozenset({"block_counts"})
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """Needs the head's own map, which only this prediction has."""
+        assert isinstance(prediction, HurdlePrediction)
+        assert prediction.blocks is not None
+        assert set(batch.targets) == self.needs, "the loader makes what the loss needs and nothing else"
+        true = batch.target("block_counts")
+        parts = {
+            "occupation": F.binary_cross_entropy(prediction.occupied, (true > 0).float()),
+            "blocks": self.weight * (prediction.blocks - true).abs().mean(),
+        }
+        return LossTerms(torch.stack(list(parts.values())).sum(), {k: v.detach() for k, v in parts.items()})
+
+
+@build_loss.register(HurdleLossConfig)
+def _build_hurdle_loss(config: HurdleLossConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return HurdleLoss(config.weight)
+
+
+# ---------------------------------------------------- a method of nested crops and one number per image
+
+
+@dataclass
+class NestedConfig(MethodConfig):
+    """Each crop and its middle: the whole cannot show fewer people than its part. Reads no annotation."""
+
+    name: str = "nested"
+    crops: int = 2
+
+
+def nested_batch(samples: Sequence[Sample], *, crops: int) -> Batch:
+    """``crops`` images of each sample, from its middle to the whole of it, and their order."""
+    images = stack_images(samples)
+    side = images.shape[-1]
+    views = []
+    for k in range(1, crops + 1):
+        inner = side * k // crops
+        start = (side - inner) // 2
+        view = images[..., start : start + inner, start : start + inner].float()
+        views.append(F.interpolate(view, (side, side), mode="bilinear").round().byte())
+    nested = torch.stack(views, dim=1).flatten(0, 1)
+    rank = torch.arange(crops).repeat(len(samples))
+    return Batch(nested, [sample.name for sample in samples], {"rank": rank})
+
+
+@build_batches.register(NestedConfig)
+def _build_nested(config: NestedConfig, targets: Targets) -> MakeBatch:
+    assert targets.needs == {"rank"}
+    return partial(nested_batch, crops=config.crops)
+
+
+@dataclass
+class OneNumberConfig(HeadConfig):
+    """One number per image."""
+
+    predicts: ClassVar[frozenset[str]] = frozenset({"count"})
+    name: str = "one_number"
+
+
+class OneNumberHead(PredictionHead):
+    """The mean of a map over the image: no blocks."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_number = nn.Linear(channels, 1)
+
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
+        """The same count wherever the people are."""
+        return Prediction(count=F.softplus(self.to_number(features.mean((2, 3))))[:, 0].float(), blocks=None)
+
+
+@build_head.register(OneNumberConfig)
+def _build_one_number(
+    config: OneNumberConfig, channels: int, grid: BlockGrid, bins: CountBins | None, texts: Any = None
+) -> PredictionHead:
+    return OneNumberHead(channels)
+
+
+@dataclass
+class RankLossConfig(LossConfig):
+    """A part must not count more than the whole."""
+
+    compares: ClassVar[frozenset[str]] = frozenset({"count"})
+    name: str = "rank"
+
+
+class RankLoss:
+    """Hinge on each pair of neighbors."""
+
+    needs = frozenset({"rank"})
+
+    def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
+        """Positive where a smaller crop counts more than the next larger one, less a margin."""
+        follows = batch.target("rank")[1:] > 0
+        total = (prediction.count[:-1] - prediction.count[1:] + 0.1).relu()[follows].mean()
+        return LossTerms(total, {"rank": total.detach()})
+
+
+@build_loss.register(RankLossConfig)
+def _build_rank(config: RankLossConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return RankLoss()
+
+
+# --------------------------------------------------------------------------------------------- proof
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    register("model/head", "hurdle", HurdleHeadConfig)
+    register("loss", "hurdle", HurdleLossConfig)
+    register("method", "nested", NestedConfig)
+    register("model/head", "one_number", OneNumberConfig)
+    register("loss", "rank", RankLossConfig)
+
+
+SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=64", "model.width=8", "runtime=cpu", "runtime.workers=0"]
+
+
+def run_of(folder: Path, *choices: str) -> FinishedRun:
+    """Train two steps, stop, and continue for two more."""
+    config: TrainConfig = to_config(compose([*SMALL, f"output_dir={folder}", *choices], config_name="train"))
+    config.run_name = "own"
+    config.epochs = 2
+    first = train(config)
+    assert first is not None
+    assert [record["epoch"] for record in first.metrics] == [1, 2]
+    # What was interrupted after its first epoch: last.pt of that epoch, as a kill leaves it.
+    content = checkpoint.read(first.folder / checkpoint.LAST)
+    assert content["epoch"] == 2
+    config.resume = True
+    resumed = train(config)
+    assert resumed is not None
+    assert resumed.metrics == first.metrics
+    return resumed
+
+
+def evaluation_of(run: FinishedRun, folder: Path) -> CheckpointEvaluation:
+    typed = [f"ckpt={run.folder / checkpoint.BEST}", "max_images=3", "runtime=cpu", f"output_dir={folder}"]
+    evaluated = evaluate_checkpoint(to_config(compose(typed, config_name="eval")))
+    assert evaluated is not None
+    write_evaluation(
+        evaluated.evaluation,
+        evaluated.dataset,
+        evaluated.folder,
+        facts=evaluated.facts,
+        reliability=evaluated.reliability,
+    )
+    assert (folder / "metrics.json").is_file()
+    return evaluated
+
+
+def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "model.head=hurdle", "loss=hurdle", "loss.weight=0.5")
+    assert run.metrics[-1]["train/occupation"] > 0
+    content = checkpoint.read(run.folder / checkpoint.BEST)
+    assert content["config"]["kinds"]["model/head"] == "hurdle"
+    evaluated = evaluation_of(run, tmp_path / "report")
+    assert evaluated.reliability is not None
+    assert evaluated.reliability.blocks.sum() > 0  # the head's own probabilities were measured
+    assert {"game1", "game2", "game3", "blocks"} <= set(evaluated.evaluation.images[0].numbers)
+
+    photo = headcount.load(run.folder / checkpoint.BEST).predict(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    assert photo.block_counts is not None
+    assert photo.probabilities is not None
+    assert photo.count == pytest.approx(float(photo.block_counts.sum()), rel=1e-5)
+    torch.testing.assert_close(photo.probabilities.sum(0), torch.ones_like(photo.block_counts))
+
+
+def test_a_method_of_nested_crops_that_predicts_one_number_per_image(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "method=nested", "method.crops=3", "model.head=one_number", "loss=rank", "bins=none")
+    assert run.metrics[-1]["train/rank"] >= 0
+    assert "train/empty_blocks" not in run.metrics[-1]
+    assert run.best.mae > 0
+    evaluated = evaluation_of(run, tmp_path / "report")
+    assert evaluated.reliability is None
+    assert all(image.blocks is None and image.numbers == {} for image in evaluated.evaluation.images)
+
+    counter = headcount.load(run.folder / checkpoint.BEST)
+    photo = counter.predict(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    assert photo.block_counts is None
+    assert photo.count == counter.count(torch.zeros(3, 64, 96, dtype=torch.uint8)) > 0
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    register("loss", "rank", RankLossConfig)  # the same again is no conflict
+    with pytest.raises(headcount.errors.ConfigError, match="dace"):
+        register("loss", "dace", RankLossConfig)
