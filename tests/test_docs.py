@@ -19,8 +19,10 @@ from PIL import Image
 
 from data.folders import make_qnrf, make_ucf_cc_50
 from headcount.bins import build_bins
-from headcount.config import BinsConfig, ImageNetConfig
+from headcount.config import OLD_SPELLINGS, BinsConfig, ImageNetConfig
+from headcount.engine.checkpoint import FORMAT, FORMAT_VERSION
 from headcount.models.build import build_model
+from headcount.types import BlockGrid
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -96,7 +98,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def released_csrnet() -> dict[str, torch.Tensor]:
     """A checkpoint of the released code, untrained."""
     bins = build_bins(BinsConfig(), {0: 1})
-    state = build_model(ImageNetConfig(name="csrnet", weights="none"), bins).state_dict()
+    state = build_model(ImageNetConfig(name="csrnet", weights="none"), BlockGrid(8), bins).state_dict()
     names = {k: k.replace("head.to_logits", "classifier") for k in state if k not in ("mean", "std")}
     return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
 
@@ -199,12 +201,27 @@ def test_the_first_commands_run(workplace: Path, tmp_path: Path) -> None:
 
 
 def test_every_choice_is_listed() -> None:
-    pages = {"dataset": "docs/data.md", "model": "docs/models.md"}
+    pages = {"dataset": "docs/data.md", "model": "docs/models.md", "head": "docs/models.md"}
     for file in (ROOT / "configs").rglob("*.yaml"):
         group = file.parent.name
-        if group in ("dataset", "model", "bins", "augment", "loss", "optim", "scale", "runtime", "eval", "recipe"):
+        if group in (
+            "dataset",
+            "model",
+            "bins",
+            "augment",
+            "loss",
+            "optim",
+            "scale",
+            "runtime",
+            "eval",
+            "recipe",
+            "method",
+            "head",
+            "transport",
+            "kernel",
+        ):
             page = pages.get(group, "docs/losses.md")
-            assert f"`{file.stem}`" in PAGES[page], f"{group}={file.stem} is not in {page}"
+            assert re.search(rf"[`=]{file.stem}`", PAGES[page]), f"{group}={file.stem} is not in {page}"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "dataset").glob("*.yaml")))
@@ -306,3 +323,13 @@ def test_yaml_files_of_the_project_can_be_read() -> None:
     assert len(files) >= 6
     for file in files:
         assert isinstance(yaml.safe_load(read(file)), dict), file
+
+
+def test_renamed_settings_are_in_the_changelog() -> None:
+    table = section(read(ROOT / "CHANGELOG.md"), "020")
+    for old in OLD_SPELLINGS:
+        assert f"`{old.partition('=')[0]}" in table, old
+
+
+def test_the_format_of_checkpoints_is_current() -> None:
+    assert f"`{FORMAT}`, {FORMAT_VERSION}" in read(ROOT / "checkpoints" / "README.md")
