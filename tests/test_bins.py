@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from headcount.bins import CountBins, build_bins, integer_bins
-from headcount.command import compose
+from headcount.cli.compose import compose
 from headcount.config import (
     ZERO_BELOW,
     BinsConfig,
@@ -336,7 +336,6 @@ def test_smoothed_bins_as_plain_values_and_back() -> None:
 
 # ------------------------------------------------------------------------------ the paper's table III
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TABLE_III = {
     "blockwise": ["bins=blockwise", "loss=cross_entropy"],
     "enhanced bins": ["bins.label_correction=false", "loss=cross_entropy"],
@@ -346,7 +345,7 @@ TABLE_III = {
 
 
 def config_of(*overrides: str) -> TrainConfig:
-    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train"))
     return config
 
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
-from headcount.command import compose
+from headcount.cli.compose import compose
 from headcount.config import TrainConfig, check
 from headcount.data.augment import build_augment
 from headcount.data.datasets import dataset_info, selection_split
@@ -31,7 +31,7 @@ WITH = {
 
 def config_of(group: str, choice: str) -> TrainConfig:
     overrides = [f"{group}={choice}", *WITH.get((group, choice), [])]
-    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train"))
     if hasattr(config.model, "weights"):
         config.model.weights = "none"  # published weights cannot be had without a network
     return config
@@ -74,7 +74,7 @@ def test_model_counts_at_full_size(name: str) -> None:
 
 @pytest.mark.parametrize("file", [f for f in CHOICES if f.parts[0] in SHARED], ids=str)
 def test_choice_composes_for_evaluation(file: Path) -> None:
-    cfg = compose(["ckpt=x.pt", f"{file.parts[0]}={file.stem}"], config_name="eval", config_dir=CONFIGS)
+    cfg = compose(["ckpt=x.pt", f"{file.parts[0]}={file.stem}"], config_name="eval")
     assert OmegaConf.to_object(cfg).ckpt == "x.pt"
 
 

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
+    "cli": GROUND | {"data", "models", "losses", "engine", "report", "cli"},
 }
 
 

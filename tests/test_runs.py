@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, TrainConfig, to_plain
 from headcount.engine.records import Records
 from headcount.runs import differences, find_runs, flatten, read_run, recipe
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 
 def config_of(*settings: str) -> TrainConfig:
-    config: TrainConfig = to_config(compose(settings, config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = to_config(compose(settings, config_name="train"))
     return config
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, Head, ImageNetConfig
+from headcount.config import ConfigError, ImageNetConfig, RegressionHeadConfig
 from headcount.models.build import build_model
 from headcount.types import BlockGrid
 
-BINS = CountBins(BlockGrid(8), (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2))
+BINS = CountBins(
+    BlockGrid(8), (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2)
+)
 COUNTS = "bins.representative_counts=[0,1,2,3,4.2]"
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = "scripts/convert_checkpoint.py"
@@ -105,7 +107,7 @@ class Bomb:
 @pytest.mark.slow
 def test_a_regression_model(run_command: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    state = build_model(ImageNetConfig(name="vgg16", weights="none", head=Head.regression), None, block_size=16)
+    state = build_model(ImageNetConfig(name="vgg16", weights="none", head=RegressionHeadConfig()), BlockGrid(16), None)
     names = {k: k.replace("head.to_counts", "regressor.0") for k in state.state_dict() if k not in ("mean", "std")}
     torch.save({n: state.state_dict()[k] for k, n in names.items()}, tmp_path / "r.pth")
     settings = ["model=vgg16", "model.head=regression", "bins=none", "bins.block_size=16", "loss=dm"]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from headcount.command import compose, to_config
 
 from data.folders import Heads, make_nwpu, write_image
 from engine.test_checkpoint import write_checkpoint
-from headcount.command import compose, to_config
 from headcount.engine.evaluate import evaluate_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

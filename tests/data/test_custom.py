@@ -18,12 +18,11 @@ from data.folders import (
     write_info_mat,
     write_nwpu_json,
 )
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, CustomConfig, PointsFormat, check
 from headcount.data import layouts
 from headcount.data.datasets import CrowdDataset, image_files, list_folder, open_split, selection_split
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 IMAGES: dict[str, Heads] = {"a": [(1.5, 2.0), (60.25, 3.0), (1.5, 2.0)], "b.v2": [(5.0, 6.5)], "c": []}
 SIZE = 64  # of the images, which need no resizing
 
@@ -535,7 +534,7 @@ def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp
 )
 def test_contradictions_are_told_before_anything_is_read(typed: list[str], message: str | None) -> None:
     overrides = ["dataset=custom", *(f"dataset.{setting}" for setting in typed)]
-    errors = check(to_config(compose(overrides, config_name="train", config_dir=CONFIGS)))
+    errors = check(to_config(compose(overrides, config_name="train")))
     assert [message in error for error in errors] == [True] if message else not errors
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from data import folders
 from data.folders import Heads, write_ann_mat, write_image
-from headcount.command import compose
+from headcount.cli.compose import compose
 from headcount.config import (
     ConfigError,
     DatasetConfig,
@@ -182,7 +182,7 @@ def test_the_split_that_selects(name: str, split: str) -> None:
 
 
 def composed(name: str) -> DatasetConfig:
-    config: TrainConfig = OmegaConf.to_object(compose([f"dataset={name}"], config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = OmegaConf.to_object(compose([f"dataset={name}"], config_name="train"))
     return config.dataset
 
 

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from headcount.config import AugmentConfig, BinsConfig, BlockwiseConfig, ConfigError, DaceConfig, Kernel, MethodConfig, MseConfig, SupervisedConfig
+from headcount.config import (
+    AdaptiveKernelConfig,
+    AugmentConfig,
+    BinsConfig,
+    BlockwiseConfig,
+    ConfigError,
+    DaceConfig,
+    FixedKernelConfig,
+    MethodConfig,
+    MseConfig,
+    SupervisedConfig,
+)
 from headcount.data.augment import build_augment
 from headcount.data.datasets import CrowdDataset
 from headcount.data.loading import (
@@ -130,8 +141,8 @@ def test_two_workers_smooth_as_none_does() -> None:
 def test_heads_are_smoothed_for_the_loss_or_else_the_bins() -> None:
     assert build_smoothing(BinsConfig(), DaceConfig()) is None
     assert build_smoothing(BlockwiseConfig(sigma=3.0), DaceConfig()) == Smoothing(3.0)
-    assert build_smoothing(BlockwiseConfig(sigma=3.0), MseConfig(sigma=9.0)) == Smoothing(9.0)
-    adaptive = MseConfig(kernel=Kernel.adaptive, sigma=9.0, neighbors=2, beta=0.1)
+    assert build_smoothing(BlockwiseConfig(sigma=3.0), MseConfig(kernel=FixedKernelConfig(sigma=9.0))) == Smoothing(9.0)
+    adaptive = MseConfig(kernel=AdaptiveKernelConfig(sigma=9.0, neighbors=2, beta=0.1))
     assert build_smoothing(BinsConfig(), adaptive) == Smoothing(9.0, neighbors=2, beta=0.1)
 
 

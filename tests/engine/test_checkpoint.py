@@ -10,19 +10,17 @@ import torch
 from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
-from headcount.command import compose
+from headcount.cli.compose import compose
 from headcount.config import TrainConfig, to_plain
 from headcount.engine import checkpoint
 from headcount.errors import CheckpointError
 from headcount.models.build import build_model, follow_weights
 from headcount.types import BlockGrid
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
 
 def write_checkpoint(folder: Path, *overrides: str) -> Path:
     """The checkpoint of an untrained counter."""
-    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train"))
     config.model = follow_weights(config.model)
     bins = build_bins(config.bins, {0: 90, 1: 5, 4: 1})
     torch.manual_seed(0)

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from headcount.command import run_name
+from headcount.cli.name import run_name
 from headcount.config import RuntimeConfig
 from headcount.engine import checkpoint
 from headcount.engine.records import read_metrics
 from headcount.engine.runtime import Runtime, unwrap
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=96", "dataset.max_people=12", "model.width=8", "epochs=1"]
 
 
@@ -27,7 +26,7 @@ def test_the_network_inside_a_compiled_one_is_the_one_that_was_given() -> None:
 
 
 def test_compiling_is_no_part_of_a_run_s_name() -> None:
-    names = [run_name(typed, config_name="train", config_dir=CONFIGS) for typed in ([], ["runtime.compile=true"])]
+    names = [run_name(typed, config_name="train") for typed in ([], ["runtime.compile=true"])]
     assert names[0] == names[1]
 
 

@@ -2,19 +2,18 @@
 
 import math
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from headcount import command
 from headcount.bins import CountBins
+from headcount.cli.compose import compose, to_config
 from headcount.config import Strategy, WholeImageConfig
-from headcount.errors import DataError
 from headcount.engine.evaluate import open_evaluated
 from headcount.engine.evaluators import BinReliability, Game, empty_blocks
+from headcount.errors import DataError
 from headcount.types import BlockGrid, Counted, Sample
 
 
@@ -91,9 +90,8 @@ def test_game_never_falls_with_its_level_and_starts_at_the_error_of_the_image(he
 
 def test_a_dataset_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-    compose = partial(command.compose, config_dir=Path(__file__).resolve().parents[2] / "configs")
     gone = tmp_path / "gone"
-    trained = command.to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
-    typed = command.to_config(compose(["ckpt=any.pt"], config_name="eval"))
+    trained = to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
+    typed = to_config(compose(["ckpt=any.pt"], config_name="eval"))
     with pytest.raises(DataError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
         open_evaluated(typed, trained)

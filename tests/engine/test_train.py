@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from headcount.command import compose
+from headcount.cli.compose import compose
 from headcount.config import ConfigError, TrainConfig, from_plain
 from headcount.engine import checkpoint
 from headcount.engine.records import Meter
@@ -23,13 +23,12 @@ from headcount.runs import read_metrics
 from headcount.types import Batch, CountErrors, LossTerms, Prediction
 from values import batch_of, predict
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ["dataset.width=96", "dataset.height=96", "dataset.max_people=12", "model.width=8", "runtime=cpu"]
 
 
 def config_of(folder: Path, *overrides: str) -> TrainConfig:
     everything = ["scale=smoke", *SMALL, f"output_dir={folder}", "run_name=run", "runtime.workers=0", *overrides]
-    return OmegaConf.to_object(compose(everything, config_name="train", config_dir=CONFIGS))
+    return OmegaConf.to_object(compose(everything, config_name="train"))
 
 
 def weights(folder: Path, name: str = checkpoint.LAST) -> dict[str, torch.Tensor]:
@@ -260,7 +259,7 @@ def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -
         own = ["dataset=custom", f"dataset.root={tmp_path / folder}", f"dataset.cache_dir={tmp_path / 'cache'}"]
         own += ["dataset.min_side=64", "dataset.side_multiple=8", "model.width=8", "runtime=cpu", "scale=smoke"]
         own += [f"epochs={epochs}", "resume=true", f"output_dir={tmp_path}", "run_name=run"]
-        return OmegaConf.to_object(compose(own, config_name="train", config_dir=CONFIGS))
+        return OmegaConf.to_object(compose(own, config_name="train"))
 
     for folder, heads in (("here", 3), ("moved", 3), ("denser", 9)):
         for k in range(6):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from headcount.config import CountTerm, MseConfig
+from headcount.config import BlockErrorKind, MseConfig
 from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.build import build_loss
-from headcount.types import Batch, BlockGrid
+from headcount.types import Batch, BlockGrid, Prediction
 from values import batch_of as make_batch
 from values import predict
 
@@ -20,15 +20,15 @@ def batch_of(smoothed: torch.Tensor | None) -> Batch:
 
 
 def test_sums_over_blocks_are_averaged_over_images() -> None:
-    absolute = BlockError(CountTerm.mae)(PREDICTED, [], TRUE)
-    squared = BlockError(CountTerm.mse)(PREDICTED, [], TRUE)
+    absolute = BlockError(BlockErrorKind.mae)(PREDICTED, [], TRUE)
+    squared = BlockError(BlockErrorKind.mse)(PREDICTED, [], TRUE)
     assert float(absolute.total) == float(absolute.parts["absolute_error"]) == (1 + 2 + 0.5) / 2
     assert float(squared.total) == float(squared.parts["squared_error"]) == (1 + 4 + 0.25) / 2
 
 
-def test_the_error_of_a_block_is_no_transport() -> None:
-    with pytest.raises(ValueError, match="kind=dm: not an error per block; allowed: mae, mse"):
-        BlockError(CountTerm.dm)
+def test_a_prediction_without_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="compares blocks, but the head predicts one number per image"):
+        MseLoss()(Prediction(count=torch.zeros(2), blocks=None), batch_of(TRUE))
 
 
 def test_mse_is_half_the_squared_error_against_smoothed_heads() -> None:
@@ -45,7 +45,7 @@ def test_the_scale_of_the_mse_reaches_its_gradient() -> None:
 
 
 def test_mse_without_smoothed_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="mse loss needs smoothed counts, but the batch has none"):
+    with pytest.raises(ValueError, match="no target 'smoothed', only points, block_counts"):
         MseLoss()(predict(PREDICTED), batch_of(None))
 
 

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from headcount.bins import CountBins, expected_counts
-from headcount.config import CountTerm, CrossEntropyConfig, DaceConfig, LossConfig, Reduction, Solver, TransportConfig
+from headcount.config import (
+    BlockErrorKind,
+    ConfigError,
+    CrossEntropyConfig,
+    DaceBlockErrorConfig,
+    DaceConfig,
+    LossConfig,
+    Reduction,
+    ReleasedTransportConfig,
+    StableTransportConfig,
+)
 from headcount.losses.build import build_loss
 from headcount.losses.dace import DaceLoss
 from headcount.types import BlockGrid, LossTerms
@@ -94,18 +104,18 @@ def test_half_precision_predictions_are_taken_in_float32():
 def test_all_parts_are_reported_detached():
     logits, batch = prediction_and_batch()
     terms = build_loss(DaceConfig(), BINS.grid, BINS)(predict(logits), batch)
-    assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport", "transport_cost"}
-    assert not any(v.requires_grad for v in terms.parts.values())
-    weighted = sum(float(v) for name, v in terms.parts.items() if name != "transport_cost")
-    assert float(terms.total.detach()) == pytest.approx(weighted, rel=1e-6)
+    assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport"}
+    assert set(terms.logged) == {"transport_cost"}
+    assert not any(v.requires_grad for v in (*terms.parts.values(), *terms.logged.values()))
+    assert float(terms.total.detach()) == pytest.approx(sum(map(float, terms.parts.values())), rel=1e-6)
 
 
 def test_every_setting_reaches_the_loss():
     logits, batch = prediction_and_batch()
 
     def gradient(**changes):
-        weight = changes.pop("weight", 1.0)
-        loss = build_loss(DaceConfig(weight=weight, transport=TransportConfig(**changes)), BINS.grid, BINS)
+        weight, kind = changes.pop("weight", 1.0), changes.pop("kind", ReleasedTransportConfig)
+        loss = build_loss(DaceConfig(weight=weight, transport=kind(**changes)), BINS.grid, BINS)
         return torch.autograd.grad(loss(predict(logits), batch).total, logits)[0]
 
     default = gradient()
@@ -117,8 +127,8 @@ def test_every_setting_reaches_the_loss():
         {"count_weight": 0.0},
         {"regularization": 30.0},
         {"iterations": 3},
-        {"solver": Solver.stable},
-        {"solver": Solver.stable, "tolerance": 1e-4},
+        {"kind": StableTransportConfig},
+        {"kind": StableTransportConfig, "tolerance": 1e-4},
     )
     for change in changes:
         assert float((gradient(**change) - default).norm() / default.norm()) > 1e-4, change
@@ -126,7 +136,7 @@ def test_every_setting_reaches_the_loss():
 
 def test_a_prediction_without_logits_is_refused():
     _, batch = prediction_and_batch()
-    with pytest.raises(ValueError, match=r"needs logits.*choose a model with bins"):
+    with pytest.raises(ValueError, match=r"needs logits.*choose model\.head=ebc"):
         build_loss(DaceConfig(), BINS.grid, BINS)(predict_blocks(batch.target("block_counts")), batch)
 
 
@@ -142,14 +152,14 @@ def test_without_a_weight_nothing_is_transported():
     assert float(terms.total.detach()) == float(terms.parts["cross_entropy"]) > 0
 
 
-@pytest.mark.parametrize("term", [CountTerm.mae, CountTerm.mse])
-def test_count_loss_of_every_block(term):
+@pytest.mark.parametrize("error_kind", BlockErrorKind)
+def test_count_loss_of_every_block(error_kind):
     logits, batch = prediction_and_batch()
     prediction = predict(logits)
-    terms = build_loss(DaceConfig(weight=2.0, count_loss=term), BINS.grid, BINS)(prediction, batch)
+    terms = build_loss(DaceBlockErrorConfig(weight=2.0, error=error_kind), BINS.grid, BINS)(prediction, batch)
     error = (prediction.blocks - batch.target("block_counts")).detach().flatten(1)
-    by_hand = 2 * (error.abs() if term is CountTerm.mae else error.square()).sum() / 3
-    name = {CountTerm.mae: "absolute_error", CountTerm.mse: "squared_error"}[term]
+    by_hand = 2 * (error.abs() if error_kind is BlockErrorKind.mae else error.square()).sum() / 3
+    name = {BlockErrorKind.mae: "absolute_error", BlockErrorKind.mse: "squared_error"}[error_kind]
     torch.testing.assert_close(terms.parts[name], by_hand)
     torch.testing.assert_close(terms.total.detach(), by_hand + terms.parts["cross_entropy"])
 
@@ -158,19 +168,30 @@ def test_bins_of_smoothed_counts_are_labeled_by_those():
     bins = CountBins.from_edges([0.5], grid=BlockGrid(8))  # as many as above
     logits, batch = prediction_and_batch()
     smoothed = torch.full_like(batch.target("block_counts"), 0.3)
-    for loss in (build_loss(CrossEntropyConfig(), bins.grid, bins), build_loss(DaceConfig(weight=0.0), bins.grid, bins)):
-        found = loss(predict(logits), dataclasses.replace(batch, smoothed=smoothed)).total
+    for loss in (
+        build_loss(CrossEntropyConfig(), bins.grid, bins),
+        build_loss(DaceConfig(weight=0.0), bins.grid, bins),
+    ):
+        found = loss(predict(logits), dataclasses.replace(batch, targets={**batch.targets, "smoothed": smoothed})).total
         torch.testing.assert_close(found, -logits.log_softmax(1)[:, 1].sum((1, 2)).mean())
-        with pytest.raises(ValueError, match="bins are bins of smoothed counts, but the batch has none"):
+        with pytest.raises(ValueError, match="no target 'smoothed'"):
             loss(predict(logits), batch)
 
 
-@pytest.mark.parametrize("config", [DaceConfig(), CrossEntropyConfig()])
+@pytest.mark.parametrize("config", [DaceConfig(), DaceBlockErrorConfig(), CrossEntropyConfig()])
 def test_a_loss_of_bins_says_that_it_needs_them(config):
-    with pytest.raises(ValueError, match=f"the {config.name} loss classifies blocks into bins, and there are none"):
+    with pytest.raises(ConfigError, match=f"loss={config.choice}: classifies blocks into bins, and bins=none has none"):
         build_loss(config, BlockGrid(8), None)
 
 
+def test_each_loss_names_the_targets_it_needs():
+    smoothed = CountBins.from_edges([0.5], grid=BlockGrid(8))
+    assert build_loss(DaceConfig(), BINS.grid, BINS).needs == {"points", "block_counts"}
+    assert build_loss(DaceConfig(), smoothed.grid, smoothed).needs == {"points", "block_counts", "smoothed"}
+    assert build_loss(DaceConfig(weight=0.0), smoothed.grid, smoothed).needs == {"smoothed"}
+    assert build_loss(CrossEntropyConfig(), BINS.grid, BINS).needs == {"block_counts"}
+
+
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"no loss of kind LossConfig \(focal\); there are DaceConfig"):
+    with pytest.raises(ConfigError, match="loss=focal: no builder is registered for LossConfig"):
         build_loss(LossConfig(name="focal"), BINS.grid, BINS)

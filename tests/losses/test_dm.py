@@ -2,14 +2,14 @@
 
 import torch
 
-from headcount.config import DmConfig, TransportConfig
+from headcount.config import DmConfig, ReleasedTransportConfig
 from headcount.losses.build import build_loss
 from headcount.losses.dm import DmLoss
 from headcount.types import Batch, BlockGrid
 from values import batch_of, predict
 
 
-def batch_of(points: torch.Tensor, size: int = 64) -> Batch:
+def one_image(points: torch.Tensor, size: int = 64) -> Batch:
     counts = torch.zeros(1, 1, size // 8, size // 8)
     for x, y in points:
         counts[0, 0, int(y) // 8, int(x) // 8] += 1
@@ -21,14 +21,14 @@ def test_it_is_built_without_bins() -> None:
 
 
 def test_only_the_count_term_is_left_by_the_weights() -> None:
-    batch = batch_of(torch.tensor([[4.0, 4.0], [20.0, 36.0]]))
+    batch = one_image(torch.tensor([[4.0, 4.0], [20.0, 36.0]]))
     predicted = torch.full((1, 1, 8, 8), 5 / 64)
-    loss = build_loss(DmConfig(transport=TransportConfig(ot_weight=0, tv_weight=0)), BlockGrid(8), None)
+    loss = build_loss(DmConfig(transport=ReleasedTransportConfig(ot_weight=0, tv_weight=0)), BlockGrid(8), None)
     torch.testing.assert_close(loss(predict(predicted), batch).total, torch.tensor(3.0))
 
 
 def test_a_perfect_prediction_has_neither_variation_nor_count_error() -> None:
-    batch = batch_of(torch.tensor([[4.0, 4.0], [20.0, 36.0]]))
+    batch = one_image(torch.tensor([[4.0, 4.0], [20.0, 36.0]]))
     parts = build_loss(DmConfig(), BlockGrid(8), None)(predict(batch.target("block_counts").clone()), batch).parts
     assert float(parts["count"]) == 0
     assert abs(float(parts["total_variation"])) < 1e-6

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headcount.bins import CountBins, expected_counts
-from headcount.config import CountTerm, Reduction
+from headcount.config import BlockErrorKind, Reduction
 from headcount.losses.blocks import BlockError
 from headcount.losses.dace import CountLoss, DaceLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
@@ -118,7 +118,7 @@ def compare_dace(case: Case) -> None:
 
 def compare_block_errors(case: Case, name: str) -> None:
     for kind in ("mae", "mse"):
-        loss, gradient = BlockError(CountTerm[kind]), f"f32_dace_{kind}_grad_density"
+        loss, gradient = BlockError(BlockErrorKind[kind]), f"f32_dace_{kind}_grad_density"
         error = loss(case.predicted, case.points, case.target).total
         assert float(error.detach()) == pytest.approx(case.scalars[f"dace_{kind}_{kind}_loss"], rel=1e-5)
         found, golden = case.gradient(loss), case.numbers[gradient]
@@ -133,7 +133,11 @@ def compare_weighted_dace(case: Case) -> None:
     logits = torch.from_numpy(case.numbers["logits"]).float()
     size = (len(case.points), 3, *(case.block_size * k for k in case.target.shape[2:]))
     batch = batch_of(torch.zeros(size, dtype=torch.uint8), case.points, case.target, [""] * len(case.points))
-    losses = {"mae": BlockError(CountTerm.mae), "mse": BlockError(CountTerm.mse), "dmcount_w0.25": case.loss()}
+    losses = {
+        "mae": BlockError(BlockErrorKind.mae),
+        "mse": BlockError(BlockErrorKind.mse),
+        "dmcount_w0.25": case.loss(),
+    }
     for name, loss in losses.items():
         dace = DaceLoss(loss, bins=case.bins, weight=0.25 if "0.25" in name else 1.0)
         total = dace(predict_bins(case.predicted.detach(), logits), batch).total
@@ -168,7 +172,7 @@ def test_gradient_of_the_weighted_sum(name):
 )
 def test_errors_of_blocks(name, absolute, squared):
     case = Case(HERE, name)
-    for kind, golden in ((CountTerm.mae, absolute), (CountTerm.mse, squared)):
+    for kind, golden in ((BlockErrorKind.mae, absolute), (BlockErrorKind.mse, squared)):
         found = BlockError(kind)(case.predicted, case.points, case.target).total
         assert float(found.detach()) == pytest.approx(golden, rel=1e-5)
 

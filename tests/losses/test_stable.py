@@ -5,7 +5,7 @@ import ot
 import pytest
 import torch
 
-from headcount.config import Reduction, Solver, TransportConfig
+from headcount.config import Reduction, StableTransportConfig
 from headcount.losses import stable
 from headcount.losses.build import build_loss
 from headcount.losses.stable import StableSinkhorn
@@ -63,7 +63,7 @@ def test_absorbing_often_or_never_changes_nothing(monkeypatch):
 def test_with_a_tolerance_it_is_pot_converged(n, rows, cols, regularization):
     points, blocks = crowd(n, rows, cols, seed=n)
     potentials, cost = pot(points, blocks, regularization=regularization, iterations=50_000, stop=1e-13)
-    solution = solve([points], blocks[None], regularization=regularization, iterations=1, tolerance=1e-12)
+    solution = solve([points], blocks[None], regularization=regularization, iterations=10_000, tolerance=1e-12)
     np.testing.assert_allclose(solution.potentials[0].numpy(), potentials, rtol=0, atol=1e-6)
     assert float(solution.costs) == pytest.approx(cost, rel=1e-6)
 
@@ -71,20 +71,20 @@ def test_with_a_tolerance_it_is_pot_converged(n, rows, cols, regularization):
 def test_a_looser_tolerance_stops_earlier_and_within_it():
     points, blocks = crowd(50, 8, 8, seed=4)
     cost = torch.from_numpy(squared_distances(points.numpy(), 8, 8, 8))
-    converged = solve([points], blocks[None], tolerance=1e-10).costs
+    converged = solve([points], blocks[None], iterations=10_000, tolerance=1e-10).costs
     errors = []
     for tolerance in (1e-2, 1e-4):
-        g = solve([points], blocks[None], tolerance=tolerance).potentials.flatten()
+        g = solve([points], blocks[None], iterations=10_000, tolerance=tolerance).potentials.flatten()
         plan = torch.softmax((g - cost) / 10, 1) / 50
         assert float((plan.sum(0) - blocks.flatten()).abs().sum()) < tolerance
         errors.append(abs(float((plan * cost).sum() - converged)))
     assert 0 < errors[1] < errors[0]
 
 
-def test_a_tolerance_out_of_reach_ends_all_the_same(monkeypatch):
-    monkeypatch.setattr(stable, "MAX_ITERATIONS", 37)
+def test_a_tolerance_out_of_reach_ends_all_the_same():
     points, blocks = crowd(9, 3, 4, seed=5)
-    capped, counted = solve([points], blocks[None], tolerance=0.0), solve([points], blocks[None], iterations=37)
+    capped = solve([points], blocks[None], iterations=37, tolerance=0.0)
+    counted = solve([points], blocks[None], iterations=37)
     torch.testing.assert_close(capped.potentials, counted.potentials)
 
 
@@ -97,6 +97,7 @@ def test_known_answers(name, dtype):
         problem.blocks[None].to(dtype),
         block_size=problem.block_size,
         regularization=problem.regularization,
+        iterations=10_000,
         tolerance=1e-6 if dtype is torch.float32 else 1e-12,
     )
     # Blocks without a share: as many floors as there are.
@@ -182,9 +183,11 @@ def test_nothing_is_differentiated():
 def test_the_config_chooses_it():
     from headcount.config import DmConfig
 
-    transport = TransportConfig(solver=Solver.stable, regularization=3.0, iterations=7, tolerance=1e-3)
+    transport = StableTransportConfig(regularization=3.0, iterations=7, tolerance=1e-3)
     loss = build_loss(DmConfig(transport=transport), BlockGrid(8), None)
     assert loss.transport.solver == StableSinkhorn(3.0, 7, 1e-3)
+    assert StableTransportConfig().max_iterations == 100
+    assert StableTransportConfig(tolerance=1e-3).max_iterations == 10_000
 
 
 @pytest.mark.gpu

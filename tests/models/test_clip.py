@@ -22,10 +22,10 @@ from headcount.config import (
     ClipViTConfig,
     ConfigError,
     Decoder,
-    Head,
     ModelConfig,
     PromptDepth,
     PromptsConfig,
+    RegressionHeadConfig,
     Strategy,
 )
 from headcount.models import clip
@@ -51,7 +51,7 @@ def small(kind: type[ClipConfig], **changes: Any) -> ClipConfig:
 
 def counter_of(config: ModelConfig, block_size: int = 8, **options: Any) -> Counter:
     torch.manual_seed(0)
-    return build_model(config, bins_of(block_size), **options).eval()
+    return build_model(config, BlockGrid(block_size), bins_of(block_size), **options).eval()
 
 
 def library(kind: type[ClipConfig], *, quick_gelu: bool = True, image_size: int = 224) -> Any:
@@ -302,7 +302,7 @@ def test_parameters_at_full_size(name: str) -> None:
     channels, embed, grid = SHAPES[name]
     config = (ClipViTConfig if vit else ClipResNetConfig)(name=name, weights="none")
     with torch.device("meta"):
-        counter = build_model(config, bins_of(), pretrained=False)
+        counter = build_model(config, BlockGrid(8), bins_of(), pretrained=False)
     pooling = channels * embed if vit else (grid**2 + 1) * channels + 3 * (channels**2 + channels)
     pooling += 0 if vit else channels * embed + embed
     tower = sum(p.numel() for p in counter.backbone.tower.parameters())
@@ -419,9 +419,9 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
 
 @KINDS
 def test_regression_on_clip_features(kind: type[ClipConfig]) -> None:
-    counter = build_model(small(kind, head=Head.regression), None, block_size=8)
+    counter = build_model(small(kind, head=RegressionHeadConfig()), BlockGrid(8), None)
     prediction = counter(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
-    assert prediction.logits is None
+    assert prediction.probabilities() is None
     assert prediction.blocks.shape == (1, 1, 8, 8)
 
 
@@ -429,7 +429,7 @@ def test_regression_on_clip_features(kind: type[ClipConfig]) -> None:
 @pytest.mark.parametrize("decoder", list(Decoder), ids=lambda d: d.name)
 def test_a_state_dict_rebuilds_the_counter_without_weights(kind: type[ClipConfig], decoder: Decoder) -> None:
     config = small(kind, decoder=decoder)
-    counter, other = counter_of(config), build_model(config, bins_of(), pretrained=False).eval()
+    counter, other = counter_of(config), build_model(config, BlockGrid(8), bins_of(), pretrained=False).eval()
     other.load_state_dict(counter.state_dict())
     images: Tensor = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():

@@ -65,7 +65,7 @@ class Case:
 
     def gradients(self, counter: Counter) -> dict[str, Tensor]:
         """Gradients of sum(A * logits) + sum(B * density), by the released names."""
-        prediction = counter(self.images("a"))
+        prediction = counter.predict_normalized(self.images("a"))
         weighted = (floats(self.numbers["r8_a_grad_A"]) * prediction.logits).sum()
         weighted = weighted + (floats(self.numbers["r8_a_grad_B"]) * prediction.blocks).sum()
         np.testing.assert_allclose(weighted.item(), self.numbers["r8_a_grad_scalar"], rtol=1e-4)
@@ -102,7 +102,7 @@ def test_predictions(golden_dir: Path, name: str, block_size: int) -> None:
     assert len(keys) >= 3
     for key in keys:
         with torch.no_grad():
-            prediction = counter(case.images(key))
+            prediction = counter.predict_normalized(case.images(key))
         assert prediction.logits is not None
         golden = f"r{block_size}_{key}"
         np.testing.assert_allclose(prediction.logits, case.numbers[f"{golden}_logits"], rtol=0, atol=5e-5)
@@ -131,7 +131,7 @@ def test_batch_statistics(golden_dir: Path, name: str) -> None:
     case = Case(golden_dir, name)
     counter = case.counter(8).train()
     with torch.no_grad():
-        prediction = counter(case.images("a"))
+        prediction = counter.predict_normalized(case.images("a"))
     np.testing.assert_allclose(prediction.logits, case.numbers["r8_a_trainbn_logits"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(prediction.blocks, case.numbers["r8_a_trainbn_density"], rtol=0, atol=2e-5)
     after = {released(k, True): v for k, v in counter.state_dict().items()}
@@ -187,7 +187,7 @@ def test_regression(golden_dir: Path) -> None:
         case.state |= {k: floats(head[k]) for k in head.files}
     counter = case.counter(8, bins=None)
     with torch.no_grad():
-        prediction = counter(case.images("a"))
+        prediction = counter.predict_normalized(case.images("a"))
     assert prediction.logits is None
     golden = case.numbers["regressor_r8_a_density"]
     np.testing.assert_allclose(prediction.blocks, golden, rtol=0, atol=2e-5 * max(1.0, float(golden.max())))

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from headcount.bins import CountBins
-from headcount.config import ConfigError, Head, Strategy, TinyConfig
+from headcount.config import ConfigError, EbcHeadConfig, HeadConfig, RegressionHeadConfig, Strategy, TinyConfig
 from headcount.models.build import build_model
-from headcount.models.heads import BlockClassifier, CountRegressor, resample
+from headcount.models.heads import BlockClassifier, CountRegressor, build_head, resample
 from headcount.types import BlockGrid
 
 HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1}
@@ -50,7 +50,8 @@ def test_regression_is_a_rectified_convolution_of_resampled_features() -> None:
     features = torch.randn(2, 16, 6, 8)
     expected = F.relu(head.to_counts(resample(features, 2)))
     prediction = head(features, factor=2)
-    assert prediction.logits is None
+    assert prediction.probabilities() is None
+    torch.testing.assert_close(prediction.count, prediction.blocks.sum((1, 2, 3)))
     torch.testing.assert_close(prediction.blocks, expected, rtol=1e-5, atol=1e-6)
     assert (prediction.blocks >= 0).all()
 
@@ -59,13 +60,24 @@ def test_regression_starts_at_the_mean_count() -> None:
     head = CountRegressor(4)
     head.start_at(HISTOGRAM)
     mean = (5 * 1 + 3 * 2 + 4 + 9) / 100
-    torch.testing.assert_close(head(torch.zeros(1, 4, 1, 1), factor=1).block_counts, torch.full((1, 1, 1, 1), mean))
+    torch.testing.assert_close(head(torch.zeros(1, 4, 1, 1), factor=1).blocks, torch.full((1, 1, 1, 1), mean))
 
 
-def test_head_and_bins_must_agree() -> None:
-    with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
-        build_model(TinyConfig(head=Head.regression), BINS.grid, BINS)
-    with pytest.raises(ConfigError, match="ebc needs bins, regression bins=none"):
-        build_model(TinyConfig(), None, block_size=8)
-    with pytest.raises(ValueError, match="block_size is needed"):
-        build_model(TinyConfig(head=Head.regression), None)
+def test_a_classifier_knows_its_probabilities_and_its_count() -> None:
+    torch.manual_seed(0)
+    prediction = BlockClassifier(16, BINS)(torch.randn(2, 16, 6, 8), factor=2)
+    torch.testing.assert_close(prediction.probabilities(), prediction.logits.softmax(1))
+    torch.testing.assert_close(prediction.count, prediction.blocks.sum((1, 2, 3)))
+
+
+def test_a_head_of_bins_says_that_it_needs_them() -> None:
+    with pytest.raises(ConfigError, match="model.head=ebc: classifies blocks into bins, and bins=none has none"):
+        build_model(TinyConfig(), BlockGrid(8), None)
+    # A regression does not look at bins.
+    assert isinstance(build_model(TinyConfig(head=RegressionHeadConfig()), BlockGrid(8), None).head, CountRegressor)
+
+
+def test_a_head_without_a_builder_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model.head=other: no builder is registered for HeadConfig"):
+        build_head(HeadConfig(name="other"), 8, BlockGrid(8), BINS)
+    assert isinstance(build_head(EbcHeadConfig(), 8, BINS.grid, BINS), BlockClassifier)

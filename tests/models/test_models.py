@@ -33,7 +33,7 @@ def bins_of(block_size: int) -> CountBins:
 
 def counter_of(config: ModelConfig, block_size: int = 8) -> Counter:
     torch.manual_seed(0)
-    return build_model(config, bins_of(block_size)).eval()
+    return build_model(config, BlockGrid(block_size), bins_of(block_size)).eval()
 
 
 @each_model
@@ -132,13 +132,13 @@ def test_an_untrained_head_starts_at_the_shares_of_the_bins() -> None:
 
 
 @each_model
-def test_bytes_are_normalized_inside_and_floats_are_taken_as_they_are(config: ModelConfig) -> None:
+def test_bytes_are_normalized_inside_and_normalized_pixels_have_a_method_of_their_own(config: ModelConfig) -> None:
     counter = counter_of(config)
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     by_hand = (images.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(counter(images).logits, counter(by_hand).logits)
+        torch.testing.assert_close(counter(images).logits, counter.predict_normalized(by_hand).logits)
 
 
 def test_mean_and_std_of_other_weights() -> None:
@@ -149,7 +149,7 @@ def test_mean_and_std_of_other_weights() -> None:
 
 @each_model
 def test_state_dict_rebuilds_the_counter(config: ModelConfig) -> None:
-    counter, other = counter_of(config), build_model(config, bins_of(8), pretrained=False).eval()
+    counter, other = counter_of(config), build_model(config, BlockGrid(8), bins_of(8), pretrained=False).eval()
     other.load_state_dict(counter.state_dict())
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():

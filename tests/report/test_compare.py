@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.config import TrainConfig, to_plain
 from headcount.report.compare import (
     compare,
@@ -23,13 +23,12 @@ from headcount.report.compare import (
 )
 from report.test_diagnostics import assert_legible
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAE = [90.0, 60.0, 40.0, 30.0, 20.0, 10.0, 22.0]
 
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return to_config(compose(["epochs=7"], config_name="train", config_dir=CONFIGS))
+    return to_config(compose(["epochs=7"], config_name="train"))
 
 
 def write_run(folder: Path, config: TrainConfig, mae: list[float | None], **changes: Any) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, TrainConfig
 from headcount.report.tables import (
     TABLES,
@@ -34,7 +34,7 @@ MAES = {30: 20.0, 35: 10.0, 40: 12.0}
 
 @cache
 def composed(overrides: tuple[str, ...]) -> TrainConfig:
-    config: TrainConfig = to_config(compose(list(overrides), config_name="train", config_dir=CONFIGS))
+    config: TrainConfig = to_config(compose(list(overrides), config_name="train"))
     return config
 
 

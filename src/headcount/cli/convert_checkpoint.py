@@ -24,7 +24,9 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("released", type=Path, help="file of the released code, such as best_mae.pth or ckpt.pth")
     parser.add_argument("out", type=Path, help="where the checkpoint is written; must not exist")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="model=, dataset=, bins=, ..., as for train.py")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="model=, dataset=, bins=, ..., as for train.py"
+    )
     with refusing(parser.prog):
         arguments = read_arguments(parser)
         options = arguments.options

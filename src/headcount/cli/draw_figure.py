@@ -35,9 +35,7 @@ def main() -> None:
     which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order: files without ending")
     parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
     with refusing(parser.prog, MemoryError):
-        arguments = read_arguments(
-            parser, mixed=("names",), old_flags=("ckpt", "split", "data_root")
-        )
+        arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))
         config = evaluation_config(arguments.settings)
         draw(config, arguments.options)
 

@@ -39,7 +39,9 @@ def help_page(config_name: str) -> str:
     for group, choices in command_choices(config_name).items():
         marked = [f"{choice}*" if choice == by_default.get(group) else choice for choice in choices]
         parent, _, setting = group.rpartition("/")
-        condition = f"   with {parent}={', '.join(owners(parent, setting))}" if parent and group not in by_default else ""
+        condition = (
+            f"   with {parent}={', '.join(owners(parent, setting))}" if parent and group not in by_default else ""
+        )
         line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}{condition}"
         lines.append(textwrap.fill(line, 100, subsequent_indent=_INDENT))
     lines += ["", "Settings:", ""]

@@ -14,7 +14,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-__all__ = ["DeclaredType", "Override", "child", "command_line", "declared_type", "full_key", "is_null", "parse", "reset"]
+__all__ = [
+    "DeclaredType",
+    "Override",
+    "child",
+    "command_line",
+    "declared_type",
+    "full_key",
+    "is_null",
+    "parse",
+    "reset",
+]
 
 
 def command_line() -> argparse.Namespace:

@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
-    parser.add_argument("--window-batch", type=whole_number, help="windows at once (default: 8); fewer take less memory")
+    parser.add_argument(
+        "--window-batch", type=whole_number, help="windows at once (default: 8); fewer take less memory"
+    )
     parser.add_argument(
         "--max-megapixels", type=whole_number, default=179, help="larger pictures are refused (default: 179)"
     )

@@ -14,7 +14,7 @@ import torch
 from headcount.bins import CountBins
 from headcount.config import TrainConfig, from_plain, missing_checkpoint
 from headcount.errors import CheckpointError, HeadcountError
-from headcount.files import written_whole
+from headcount.files import atomic_write
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
@@ -40,7 +40,7 @@ def commit() -> str:
 
 def save(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; a kill at any moment leaves the old file or the new one."""
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, part)
 
 

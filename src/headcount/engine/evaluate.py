@@ -144,12 +144,8 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     Raises:
         ConfigError, DataError: if it does not exist or is unusable.
     """
-    located = locate(
-        trained.dataset, typed=config.dataset, data_root=config.data_root, trained_root=trained.data_root
-    )
-    limited = dataclasses.replace(
-        located.config, max_train_images=config.max_images, max_eval_images=config.max_images
-    )
+    located = locate(trained.dataset, typed=config.dataset, data_root=config.data_root, trained_root=trained.data_root)
+    limited = dataclasses.replace(located.config, max_train_images=config.max_images, max_eval_images=config.max_images)
     return open_split(limited, config.split, data_root=located.data_root)
 
 
@@ -164,7 +160,11 @@ def _report_folder(config: EvalCommandConfig, dataset: str) -> Path:
 
 
 def _facts(
-    config: EvalCommandConfig, loaded: checkpoint.LoadedCheckpoint, *, images: int, mode: WholeImageConfig | SlidingWindowConfig
+    config: EvalCommandConfig,
+    loaded: checkpoint.LoadedCheckpoint,
+    *,
+    images: int,
+    mode: WholeImageConfig | SlidingWindowConfig,
 ) -> EvaluationFacts:
     trained, content = loaded.config, loaded.content
     evaluated = config.dataset or trained.dataset

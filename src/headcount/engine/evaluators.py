@@ -89,9 +89,7 @@ class BinReliability:
         return self.reliability
 
 
-def _true_blocks(
-    sample: Sample, blocks: Float[Tensor, "rows cols"], grid: BlockGrid
-) -> Float[Tensor, "1 1 rows cols"]:
+def _true_blocks(sample: Sample, blocks: Float[Tensor, "rows cols"], grid: BlockGrid) -> Float[Tensor, "1 1 rows cols"]:
     """Annotated heads in each of ``blocks``; heads outside the image are moved to its border."""
     height, width = sample.image.shape[1:]
     rows, cols = (size * grid.block_size for size in blocks.shape)

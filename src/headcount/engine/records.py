@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from headcount.errors import CheckpointError
 from headcount.engine.runtime import Runtime
+from headcount.errors import CheckpointError
 from headcount.files import write_text
 from headcount.runs import METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction

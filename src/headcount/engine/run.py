@@ -5,7 +5,6 @@ Only rank 0 writes. A run folder is never overwritten, and never continued with 
 
 import dataclasses
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from headcount.engine.optim import load_schedule_state
 from headcount.engine.records import NoRecords, Records
 from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
-from headcount.files import make_folder, written_whole
-from headcount.runs import CONFIG, PROVENANCE, flatten, read_run
+from headcount.files import atomic_write, make_folder, write_json
+from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_run
 from headcount.types import Best
 
 # What may change between a run and its continuation: where things are, not what is learned.
@@ -123,7 +122,7 @@ class RunFolder:
     def _start(self, job: Job) -> None:
         """Write the settings and how the run is made, and open the records."""
         make_folder(self.path, "output_dir")
-        earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG).is_file() else []
+        earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG_FILE).is_file() else []
         images = {
             "train": len(job.data.train),
             "selection": len(job.data.selection),
@@ -132,10 +131,9 @@ class RunFolder:
         commits = [*(commit for commit in earlier if commit != self._commit), self._commit]
         provenance = {"commits": commits, "images": images, **self._runtime.describe()}
         self._records = Records(self.path, start_epoch=job.epoch)
-        with written_whole(self.path / CONFIG) as part:
+        with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
-        with written_whole(self.path / PROVENANCE) as part:
-            part.write_text(json.dumps(provenance, indent=2) + "\n")
+        write_json(self.path / PROVENANCE_FILE, provenance)
 
 
 def run_path(config: TrainConfig) -> Path:

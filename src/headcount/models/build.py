@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from torch import nn
 
 from headcount.bins import CountBins
-from headcount.config import ClipConfig, ConfigError, ImageNetConfig, MobileNetV2Config, ModelConfig, TimmConfig, TinyConfig
+from headcount.config import (
+    ClipConfig,
+    ConfigError,
+    ImageNetConfig,
+    MobileNetV2Config,
+    ModelConfig,
+    TimmConfig,
+    TinyConfig,
+)
 from headcount.models import backbones
 from headcount.models.counter import Counter
 from headcount.models.heads import build_head

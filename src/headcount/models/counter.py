@@ -86,7 +86,6 @@ class Counter(nn.Module):
             ConfigError: if the network predicts no blocks and ``mode`` asks for windows.
         """
 
-
         def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
             return self._predict_windows(image, corners, size, probabilities)
 

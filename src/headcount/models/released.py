@@ -86,11 +86,15 @@ def convert_released(
         ConfigError: if the model has no such name or setting, or a parameter is left over, missing, or
             of another shape; names it.
     """
-    if bins is None and block_size is None:
+    if bins is not None:
+        grid = bins.grid
+    elif block_size is not None:
+        grid = BlockGrid(block_size)
+    else:
         raise ConfigError("block_size is not given: the side of a block in pixels, needed for a model without bins")
     config = released_config(model if isinstance(model, ModelConfig) else _config(model, bins, options))
     state = _bare(state_dict)
-    counter = build_model(config, bins, block_size=block_size, pretrained=False)
+    counter = build_model(config, grid, bins, pretrained=False)
     own = counter.state_dict()
     if isinstance(config, ClipConfig):
         ours = _clip_names(state, config, bins)

@@ -3,7 +3,6 @@
 Which files belong to a run, so that the next one replaces those and overwrites nothing else.
 """
 
-import csv
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headcount.config import ConfigError
-from headcount.files import written_whole
+from headcount.files import write_csv, write_json
 
 NOT_YET = "not counted yet"
 # Windows and shells limit a path's length; endings and numbers are added to it.
@@ -80,17 +79,12 @@ class Results:
             return
         pictures = [asdict(picture) for picture in self.pictures]
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
-        with written_whole(self.json_file) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        with (
-            written_whole(self.csv_file) as part,
-            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(["file", "count", "width", "height", "error"])
-            for picture in self.pictures:
-                count = "" if picture.count is None else f"{picture.count:.4f}"
-                writer.writerow([picture.file, count, picture.width or "", picture.height or "", picture.error])
+        write_json(self.json_file, content)
+        rows = [["file", "count", "width", "height", "error"]]
+        for picture in self.pictures:
+            count = "" if picture.count is None else f"{picture.count:.4f}"
+            rows.append([picture.file, count, str(picture.width or ""), str(picture.height or ""), picture.error])
+        write_csv(self.csv_file, rows)
         self.saved = time.monotonic()
 
     def print_table(self) -> None:
