@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
 from headcount.cli.compose import compose
-from headcount.config import TrainConfig, check
+from headcount.config import SCHEMAS, TrainConfig, check
 from headcount.data.augment import build_augment
-from headcount.data.datasets import dataset_info, selection_split
+from headcount.data.catalogue import dataset_info, selection_split
 from headcount.engine.optim import build_average, build_optimizer
 from headcount.losses.build import build_loss
 from headcount.models.build import build_model
@@ -26,7 +26,16 @@ HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 70: 1}
 WITH = {
     ("model", "timm"): ["model.name=resnet18"],
     ("bins", "none"): ["model.head=regression", "loss=dm"],
+    ("model/head", "regression"): ["bins=none", "loss=dm"],
+    ("loss/kernel", "fixed"): ["loss=mse"],
+    ("loss/kernel", "adaptive"): ["loss=mse"],
 }
+
+
+def group_and_choice(file: Path) -> tuple[str, str]:
+    """A folder below a group is a group of its own (model/head), or part of the choice's name (experiment)."""
+    group = file.parent.as_posix() if file.parent.as_posix() in SCHEMAS else file.parts[0]
+    return group, file.relative_to(group).with_suffix("").as_posix()
 
 
 def config_of(group: str, choice: str) -> TrainConfig:
@@ -43,7 +52,7 @@ def test_there_are_choices() -> None:
 
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_choice_composes_and_builds(file: Path) -> None:
-    group, choice = file.parts[0], file.relative_to(file.parts[0]).with_suffix("").as_posix()
+    group, choice = group_and_choice(file)
     config = config_of(group, choice)
     assert check(config) == []
     if group == "dataset":
@@ -61,7 +70,7 @@ def test_choice_composes_and_builds(file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(f.stem for f in CHOICES if f.parts[0] == "model"))
+@pytest.mark.parametrize("name", sorted(f.stem for f in CHOICES if f.parent.as_posix() == "model"))
 def test_model_counts_at_full_size(name: str) -> None:
     """Text encoder and all, without published weights."""
     config = config_of("model", name)

@@ -1,6 +1,7 @@
 """Nothing imports upwards, and rooms of one level do not know each other (CONTRIBUTING.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,11 @@ def test_an_upward_import_is_seen(tmp_path: Path) -> None:
 def test_only_one_file_knows_of_processes() -> None:
     knowing = [f.name for f in SOURCE.rglob("*.py") if "lightning_fabric" in f.read_text()]
     assert knowing == ["runtime.py"]
+
+
+def test_only_one_file_uses_private_parts_of_hydra() -> None:
+    private = re.compile(
+        r"hydra\._internal|hydra\.core\.(global_hydra|override_parser)|\._(metadata|get_node|is_none)\b"
+    )
+    using = [file.name for file in SOURCE.rglob("*.py") if private.search(file.read_text())]
+    assert using == ["hydra_private.py"]

@@ -22,6 +22,8 @@ from headcount.config import HeadConfig, LossConfig, MethodConfig, TrainConfig, 
 from headcount.data.loading import MakeBatch, Targets, build_batches, stack_images
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
+from headcount.engine.run import run_path
+from headcount.engine.runtime import Runtime
 from headcount.engine.train import FinishedRun, train
 from headcount.losses.build import Loss, build_loss
 from headcount.models.heads import PredictionHead, build_head, resample
@@ -213,21 +215,34 @@ def registered() -> None:
 SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=64", "model.width=8", "runtime=cpu", "runtime.workers=0"]
 
 
-def run_of(folder: Path, *choices: str) -> FinishedRun:
-    """Train two steps, stop, and continue for two more."""
+class StopError(Exception):
+    """What a kill does."""
+
+
+def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *choices: str) -> FinishedRun:
+    """Train an epoch of two steps, stop in the second epoch, and resume."""
     config: TrainConfig = to_config(compose([*SMALL, f"output_dir={folder}", *choices], config_name="train"))
-    config.run_name = "own"
-    config.epochs = 2
-    first = train(config)
-    assert first is not None
-    assert [record["epoch"] for record in first.metrics] == [1, 2]
-    # What was interrupted after its first epoch: last.pt of that epoch, as a kill leaves it.
-    content = checkpoint.read(first.folder / checkpoint.LAST)
-    assert content["epoch"] == 2
+    config.run_name, config.epochs = "own", 2
+    seed = Runtime.seed
+
+    def stop_in_the_second_epoch(self: Runtime, number: int, epoch: int = 0) -> None:
+        if epoch == 1:
+            raise StopError
+        seed(self, number, epoch)
+
+    monkeypatch.setattr(Runtime, "seed", stop_in_the_second_epoch)
+    with pytest.raises(StopError):
+        train(config)
+    monkeypatch.setattr(Runtime, "seed", seed)
+    last = run_path(config) / checkpoint.LAST
+    trained = checkpoint.read(last)
+    assert trained["epoch"] == 1
     config.resume = True
     resumed = train(config)
     assert resumed is not None
-    assert resumed.metrics == first.metrics
+    assert [record["epoch"] for record in resumed.metrics] == [1, 2]
+    weights = checkpoint.read(last)["model"]
+    assert any(not torch.equal(weights[name], value) for name, value in trained["model"].items())
     return resumed
 
 
@@ -246,8 +261,8 @@ def evaluation_of(run: FinishedRun, folder: Path) -> CheckpointEvaluation:
     return evaluated
 
 
-def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "model.head=hurdle", "loss=hurdle", "loss.weight=0.5")
+def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, monkeypatch, "model.head=hurdle", "loss=hurdle", "loss.weight=0.5")
     assert run.metrics[-1]["train/occupation"] > 0
     content = checkpoint.read(run.folder / checkpoint.BEST)
     assert content["config"]["kinds"]["model/head"] == "hurdle"
@@ -263,8 +278,11 @@ def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path) -> None:
     torch.testing.assert_close(photo.probabilities.sum(0), torch.ones_like(photo.block_counts))
 
 
-def test_a_method_of_nested_crops_that_predicts_one_number_per_image(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "method=nested", "method.crops=3", "model.head=one_number", "loss=rank", "bins=none")
+def test_a_method_of_nested_crops_that_predicts_one_number_per_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = ["method=nested", "method.crops=3", "model.head=one_number", "loss=rank", "bins=none"]
+    run = run_of(tmp_path, monkeypatch, *choices)
     assert run.metrics[-1]["train/rank"] >= 0
     assert "train/empty_blocks" not in run.metrics[-1]
     assert run.best.mae > 0

@@ -27,7 +27,7 @@ def make_folder(folder: Path, setting: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error}); choose another with {setting}=...") from error
+        raise ConfigError(f"{folder} cannot be created ({error}); choose another with {setting}=...") from error
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from headcount.types import CountErrors, ImageCount
 
+GAME = ("game1", "game2", "game3")
+"""Names of GAME(1) to GAME(3) among the numbers of an image; a counter without blocks has none."""
+
 LEVELS: dict[str, tuple[float, float]] = {
     "0": (0, 0),
     "1-100": (1, 100),
@@ -74,7 +77,7 @@ def measure(images: Sequence[ImageCount]) -> Metrics:
             levels[name] = CountErrors.from_counts(predicted[within].tolist(), true[within].tolist())
     mae_interval, rmse_interval = bootstrap_intervals(predicted - true)
     variation = float(np.square(true - true.mean()).sum())
-    games = [image.game for image in images]
+    games = [[image.numbers[name] for name in GAME if name in image.numbers] for image in images]
     return Metrics(
         errors=errors,
         mae_interval=mae_interval,

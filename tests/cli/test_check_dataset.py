@@ -1,7 +1,6 @@
 """The audit as typed: report, numbers, pictures, exit status."""
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data.folders import make_shanghaitech
+from headcount.cli import check_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -53,12 +52,11 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     """The script in this process, from a folder of its own; gives the exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-    main = runpy.run_path(str(ROOT / "scripts" / "check_dataset.py"))["main"]
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            check_dataset.main()
         assert isinstance(ended.value.code, int)
         return ended.value.code
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from headcount.command import compose, to_config
+from headcount.cli.compose import compose, to_config
 from headcount.config import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ Script = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Two seeds of one run."""
-    config = to_config(compose([], config_name="train", config_dir=ROOT / "configs"))
+    config = to_config(compose([], config_name="train"))
     for seed in (1, 2):
         folder = tmp_path / "runs" / f"seed{seed}"
         folder.mkdir(parents=True)

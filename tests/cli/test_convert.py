@@ -1,7 +1,6 @@
 """convert_checkpoint.py as a user runs it, and eval.py on what it wrote."""
 
 import pickle
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from headcount.bins import CountBins
+from headcount.cli.convert_checkpoint import convert
 from headcount.config import ConfigError, ImageNetConfig, RegressionHeadConfig
 from headcount.models.build import build_model
 from headcount.types import BlockGrid
@@ -19,7 +19,6 @@ BINS = CountBins(
     BlockGrid(8), (*((float(k), float(k)) for k in range(4)), (4.0, float("inf"))), (0.0, 1.0, 2.0, 3.0, 4.2)
 )
 COUNTS = "bins.representative_counts=[0,1,2,3,4.2]"
-ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = "scripts/convert_checkpoint.py"
 Run = Callable[..., Any]
 
@@ -73,7 +72,6 @@ def test_what_cannot_be_converted(
     tmp_path: Path, released: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    convert = runpy.run_path(str(ROOT / SCRIPT))["convert"]
     torch.save({**released, "extra.weight": torch.zeros(1)}, tmp_path / "extra.pth")
     torch.save(released, tmp_path / "whole.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:10000])

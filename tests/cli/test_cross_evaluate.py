@@ -8,7 +8,7 @@ import pytest
 
 from data.folders import Heads, make_shanghaitech, write_image, write_nwpu_json
 from engine.test_checkpoint import write_checkpoint
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
 from headcount.engine import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def test_every_counter_on_every_dataset(script: Script, data: Path, tmp_path: Pa
     first = untrained(tmp_path, "a", "dataset=sha", "dataset.min_side=64")
     second = untrained(tmp_path, "b", "dataset=shb", "dataset.min_side=64")
     status, out, err = script(
-        *(CROSS, first, second, "--datasets", "sha", "shb", "--data-root", "data", "--output", "out"),
+        *(CROSS, first, second, "--datasets", "sha", "shb", "data_root=data", "--output", "out"),
         *("runtime=cpu", "runtime.workers=0", "dataset.cache_dir=cache"),
     )
     assert status == 0, err
@@ -107,12 +107,12 @@ def test_every_counter_on_every_dataset(script: Script, data: Path, tmp_path: Pa
     assert not (tmp_path / "a" / "eval").exists()
 
 
-@pytest.mark.parametrize("typed", [True, False], ids=["--data-root", "HEADCOUNT_DATA"])
+@pytest.mark.parametrize("typed", [True, False], ids=["data_root=", "HEADCOUNT_DATA"])
 def test_data_that_moved_since_training_are_found(
     typed: bool, script: Script, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ckpt = untrained(tmp_path, "a", "dataset=sha", "dataset.min_side=64", f"dataset.root={tmp_path / 'gone'}")
-    where = ["--data-root", "data"] if typed else []
+    where = ["data_root=data"] if typed else []
     if not typed:
         monkeypatch.setenv("HEADCOUNT_DATA", "data")
     status, _, err = script(CROSS, ckpt, "--datasets", "sha", *where, "runtime=cpu", "runtime.workers=0")
@@ -127,7 +127,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
     (data / "part_A" / "test_data" / "images" / "IMG_2.jpg").unlink()
     settings = ["max_images=2", "runtime=cpu", "runtime.workers=0", "dataset.cache_dir=cache", "dataset.min_side=64"]
-    status, out, err = script(CROSS, good, "bad.pt", "--datasets", "sha", "shb", *settings, "--data-root", "data")
+    status, out, err = script(CROSS, good, "bad.pt", "--datasets", "sha", "shb", *settings, "data_root=data")
     assert status == 1
     assert "[1/4] sha tiny on sha test: failed" in out
     assert "[2/4] sha tiny on shb test: MAE" in out
@@ -142,7 +142,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(evaluate, "evaluate", broken)
-    status, _, err = script(CROSS, good, "--datasets", "shb", *settings, "--data-root", "data")
+    status, _, err = script(CROSS, good, "--datasets", "shb", *settings, "data_root=data")
     assert status == 1
     assert "sha tiny on shb test: RuntimeError: out of luck" in err
 
@@ -153,7 +153,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(
         (["gone.pt", "--datasets", "sha"], "ckpt=gone.pt: no such file"),
         (["x.pt", "--datasets", "shc"], "dataset=shc: no such choice; allowed are"),
         (["x.pt", "--datasets", "sha", "max_images=0"], "max_images=0: must be at least 1"),
-        (["x.pt", "--datasets", "sha", "data_root=d"], "data_root=d: cannot be set here; type --data-root"),
+        (["x.pt", "--datasets", "sha", "dataset=shb"], "dataset=shb: cannot be set here; type --datasets"),
         (["x.pt", "--datasets", "sha", "sha:test"], "--datasets sha sha:test: one is named twice"),
         (["x.pt", "./x.pt", "--datasets", "sha"], "a checkpoint is named twice"),
         (["x.pt", "--datasets", "sha:val"], "sha has train, test; type sha:test"),

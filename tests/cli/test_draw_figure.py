@@ -40,9 +40,7 @@ def test_a_few_images_are_counted_and_drawn(
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
     write_checkpoint(tmp_path, *SMALL)
-    status, out, err = script(
-        "scripts/draw_figure.py", "--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf"
-    )
+    status, out, err = script("scripts/draw_figure.py", "ckpt=best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
     assert status == 0, err
     assert len(modes) == 3  # none of the other six
     lines = [line for line in out.splitlines() if ": true" in line]
@@ -54,7 +52,7 @@ def test_a_few_images_are_counted_and_drawn(
     for line, count in zip(lines, counts, strict=True):
         assert f"true {count:g}" in said
         assert f"predicted {line.split('predicted ')[1]}" in said
-    again = script(DRAW, "--ckpt", "best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
+    again = script(DRAW, "ckpt=best_mae.pt", "--images", "3", *CPU, "--output", "f.pdf")
     assert again == (status, out, err)
 
 
@@ -62,7 +60,7 @@ def test_named_images_in_their_order_and_other_settings(script: Script, modes: l
     write_checkpoint(tmp_path, *SMALL)
     status, out, err = script(
         "scripts/draw_figure.py",
-        *("--ckpt", "best_mae.pt", "--output", "new/f.png", "--split", "val", "--names", "val_0003", "val_0001"),
+        *("ckpt=best_mae.pt", "--output", "new/f.png", "split=val", "--names", "val_0003", "val_0001"),
         *("eval=sliding_window", "eval.window=32", *CPU),
     )
     assert status == 0, err
@@ -76,7 +74,7 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
     heads = {"IMG_1": [(3.0, 4.0)], "IMG_2": [(5.0, 5.0)] * 2}
     make_shanghaitech(tmp_path / "data" / "part_B", {"train": heads, "test": heads})
     write_checkpoint(tmp_path, *SMALL)
-    typed = ["--ckpt", "best_mae.pt", "--images", "2", "--data-root", "data", "dataset=shb", "dataset.min_side=64"]
+    typed = ["ckpt=best_mae.pt", "--images", "2", "data_root=data", "dataset=shb", "dataset.min_side=64"]
     status, out, err = script(DRAW, *typed, "dataset.cache_dir=cache", *CPU)
     assert status == 0, err
     assert "IMG_1: true 1" in out
@@ -87,14 +85,14 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["--ckpt", "gone.pt"], "ckpt=gone.pt: no such file; there is best_mae.pt"),
+        (["ckpt=gone.pt"], "ckpt=gone.pt: no such file; there is best_mae.pt"),
         (["--output", "f.jpg"], "--output f.jpg: a figure's file ends in .png, .pdf, .svg"),
-        (["--images", "10"], "--images 10: must be 1 to 9, as many as the test split has"),
+        (["--images", "10"], "--images 10: must be 1 to 9, the number of images in test"),
         (["--images", "0"], "--images 0: must be 1 to 9"),
-        (["--names", "IMG_1"], "--names IMG_1: the test split has no image of this name; it has test_0000"),
-        (["--split", "fold"], "split=fold"),
+        (["--names", "IMG_1"], "--names IMG_1: test has no image of this name; it has test_0000"),
+        (["split=fold"], "split=fold"),
         (["dataset=shc"], "dataset=shc: no such choice"),
-        (["split=val"], "split=val: cannot be set here; type --split"),
+        (["output_dir=x"], "output_dir=x: cannot be set here; type --output"),
         (["runtime.devices=2"], "runtime.devices=2: a few images take 1"),
         (["eval=sliding_window", "eval.window=30"], "eval.window=30: must be a multiple of"),
         (["--output", "best_mae.pt/f.png"], "choose another with --output"),
@@ -102,7 +100,7 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
 )
 def test_what_cannot_be_is_refused(typed: list[str], said: str, script: Script, modes: list[Any]) -> None:
     write_checkpoint(Path(), *SMALL)
-    status, _, err = script(DRAW, *(["--ckpt", "best_mae.pt"] * ("--ckpt" not in typed)), *typed)
+    status, _, err = script(DRAW, *(["ckpt=best_mae.pt"] if "ckpt=gone.pt" not in typed else []), *typed)
     assert status == 2
     assert said in err
     assert "Traceback" not in err
@@ -116,7 +114,7 @@ def test_a_counter_whose_weights_are_lost_is_named(
     write_checkpoint(tmp_path, *SMALL)
     blocks = tiling.BlockMaps(counts=torch.full((8, 8), torch.nan), probabilities=None)
     monkeypatch.setattr(tiling, "predict_blocks", lambda *_: blocks)
-    status, _, err = script(DRAW, "--ckpt", "best_mae.pt", *CPU)
+    status, _, err = script(DRAW, "ckpt=best_mae.pt", *CPU)
     assert status == 2
     assert "ckpt=best_mae.pt: the predicted count of test_" in err
     assert not (tmp_path / "figure.png").exists()

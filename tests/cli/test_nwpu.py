@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from headcount.command import compose, to_config
 
 from data.folders import Heads, make_nwpu, write_image
 from engine.test_checkpoint import write_checkpoint
+from headcount.cli.compose import compose, to_config
 from headcount.engine.evaluate import evaluate_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     script: Script, data: Path, tmp_path: Path
 ) -> None:
     ckpt = write_checkpoint(tmp_path, "dataset=nwpu", *SMALL)
-    typed = ("--ckpt", str(ckpt), "--data-root", str(data), "--output", "out/sub.txt")
+    typed = (f"ckpt={ckpt}", f"data_root={data}", "--output", "out/sub.txt")
     status, out, err = script("scripts/nwpu_submit.py", *typed, "runtime=cpu", "dataset.cache_dir=cache")
     assert status == 0, err
     assert "3 test images" in out
@@ -46,10 +46,10 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     # As prepared for the checkpoint, short sides of 64 px: 41 x 96 became 64 x 160, not 448 as by dataset=nwpu.
     assert [p.name for p in (tmp_path / "cache").rglob("*.jpg")] == ["0010.jpg"]
 
-    assert script("scripts/nwpu_submit.py", "--validate", "out/sub.txt", "--data-root", str(data))[0] == 0
+    assert script("scripts/nwpu_submit.py", "--validate", "out/sub.txt", f"data_root={data}")[0] == 0
     status, out, _ = script("scripts/nwpu_submit.py", "--validate", "out/sub.txt")
     assert status == 1
-    assert "line 1: id 12 is not one of the 1500 images" in out
+    assert "line 1: id 12 is none of the 1500 images" in out
     assert "1500 of 1500 images are missing: 3610 to 5109" in out
 
     (data / "NWPU-Crowd" / "images" / "0007.jpg").unlink()
@@ -70,15 +70,15 @@ def test_published_ids_are_valid(script: Script, tmp_path: Path) -> None:
 def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script, data: Path, tmp_path: Path) -> None:
     """By the rule of dataset=nwpu, for a counter trained on other data."""
     ckpt = write_checkpoint(tmp_path, "dataset=sha", *SMALL)
-    where = ("--data-root", str(data))
+    where = f"data_root={data}"
     status, _, err = script(
-        *("scripts/nwpu_submit.py", "--ckpt", str(ckpt), *where, "--split", "val", "--output", "val.txt"),
+        *("scripts/nwpu_submit.py", f"ckpt={ckpt}", *where, "split=val", "--output", "val.txt"),
         *("runtime=cpu", "dataset.cache_dir=cache"),
     )
     assert status == 0, err
     counts = {int(name): count for name, count in read(tmp_path / "val.txt")}
     typed = ["ckpt=unused", "dataset=nwpu", "split=val", f"data_root={data}", "runtime=cpu", "dataset.cache_dir=cache"]
-    config = to_config(compose(typed, config_name="eval", config_dir=ROOT / "configs"))
+    config = to_config(compose(typed, config_name="eval"))
     config.ckpt = str(ckpt)
     result = evaluate_checkpoint(config)
     assert result is not None
@@ -103,9 +103,9 @@ def test_counts_of_val_are_those_of_an_evaluation_and_are_scored(script: Script,
 
 def test_a_file_with_wrong_ids_is_not_scored(script: Script, data: Path, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("4 3\n5 0\n9 1\n")
-    status, out, _ = script("scripts/nwpu_score.py", "val.txt", "--data-root", str(data))
+    status, out, _ = script("scripts/nwpu_score.py", "val.txt", f"data_root={data}")
     assert status == 1
-    assert "line 3: id 9 is not one of the 3 images" in out
+    assert "line 3: id 9 is none of the 3 images" in out
     assert "1 of 3 images are missing: 6" in out
     assert not (tmp_path / "val_scores.json").exists()
 
@@ -113,7 +113,7 @@ def test_a_file_with_wrong_ids_is_not_scored(script: Script, data: Path, tmp_pat
 def test_lost_annotations_are_named(script: Script, data: Path, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("4 3\n5 0\n6 1\n")
     (data / "NWPU-Crowd" / "mats" / "0005.mat").unlink()
-    status, _, err = script("scripts/nwpu_score.py", "val.txt", "--data-root", str(data))
+    status, _, err = script("scripts/nwpu_score.py", "val.txt", f"data_root={data}")
     assert status == 2
     assert "1 of 3 images of val have no annotation" in err
     assert "0005.mat" in err
@@ -122,11 +122,11 @@ def test_lost_annotations_are_named(script: Script, data: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["--ckpt", "gone.pt", "--output", "o.txt"], "ckpt=gone.pt: no such file"),
-        (["--ckpt", "gone.pt"], "--output is not set"),
-        (["--ckpt", "x.pt", "--output", "o", "max_images=3"], "max_images=3: cannot be set here; a submission holds"),
-        (["--ckpt", "x.pt", "--output", "o", "dataset=sha"], "dataset=sha: cannot be set here"),
-        (["--ckpt", "x.pt", "--output", "o", "eval=sliding"], "eval=sliding: no such choice; allowed are auto"),
+        (["ckpt=gone.pt", "--output", "o.txt"], "ckpt=gone.pt: no such file"),
+        (["ckpt=gone.pt"], "--output is not set"),
+        (["ckpt=x.pt", "--output", "o", "max_images=3"], "max_images=3: cannot be set here; a submission holds"),
+        (["ckpt=x.pt", "--output", "o", "dataset=sha"], "dataset=sha: cannot be set here"),
+        (["ckpt=x.pt", "--output", "o", "eval=sliding"], "eval=sliding: no such choice; allowed are auto"),
         (["--validate", "gone.txt"], "--validate gone.txt: no such file"),
         (["--validate", "gone.txt", "--output", "o"], "takes no --output"),
     ],

@@ -1,7 +1,6 @@
 """Pictures of all kinds counted from the command line; one bad one never stops the rest."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,13 @@ from PIL import Image
 
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
+from headcount.cli import predict as command
+from headcount.cli.photos import expand
+from headcount.files import quoted
+from headcount.report.predictions import earlier_results
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Predict = Callable[..., tuple[int, str, str]]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def noise(width: int = 90, height: int = 60, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -50,33 +51,20 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict_script", ROOT / "scripts" / "predict.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def best(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "model.width=8"))
 
 
 @pytest.fixture
-def predict(
-    script: ModuleType, best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Predict:
+def predict(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Predict:
     """Run the command in ``tmp_path`` without starting Python again; gives status, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # it is put back
 
     def run(*arguments: str, ckpt: str = best) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments, "--ckpt", ckpt])
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments, f"ckpt={quoted(ckpt)}"])
         with pytest.raises(SystemExit) as end:
-            script.main()
+            command.main()
         shown = capsys.readouterr()
         return int(end.value.code or 0), shown.out, shown.err
 
@@ -143,7 +131,7 @@ def test_as_typed(run_command: Run, tmp_path: Path, best: str) -> None:
     for name in ("a.png", "f/a.png"):
         picture(tmp_path / name)
     (tmp_path / "f" / "b.png").touch()
-    done = run_command("scripts/predict.py", "a.png", "f", "--ckpt", best)
+    done = run_command("scripts/predict.py", "a.png", "f", f"ckpt={best}")
     assert done.returncode == 1
     assert "failed: 1 of 3\n  f/b.png: empty, 0 bytes\n" in done.stderr
     assert "Traceback" not in done.stderr
@@ -190,26 +178,26 @@ def test_what_cannot_be_done_is_refused_at_once(
 
 def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_command: Run, tmp_path: Path) -> None:
     picture(tmp_path / "p.png")
-    done = run_command("scripts/predict.py", "p.png", "--ckpt", "gone.pt", PYTHONPROFILEIMPORTTIME="1")
+    done = run_command("scripts/predict.py", "p.png", "ckpt=gone.pt", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 2
     assert "gone.pt: no such file" in done.stderr
     assert "| torch" not in done.stderr
 
 
-def test_what_exists_is_no_pattern(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_exists_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a[1].png", "a1.png", "a2.png", "~b.png", "d[1]/x, y=z.jpg", "d1/no.jpg"):
         picture(tmp_path / name)
 
-    def expand(*typed: str) -> list[str]:
-        return [str(p) for p in script.expand(list(typed), leave_out=set())]
+    def found(*typed: str) -> list[str]:
+        return [str(p) for p in expand(list(typed), leave_out=set())]
 
-    assert expand("a[1].png") == ["a[1].png"]
-    assert expand("a[12].png") == ["a1.png", "a2.png"]
-    assert expand("~b.png", "~nobody here.png") == ["~b.png", "~nobody here.png"]
-    assert expand("d[1]") == ["d[1]/x, y=z.jpg"]
-    assert expand("d1/../a1.png", "a1.png", "a?.png") == ["d1/../a1.png", "a1.png", "a2.png"]
-    assert expand("d?", "**/no.jpg") == ["d1/no.jpg"]
+    assert found("a[1].png") == ["a[1].png"]
+    assert found("a[12].png") == ["a1.png", "a2.png"]
+    assert found("~b.png", "~nobody here.png") == ["~b.png", "~nobody here.png"]
+    assert found("d[1]") == ["d[1]/x, y=z.jpg"]
+    assert found("d1/../a1.png", "a1.png", "a?.png") == ["d1/../a1.png", "a1.png", "a2.png"]
+    assert found("d?", "**/no.jpg") == ["d1/no.jpg"]
 
 
 def test_of_a_folder_all_pictures_but_hidden_ones_and_our_own(predict: Predict, tmp_path: Path) -> None:
@@ -291,11 +279,11 @@ def test_a_counts_json_of_somebody_else_is_kept(content: str, predict: Predict, 
     assert (tmp_path / "counts.json").read_text() == content
 
 
-def test_a_record_cannot_name_files_elsewhere_for_removal(script: ModuleType, tmp_path: Path) -> None:
+def test_a_record_cannot_name_files_elsewhere_for_removal(tmp_path: Path) -> None:
     names = ["../p.png", "density/../../p.npy", "/p.png", "pictures/../p.png", "counts.txt", "pictures/a.png"]
     rows = [{"density": name, "picture": None} for name in names]
     (tmp_path / "counts.json").write_text(json.dumps({"pictures": rows}))
-    found = {p.relative_to(tmp_path).as_posix() for p in script.earlier_results(tmp_path)}
+    found = {p.relative_to(tmp_path).as_posix() for p in earlier_results(tmp_path)}
     assert found == {"counts.json", "counts.csv", "pictures/a.png"}
 
 
@@ -356,3 +344,23 @@ def test_blocks_can_be_laid_on_the_photo(predict: Predict, tmp_path: Path) -> No
     rows, cols = np.load(tmp_path / "predictions" / row["density"]).shape
     assert rows == math.ceil(row["resized_height"] / row["block_size"])
     assert cols == math.ceil(row["resized_width"] / row["block_size"])
+
+
+def test_the_checkpoint_may_be_typed_as_before(run_command: Run, tmp_path: Path, best: str) -> None:
+    picture(tmp_path / "p.png")
+    done = run_command("scripts/predict.py", "p.png", "--ckpt", best, "--no-pictures", "--no-density")
+    assert done.returncode == 0, done.stderr
+    assert f"predict.py: --ckpt is now typed ckpt={best}\n" in done.stderr
+
+
+def test_a_checkpoint_is_asked_for(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py", "p.png"])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 2
+
+
+def test_settings_that_it_does_not_have_are_pictures(predict: Predict) -> None:
+    status, _, err = predict("runtime=cpu")
+    assert status == 1
+    assert "runtime=cpu: no such file" in err

@@ -28,11 +28,11 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     looked = run_command("scripts/reproduce_table.py", *TYPED)
     assert looked.returncode == 0, looked.stderr
     assert "Missing: 1 runs" in looked.stdout
-    nowhere = run_command("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "output=none")
+    nowhere = run_command("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "--output", "none")
     assert "output_dir=nowhere: there is no such folder yet" in nowhere.stderr
     command = next(line for line in looked.stdout.splitlines() if line.startswith("python train.py"))
     assert "experiment=table3/lambda_1 dataset=synthetic" in command
-    done = run_command("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
+    done = run_command("scripts/reproduce_table.py", *TYPED, "--run", "--output", "out")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "table3.md").read_text()
     assert "Missing" not in page
@@ -54,11 +54,11 @@ def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]])
     for typed, words in (
         (["table=9"], "table=9: no such table"),
         ([], "the following arguments are required"),
-        (["seeds=1"], "table is not set: type table=1"),
-        (["table=3", "seed=1"], "a table takes seeds=1,2,3"),
-        (["table=3", "seeds=-1"], "seeds=-1: must be at least 0"),
-        (["table=3", "experiment=table3/lambda_2"], "experiment=table3/lambda_2: is the table's own business"),
-        (["table=3", "seeds=one"], "seeds=one: must be whole numbers"),
+        (["optim.lr=1"], "table is not set: type table=1"),
+        (["table=3", "seed=1"], "a table takes --seeds 1,2,3"),
+        (["table=3", "--seeds=-1"], "--seeds -1: must be at least 0"),
+        (["table=3", "experiment=table3/lambda_2"], "experiment=table3/lambda_2: is set by the table"),
+        (["table=3", "--seeds", "one"], "--seeds one: must be whole numbers"),
         (["table=3", "run=maybe"], "run=maybe: must be true or false"),
         (["table=3", "scale=tiny"], "scale=tiny: no such choice"),
         (["table=3", f"output_dir={__file__}"], "is a file; name the folder of the runs"),

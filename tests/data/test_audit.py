@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from data.folders import make_jhu, make_mall, make_nwpu, make_shanghaitech, make_ucf_cc_50, write_image, write_info_mat
-from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, SyntheticConfig, UcfCc50Config
+from headcount.config import CustomConfig, FolderDatasetConfig, SyntheticConfig, UcfCc50Config
 from headcount.data.audit import Audit, Fault, audit_dataset, capped
-from headcount.data.datasets import block_histogram, open_split
-from headcount.data.layouts import SPLITS
+from headcount.data.histograms import block_histogram
+from headcount.data.listing import SPLITS
+from headcount.data.open import open_split
+from headcount.errors import DataError
 
 
 def config(root: Path, **settings: object) -> FolderDatasetConfig:
@@ -64,7 +66,7 @@ def test_everything_wrong_is_found_at_once(faulty: Path) -> None:
 
 def test_training_stops_with_the_same_words(faulty: Path) -> None:
     (error,) = audit_dataset(config(faulty)).errors
-    with pytest.raises(ConfigError) as stopped:
+    with pytest.raises(DataError) as stopped:
         open_split(config(faulty), "train")
     assert str(stopped.value) == error
     assert "3 of 6 images of train cannot be used" in error
@@ -85,7 +87,7 @@ def test_annotations_are_broken_in_several_ways(tmp_path: Path) -> None:
     (root / "train_data" / "ground-truth" / "GT_IMG_2.mat").write_bytes(b"no mat file")
     audit = audit_dataset(config(root))
     assert audit.splits[0].faults == {Fault.not_finite: 1, Fault.annotation: 1}
-    with pytest.raises(ConfigError) as stopped:
+    with pytest.raises(DataError) as stopped:
         open_split(config(root), "train")
     assert audit.errors == [str(stopped.value)]
 
@@ -172,7 +174,7 @@ def test_a_split_that_is_not_there_is_an_error_beside_the_others(tmp_path: Path)
 
 
 def test_no_folder_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="found no folder with"):
+    with pytest.raises(DataError, match="found no folder with"):
         audit_dataset(config(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Images and points of one's own: every format and way to split them, and every mistake named."""
+"""Custom datasets: every annotation format and way to split them, and every mistake is reported with its file."""
 
 import json
 from collections import Counter
@@ -20,8 +20,11 @@ from data.folders import (
 )
 from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, CustomConfig, PointsFormat, check
-from headcount.data import layouts
-from headcount.data.datasets import CrowdDataset, image_files, list_folder, open_split, selection_split
+from headcount.data.catalogue import selection_split
+from headcount.data.crowd import CrowdDataset
+from headcount.data.listing import SPLITS
+from headcount.data.open import list_split, open_images, open_split
+from headcount.errors import DataError
 
 IMAGES: dict[str, Heads] = {"a": [(1.5, 2.0), (60.25, 3.0), (1.5, 2.0)], "b.v2": [(5.0, 6.5)], "c": []}
 SIZE = 64  # of the images, which need no resizing
@@ -123,15 +126,13 @@ def test_the_points_folder_and_format_may_be_said(config: CustomConfig, tmp_path
         config.points, config.points_format = points, points_format
         assert heads_of(open_split(config, "train")) == {"a": [expected]}
     config.points_format = PointsFormat.auto
-    with pytest.raises(
-        ConfigError, match=r"a\.jpg has 2 annotations, .*a\.csv and .*a\.json; keep one, or choose with"
-    ):
+    with pytest.raises(DataError, match=r"a\.jpg has 2 annotations, .*a\.csv and .*a\.json; keep one, or choose with"):
         open_split(config, "train")
     config.points_format = PointsFormat.npy
-    with pytest.raises(ConfigError, match=r"a\.jpg has no annotation a\{\.npy\} in .*third"):
+    with pytest.raises(DataError, match=r"a\.jpg has no annotation a\{\.npy\} in .*third"):
         open_split(config, "train")
     config.points = "fourth"
-    with pytest.raises(ConfigError, match=r"dataset\.points=fourth: there is no file or folder .*fourth"):
+    with pytest.raises(DataError, match=r"dataset\.points=fourth: there is no file or folder .*fourth"):
         open_split(config, "train")
 
 
@@ -187,7 +188,7 @@ def test_a_file_for_all_that_cannot_be_read_says_why(
     write_images(tmp_path / "mine")
     (tmp_path / "mine" / file).write_text(text)
     config.points = file
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_split(config, "train")
     assert file in str(error.value)
 
@@ -217,7 +218,7 @@ def test_three_folders(config: CustomConfig, tmp_path: Path) -> None:
     config.val = None
     assert selection_split(config) == "test"
     config.root = None
-    with pytest.raises(ConfigError, match=r"dataset\.train=train: there is no folder train; \. holds"):
+    with pytest.raises(DataError, match=r"dataset\.train=train: there is no folder train; \. holds"):
         open_split(config, "train")
 
 
@@ -247,7 +248,7 @@ def test_shares_of_one_folder_depend_on_names_alone(config: CustomConfig, tmp_pa
 
 
 def splits_of(config: CustomConfig) -> dict[str, str]:
-    return {item.name: split for split in layouts.SPLITS for item in list_folder(config, split, data_root=None)[1]}
+    return {item.name: split for split in SPLITS for item in list_split(config, split, data_root=None)[1]}
 
 
 def test_images_that_are_added_move_no_others(config: CustomConfig, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_folder_too_small_to_split(config: CustomConfig, tmp_path: Path) -> No
     write_many(tmp_path / "mine", ["a", "b"])
     config.val_fraction, config.test_fraction = 0.1, 0.2
     with pytest.raises(
-        ConfigError, match=r"2 images are too few for dataset\.val_fraction=0\.1 and .*=0\.2.* set one to 0"
+        DataError, match=r"2 images are too few for dataset\.val_fraction=0\.1 and .*=0\.2.* set one to 0"
     ):
         open_split(config, "train")
 
@@ -301,8 +302,8 @@ def test_a_file_may_say_the_splits(file: str, text: str, config: CustomConfig, t
     assert [open_split(config, split).names for split in ("train", "val", "test")] == [["a"], ["b"], ["c"]]
     assert selection_split(config) == "val"
     dataset = open_split(config, "val")
-    assert dataset.unnamed == ["nowhere named"]
-    assert dataset.report()[0] == "1 images are in no split of dataset.split_file: nowhere named"
+    assert dataset.in_no_split == ["nowhere named"]
+    assert dataset.describe()[0] == "1 images are in no split of dataset.split_file: nowhere named"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_a_file_of_splits_that_cannot_be_used_says_why(
     if text is not None:
         (tmp_path / "mine" / file).write_text(text)
     config.split_file = file
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_split(config, "train")
     assert file in str(error.value)
 
@@ -352,7 +353,7 @@ def test_an_image_without_annotation_is_named_or_left_out(config: CustomConfig, 
     for name in ("a", "c"):
         (tmp_path / "mine" / f"{name}.csv").unlink()
     (tmp_path / "mine" / "b.csv").write_text("")  # nobody
-    with pytest.raises(ConfigError, match="2 of 3 images of train") as error:
+    with pytest.raises(DataError, match="2 of 3 images of train") as error:
         open_split(config, "train")
     for name in ("a", "c"):
         assert f"image {tmp_path / 'mine' / name}.jpg has no annotation {name}{{.csv,.txt" in str(error.value)
@@ -360,13 +361,15 @@ def test_an_image_without_annotation_is_named_or_left_out(config: CustomConfig, 
     dataset = open_split(config, "train")
     assert heads_of(dataset) == {"b": []}
     assert dataset.left_out == ["a", "c"]
-    assert len(image_files(config, "train")) == 3  # prediction needs no annotation
+    images = open_images(config, "train")  # prediction needs no annotation
+    assert images.names == ["a", "b", "c"]
+    assert images[2].image.shape == (3, SIZE, SIZE)
 
 
 def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path) -> None:
     write_many(tmp_path / "mine", ["a"])
     write_image(tmp_path / "mine" / "a.png")
-    with pytest.raises(ConfigError, match=r"a\.jpg and .*a\.png have one name"):
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png have one name"):
         open_split(config, "train")
 
 
@@ -406,7 +409,7 @@ def test_an_annotation_that_cannot_be_read_says_why(
     write_images(tmp_path / "mine", ["a"])
     path = tmp_path / "mine" / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_split(config, "train")
     assert str(path) in str(error.value)
 
@@ -414,17 +417,17 @@ def test_an_annotation_that_cannot_be_read_says_why(
 def test_an_array_or_mat_of_another_shape_says_what_it_holds(config: CustomConfig, tmp_path: Path) -> None:
     write_images(tmp_path / "mine", ["a"])
     np.save(tmp_path / "mine" / "a.npy", np.zeros((4, 3)))
-    with pytest.raises(ConfigError, match=r"array of float64 of shape \(4, 3\)"):
+    with pytest.raises(DataError, match=r"array of float64 of shape \(4, 3\)"):
         open_split(config, "train")
     np.save(tmp_path / "mine" / "a.npy", np.zeros((0, 3)))
-    with pytest.raises(ConfigError, match=r"array of float64 of shape \(0, 3\)"):
+    with pytest.raises(DataError, match=r"array of float64 of shape \(0, 3\)"):
         open_split(config, "train")
     np.save(tmp_path / "mine" / "a.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ConfigError, match=r"no readable \.npy file"):  # it could run code
+    with pytest.raises(DataError, match=r"no readable \.npy file"):  # it could run code
         open_split(config, "train")
     (tmp_path / "mine" / "a.npy").unlink()
     scipy.io.savemat(tmp_path / "mine" / "a.mat", {"heads": np.zeros((4, 2))})
-    with pytest.raises(ConfigError, match=r"holds \['heads'\], expected annPoints or image_info"):
+    with pytest.raises(DataError, match=r"holds \['heads'\], expected annPoints or image_info"):
         open_split(config, "train")
 
 
@@ -440,7 +443,7 @@ def test_two_annotations_of_an_image_are_named(other: str, config: CustomConfig,
     write_many(mine, ["im", "other"])
     (mine / other).parent.mkdir(exist_ok=True)
     (mine / other).write_text("[[1, 2]]")
-    with pytest.raises(ConfigError, match="1 of 2 images of train") as error:
+    with pytest.raises(DataError, match="1 of 2 images of train") as error:
         open_split(config, "train")
     assert f"image {mine / 'im.jpg'} has 2 annotations, " in str(error.value)
     assert all(str(file) in str(error.value) for file in (mine / "im.csv", mine / other))
@@ -467,7 +470,7 @@ def test_annotations_without_an_image_are_named_or_left_out(table: bool, config:
         for k in (2, 10):
             write_csv(mine / f"img_typo{k}.csv", [(1, 2)])
     for split in ("train", "val"):
-        with pytest.raises(ConfigError, match=f"2 of 3 images of {split}") as error:
+        with pytest.raises(DataError, match=f"2 of 3 images of {split}") as error:
             open_split(config, split)
         assert all(words in str(error.value) for words in expected)
     config.skip_bad = True
@@ -489,7 +492,7 @@ def test_three_folders_may_share_their_points(table: bool, config: CustomConfig,
     for split in ("train", "val", "test"):
         assert heads_of(open_split(config, split)) == {f"{split}_1": [(1, 2)]}
     (mine / "val" / "images" / "val_1.jpg").rename(mine / "val" / "images" / "typo.jpg")
-    with pytest.raises(ConfigError, match=r"annotation .*val_1.* has no image val_1 in"):
+    with pytest.raises(DataError, match=r"annotation .*val_1.* has no image val_1 in"):
         open_split(config, "train")
     (mine / "val").rename(mine / "elsewhere")
     assert heads_of(open_split(config, "train")) == {"train_1": [(1, 2)]}
@@ -499,7 +502,7 @@ def test_an_error_about_many_images_has_few_lines(config: CustomConfig, tmp_path
     (tmp_path / "mine").mkdir()
     for k in range(50):
         (tmp_path / "mine" / f"{k}.jpg").write_bytes(b"")
-    with pytest.raises(ConfigError, match="50 of 50 images of train") as error:
+    with pytest.raises(DataError, match="50 of 50 images of train") as error:
         open_split(config, "train")
     lines = str(error.value).splitlines()
     assert len(lines) == 22
@@ -508,10 +511,10 @@ def test_an_error_about_many_images_has_few_lines(config: CustomConfig, tmp_path
 
 
 def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.root=.*mine: there is no folder .*mine; .* holds nothing"):
+    with pytest.raises(DataError, match=r"dataset\.root=.*mine: there is no folder .*mine; .* holds nothing"):
         open_split(config, "train")
     (tmp_path / "mine" / "images").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"mine holds no images \(\.jpg, "):
+    with pytest.raises(DataError, match=r"mine holds no images \(\.jpg, "):
         open_split(config, "train")
     config.root = None
     with pytest.raises(ConfigError, match=r"no folder given; set dataset\.root=FOLDER"):
@@ -532,7 +535,7 @@ def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp
         ([], None),
     ],
 )
-def test_contradictions_are_told_before_anything_is_read(typed: list[str], message: str | None) -> None:
+def test_contradictions_are_reported_before_anything_is_read(typed: list[str], message: str | None) -> None:
     overrides = ["dataset=custom", *(f"dataset.{setting}" for setting in typed)]
     errors = check(to_config(compose(overrides, config_name="train")))
     assert [message in error for error in errors] == [True] if message else not errors
@@ -541,7 +544,7 @@ def test_contradictions_are_told_before_anything_is_read(typed: list[str], messa
 # ---------------------------------------------------------------------------------- real samples
 
 
-def test_a_sample_of_nwpu_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+def test_a_sample_of_nwpu_is_read_as_a_custom_dataset(data_dir: Path, tmp_path: Path) -> None:
     config = CustomConfig(root=str(data_dir / "NWPU-Crowd-sample"), cache_dir=str(tmp_path), max_side=1024)
     config.val_fraction = config.test_fraction = 0.0
     dataset = open_split(config, "train")
@@ -550,7 +553,7 @@ def test_a_sample_of_nwpu_is_read_as_ones_own(data_dir: Path, tmp_path: Path) ->
     assert dataset[1].points.shape == torch.Size([0, 2])
 
 
-def test_a_sample_of_qnrf_is_read_as_ones_own(data_dir: Path, tmp_path: Path) -> None:
+def test_a_sample_of_qnrf_is_read_as_a_custom_dataset(data_dir: Path, tmp_path: Path) -> None:
     config = CustomConfig(root=str(data_dir / "UCF-QNRF-sample" / "unknown_split"), cache_dir=str(tmp_path))
     config.val_fraction, config.test_fraction = 0.1, 0.2
     opened = [open_split(config, split) for split in ("train", "val", "test")]

@@ -11,8 +11,9 @@ from PIL import Image
 from headcount.config import ConfigError
 from headcount.data import decoded
 from headcount.data.decoded import decode_images, open_decoded
-from headcount.data.prepare import PreparedImage, prepare_images
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
+from headcount.data.prepare import PreparedImage, ResizeRule, prepare_images
+from headcount.errors import DataError
 
 
 def image_in(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (40, 30)) -> PreparedImage:
@@ -34,7 +35,7 @@ def test_what_is_there_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
     assert decode_images(images, tmp_path / "cache", label="x") == files
 
 
-def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_goes_on(tmp_path: Path) -> None:
+def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_continues(tmp_path: Path) -> None:
     before = decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "cache", label="x")
     changed = image_in(tmp_path, "a.jpg", seed=3, size=(50, 20))
     after = decode_images([changed], tmp_path / "cache", label="x")
@@ -46,10 +47,10 @@ def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_goes_
 def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: Path) -> None:
     """Both find the cache empty and fill it; the slower one writes everything again, the resized copies too."""
     source, cache = image_in(tmp_path, "a.jpg").path, tmp_path / "cache"
-    first = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    first = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
     of_first = decode_images(first, cache / "decoded", label="x")
     (cache / "a.jpg").unlink()
-    second = prepare_images([source], cache, min_side=64, max_side=None, multiple=32, label="x")
+    second = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
     decoded._decode(second[0], decode_images(second, cache / "decoded", label="x")[0])
     assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
 
@@ -71,7 +72,7 @@ def test_a_file_cut_short_is_made_again(tmp_path: Path, kept: int) -> None:
     assert torch.equal(open_decoded(file), read_image(image.path))
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir=") as told:
         decode_images([image_in(tmp_path, "a.jpg")], tmp_path / "file" / "cache", label="x")
@@ -95,7 +96,7 @@ def test_a_pixel_changed_within_a_file_of_the_same_length_is_seen(tmp_path: Path
     assert decode_images([image], tmp_path / "cache", label="x") != before
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [image_in(tmp_path, "a.jpg")]
     usage = decoded.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: usage._replace(free=100))
@@ -107,7 +108,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
 def test_a_broken_image_leaves_nothing_behind(tmp_path: Path) -> None:
     broken = tmp_path / "a.jpg"
     broken.write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"a\.jpg"):
+    with pytest.raises(DataError, match=r"a\.jpg"):
         decode_images([PreparedImage(broken, broken, (4, 4), (4, 4))], tmp_path / "cache", label="x")
     assert not list((tmp_path / "cache").iterdir())
 

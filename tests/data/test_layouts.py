@@ -12,6 +12,7 @@ from data import folders
 from data.folders import Heads, write_ann_mat, write_image
 from headcount.cli.compose import compose
 from headcount.config import (
+    Cache,
     ConfigError,
     DatasetConfig,
     FolderDatasetConfig,
@@ -20,7 +21,9 @@ from headcount.config import (
     TrainConfig,
     UcfCc50Config,
 )
-from headcount.data.datasets import DATASETS, dataset_info, image_files, open_split, selection_split
+from headcount.data.catalogue import DATASETS, dataset_info, selection_split
+from headcount.data.open import open_images, open_split
+from headcount.errors import DataError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -99,7 +102,7 @@ def test_nwpu_without_lists_is_split_as_published(tmp_path: Path) -> None:
     assert_heads(read(config, "val", tmp_path), written["val"])
     config.skip_bad, config.max_train_images = False, 1
     assert_heads(read(config, "train", tmp_path), {"0001": HEADS["1"]})
-    with pytest.raises(ConfigError, match=r"498 of 500 images of val .*\n  3111, one of the val images 3110 to 3609,"):
+    with pytest.raises(DataError, match=r"498 of 500 images of val .*\n  3111, one of the val images 3110 to 3609,"):
         open_split(config, "val", data_root=str(tmp_path))
 
 
@@ -110,10 +113,29 @@ def test_the_annotations_of_nwpus_test_split_are_not_public(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"test images are not public .*take split=val"):
         open_split(config, "test", data_root=str(tmp_path))
     images = tmp_path / "NWPU-Crowd" / "images"
-    assert image_files(config, "test", data_root=str(tmp_path)) == [images / "0004.jpg", images / "0005.jpg"]
+    opened = open_images(config, "test", data_root=str(tmp_path))
+    assert opened.names == ["0004", "0005"]
+    assert opened[1].image.shape == (3, 64, 64)
+    assert [opened.count(k) for k in range(2)] == [0, 0]
     (images / "0005.jpg").unlink()
-    with pytest.raises(ConfigError, match=r"nwpu has no .*0005\.jpg"):
-        image_files(config, "test", data_root=str(tmp_path))
+    with pytest.raises(DataError, match=r"1 of 2 test images cannot be read:\n.*0005\.jpg"):
+        open_images(config, "test", data_root=str(tmp_path))
+
+
+def test_images_are_opened_in_the_order_of_the_datasets_list(tmp_path: Path) -> None:
+    """All of them, whatever limits a training had; open_split sorts them."""
+    written = {"train": named("{:04d}"), "val": {"0004": HEADS["1"], "0005": [], "0006": []}, "test": {}}
+    folders.make_nwpu(tmp_path / "NWPU-Crowd", written)
+    (tmp_path / "NWPU-Crowd" / "val.txt").write_text("6 0 0\n0004 0 0\n5 0 0\n")
+    config = config_of("nwpu", tmp_path)
+    config.max_eval_images = 1
+    config.cache = Cache.decoded
+    assert open_images(config, "val", data_root=str(tmp_path)).names == ["0006", "0004", "0005"]
+    assert not list(tmp_path.rglob("*.npy"))
+    assert (config.max_eval_images, config.cache) == (1, Cache.decoded)
+    assert open_split(config, "val", data_root=str(tmp_path)).names == ["0004"]
+    with pytest.raises(ConfigError, match="split=dev: nwpu has train, val, test"):
+        open_images(config, "dev", data_root=str(tmp_path))
 
 
 def test_jhu(tmp_path: Path) -> None:
@@ -142,7 +164,7 @@ def test_ucf_cc_50_names_those_of_the_50_that_are_missing(tmp_path: Path) -> Non
     for file in ("7.jpg", "7_ann.mat", "9_ann.mat"):
         (root / file).unlink()
     config = config_of("ucf_cc_50", tmp_path, UcfCc50Config)
-    with pytest.raises(ConfigError, match=r"7, one of the 50, has no image .*7\.jpg\n.*9\.jpg has no annotation"):
+    with pytest.raises(DataError, match=r"7, one of the 50, has no image .*7\.jpg\n.*9\.jpg has no annotation"):
         open_split(config, "test", data_root=str(tmp_path))
     with pytest.raises(ConfigError, match="cannot be read with the settings of FolderDatasetConfig"):
         open_split(config_of("ucf_cc_50", tmp_path), "test", data_root=str(tmp_path))
@@ -160,7 +182,7 @@ def test_mall_trains_on_the_first_800_frames(tmp_path: Path) -> None:
     assert [train.count(k) for k in range(5)] == [1, 2, 0, 1, 2]
     config.max_train_images = None
     (tmp_path / "mall_dataset/frames/seq_000800.jpg").unlink()
-    with pytest.raises(ConfigError, match=r"1 of 800 images of train .*\n  frame 800 of .*mall_gt\.mat has no image"):
+    with pytest.raises(DataError, match=r"1 of 800 images of train .*\n  frame 800 of .*mall_gt\.mat has no image"):
         open_split(config, "train", data_root=str(tmp_path))
 
 
@@ -240,7 +262,7 @@ def test_every_choice_of_dataset_opens(name: str, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_says_what_was_searched(name: str, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     config = composed(name)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DataError) as error:
         open_split(config, "train", data_root=str(tmp_path))
     info = dataset_info(name)
     assert info.files is not None
@@ -268,7 +290,7 @@ def test_a_missing_part_is_named_with_what_is_there(name: str, removed: str, mes
     for path in sorted([p for r in folder.glob(removed) for p in (r, *r.rglob("*"))], reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     config = config_of(name, tmp_path)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         open_split(config, "train", data_root=str(tmp_path))
 
 
@@ -287,7 +309,7 @@ def test_a_missing_partner_names_the_file(name: str, missing: int, tmp_path: Pat
     folder = make_any(name, tmp_path)
     files = [folder / file for file in PARTNERS[name]]
     files[missing].unlink()
-    with pytest.raises(ConfigError, match=r"1 of \d images of train cannot be used") as error:
+    with pytest.raises(DataError, match=r"1 of \d images of train cannot be used") as error:
         open_split(config_of(name, tmp_path), "train", data_root=str(tmp_path))
     kinds = ("image", "annotation")
     assert f"{kinds[1 - missing]} {files[1 - missing]} has no {kinds[missing]} {files[missing]}" in str(error.value)
@@ -303,7 +325,7 @@ def test_nwpus_lists_may_name_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"val\.txt names no images; write an id a line, or remove it"),
+        ("", r"val\.txt names no images; write one id per line, or remove it"),
         (" \n\n", r"val\.txt names no images"),
         ("0002 1 2\n2.jpg 0 0\n", r"val\.txt names 0002 twice"),
         (b"\xff\xfe\x00", r"val\.txt is no readable text"),
@@ -311,7 +333,7 @@ def test_nwpus_lists_may_name_files(tmp_path: Path) -> None:
 )
 def test_a_list_of_nwpu_that_cannot_be_used_says_why(text: str | bytes, message: str, tmp_path: Path) -> None:
     (make_any("nwpu", tmp_path) / "val.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         open_split(config_of("nwpu", tmp_path), "val", data_root=str(tmp_path))
 
 
@@ -325,7 +347,7 @@ def test_a_split_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.M
     config = config_of("qnrf", tmp_path)
     for holdout in (0.0, 0.1):
         config.holdout = holdout
-        with pytest.raises(ConfigError, match=f"dataset=qnrf: train has no images in {root}; {root} holds Test, Train"):
+        with pytest.raises(DataError, match=f"dataset=qnrf: train has no images in {root}; {root} holds Test, Train"):
             open_split(config, "train", data_root=str(tmp_path))
 
 
@@ -346,7 +368,7 @@ def test_ids_of_a_list_without_files_are_named(tmp_path: Path) -> None:
     folder = make_any("nwpu", tmp_path)
     with (folder / "train.txt").open("a") as file:
         file.write("0777 1 3\n812 0 0\n")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DataError) as error:
         open_split(config_of("nwpu", tmp_path), "train", data_root=str(tmp_path))
     for name in ("0777", "0812"):
         expected = folder / "images" / f"{name}.jpg"
@@ -354,7 +376,7 @@ def test_ids_of_a_list_without_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_all_bad_images_are_told_or_left_out(skip_bad: bool, tmp_path: Path) -> None:
+def test_all_bad_images_are_reported_or_left_out(skip_bad: bool, tmp_path: Path) -> None:
     """An empty file, one cut off, a text, a broken annotation, two missing partners; three are good."""
     base = tmp_path / "UCF-QNRF" / "Train"
     folders.make_qnrf(base.parent, {"Train": {f"img_{k:04d}": [(k, k)] for k in range(1, 10)}})
@@ -371,15 +393,15 @@ def test_all_bad_images_are_told_or_left_out(skip_bad: bool, tmp_path: Path) -> 
         dataset = open_split(config, "train", data_root=str(tmp_path))
         assert dataset.names == ["img_0007", "img_0008", "img_0009"]
         assert dataset.left_out == [f"img_000{k}" for k in range(1, 7)]
-        assert dataset.report()[0] == (
+        assert dataset.describe()[0] == (
             "6 of 9 images are left out, being unreadable or not annotated: "
             "img_0001, img_0002, img_0003, img_0004, img_0005, ..."
         )
         config.max_train_images = 2
-        with pytest.raises(ConfigError, match="none of the 2 images of train can be used"):
+        with pytest.raises(DataError, match="none of the 2 images of train can be used"):
             open_split(config, "train", data_root=str(tmp_path))
     else:
-        with pytest.raises(ConfigError, match=r"6 of 9 images of train .*dataset\.skip_bad=true") as error:
+        with pytest.raises(DataError, match=r"6 of 9 images of train .*dataset\.skip_bad=true") as error:
             open_split(config, "train", data_root=str(tmp_path))
         reasons = str(error.value).splitlines()[1:]
         assert len(reasons) == 6
@@ -389,8 +411,8 @@ def test_all_bad_images_are_told_or_left_out(skip_bad: bool, tmp_path: Path) -> 
 def test_a_good_folder_has_nothing_to_leave_out(tmp_path: Path) -> None:
     make_any("jhu", tmp_path)
     dataset = open_split(config_of("jhu", tmp_path), "train", data_root=str(tmp_path))
-    assert dataset.left_out_report() == []
-    assert dataset.report()[0].startswith("4 images, 7 annotated heads, 1 images without any")
+    assert dataset.describe_left_out() == []
+    assert dataset.describe()[0].startswith("4 images, 7 annotated heads, 1 images without any")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

@@ -16,7 +16,7 @@ from headcount.config import (
     SupervisedConfig,
 )
 from headcount.data.augment import build_augment
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import (
     EpochSampler,
     Targets,

@@ -11,8 +11,9 @@ from PIL import Image
 
 from headcount.config import ConfigError
 from headcount.data import prepare
-from headcount.data.prepare import PreparedImage, cache_folder, prepare_images, prepared_size
+from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, check_cache_dir, prepare_images
 
+RULE = ResizeRule(min_side=64, max_side=128, multiple=32)
 GOLDEN = Path(__file__).parents[1] / "golden" / "calc_size.json"
 
 
@@ -20,7 +21,7 @@ def test_the_released_rule_is_reproduced_exactly() -> None:
     rows = json.loads(GOLDEN.read_text())["rows"]
     assert len(rows) == 492
     for width, height, min_side, max_side, *expected in rows:
-        size = prepared_size(width, height, min_side=min_side, max_side=max_side, multiple=32)
+        size = ResizeRule(min_side, max_side, 32).size(width, height)
         assert size == tuple(expected), (width, height, min_side, max_side)
 
 
@@ -30,7 +31,7 @@ def test_the_released_rule_is_reproduced_exactly() -> None:
 )
 def test_limits_that_cannot_hold_are_refused(min_side: int, max_side: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepared_size(100, 100, min_side=min_side, max_side=max_side, multiple=32)
+        ResizeRule(min_side, max_side, 32)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def sources(tmp_path: Path) -> list[Path]:
 def prepare_all(sources: list[Path], tmp_path: Path) -> Callable[..., list[PreparedImage]]:
     def run(files: list[Path] | None = None) -> list[PreparedImage]:
         chosen = sources if files is None else files
-        return prepare_images(chosen, tmp_path / "cache", min_side=64, max_side=128, multiple=32, label="test")
+        return prepare_images(chosen, tmp_path / "cache", rule=RULE, label="test")
 
     return run
 
@@ -76,7 +77,7 @@ def test_finished_files_are_not_made_again(prepare_all: Callable[..., list[Prepa
     assert [image.path.stat().st_mtime_ns for image in prepare_all()] == first
 
 
-def test_an_interrupted_preparation_goes_on_where_it_stopped(
+def test_an_interrupted_preparation_resumes_where_it_stopped(
     prepare_all: Callable[..., list[PreparedImage]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = Image.Image.save
@@ -116,10 +117,10 @@ def test_a_file_cut_short_is_made_again(prepare_all: Callable[..., list[Prepared
     assert prepare_all()[2].path.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_made_is_told(sources: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(sources: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir="):
-        prepare_images(sources, tmp_path / "file" / "x", min_side=64, max_side=128, multiple=32, label="test")
+        prepare_images(sources, tmp_path / "file" / "x", rule=RULE, label="test")
 
 
 def test_a_changed_source_is_prepared_again(
@@ -133,14 +134,23 @@ def test_a_changed_source_is_prepared_again(
 
 
 def test_the_cache_depends_on_settings_and_folder(tmp_path: Path) -> None:
-    def folder(root: str, **settings: int | None) -> Path:
-        return cache_folder(str(tmp_path / "cache"), dataset="sha", root=tmp_path / root, settings=settings)
+    def folder(root: str, min_side: int, max_side: int | None = None, multiple: int = 32) -> Path:
+        rule = ResizeRule(min_side, max_side, multiple)
+        return cache_folder(str(tmp_path / "cache"), dataset="sha", root=tmp_path / root, rule=rule)
 
-    folders = [folder("a", min_side=64), folder("a", min_side=96), folder("a", max_side=64), folder("b", min_side=64)]
-    assert len(set(folders)) == 4
-    assert folder("a", min_side=64) == folders[0]
+    folders = [folder("a", 64), folder("a", 96), folder("a", 64, 64), folder("b", 64), folder("a", 64, multiple=16)]
+    assert len(set(folders)) == 5
+    assert folder("a", 64) == folders[0]
+
+
+def test_caches_of_earlier_versions_keep_their_folder() -> None:
+    """The name was computed by version 0.1."""
+    folder = cache_folder("/cache", dataset="sha", root=Path("/data/part_A"), rule=ResizeRule(448, 4096, 32))
+    assert folder == Path("/cache/sha-634bddff3b84")
 
 
 def test_the_cache_is_never_inside_the_dataset(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choose a folder outside"):
-        cache_folder(str(tmp_path / "set" / "cache"), dataset="sha", root=tmp_path / "set", settings={})
+        check_cache_dir(str(tmp_path / "set" / "cache"), tmp_path / "set")
+    with pytest.raises(ConfigError, match="choose a folder outside"):
+        cache_folder(str(tmp_path / "set" / "cache"), dataset="sha", root=tmp_path / "set", rule=RULE)

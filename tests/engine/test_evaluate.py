@@ -93,5 +93,5 @@ def test_a_dataset_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     gone = tmp_path / "gone"
     trained = to_config(compose(["dataset=sha", f"dataset.root={gone}"], config_name="train"))
     typed = to_config(compose(["ckpt=any.pt"], config_name="eval"))
-    with pytest.raises(DataError, match=re.escape(f"{gone}, where the images lay for the training, is no longer")):
+    with pytest.raises(DataError, match=re.escape(f"{gone}, the folder of the images in training, no longer exists")):
         open_evaluated(typed, trained)

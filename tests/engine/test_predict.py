@@ -24,8 +24,8 @@ from headcount.config import (
     TrainConfig,
     WholeImageConfig,
 )
-from headcount.data.prepare import prepare_images
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
+from headcount.data.prepare import ResizeRule, prepare_images
 from headcount.engine.predict import PhotoCounter, load
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
@@ -54,7 +54,7 @@ def photo(tmp_path: Path) -> Path:
 def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
     counter: PhotoCounter, photo: Path, tmp_path: Path
 ) -> None:
-    (prepared,) = prepare_images([photo], tmp_path / "cache", **LIMITS, label="test")
+    (prepared,) = prepare_images([photo], tmp_path / "cache", rule=ResizeRule(**LIMITS), label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
     evaluated = counter.counter.count(read_image(prepared.path)).blocks
     assert evaluated is not None

@@ -71,13 +71,13 @@ def test_a_classifier_knows_its_probabilities_and_its_count() -> None:
 
 
 def test_a_head_of_bins_says_that_it_needs_them() -> None:
-    with pytest.raises(ConfigError, match="model.head=ebc: classifies blocks into bins, and bins=none has none"):
+    with pytest.raises(ConfigError, match=r"model\.head=ebc: classifies blocks into bins, and bins=none has none"):
         build_model(TinyConfig(), BlockGrid(8), None)
     # A regression does not look at bins.
     assert isinstance(build_model(TinyConfig(head=RegressionHeadConfig()), BlockGrid(8), None).head, CountRegressor)
 
 
 def test_a_head_without_a_builder_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model.head=other: no builder is registered for HeadConfig"):
+    with pytest.raises(ConfigError, match=r"model\.head=other: no builder is registered for HeadConfig"):
         build_head(HeadConfig(name="other"), 8, BlockGrid(8), BINS)
     assert isinstance(build_head(EbcHeadConfig(), 8, BINS.grid, BINS), BlockClassifier)

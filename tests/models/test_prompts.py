@@ -100,8 +100,8 @@ def test_other_nouns_and_phrasings() -> None:
     ],
 )
 def test_a_phrase_that_cannot_be_written_is_refused(key: str, phrase: str) -> None:
-    from headcount.config.model import _clip_errors
+    from headcount.config.model import errors
 
     model = ClipResNetConfig(prompts=PromptsConfig(**{key: phrase}))
-    (error,) = _clip_errors(model)
+    (error,) = errors(model)
     assert error.startswith(f"model.prompts.{key}={phrase}: must hold")

@@ -193,7 +193,7 @@ def test_a_network_without_blocks_counts_whole_images_and_refuses_windows() -> N
     counter, image = stub(OneNumber(), block_size=8, stride=8), torch.zeros(3, 50, 70, dtype=torch.uint8)
     counted = counter.count(image, probabilities=True)
     assert (counted.count, counted.blocks, counted.probabilities) == (7.0, None, None)
-    with pytest.raises(ConfigError, match="eval=sliding_window: .* one number per image .* choose eval=whole_image"):
+    with pytest.raises(ConfigError, match=r"eval=sliding_window: .* one number per image .* choose eval=whole_image"):
         counter.count(image, SlidingWindowConfig(window=16, stride=16))
 
 

@@ -11,7 +11,14 @@ from PIL import Image
 from headcount.bins import build_bins
 from headcount.config import BinsConfig, BlocksConfig, ConfigError
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
-from headcount.report.audit import _spread_out, audit_numbers, audit_page, block_picture, contact_sheet, write_audit
+from headcount.report.audit import (
+    _choose_from_sorted,
+    audit_numbers,
+    audit_page,
+    block_picture,
+    contact_sheet,
+    write_audit,
+)
 
 HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}
 
@@ -102,12 +109,12 @@ def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, gray: int)
 def test_the_sheet_spans_all_and_prefers_the_odd() -> None:
     odd = [0] * 100
     odd[37] = 2
-    picked = _spread_out(odd, 10)
+    picked = _choose_from_sorted(odd, 10)
     assert (picked[0], picked[-1], len(picked)) == (0, 99, 10)
     assert 37 in picked
-    assert _spread_out([0, 0], 24) == [0, 1]
-    assert _spread_out([0], 24) == [0]
-    assert _spread_out([], 24) == []
+    assert _choose_from_sorted([0, 0], 24) == [0, 1]
+    assert _choose_from_sorted([0], 24) == [0]
+    assert _choose_from_sorted([], 24) == []
 
 
 def test_a_sheet_shows_what_cannot_be_read_and_nothing_where_there_is_nothing(tmp_path: Path) -> None:

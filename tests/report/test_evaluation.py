@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.metrics import Reliability
 from headcount.report.evaluation import write_evaluation
 from headcount.runs import EvaluationFacts
@@ -48,7 +48,7 @@ def dataset() -> CrowdDataset:
 def evaluation(dataset: CrowdDataset) -> Evaluation:
     """Each image is said to show two heads."""
     images = [
-        ImageCount(k, name, float(k), 2.0, torch.full((2, 2), 0.5), game=(1.0, 2.0, 3.0))
+        ImageCount(k, name, float(k), 2.0, torch.full((2, 2), 0.5), {"game1": 1.0, "game2": 2.0, "game3": 3.0})
         for k, name in enumerate(dataset.names)
     ]
     return Evaluation(CountErrors.from_counts([2.0] * 3, [0.0, 1.0, 2.0]), images)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
@@ -11,14 +12,13 @@ import pytest
 
 from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, TrainConfig
+from headcount.report import tables
 from headcount.report.tables import (
     TABLES,
-    Filled,
+    ReproducedTable,
     fill_table,
     image_errors,
     improvement,
-    latex,
-    markdown,
     paired_difference,
     table_picture,
     verdict,
@@ -32,13 +32,23 @@ SHORT = ["dataset=synthetic", "model=tiny", "recipe=short", "scale=small"]
 MAES = {30: 20.0, 35: 10.0, 40: 12.0}
 
 
+def markdown(table: ReproducedTable) -> str:
+    """The page without the spaces that align its tables."""
+    return re.sub(" +", " ", tables.markdown(table))
+
+
+def latex(table: ReproducedTable) -> str:
+    """The table without the spaces that align it."""
+    return re.sub(" +", " ", tables.latex(table))
+
+
 @cache
 def composed(overrides: tuple[str, ...]) -> TrainConfig:
     config: TrainConfig = to_config(compose(list(overrides), config_name="train"))
     return config
 
 
-def fill(name: str, overrides: Sequence[str], runs: Path, seeds: Sequence[int] = (1,)) -> Filled:
+def fill(name: str, overrides: Sequence[str], runs: Path, seeds: Sequence[int] = (1,)) -> ReproducedTable:
     return fill_table(name, overrides, compose=lambda o: composed(tuple(o)), runs=runs, seeds=seeds)
 
 
@@ -183,6 +193,16 @@ def test_a_clear_difference_is_decided_by_more_than_one_seed(tmp_path: Path) -> 
     one, other = (single.cells[f"lambda {k}", "MAE"] for k in (1, 2))
     assert len(one.runs) == 1  # of the seeds that were asked for
     assert verdict(one, other).endswith("undecided (one seed)")
+
+
+def test_a_difference_on_one_image_is_undecided(tmp_path: Path) -> None:
+    for experiment, mae in (("lambda_1", 10.0), ("lambda_2", 40.0)):
+        two_seeds(tmp_path, experiment, (mae, mae), counts=False)
+        for seed in (1, 2):
+            write_counts(tmp_path / "x" / experiment / f"seed{seed}", [mae])
+    filled = fill("3", SHORT, tmp_path, seeds=(1, 2))
+    one, other = (filled.cells[f"lambda {k}", "MAE"] for k in (1, 2))
+    assert verdict(one, other) == "-30.0 [one image], undecided"
 
 
 def test_counts_of_another_checkpoint_are_not_taken_for_the_best_ones(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ stderr names the new ones.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,8 @@ def read_arguments(
     for key in old_flags:
         parser.add_argument(_flag(key), dest=f"old_{key}", help=argparse.SUPPRESS)
     typed, renamed = _as_flags(sys.argv[1:], old_settings or {})
-    options = parser.parse_intermixed_args(typed)
+    # argparse loses "--", before names that begin with a dash, where positional arguments and flags are intermixed.
+    options = parser.parse_args(typed) if "--" in typed else parser.parse_intermixed_args(typed)
     settings = []
     for key in old_flags:
         value = vars(options).pop(f"old_{key}")
@@ -120,8 +122,8 @@ def _is_setting(text: str, only: Sequence[str]) -> bool:
 def _with_quotes(text: str) -> str:
     """``key=path`` with the quotes that Hydra needs, where the path exists as it was typed."""
     key, _, value = text.partition("=")
-    path = Path(value).expanduser()
-    return f"{key}={quoted(path)}" if value and "/" not in key and path.exists() else text
+    path = os.path.expanduser(value)
+    return f"{key}={quoted(path)}" if value and os.path.exists(path) else text
 
 
 def _as_flags(typed: Sequence[str], old_settings: Mapping[str, bool]) -> tuple[list[str], dict[str, str]]:

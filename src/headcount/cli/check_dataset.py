@@ -44,13 +44,17 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
 
     # Heavy imports after the checks.
     from headcount.data.audit import audit_dataset
-    from headcount.engine.train import count_bins
+    from headcount.engine.setup import build_count_bins
     from headcount.report.audit import write_audit
 
     folder = output.expanduser() if output else Path("audit") / config.dataset.name
     make_folder(folder, "--output ")
     found = audit_dataset(config.dataset, data_root=config.data_root, block_size=config.bins.block_size)
-    bins = None if found.train is None else count_bins(config, found.train, found.blocks[config.bins.block_size])
+    bins = (
+        None
+        if found.train is None
+        else build_count_bins(config.bins, found.train, found.blocks[config.bins.block_size])
+    )
     print(write_audit(found, config.bins, bins, folder))
     print("\n".join(str(file) for file in sorted(folder.iterdir()) if file.suffix in (".md", ".json", ".png")))
     return not found.errors

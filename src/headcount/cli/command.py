@@ -23,7 +23,7 @@ Task = Callable[[Any], dict[str, float] | None]
 """Called with the typed config, ``TrainConfig`` or ``EvalCommandConfig``; may return results for a sweep's table."""
 
 # Flags with which Hydra prints something instead of running a task.
-_HYDRA_FLAGS = ("cfg", "hydra_help", "version", "shell_completion", "info")
+_HYDRA_FLAGS = ("cfg", "hydra_help", "shell_completion", "info")
 
 
 def run_command(task: Task, config_name: str) -> None:

@@ -36,7 +36,7 @@ def compare_runs(folders: list[Path], output: Path) -> bool:
     Raises:
         ConfigError: if none could, or nothing can be written.
     """
-    from headcount.report.compare import MARKDOWN, PICTURE, compare, write_comparison
+    from headcount.report.compare import MARKDOWN_FILE, PICTURE_FILE, compare, write_comparison
 
     comparison = compare(folders)
     if not comparison.experiments:
@@ -45,7 +45,7 @@ def compare_runs(folders: list[Path], output: Path) -> bool:
         print(write_comparison(comparison, output))
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error}); choose another folder") from error
-    print(f"  {output / MARKDOWN}\n  {output / PICTURE}")
+    print(f"  {output / MARKDOWN_FILE}\n  {output / PICTURE_FILE}")
     if comparison.broken:
         print("not compared:", *(f"  {line}" for line in comparison.broken), sep="\n", file=sys.stderr)
     return not comparison.broken

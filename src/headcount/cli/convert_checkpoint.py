@@ -51,7 +51,7 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
 
     # Heavy imports after the checks.
     from headcount.bins import build_bins
-    from headcount.data.datasets import selection_split
+    from headcount.data.catalogue import selection_split
     from headcount.engine import checkpoint
     from headcount.models.released import convert_released, released_config
 

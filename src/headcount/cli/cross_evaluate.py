@@ -23,11 +23,12 @@ from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation, from_plain
+from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
 
 if TYPE_CHECKING:
     from headcount.config import TrainConfig
-    from headcount.report.cross import Cell, Matrix, Row
+    from headcount.report.cross import CrossCell, CrossMatrix, CrossRow
 
 Column = tuple[str, str]
 """Dataset and split."""
@@ -103,7 +104,7 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
     Raises:
         ConfigError: lists those it has.
     """
-    from headcount.data.datasets import dataset_info, split_names
+    from headcount.data.catalogue import dataset_info, split_names
 
     for config in row:
         assert config.dataset is not None
@@ -121,20 +122,21 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Sequence[str]) -> bool:
     """Whether a column is what the counter was trained on; if so, it is resized as the checkpoint says."""
-    from headcount.engine.evaluate import as_trained, folder_of_datasets
+    from headcount.data.locate import locate
 
-    typed, own = config.dataset, trained.dataset
-    assert typed is not None
-    keys = [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
-    moved = isinstance(typed, CustomConfig) and any(key in ("root", "train", "val", "test") for key in keys)
-    if typed.name != own.name or moved:
-        return False
-    config.dataset = as_trained(own, typed, overrides, data_root=config.data_root)
-    config.data_root = folder_of_datasets(config.data_root, trained.data_root, own=True)
-    return True
+    located = locate(
+        trained.dataset,
+        typed=config.dataset,
+        overrides=overrides,
+        data_root=config.data_root,
+        trained_root=trained.data_root,
+    )
+    if located.own:
+        config.dataset, config.data_root = located.config, located.data_root
+    return located.own
 
 
-def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
+def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
     """Evaluate one counter on one dataset, and put the errors, or why there are none, into ``cell``."""
     from headcount.engine.evaluate import evaluate_checkpoint
     from headcount.report.evaluation import write_evaluation
@@ -144,7 +146,7 @@ def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
         assert result is not None  # there is one process
         with contextlib.redirect_stdout(io.StringIO()):  # the matrix says it in one line
             write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
-    except ConfigError as error:
+    except HeadcountError as error:
         cell.error = str(error)
         return
     except Exception as error:  # no error stops the other evaluations
@@ -153,7 +155,7 @@ def evaluate_cell(config: EvalCommandConfig, cell: "Cell") -> None:
         return
     errors = result.evaluation.errors
     cell.mae, cell.rmse, cell.images = errors.mae, errors.rmse, errors.images
-    cell.selected = cell.own and result.facts["selected_on"] == config.split
+    cell.selected = cell.own and result.facts.selected_on == config.split
 
 
 def cross_evaluate(
@@ -170,37 +172,37 @@ def cross_evaluate(
     rows = evaluation_configs(checkpoints, columns, overrides)
     check_splits(rows[0])
 
-    from headcount.report.cross import CSV, JSON, MARKDOWN, PICTURE, Matrix, write_cross
+    from headcount.report.cross import CSV_FILE, JSON_FILE, MARKDOWN_FILE, PICTURE_FILE, CrossMatrix, write_cross
 
     make_folder(output, "--output")
-    matrix = Matrix(columns, [_read_row(row, overrides) for row in rows])
+    matrix = CrossMatrix(columns, [_read_row(row, overrides) for row in rows])
     _evaluate_all(matrix, rows, output)
     print()
     print(write_cross(matrix, output))
-    for file in (MARKDOWN, CSV, JSON, PICTURE):
+    for file in (MARKDOWN_FILE, CSV_FILE, JSON_FILE, PICTURE_FILE):
         print(f"  {output / file}")
     if failures := matrix.failures():
         print("failed:", *(f"  {line}" for line in failures), sep="\n", file=sys.stderr)
     return not failures
 
 
-def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) -> "Row":
+def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) -> "CrossRow":
     """The row of a checkpoint, with its own dataset marked; nothing is evaluated yet."""
     from headcount.engine import checkpoint
-    from headcount.report.cross import Cell, Row
+    from headcount.report.cross import CrossCell, CrossRow
 
     ckpt = configs[0].ckpt
-    cells = [Cell(error="not evaluated yet") for _ in configs]
+    cells = [CrossCell(error="not evaluated yet") for _ in configs]
     try:
         trained = from_plain(checkpoint.read(ckpt)["config"])
-    except (ConfigError, KeyError) as error:
-        return Row(ckpt, None, None, None, [Cell(error=str(error)) for _ in configs])
+    except (HeadcountError, KeyError) as error:
+        return CrossRow(ckpt, None, None, None, [CrossCell(error=str(error)) for _ in configs])
     for config, cell in zip(configs, cells, strict=True):
         cell.own = own_dataset(config, trained, overrides)
-    return Row(ckpt, trained.dataset.name, trained.model.name, trained.seed, cells)
+    return CrossRow(ckpt, trained.dataset.name, trained.model.name, trained.seed, cells)
 
 
-def _evaluate_all(matrix: "Matrix", rows: Sequence[Sequence[EvalCommandConfig]], output: Path) -> None:
+def _evaluate_all(matrix: "CrossMatrix", rows: Sequence[Sequence[EvalCommandConfig]], output: Path) -> None:
     """Fill every cell of a checkpoint that could be read, and print a line for each."""
     done, total = 0, sum(len(row) for row in rows)
     names = matrix.row_names()

@@ -18,10 +18,11 @@ from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation, counting_mode, window_error
+from headcount.errors import CheckpointError
 from headcount.files import make_folder
 
 if TYPE_CHECKING:
-    from headcount.data.datasets import CrowdDataset
+    from headcount.data.crowd import CrowdDataset
 
 
 def main() -> None:
@@ -84,7 +85,6 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     from headcount.engine import checkpoint
     from headcount.engine.evaluate import open_evaluated
     from headcount.engine.runtime import Runtime
-    from headcount.engine.tiling import predict_blocks
     from headcount.report.figure import check_format, density_figure
     from headcount.report.pictures import ComparisonRow
 
@@ -92,8 +92,9 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     check_format(output)
     make_folder(output.parent, "--output ")
     loaded = checkpoint.load(config.ckpt)
-    mode = counting_mode(loaded.config, config.eval)
-    if wrong := window_error(mode, loaded.counter.block_size, loaded.counter.stride):
+    trained = loaded.config
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
+    if wrong := window_error(mode, loaded.counter.grid.block_size, loaded.counter.stride):
         raise ConfigError(wrong)
     dataset = open_evaluated(config, loaded.config)
     indices = choose(dataset, config.split, images=options.images, names=options.names)
@@ -101,20 +102,24 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     columns = []
     for index in indices:
         sample = dataset[index]
-        blocks = predict_blocks(counter, sample.image, mode).counts
-        predicted, true = float(blocks.double().sum()), dataset.count(index)
-        if not math.isfinite(predicted):
-            raise ConfigError(
-                f"ckpt={config.ckpt}: the predicted count of {sample.name} is {predicted}; choose another checkpoint"
+        counted, true = counter.count(sample.image, mode), dataset.count(index)
+        if not math.isfinite(counted.count):
+            raise CheckpointError(
+                f"ckpt={config.ckpt}: the predicted count of {sample.name} is {counted.count}; choose another "
+                "checkpoint"
             )
-        print(f"{sample.name}: true {true:g}, predicted {predicted:.1f}", flush=True)
+        if counted.blocks is None:
+            raise ConfigError(
+                f"ckpt={config.ckpt}: this counter predicts one number per image; there is no density to draw"
+            )
+        print(f"{sample.name}: true {true:g}, predicted {counted.count:.1f}", flush=True)
         columns.append(
             ComparisonRow(
                 image=sample.image,
                 points=sample.points,
                 true_count=true,
-                predicted_blocks=blocks,
-                block_size=counter.block_size,
+                predicted_blocks=counted.blocks,
+                block_size=counter.grid.block_size,
                 name=sample.name,
             )
         )
@@ -122,5 +127,5 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     title = f"{name} {config.split}, counted by {loaded.config.model.name} (trained on {loaded.config.dataset.name})"
     density_figure(columns, output, title=title)
     print(f"  {output}")
-    for line in dataset.left_out_report():
+    for line in dataset.describe_left_out():
         print(f"  {line}")

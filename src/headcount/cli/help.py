@@ -36,13 +36,14 @@ def help_page(config_name: str) -> str:
     defaults = default_choices(config_name)
     lines = [_EXAMPLES[config_name].strip(), "", "Choices (the default is marked with *):", ""]
     by_default = chosen([], config_name=config_name)
-    for group, choices in command_choices(config_name).items():
+    groups = command_choices(config_name)
+    for group, choices in groups.items():
         marked = [f"{choice}*" if choice == by_default.get(group) else choice for choice in choices]
+        line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}"
         parent, _, setting = group.rpartition("/")
-        condition = (
-            f"   with {parent}={', '.join(owners(parent, setting))}" if parent and group not in by_default else ""
-        )
-        line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}{condition}"
+        having = owners(parent, setting)
+        if parent and having != groups[parent]:
+            line += f"   with {parent}={', '.join(having)}"
         lines.append(textwrap.fill(line, 100, subsequent_indent=_INDENT))
     lines += ["", "Settings:", ""]
     for key in map(str, cfg):

@@ -16,6 +16,7 @@ from pathlib import Path
 from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.errors import DataError
 
 
 def main() -> None:
@@ -48,17 +49,17 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
 
-    from headcount.data.datasets import list_folder
     from headcount.data.layouts import nwpu_ids
+    from headcount.data.open import list_split
     from headcount.report.nwpu import read_submission, score, scores_table, write_scores
 
-    root, listed = list_folder(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
+    root, listed = list_split(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
     true: dict[int, float] = {}
     bad = []
     for item in listed:
         try:
             true[_image_id(item.name)] = float(len(item.heads()))
-        except ConfigError as error:
+        except DataError as error:
             bad.append(str(error))
     if bad:
         lines = "".join(f"\n  {reason}" for reason in bad)

@@ -20,6 +20,7 @@ from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
+from headcount.errors import HeadcountError
 
 SPLITS = ("test", "val")
 # Settings that are flags here, or that a submission cannot have.
@@ -134,16 +135,17 @@ def _benchmark_ids(data_root: str | None, split: str) -> tuple[list[int], str]:
     Raises:
         ConfigError: if the data are not in the folder that was typed.
     """
-    from headcount.data.datasets import DATA_ROOT_VARIABLE, list_folder
     from headcount.data.layouts import NWPU_IMAGES, nwpu_ids
+    from headcount.data.locate import DATA_ROOT_VARIABLE
+    from headcount.data.open import list_split
 
     first, last = NWPU_IMAGES[split]
     published = list(range(first, last + 1)), f"the published ids {first} to {last}"
     if not data_root and not os.environ.get(DATA_ROOT_VARIABLE):
         return published
     try:
-        root, _ = list_folder(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
-    except ConfigError:
+        root, _ = list_split(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
+    except HeadcountError:
         if data_root:
             raise
         return published

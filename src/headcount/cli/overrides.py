@@ -9,13 +9,9 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from headcount import config
 from headcount.cli import hydra_private
 from headcount.cli.choices import dotted, nested_groups
-from headcount.config import ConfigError
-
-# Settings that were renamed: old key -> a sentence with the new one.
-OLD_SPELLINGS: dict[str, str] = getattr(config, "OLD_SPELLINGS", {})
+from headcount.config import OLD_SPELLINGS, ConfigError
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,10 @@ def _parse(text: str) -> Setting:
     override = setting.override
     if (override.is_add() or override.is_force_add() or override.is_delete()) and not setting.key.startswith("hydra"):
         raise ConfigError(f"{text}: settings can only be set, not added or removed; type key=value without {text[0]!r}")
-    if dotted(setting.key) in OLD_SPELLINGS:
-        raise ConfigError(f"{text}: {OLD_SPELLINGS[dotted(setting.key)]}")
+    key = dotted(setting.key)
+    for old in (f"{key}={setting.value}", key):  # of some settings, every value has a spelling of its own
+        if old in OLD_SPELLINGS:
+            raise ConfigError(f"{text}: {OLD_SPELLINGS[old]}")
     return setting
 
 

@@ -66,7 +66,7 @@ def check_file(file: Path) -> None:
 
 def first_frame(file: Path) -> str:
     """The note on an animation that was read; empty for other files and for the views in a camera's JPEG."""
-    from headcount.data.readers import open_pillow
+    from headcount.data.images import open_pillow
 
     try:
         with open_pillow(file) as opened:

@@ -34,6 +34,7 @@ from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
+from headcount.errors import HeadcountError
 from headcount.files import make_folder
 from headcount.report.predictions import (
     NOT_YET,
@@ -61,9 +62,7 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
-    parser.add_argument(
-        "--window-batch", type=whole_number, help="windows at once (default: 8); fewer take less memory"
-    )
+    parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     parser.add_argument(
         "--max-megapixels", type=whole_number, default=179, help="larger pictures are refused (default: 179)"
     )
@@ -140,14 +139,15 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
     if not asked:
         return
-    usual = counting_mode(counter.config)
+    trained = counter.config
+    usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if not options.window and not isinstance(usual, SlidingWindowConfig):
         raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts in one piece")
     if isinstance(usual, SlidingWindowConfig) and options.window:
         asked.setdefault("stride", None)  # the usual one belongs to the usual window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
-    counter.mode = counting_mode(counter.config, chosen)
-    if wrong := window_error(counter.mode, counter.counter.block_size, counter.counter.stride):
+    counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
+    if wrong := window_error(counter.mode, counter.network.grid.block_size, counter.network.stride):
         raise ConfigError(wrong.replace("eval.", "--"))
 
 
@@ -188,9 +188,12 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
         result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction)]))
-        if result.density:
+        if prediction.block_counts is None:
+            result.density = result.picture = None
+            result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
+        elif result.density:
             np.save(output / result.density, prediction.block_counts.numpy())
-        if result.picture:
+        if result.picture and prediction.block_counts is not None:
             overlay_picture(
                 prediction.image,
                 prediction.block_counts,
@@ -218,7 +221,7 @@ def explain(file: Path, error: Exception) -> str:
     """What went wrong with a file, with its name and what to do."""
     from PIL import Image
 
-    words = str(error) if isinstance(error, ConfigError) and str(error) else f"{type(error).__name__}: {error}"
+    words = str(error) if isinstance(error, HeadcountError) and str(error) else f"{type(error).__name__}: {error}"
     words = words if str(file) in words else f"{file}: {words}"
     if isinstance(error.__cause__, Image.DecompressionBombError):
         words += "; if it really is that large, raise --max-megapixels"

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headcount.cli.compose import config_dir
 from headcount.config import SyntheticConfig
-from headcount.types import CountErrors
+
+if TYPE_CHECKING:
+    from headcount.types import CountErrors
 
 
 def main() -> None:
@@ -39,10 +42,11 @@ def main() -> None:
     )
 
 
-def reference_errors(config: SyntheticConfig) -> tuple[CountErrors, CountErrors]:
+def reference_errors(config: SyntheticConfig) -> "tuple[CountErrors, CountErrors]":
     """Errors on the test split of always answering the training mean, and of counting blobs."""
-    from headcount.data.datasets import open_split
+    from headcount.data.open import open_split
     from headcount.data.references import BlobCounter
+    from headcount.types import CountErrors
 
     train = open_split(config, "train", data_root=None)
     test = open_split(config, "test", data_root=None)

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
-from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, TrainConfig, check
+from headcount.config import ConfigError, TrainConfig, check
 from headcount.files import make_folder, quoted
 
 if TYPE_CHECKING:
-    from headcount.report.tables import Filled
+    from headcount.report.tables import ReproducedTable
     from headcount.runs import RunRecord
 
 
@@ -70,7 +70,7 @@ class Typed:
     run: bool
     """Train and evaluate what is missing."""
 
-    def fill(self) -> "Filled":
+    def fill(self) -> "ReproducedTable":
         """The table with the runs there are."""
         from headcount.report.tables import fill_table
 
@@ -153,7 +153,7 @@ def reproduce(typed: Typed) -> int:
     return FAILED if failed else 0
 
 
-def run_missing(filled: "Filled", runs: Path) -> list[str]:
+def run_missing(filled: "ReproducedTable", runs: Path) -> list[str]:
     """Train the missing runs of a table.
 
     Returns:
@@ -169,7 +169,7 @@ def run_missing(filled: "Filled", runs: Path) -> list[str]:
     return failed
 
 
-def evaluate_runs(filled: "Filled") -> list[str]:
+def evaluate_runs(filled: "ReproducedTable") -> list[str]:
     """Evaluate the runs whose errors per image are missing: these decide whether a difference is significant.
 
     Returns:
@@ -185,7 +185,7 @@ def evaluate_runs(filled: "Filled") -> list[str]:
     return failed
 
 
-def write_table(filled: "Filled", typed: Typed) -> None:
+def write_table(filled: "ReproducedTable", typed: Typed) -> None:
     """Print the table and write it as Markdown, LaTeX and a picture."""
     from headcount.report.tables import latex, markdown, table_picture
 
@@ -212,17 +212,14 @@ def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
     Returns:
         Whether that succeeded.
     """
+    from headcount.data.locate import relocation_settings
+
     kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
     dataset, max_images = run.config.dataset, run.config.dataset.max_eval_images
-    roots = [o for o in overrides if o.startswith("dataset.root=")]
+    roots = [o.removeprefix("dataset.root=") for o in overrides if o.startswith("dataset.root=")]
     if roots:  # where the images are now, with the run's own sizes
-        if isinstance(dataset, CustomConfig):
-            kept += [roots[-1].replace("dataset.root=", "data_root=")]
-        elif isinstance(dataset, FolderDatasetConfig):
-            longest = "null" if dataset.max_side is None else dataset.max_side
-            kept += [f"dataset={dataset.name}", roots[-1], f"dataset.cache_dir={quoted(dataset.cache_dir)}"]
-            kept += [f"dataset.min_side={dataset.min_side}", f"dataset.max_side={longest}"]
-            kept += [f"dataset.side_multiple={dataset.side_multiple}"]
+        for key, value in relocation_settings(dataset, roots[-1]).items():
+            kept.append(f"{key}={'null' if value is None else quoted(str(value))}")
     if max_images:
         kept += [f"max_images={max_images}"]
     checkpoint = quoted(run.folder / "best_mae.pt")

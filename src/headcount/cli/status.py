@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from headcount.config import ConfigError as HeadcountError
+from headcount.errors import HeadcountError
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
@@ -17,8 +17,9 @@ INTERRUPTED = 130
 @contextmanager
 def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
     """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2."""
+    kinds: tuple[type[Exception], ...] = (HeadcountError, *also)
     try:
         yield
-    except (HeadcountError, *also) as error:
+    except kinds as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(REFUSED)

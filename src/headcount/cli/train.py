@@ -22,4 +22,4 @@ def train_job(config: TrainConfig) -> dict[str, float] | None:
     if run is None:
         return None
     curve_picture(run.metrics, run.folder / "curves.png")
-    return {key: run.best[key.lower()] for key in ("MAE", "RMSE", "NAE")}
+    return {key: getattr(run.best, key.lower()) for key in ("MAE", "RMSE", "NAE")}

@@ -1,7 +1,7 @@
 """A whole run: every group together, and the checks that span groups."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -134,8 +134,13 @@ PLACE = (
 """Settings that determine where and how a run is executed, not what is learned."""
 
 
-def check(config: TrainConfig) -> list[str]:
-    """Find every error of a training config that its types do not exclude; one message each."""
+def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
+    """Find every error of a training config that its types do not exclude; one message each.
+
+    Args:
+        config: what a training run depends on.
+        weights: whether to check the pretrained weights as well; to read a run, their file is not needed.
+    """
     errors = range_errors(config)
     if errors:  # the checks below divide by these numbers
         return errors
@@ -152,7 +157,10 @@ def check(config: TrainConfig) -> list[str]:
             f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
             "so that every process gets the same number of images"
         )
-    errors += model.errors(config.model)
+    checked = config.model
+    if isinstance(checked, model.PretrainedConfig) and not weights:
+        checked = replace(checked, weights="none")
+    errors += model.errors(checked)
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
     errors += dataset.errors(config.dataset)

@@ -1,8 +1,8 @@
-"""Look at every annotation and image file of a dataset before anything is trained on it.
+"""Check every annotation and image file of a dataset before training on it.
 
-Heads are audited as annotated, in pixels of the stored image; blocks as training sees them, after the
-dataset's resize rule. Images are opened, but nothing is resized or written. Damage amid a JPEG is not
-seen, as no decoder reports it.
+Heads are audited as annotated, in pixels of the stored image; blocks as in training, after the dataset's resize rule.
+Images are opened, but nothing is resized or written. Damage in the middle of a JPEG is not found, because no decoder
+reports it.
 """
 
 import hashlib
@@ -19,36 +19,40 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
-from headcount.data.datasets import (
-    HOLDOUT,
-    CrowdDataset,
-    block_histogram,
-    dataset_info,
-    list_folder,
-    open_split,
-    selection_split,
-    split_names,
-    unusable,
-)
-from headcount.data.layouts import custom_unnamed
+from headcount.data.catalogue import HOLDOUT, dataset_info, selection_split, split_names
+from headcount.data.crowd import CrowdDataset
+from headcount.data.custom import images_in_no_split
+from headcount.data.histograms import block_histogram
+from headcount.data.images import check_image, open_pillow, read_image
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import first_names
+from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
-from headcount.data.prepare import cache_folder, prepared_size
-from headcount.data.readers import check_image, open_pillow, read_image
+from headcount.data.prepare import ResizeRule, check_cache_dir
+from headcount.errors import DataError, HeadcountError
 
 BLOCK_SIZES = (8, 16, 32)
-"""Pixels; the sizes of the paper, whose block counts are compared."""
+"""The paper's block sizes, pixels; their block counts are compared."""
 
 _GRAY = ("1", "L", "LA", "I", "I;16", "F")
 
 
 class Fault(StrEnum):
-    """Why an image cannot be trained or evaluated on."""
+    """Why an image cannot be used for training or evaluation; the value is a label for reports."""
 
-    no_image = "annotated or listed images not there"
+    no_image = "annotated or listed images that are missing"
     no_annotation = "images without annotation"
     image = "images that cannot be read"
     annotation = "annotations that cannot be read"
-    not_finite = "annotations with positions not finite"
+    not_finite = "annotations with positions that are not finite"
+
+
+_FAULTS = {
+    DataErrorKind.missing_image: Fault.no_image,
+    DataErrorKind.missing_annotation: Fault.no_annotation,
+    DataErrorKind.image: Fault.image,
+    DataErrorKind.not_finite: Fault.not_finite,
+}
 
 
 @dataclass
@@ -57,40 +61,41 @@ class AuditedImage:
 
     name: str
     file: Path | None
-    """None for images that are drawn by code."""
+    """The image file; None for images that are drawn by code."""
     pixels: Callable[[], UInt8[Tensor, "3 height width"]]
-    """Decodes the stored image; raises ConfigError if it cannot be."""
+    """Decodes the stored image; raises DataError if that is not possible."""
     width: int = 0
-    """Pixels of the stored image; 0 where it was not read."""
+    """Width of the stored image, pixels; 0 if it was not read."""
     height: int = 0
+    """Height of the stored image, pixels; 0 if it was not read."""
     mode: str = ""
-    """Pillow's: RGB, L for grayscale, ..."""
+    """Pillow's color mode: RGB, L for grayscale, ..."""
     size_bytes: int = 0
-    """Of the file, or of the pixels of an image drawn by code."""
+    """Size of the file, or of the pixels of an image drawn by code."""
     points: Float[Tensor, "n 2"] = field(default_factory=lambda: torch.zeros(0, 2))
     """(x, y) in pixels of the stored image."""
     fault: Fault | None = None
     """None if it can be used."""
     problem: str | None = None
-    """The fault in the words of training; None if it can be used."""
+    """The message with which training would stop; None if it can be used."""
 
     @property
     def duplicates(self) -> int:
-        """Heads at exactly the place of an earlier one."""
+        """Number of heads at exactly the position of an earlier one."""
         return len(self.points) - len(torch.unique(self.points, dim=0))
 
     @property
     def outside(self) -> int:
-        """Heads outside the image."""
+        """Number of heads outside the image."""
         return int((~inside(self.points, width=self.width, height=self.height)).sum())
 
     @property
     def gray(self) -> bool:
-        """Whether it is stored without colors."""
+        """Whether it is stored without color."""
         return self.mode in _GRAY
 
     def digest(self) -> bytes:
-        """The same for copies under another name, and for nothing else."""
+        """Hash the content; equal for copies under other names."""
         content = self.pixels().contiguous().numpy().tobytes() if self.file is None else self.file.read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
@@ -106,69 +111,73 @@ class AuditedSplit:
 
     @property
     def usable(self) -> list[AuditedImage]:
-        """Those that can be trained or evaluated on."""
+        """The images that can be used for training or evaluation."""
         return [image for image in self.images if image.problem is None]
 
     @property
     def heads(self) -> int:
-        """Annotated heads of all usable images."""
+        """Number of annotated heads in all usable images."""
         return sum(len(image.points) for image in self.usable)
 
     @property
     def faults(self) -> Counter[Fault]:
-        """How many images have which fault."""
+        """Number of images by fault."""
         return Counter(image.fault for image in self.images if image.fault is not None)
 
 
 @dataclass
 class Audit:
-    """What there is to say of a dataset."""
+    """The result of checking a dataset."""
 
     dataset: str
     root: str
-    """Its folder, or what it is made by."""
+    """Its folder, or ``drawn by code``."""
     splits: list[AuditedSplit]
     train: CrowdDataset | None
     """The usable training images as training counts them, without pixels; None if there are none."""
     blocks: dict[int, dict[int, int]] = field(default_factory=dict)
-    """Block size -> block count -> number of training blocks."""
+    """Block size (pixels) -> block count -> number of training blocks."""
     copies: list[list[tuple[str, str]]] = field(default_factory=list)
-    """Groups of (split, image) that are the same byte for byte."""
+    """Groups of (split, image) that are identical byte for byte."""
     errors: list[str] = field(default_factory=list)
-    """What stops training, in the words that it is stopped with."""
+    """Messages of everything that stops training."""
     warnings: list[str] = field(default_factory=list)
-    """What a person should know, and training goes on with."""
+    """What the user should know although it does not stop training."""
 
 
 def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_size: int | None = None) -> Audit:
-    """Read everything of a dataset, whatever of it is broken.
+    """Read all files of a dataset, even if some of them are broken.
 
     Args:
-        data_root: folder of all datasets, as for :func:`headcount.data.datasets.open_split`.
-        block_size: the chosen one, px, to be counted beside those of the paper.
+        data_root: folder of all datasets, as for :func:`headcount.data.open.open_split`.
+        block_size: a block size to count in addition to ``BLOCK_SIZES``, pixels.
 
     Raises:
-        ConfigError: if the dataset's folder is not there.
+        DataError: if the dataset's folder is missing.
+        ConfigError: if no folder is set or the dataset does not exist.
     """
     audit = Audit(dataset=config.name, root="drawn by code", splits=[], train=None)
+    failures: list[HeadcountError] = []
     for split in [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]:
         try:
             audit.splits.append(_audit_split(config, split, data_root, audit))
-        except ConfigError as error:
-            audit.errors.append(str(error))
-    if not audit.splits:  # no folder at all: nothing to audit
-        raise ConfigError("\n".join(dict.fromkeys(audit.errors)))
+        except HeadcountError as error:
+            failures.append(error)
+    audit.errors += [str(error) for error in failures]
+    if not audit.splits:  # There is no folder at all, so there is nothing to audit.
+        raise _combined(failures)
     audit.errors += _settings_errors(config, Path(audit.root))
     for found in audit.splits:
         reasons = [image.problem for image in found.images if image.problem is not None]
         if not found.images:
             audit.errors.append(f"dataset={config.name}: {found.name} has no images")
         elif reasons and isinstance(config, FolderDatasetConfig):
-            said, stops = _told(config, found, reasons)
-            (audit.errors if stops else audit.warnings).append(said)
+            message, stops = _describe_unusable(config, found, reasons)
+            (audit.errors if stops else audit.warnings).append(message)
         audit.warnings += _warnings(found)
-    if isinstance(config, CustomConfig) and (unnamed := custom_unnamed(config)):
-        audit.warnings.append(f"{len(unnamed)} images are in no split of dataset.split_file: {_some(unnamed)}")
+    names = images_in_no_split(config) if isinstance(config, CustomConfig) else []
+    if names:
+        audit.warnings.append(f"{len(names)} images are in no split of dataset.split_file: {first_names(names)}")
     audit.copies = _copies(audit.splits)
     audit.warnings += _copy_warnings(audit)
     train = next((found for found in audit.splits if found.name == "train"), None)
@@ -180,7 +189,14 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
 
 
 def capped(histogram: dict[int, int], m: int) -> tuple[int, int]:
-    """Blocks with more than ``m`` heads, and the heads above ``m`` in them: what label correction caps.
+    """Count what label correction caps.
+
+    Args:
+        histogram: number of blocks by number of heads.
+        m: largest block count that is kept.
+
+    Returns:
+        Number of blocks with more than ``m`` heads, and of the heads above ``m`` in them.
 
     Source: arXiv:2403.09281, section III-A.2.
     """
@@ -191,37 +207,33 @@ def capped(histogram: dict[int, int], m: int) -> tuple[int, int]:
 def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit: Audit) -> AuditedSplit:
     if not isinstance(config, FolderDatasetConfig):
         return AuditedSplit(split, True, _drawn(open_split(config, split)))
-    root, listed = list_folder(config, split, data_root=data_root)
+    root, listed = list_split(config, split, data_root=data_root)
     audit.root = str(root)
     annotated = split != dataset_info(config.name).unannotated
     found = AuditedSplit(split, annotated, [])
     for item in tqdm(listed, desc=f"auditing {config.name} {split}", unit="image"):
         image = AuditedImage(item.name, item.image, partial(read_image, item.image))
         found.images.append(image)
-        reading = False
         try:
             if annotated:
                 image.points = item.heads()
-            reading = True
             check_image(item.image)
             with open_pillow(item.image) as opened:
                 (image.width, image.height), image.mode = opened.size, opened.mode
             image.size_bytes = item.image.stat().st_size
-        except ConfigError as error:
+        except DataError as error:
             image.problem = str(error)
-            image.fault = _fault(item.image, image.problem, reading=reading)
+            image.fault = _FAULTS.get(DataErrorKind(error.kind), Fault.annotation)
     return found
 
 
-def _fault(file: Path, problem: str, *, reading: bool) -> Fault:
-    """The kind of a problem that came up before or while ``reading`` the image."""
-    if not file.is_file():
-        return Fault.no_image
-    if reading:
-        return Fault.image
-    if "has no annotation" in problem:
-        return Fault.no_annotation
-    return Fault.not_finite if "not finite" in problem else Fault.annotation
+def _combined(failures: Sequence[HeadcountError]) -> HeadcountError:
+    """Combine the errors of all splits into one, with each message once."""
+    message = "\n".join(dict.fromkeys(str(error) for error in failures))
+    first = failures[0]
+    if isinstance(first, DataError):
+        return DataError(message, kind=first.kind, file=first.file)
+    return ConfigError(message)
 
 
 def _drawn(dataset: CrowdDataset) -> list[AuditedImage]:
@@ -238,67 +250,69 @@ def _drawn(dataset: CrowdDataset) -> list[AuditedImage]:
 
 
 def _settings_errors(config: DatasetConfig, root: Path) -> Iterator[str]:
-    """What training stops at before it reads an image."""
+    """Yield the errors that stop training before it reads an image."""
     try:
         selection_split(config)
-    except ConfigError as error:
+    except HeadcountError as error:
         yield str(error)
     if isinstance(config, FolderDatasetConfig):
         try:
-            cache_folder(config.cache_dir, dataset=config.name, root=root, settings={})
+            check_cache_dir(config.cache_dir, root)
         except ConfigError as error:
             yield str(error)
 
 
-def _told(config: FolderDatasetConfig, split: AuditedSplit, reasons: Sequence[str]) -> tuple[str, bool]:
-    """What to say of the images of a split that cannot be used, and whether it stops training or evaluation."""
+def _describe_unusable(config: FolderDatasetConfig, split: AuditedSplit, reasons: Sequence[str]) -> tuple[str, bool]:
+    """Describe the images of a split that cannot be used, and say whether they stop training or evaluation."""
     number = f"{split.name}: {len(reasons)} of {_many(len(split.images), 'image')}"
     if not split.annotated:
-        return f"{number} cannot be predicted for: {_some(reasons)}", False
+        return f"{number} cannot be predicted for: {first_names(reasons)}", False
     if config.skip_bad and split.usable:
         lines = "".join(f"\n  {reason}" for reason in reasons)
         return f"{number} are left out with dataset.skip_bad=true:{lines}", False
-    return unusable(config, split.name, reasons, images=len(split.images)), True
+    return unusable_message(config, split.name, reasons, images=len(split.images)), True
 
 
 def _warnings(split: AuditedSplit) -> Iterator[str]:
-    """What is odd about the usable images of a split, a line a kind."""
-    for what, number in (
+    """Yield one line per kind of oddity of the usable images of a split."""
+    for what, numbers in (
         ("at exactly the place of another", [image.duplicates for image in split.usable]),
         ("outside the image", [image.outside for image in split.usable]),
     ):
-        if total := sum(number):
-            worst = split.usable[number.index(max(number))].name
-            images = _many(sum(n > 0 for n in number), "image")
-            yield f"{split.name}: {_many(total, 'head')} {what}, in {images} (most in {worst}: {max(number)})"
+        total = sum(numbers)
+        if total:
+            worst = split.usable[numbers.index(max(numbers))].name
+            images = _many(sum(number > 0 for number in numbers), "image")
+            yield f"{split.name}: {_many(total, 'head')} {what}, in {images} (most in {worst}: {max(numbers)})"
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
         ("without colors", [i.name for i in split.usable if i.gray]),
     ):
         if names:
-            yield f"{split.name}: {_many(len(names), 'image')} {what}: {_some(names)}"
+            yield f"{split.name}: {_many(len(names), 'image')} {what}: {first_names(names)}"
 
 
 def _copies(splits: Sequence[AuditedSplit]) -> list[list[tuple[str, str]]]:
-    """Groups of images that are the same byte for byte."""
+    """Group images that are identical byte for byte."""
     sizes = Counter(image.size_bytes for split in splits for image in split.usable)
     places: dict[bytes, list[tuple[str, str]]] = {}
     for split in splits:
         for image in split.usable:
-            if sizes[image.size_bytes] > 1:  # others need not be read
+            if sizes[image.size_bytes] > 1:  # A file of unique size has no copy.
                 places.setdefault(image.digest(), []).append((split.name, image.name))
     return [group for group in places.values() if len(group) > 1]
 
 
 def _copy_warnings(audit: Audit) -> Iterator[str]:
-    """Copies of two splits, one of them of training, make an evaluation look too good."""
+    """Yield warnings about images in several splits, which make an evaluation look too good, and about copies."""
     files: dict[Path, list[str]] = {}
     for split in audit.splits:
         for image in split.usable:
             if image.file is not None:
                 files.setdefault(image.file, []).append(split.name)
-    if listed := [f"{'/'.join(names)} {file.stem}" for file, names in files.items() if len(names) > 1]:
-        yield f"{_many(len(listed), 'image')} listed in more than one split: {_some(listed)}"
+    listed = [f"{'/'.join(names)} {file.stem}" for file, names in files.items() if len(names) > 1]
+    if listed:
+        yield f"{_many(len(listed), 'image')} listed in more than one split: {first_names(listed)}"
     across = [group for group in audit.copies if len({split for split, _ in group}) > 1]
     within = [group for group in audit.copies if group not in across]
     for groups, where in (
@@ -306,32 +320,24 @@ def _copy_warnings(audit: Audit) -> Iterator[str]:
         (within, "the same byte for byte as another of the split"),
     ):
         if groups:
-            shown = _some([" = ".join("/".join(place) for place in group) for group in groups])
+            shown = first_names([" = ".join("/".join(place) for place in group) for group in groups])
             yield f"{_many(len(groups), 'image')} {where}: {shown}"
 
 
 def _many(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _as_training_counts(config: DatasetConfig, images: list[AuditedImage]) -> CrowdDataset:
-    """The training images as training counts them; they have no pixels."""
+    """Return the training images as training counts them, without pixels."""
     source = [(image.width, image.height) for image in images]
     sizes = source
     if isinstance(config, FolderDatasetConfig):
-        sizes = [
-            prepared_size(
-                width, height, min_side=config.min_side, max_side=config.max_side, multiple=config.side_multiple
-            )
-            for width, height in source
-        ]
+        rule = ResizeRule.from_config(config)
+        sizes = [rule.size(width, height) for width, height in source]
 
     def no_pixels(index: int) -> Tensor:
-        raise AssertionError("an audit trains on nothing")
+        raise AssertionError("an audited dataset has no pixels")
 
     return CrowdDataset(
         [image.name for image in images],

@@ -1,9 +1,8 @@
-"""Random changes to a training image and its heads (arXiv:2403.09281, section IV).
+"""Random augmentation of a training image and its heads (arXiv:2403.09281, section IV).
 
-A square window is cut out and resized, which changes the heads' size; then flip, color jitter,
-blur, salt and pepper. The pixels are torchvision's business, the points ours: its key points are
-mirrored to W - 1 - x and cut to integers. Images stay bytes throughout; the model normalizes them
-on its device.
+A square window is cropped and resized, which changes the size of heads; then come flip, color jitter, blur, and salt
+and pepper. torchvision transforms the pixels; ``data.points`` moves the heads, because torchvision's key points are
+mirrored to W - 1 - x and truncated to integers. Images stay bytes throughout; the model normalizes them on its device.
 """
 
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ Window = UInt8[Tensor, "3 window window"]
 Crop = UInt8[Tensor, "3 side side"]
 Points = Float[Tensor, "_ 2"]
 
-BLUR_SIGMA = (0.1, 5.0)  # Range of the Gaussian blur's standard deviation, pixels.
+BLUR_SIGMA = (0.1, 5.0)
+"""Range of the standard deviation of the Gaussian blur, pixels."""
 
 
 @dataclass(frozen=True)
 class TrainAugment:
-    """The paper's augmentation; the fields are those of ``AugmentConfig``."""
+    """The paper's augmentation; see ``AugmentConfig`` for the fields."""
 
     crop_size: int
     min_scale: float = 1.0
@@ -41,11 +41,15 @@ class TrainAugment:
     salt_pepper_probability: float = 0.5
 
     def __call__(self, image: Image, points: Points, generator: Generator) -> tuple[Crop, Points]:
-        """One random version of an image, ``crop_size`` x ``crop_size``.
+        """Return one random version of an image.
 
         Args:
-            points: inside the image; those the window cuts off are dropped.
-            generator: the only source of chance.
+            image: of any size.
+            points: (x, y) in pixels of the image, inside of it; points outside the crop are dropped.
+            generator: the only source of randomness.
+
+        Returns:
+            ``crop_size`` x ``crop_size`` pixels, and the points in pixels of this crop.
         """
         image, points = random_window(image, points, self.crop_size, self.min_scale, self.max_scale, generator)
         image, points = resize(image, points, self.crop_size)
@@ -61,7 +65,7 @@ class TrainAugment:
 
 
 def build_augment(config: AugmentConfig) -> TrainAugment:
-    """The augmentation a config describes."""
+    """Build the augmentation that a config describes."""
     return TrainAugment(
         crop_size=config.crop_size,
         min_scale=config.min_scale,
@@ -77,21 +81,31 @@ def build_augment(config: AugmentConfig) -> TrainAugment:
 
 
 def happens(probability: float, generator: Generator) -> bool:
-    """Whether an event of that probability happens this time."""
+    """Draw whether an event of this probability happens."""
     return uniform(0.0, 1.0, generator) < probability
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
-    """A number drawn evenly from [low, high)."""
+    """Draw a number uniformly from [low, high)."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
 def random_window(
     image: Image, points: Points, crop_size: int, min_scale: float, max_scale: float, generator: Generator
 ) -> tuple[Window, Points]:
-    """Cut out a square of ``crop_size`` times a random factor, at most the image's short side."""
-    # Released code: enlarges an image smaller than the window, cuts, and shrinks again; here: the
-    # largest square of it, which shows nearly the same in one resampling.
+    """Crop a random square whose side is ``crop_size`` times a random factor, at most the short side of the image.
+
+    Args:
+        image: of any size.
+        points: (x, y) in pixels of the image.
+        crop_size: pixels.
+        min_scale, max_scale: range of the random factor.
+
+    Returns:
+        The square, and the points inside it in its own pixels.
+    """
+    # Released code: enlarges an image smaller than the window, crops, and shrinks again; here: the
+    # largest square of it, because that shows nearly the same after one resampling.
     height, width = image.shape[1:]
     side = max(1, min(int(crop_size * uniform(min_scale, max_scale, generator)), height, width))
     top = int(torch.randint(height - side + 1, (), generator=generator))
@@ -101,16 +115,16 @@ def random_window(
 
 
 def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
-    """Resize a square image to ``side`` x ``side``; overshoot of the bicubic kernel is clamped."""
+    """Resize a square image and its points to ``side`` x ``side`` pixels; bicubic overshoot is clamped."""
     size = image.shape[2], image.shape[1]
-    # The window alone, row by row: torchvision's kernel is a third slower on rows of a larger image.
+    # A contiguous copy of the window: torchvision's kernel is a third slower on rows of a larger image.
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     image = pixels.resize(image, [side, side], InterpolationMode.BICUBIC, antialias=True)
     return image, heads.scale(points, from_size=size, to_size=(side, side))
 
 
 def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:
-    """Brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount)."""
+    """Change brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount)."""
     changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
     for k in torch.randperm(len(changes), generator=generator).tolist():
         image = changes[k](image, uniform(1 - amount, 1 + amount, generator))
@@ -118,14 +132,15 @@ def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:
 
 
 def blur(image: Image, size: int, generator: Generator) -> Image:
-    """Gaussian blur with a kernel of ``size`` pixels and a random standard deviation."""
+    """Apply a Gaussian blur with a kernel of ``size`` pixels and a random standard deviation from ``BLUR_SIGMA``."""
     # Released code: passes the range of sigma where torchvision expects (sigma_x, sigma_y), so
-    # that images are smeared vertically only; here: one sigma from that range, for both.
+    # that images are blurred only vertically; here: one sigma from that range for both directions,
+    # because that is what the paper describes.
     sigma = uniform(*BLUR_SIGMA, generator)
     radius = size // 2
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    # In steps of 1/128, which 16-bit integers hold exactly: a fifth of the time of torchvision's
-    # blur in floats, and within three gray levels of it even on white noise.
+    # Weights in steps of 1/128, which 16-bit integers represent exactly: a fifth of the time of
+    # torchvision's floating-point blur, and within three gray levels of it even on white noise.
     weights = (128 * kernel / kernel.sum()).round().int().tolist()
     weights[radius] += 128 - sum(weights)
     result = image.permute(1, 2, 0)
@@ -142,9 +157,9 @@ def blur(image: Image, size: int, generator: Generator) -> Image:
 
 
 def salt_and_pepper(image: Image, share: float, generator: Generator) -> Image:
-    """Turn ``share`` of the pixels white and as many black."""
-    # Released code: each channel on its own, which gives colored dots; here: whole pixels, as
-    # salt and pepper are; the share of changed values is the same.
+    """Set a ``share`` of the pixels to white and as many to black."""
+    # Released code: each channel separately, which gives colored dots; here: whole pixels, because
+    # salt and pepper are not colored; the share of changed values is the same.
     height, width = image.shape[1:]
     spots = torch.randint(height * width, (2, round(share * height * width)), generator=generator)
     image = image.clone()

@@ -1,0 +1,222 @@
+"""What is known about each dataset without having it: splits, source, license, and how its folder is recognized.
+
+To add a dataset, add a row to ``DATASETS``, a function in ``data.layouts`` that lists its files and, if its annotation
+format is new, a reader in ``data.annotations``.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, UcfCc50Config
+from headcount.data import layouts
+from headcount.data.custom import custom_splits, list_custom
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import SPLITS, Listed
+from headcount.errors import DataError
+
+HOLDOUT = "holdout"
+"""The split of training images that are held out to select the checkpoint."""
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """How the folder of a dataset is found and read."""
+
+    folders: tuple[str, ...]
+    """Where it may be, relative to the data root."""
+    markers: tuple[str, ...]
+    """A folder belongs to this dataset if it contains one of these names, in any case."""
+    list_split: Callable[[Path, str, FolderDatasetConfig], list[Listed]]
+    """Lists the images of a split; a function of ``data.layouts`` or ``data.custom``."""
+    settings: type[FolderDatasetConfig] = FolderDatasetConfig
+    """The type of config that it is read with."""
+    split_order: Callable[[Path, str], Iterable[str]] | None = None
+    """Names of a split in the order of the dataset's own list; None if it has no list."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a dataset."""
+
+    title: str
+    source: str
+    """Where it is distributed."""
+    license: str
+    splits: tuple[str, ...]
+    selection: str
+    """The split that selects the checkpoint, as in published results."""
+    unannotated: str | None = None
+    """The split whose annotations are not public; None if all are public."""
+    files: FileSet | None = None
+    """None for images that are drawn by code."""
+
+
+def _shanghaitech(part: str) -> DatasetInfo:
+    parents = ("", "ShanghaiTech/", "shanghaitech/", "ShanghaiTech_Crowd_Counting_Dataset/")
+    return DatasetInfo(
+        title=f"ShanghaiTech part {part}",
+        source="https://github.com/desenzhou/ShanghaiTechDataset",
+        license="research use; Zhang et al., CVPR 2016",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=tuple(f"{parent}part_{part}{ending}" for parent in parents for ending in ("", "_final")),
+            markers=("train_data", "test_data"),
+            list_split=layouts.shanghaitech,
+        ),
+    )
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "sha": _shanghaitech("A"),
+    "shb": _shanghaitech("B"),
+    "qnrf": DatasetInfo(
+        title="UCF-QNRF",
+        source="https://www.crcv.ucf.edu/data/ucf-qnrf/",
+        license="research use; Idrees et al., ECCV 2018",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("UCF-QNRF_ECCV18", "UCF-QNRF", "ucf-qnrf", "qnrf"),
+            markers=("train", "test"),
+            list_split=layouts.qnrf,
+        ),
+    ),
+    "nwpu": DatasetInfo(
+        title="NWPU-Crowd",
+        source="https://www.crowdbenchmark.com/nwpucrowd.html",
+        license="academic, not commercial use; Wang et al., TPAMI 2020",
+        splits=("train", "val", "test"),
+        selection="val",
+        unannotated="test",
+        files=FileSet(
+            folders=("NWPU-Crowd", "NWPU", "nwpu"),
+            markers=("images", "images_part1"),
+            list_split=layouts.nwpu,
+            split_order=layouts.nwpu_ids,
+        ),
+    ),
+    "jhu": DatasetInfo(
+        title="JHU-CROWD++",
+        source="http://www.crowd-counting.com/",
+        license="research, not commercial use; Sindagi et al., TPAMI 2020",
+        splits=("train", "val", "test"),
+        selection="val",
+        files=FileSet(
+            folders=("jhu_crowd_v2.0", "JHU-CROWD++", "jhu"),
+            markers=("train", "val", "test"),
+            list_split=layouts.jhu,
+        ),
+    ),
+    "ucf_cc_50": DatasetInfo(
+        title="UCF_CC_50",
+        source="https://www.crcv.ucf.edu/data/ucf-cc-50/",
+        license="research use; Idrees et al., CVPR 2013",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("UCF_CC_50", "UCF_CC_50/UCF_CC_50", "ucf_cc_50"),
+            markers=("1.jpg", "1_ann.mat"),
+            list_split=layouts.ucf_cc_50,
+            settings=UcfCc50Config,
+        ),
+    ),
+    "mall": DatasetInfo(
+        title="Mall",
+        source="https://personal.ie.cuhk.edu.hk/~ccloy/downloads_mall_dataset.html",
+        license="research use; Chen et al., BMVC 2012",
+        splits=("train", "test"),
+        selection="test",
+        files=FileSet(
+            folders=("mall_dataset", "Mall", "mall"),
+            markers=("frames",),
+            list_split=layouts.mall,
+        ),
+    ),
+    "custom": DatasetInfo(
+        title="custom images and annotations",
+        source="your own folder",
+        license="your own",
+        splits=SPLITS,
+        selection="val",
+        files=FileSet(folders=(), markers=(), list_split=list_custom, settings=CustomConfig),
+    ),
+    "synthetic": DatasetInfo(
+        title="crowds drawn by code",
+        source="nothing to download",
+        license="MIT, as this code",
+        splits=("train", "val", "test"),
+        selection="val",
+    ),
+}
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Return the facts about a dataset.
+
+    Raises:
+        ConfigError: if there is no dataset of that name.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"there is no dataset {name!r}; there are {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def split_names(config: DatasetConfig) -> tuple[str, ...]:
+    """Return the dataset's own splits, without ``holdout``.
+
+    Raises:
+        ConfigError: if there is no dataset of that name.
+        DataError: if a split file cannot be used.
+    """
+    if isinstance(config, CustomConfig):
+        return custom_splits(config)
+    return dataset_info(config.name).splits
+
+
+def selection_split(config: DatasetConfig) -> str:
+    """Return the split that selects the checkpoint: ``holdout`` if images are held out, else as published.
+
+    Raises:
+        ConfigError: if a custom dataset has no images to select on.
+        DataError: if a split file cannot be used.
+    """
+    if config.holdout > 0:
+        return HOLDOUT
+    splits, selection = split_names(config), dataset_info(config.name).selection
+    if selection not in splits and "test" not in splits:
+        raise ConfigError(
+            f"dataset={config.name}: there are no val or test images to select a checkpoint on; add some, or hold "
+            "training images out with dataset.holdout=0.1"
+        )
+    return selection if selection in splits else "test"
+
+
+def source_split(split: str) -> str:
+    """Return the dataset's own split that a split is part of: held-out images are training images."""
+    return "train" if split == HOLDOUT else split
+
+
+def check_split(config: DatasetConfig, split: str) -> DatasetInfo:
+    """Check that a dataset has a split.
+
+    Returns:
+        The facts about the dataset.
+
+    Raises:
+        ConfigError: if it does not; names those it has.
+        DataError: if a split file cannot be used, or has no images in the split.
+    """
+    info = dataset_info(config.name)
+    allowed = [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]
+    if split not in allowed:
+        if isinstance(config, CustomConfig) and config.train is None and config.split_file and split in SPLITS:
+            raise DataError(
+                f"split={split}: dataset.split_file={config.split_file} has no images in {split}, only in "
+                f"{', '.join(allowed)}; name some in it",
+                kind=DataErrorKind.split_list,
+                file=Path(config.split_file),
+            )
+        raise ConfigError(f"split={split}: {config.name} has {', '.join(allowed)}")
+    return info

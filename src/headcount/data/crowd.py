@@ -1,0 +1,145 @@
+"""Images of one split with their annotated heads, as an indexable dataset."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from headcount.config import Outside
+from headcount.data.augment import TrainAugment
+from headcount.data.listing import first_names
+from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
+from headcount.types import Sample
+
+Key = int | tuple[int, int]
+"""An index for evaluation, (epoch, index) for training."""
+
+
+class CrowdDataset(Dataset[Sample]):
+    """Images of one split with their heads.
+
+    ``dataset[index]`` is the whole prepared image with every annotated head, for evaluation; ``dataset[epoch, index]``
+    is a training sample, which depends only on (seed, epoch, index). Build with
+    :func:`headcount.data.open.open_split`.
+
+    Args:
+        names: name of each image.
+        images: returns the pixels of an index; called in worker processes.
+        annotated: head positions of each image, in pixels of the stored image.
+        source_sizes: (width, height) of each stored image, pixels.
+        sizes: (width, height) of each image as ``images`` returns it, pixels.
+        outside, one_head_per_pixel: see ``DatasetConfig``; for training only.
+        augment: applied to training samples; None leaves them whole.
+        seed: seed of the augmentation.
+        left_out: names of images of the split that cannot be used and are therefore not in ``names``.
+        in_no_split: names of images that a split file does not mention.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        images: Callable[[int], UInt8[Tensor, "3 height width"]],
+        annotated: Sequence[Float[Tensor, "_ 2"]],
+        *,
+        source_sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[tuple[int, int]],
+        outside: Outside = Outside.clamp,
+        one_head_per_pixel: bool = False,
+        augment: TrainAugment | None = None,
+        seed: int = 0,
+        left_out: Sequence[str] = (),
+        in_no_split: Sequence[str] = (),
+    ) -> None:
+        self.names = list(names)
+        self.left_out = list(left_out)
+        """Images of the split that cannot be read or have no usable annotation."""
+        self.in_no_split = list(in_no_split)
+        """Images that belong to no split, because the split file does not mention them."""
+        self.sizes = list(sizes)
+        """(width, height) of each prepared image, pixels."""
+        self.one_head_per_pixel = one_head_per_pixel
+        """Whether training counts the heads of one pixel once in block counts."""
+        self._images = images
+        self._outside_rule = outside
+        self._augment, self._seed = augment, seed
+        self._heads: list[Float[Tensor, "_ 2"]] = []
+        self._inside: list[Bool[Tensor, " _"]] = []
+        for points, (width, height), size in zip(annotated, source_sizes, sizes, strict=True):
+            self._inside.append(inside(points, width=width, height=height))
+            within = clamp_into(points, width=width, height=height)
+            self._heads.append(scale(within, from_size=(width, height), to_size=size))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Key) -> Sample:
+        if isinstance(key, int):
+            # Evaluation counts heads outside the image too; they are shown on its border.
+            return Sample(self._images(key), self._heads[key], self.names[key])
+        epoch, index = key
+        image, points = self._images(index), self._training_heads(index)
+        if self._augment is not None:
+            generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
+            image, points = self._augment(image, points, generator)
+        return Sample(image, points, self.names[index])
+
+    def count(self, index: int) -> float:
+        """Return the true count of evaluation: all annotated heads, including those outside the image."""
+        return float(len(self._heads[index]))
+
+    def points(self, index: int) -> Float[Tensor, "n 2"]:
+        """Return the heads that training counts, in pixels of the prepared image, before augmentation."""
+        points = self._training_heads(index)
+        return one_head_per_pixel(points) if self.one_head_per_pixel else points
+
+    def _training_heads(self, index: int) -> Float[Tensor, "n 2"]:
+        heads = self._heads[index]
+        return heads if self._outside_rule is Outside.clamp else heads[self._inside[index]]
+
+    @property
+    def heads_outside(self) -> int:
+        """Number of annotated heads outside their image."""
+        return sum(int((~inside_).sum()) for inside_ in self._inside)
+
+    @property
+    def heads_sharing_a_pixel(self) -> int:
+        """Number of training heads that share a pixel of the prepared image with an earlier one."""
+        training = [self._training_heads(index) for index in range(len(self))]
+        return sum(len(points) - len(one_head_per_pixel(points)) for points in training)
+
+    def describe(self) -> list[str]:
+        """Summarize the annotations for the user, one line each."""
+        total = sum(len(points) for points in self._heads)
+        empty = sum(len(points) == 0 for points in self._heads)
+        outside = "moved onto its border" if self._outside_rule is Outside.clamp else "dropped"
+        sharing = "counted once in labels" if self.one_head_per_pixel else "each counted"
+        return [
+            *self.describe_left_out(),
+            f"{len(self)} images, {total} annotated heads, {empty} images without any",
+            f"{self.heads_outside} heads lie outside their image: in training {outside}, in evaluation counted",
+            f"{self.heads_sharing_a_pixel} heads share a pixel with another: in training {sharing}, in evaluation "
+            "counted",
+        ]
+
+    def describe_left_out(self) -> list[str]:
+        """Report images that are left out, one line per reason: they change what an error means. Empty without any."""
+        lines = []
+        if self.left_out:
+            total = len(self) + len(self.left_out)
+            lines.append(
+                f"{len(self.left_out)} of {total} images are left out, being unreadable or not annotated: "
+                f"{first_names(self.left_out)}"
+            )
+        if self.in_no_split:
+            lines.append(
+                f"{len(self.in_no_split)} images are in no split of dataset.split_file: {first_names(self.in_no_split)}"
+            )
+        return lines
+
+
+def sample_seed(*key: int) -> int:
+    """Derive a seed for a random generator from a few non-negative integers; similar keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

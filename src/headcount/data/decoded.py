@@ -1,41 +1,41 @@
-"""Decode a dataset's images once, so that a training sample reads no more than its window.
+"""Decode the images of a dataset once, so that a training sample reads only its crop.
 
-One NumPy file an image, bytes as they lie in memory, beside the resized images; mapped, not read: a
-sample touches the pages of its window alone, and processes share them. Takes about 2.4 MB for
-1024 x 768 pixels. Nothing is removed: where images were exchanged, the folder may be deleted to make room.
+One NumPy file per image holds the bytes as they are in memory, beside the resized images. Files are memory-mapped: a
+sample touches only the pages of its crop, and processes share them. An image of 1024 x 768 pixels takes about 2.4 MB.
+Nothing is deleted automatically; if images have been replaced, the folder may be deleted to free space.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import ConfigError
-from headcount.data.prepare import PreparedImage, image_origin
-from headcount.data.readers import read_image
+from headcount.data.images import read_image
+from headcount.data.kinds import DataErrorKind
+from headcount.data.prepare import PreparedImage, image_origin, run_in_threads
+from headcount.errors import DataError
 from headcount.files import atomic_write, make_folder
 
 
 def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) -> list[Path]:
-    """Write the pixels of each image into ``folder``; only those that are missing, out of date or cut short.
+    """Write the pixels of each image into ``folder``, only those that are missing, out of date or truncated.
 
     Args:
-        folder: made if it does not exist.
-        label: what the progress bar calls the work.
+        folder: created if a file is written there.
+        label: name of the images in the progress bar.
 
     Returns:
         The file of each image.
 
     Raises:
-        ConfigError: if the folder cannot be made, or the disk has no room for what is missing.
+        ConfigError: if the folder cannot be created, or the disk has no room for the missing files.
+        DataError: if an image cannot be read or written.
     """
     files = [folder / f"{image.path.stem}-{_origin(image)}.npy" for image in images]
     due = [(image, file) for image, file in zip(images, files, strict=True) if not _is_whole(file, image.size)]
@@ -49,43 +49,36 @@ def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) 
             f"dataset.cache=decoded: {len(due)} images take {needed / 1e9:.1f} GB, and {folder} has "
             f"{free / 1e9:.1f} GB free; choose another disk with dataset.cache_dir=..., or dataset.cache=none"
         )
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        tasks = [pool.submit(_decode, image, file) for image, file in due]
-        bar = tqdm(as_completed(tasks), total=len(tasks), desc=f"decoding {label} once", unit="image")
-        for task in bar:
-            task.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    run_in_threads(lambda pair: _decode(*pair), due, label=f"decoding {label} once")
     return files
 
 
 def open_decoded(file: Path) -> UInt8[Tensor, "3 height width"]:
-    """The image of a file that :func:`decode_images` wrote; its pixels are read where they are used."""
-    # "c": writing, which nobody does, would change memory and not the file; torch asks for a writable array.
+    """Open a file that :func:`decode_images` wrote; pixels are read from disk when they are used."""
+    # "c" (copy on write), because torch asks for a writable array; writing would change memory, not the file.
     return torch.from_numpy(np.load(file, mmap_mode="c")).permute(2, 0, 1)
 
 
 def _origin(image: PreparedImage) -> str:
-    """A word for the image as distributed and the size it has here.
+    """Hash the image as distributed and its prepared size.
 
-    Not for the file at ``image.path``: a second run that prepares the same folder may write that anew.
+    Not the file at ``image.path``: another run that prepares the same folder may write it again.
     """
     return hashlib.sha256(image_origin(image.source, image.size)).hexdigest()[:12]
 
 
 def _is_whole(file: Path, size: tuple[int, int]) -> bool:
-    """Whether a file holds as many pixels as an image of this (width, height)."""
+    """Whether a file holds all pixels of an image of this (width, height)."""
     try:
         return bool(np.load(file, mmap_mode="r").shape == (size[1], size[0], 3))
-    except (OSError, EOFError, ValueError):  # missing, empty, or cut short
+    except (OSError, EOFError, ValueError):  # Missing, empty, or truncated.
         return False
 
 
 def _decode(image: PreparedImage, target: Path) -> None:
-    """Write the pixels, unless another run has meanwhile.
+    """Write the pixels, unless another run has done so meanwhile.
 
-    Versions of another origin stay: a run that goes on may be reading them.
+    Files of other origins are kept: a running training may be reading them.
     """
     if _is_whole(target, image.size):
         return
@@ -94,4 +87,6 @@ def _decode(image: PreparedImage, target: Path) -> None:
         with atomic_write(target) as part, part.open("wb") as file:
             np.save(file, pixels)
     except OSError as error:
-        raise ConfigError(f"{image.path} could not be decoded into {target}: {error}") from error
+        raise DataError(
+            f"{image.path} could not be decoded into {target}: {error}", kind=DataErrorKind.cache, file=target
+        ) from error

@@ -1,0 +1,81 @@
+"""How many blocks of the training images hold how many heads, for the bins' representative counts.
+
+Source: arXiv:2403.09281, section III-A.3, the B_i of equation 2.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from headcount.config import ZERO_BELOW, Counted
+from headcount.data.crowd import CrowdDataset
+from headcount.data.points import Smoothing, block_counts, crop, smoothed_counts, window_counts
+
+_SILENT_IMAGES = 100  # Larger datasets show a progress bar.
+
+
+def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted = Counted.blocks) -> dict[int, int]:
+    """Count the blocks of the prepared training images that hold 0, 1, 2, ... heads.
+
+    Blocks form a grid from the top left corner; the rest of an image beyond its last whole block is not counted, as
+    no training crop has such blocks. Heads outside their image are where training has them, on its border or nowhere
+    (``dataset.outside``). Not cached: the points are in memory.
+
+    Args:
+        block_size: side of a block, pixels.
+        counted: ``windows`` takes all squares of a block's size inside an image, at every pixel, in which the heads of
+            one pixel count once. The published representative counts are made from these.
+
+    Returns:
+        Number of blocks by number of heads, in increasing order.
+    """
+    histogram: Counter[int] = Counter()
+    if counted is Counted.windows:
+        progress = tqdm(dataset.sizes, desc="counting windows", unit="image", disable=len(dataset) <= _SILENT_IMAGES)
+        for index, (width, height) in enumerate(progress):
+            histogram += window_counts(dataset.points(index), height=height, width=width, window=block_size)
+    else:
+        for points, width, height in _whole_blocks(dataset, block_size):
+            counts = block_counts(points, height=height, width=width, block_size=block_size)
+            histogram.update(counts.flatten().int().tolist())
+    return dict(sorted(histogram.items()))
+
+
+def smoothed_histogram(dataset: CrowdDataset, block_size: int, smoothing: Smoothing) -> dict[float, int]:
+    """Count the blocks of the prepared training images by their smoothed number of heads.
+
+    Blocks are those of :func:`block_histogram`.
+
+    Args:
+        block_size: side of a block, pixels.
+        smoothing: the Gaussian on each head.
+
+    Returns:
+        Number of blocks by number of heads, which is rounded up to a multiple of ``ZERO_BELOW``.
+    """
+    histogram: Counter[int] = Counter()
+    for points, width, height in _whole_blocks(dataset, block_size, progress="smoothing heads"):
+        counts = smoothed_counts(points, smoothing.sigmas(points), height=height, width=width, block_size=block_size)
+        steps, blocks = (counts / ZERO_BELOW).ceil().long().unique(return_counts=True)
+        histogram.update(dict(zip(steps.tolist(), blocks.tolist(), strict=True)))
+    return {round(step * ZERO_BELOW, 10): blocks for step, blocks in sorted(histogram.items())}
+
+
+def _whole_blocks(
+    dataset: CrowdDataset, block_size: int, *, progress: str | None = None
+) -> Iterator[tuple[Float[Tensor, "_ 2"], int, int]]:
+    """Yield the training heads in the whole blocks of each image, and the width and height of these blocks in pixels.
+
+    Args:
+        progress: label of a progress bar; None shows none.
+    """
+    silent = progress is None or len(dataset) <= _SILENT_IMAGES
+    for index, size in enumerate(tqdm(dataset.sizes, desc=progress, unit="image", disable=silent)):
+        width = size[0] // block_size * block_size
+        height = size[1] // block_size * block_size
+        if width and height:
+            kept, _ = crop(dataset.points(index), left=0, top=0, width=width, height=height)
+            yield kept, width, height

@@ -29,7 +29,7 @@ from headcount.config import (
     MseConfig,
     SupervisedConfig,
 )
-from headcount.data.datasets import CrowdDataset, sample_seed
+from headcount.data.crowd import CrowdDataset, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
 from headcount.types import Batch, BlockGrid, Sample
 

@@ -1,12 +1,185 @@
+"""Where the files of a dataset are now: the only module that combines settings, the data root and the environment.
+
+A counter may be evaluated on another machine than it was trained on, so the folders in its checkpoint are only one of
+the places to look.
+"""
+
 import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
+from headcount.data.catalogue import DATASETS, FileSet
+from headcount.data.custom import custom_folder
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import describe_folder
+from headcount.errors import DataError
+
+DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
+"""Environment variable with the folder of all datasets."""
+# Settings that say which custom dataset is meant.
+_OWN_FOLDERS = ("root", "train", "val", "test")
 
 
-@dataclasses.dataclass
-class L:
-    config: object
-    data_root: object
+@dataclass(frozen=True)
+class LocatedDataset:
+    """A dataset to count images of, and where its files are now."""
+
+    config: DatasetConfig
+    """A copy that may be changed; neither the checkpoint's nor the typed settings."""
+    data_root: str | None
+    """Folder of all datasets, for :func:`headcount.data.open.open_split`; None if none is known."""
     own: bool
+    """Whether it is the dataset that the counter was trained on, read by the settings of its checkpoint."""
 
 
-def locate(trained, *, typed=None, overrides=None, data_root=None, trained_root=None):
-    return L(dataclasses.replace(typed or trained), data_root or trained_root, typed is None)
+def default_data_root() -> str | None:
+    """Return the folder of all datasets from the environment variable ``HEADCOUNT_DATA``; None if it is not set."""
+    return os.environ.get(DATA_ROOT_VARIABLE) or None
+
+
+def locate(
+    trained: DatasetConfig,
+    *,
+    typed: DatasetConfig | None = None,
+    overrides: Sequence[str] | None = None,
+    data_root: str | None = None,
+    trained_root: str | None = None,
+) -> LocatedDataset:
+    """Find out which dataset to count and where its files are now.
+
+    Args:
+        trained: the dataset in the checkpoint.
+        typed: the dataset that the user asked for; None is the one the counter was trained on.
+        overrides: the user's settings, such as ``dataset.max_side=1024``. If given and ``typed`` is the dataset of the
+            training, it is read by the settings of the checkpoint except for these. None reads ``typed`` as it is.
+        data_root: folder of all datasets that the user typed. Without ``typed``, a custom dataset is looked for there.
+        trained_root: folder of all datasets that was set for the training.
+
+    Returns:
+        New values; no argument is changed.
+
+    Raises:
+        DataError: if the folder of the training no longer exists and there is no other place to look.
+    """
+    if typed is None:
+        located = LocatedDataset(_moved(trained, data_root), _data_root(data_root, trained_root, own=True), own=True)
+        _check_still_known(trained, located)
+        return located
+    if overrides is not None and _is_own(trained, typed, overrides):
+        keys = _dataset_keys(overrides)
+        config = trained if isinstance(trained, CustomConfig) else _moved(trained, data_root)
+        config = dataclasses.replace(config, **{key: getattr(typed, key) for key in keys})
+        return LocatedDataset(config, _data_root(data_root, trained_root, own=True), own=True)
+    return LocatedDataset(dataclasses.replace(typed), _data_root(data_root, trained_root, own=False), own=False)
+
+
+def relocation_settings(trained: DatasetConfig, root: str) -> dict[str, str | int | None]:
+    """Return the settings of eval.py that count the dataset of a training in another folder.
+
+    Args:
+        trained: the dataset in the checkpoint.
+        root: where its folder is now.
+
+    Returns:
+        Values by setting, such as ``dataset.max_side``; None is written ``null``. Empty for a dataset without files.
+    """
+    if isinstance(trained, CustomConfig):
+        return {"data_root": root}
+    if not isinstance(trained, FolderDatasetConfig):
+        return {}
+    return {
+        "dataset": trained.name,
+        "dataset.root": root,
+        "dataset.cache_dir": trained.cache_dir,
+        "dataset.min_side": trained.min_side,
+        "dataset.max_side": trained.max_side,
+        "dataset.side_multiple": trained.side_multiple,
+    }
+
+
+def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> Path:
+    """Find the folder of a dataset: ``config.root``, or below ``data_root`` or the environment's folder.
+
+    Args:
+        split: the dataset's own split; a custom dataset may have a folder for each.
+
+    Raises:
+        ConfigError: if no folder is set.
+        DataError: if the dataset is in none of the places; lists them and says where it is distributed.
+    """
+    if isinstance(config, CustomConfig):
+        return custom_folder(config, split)
+    info = DATASETS[config.name]
+    assert isinstance(info.files, FileSet)
+    where = f"{info.title} is distributed at {info.source} ({info.license})"
+    base = config.root or data_root or default_data_root()
+    if not base:
+        raise ConfigError(
+            f"dataset={config.name}: no folder given; set dataset.root, data_root or the environment variable "
+            f"{DATA_ROOT_VARIABLE}. {where}"
+        )
+    root = Path(base).expanduser()
+    searched = [root / folder for folder in info.files.folders]
+    if config.root:
+        searched.insert(0, root)
+    for folder in searched:
+        if folder.is_dir() and any(path.name.lower() in info.files.markers for path in folder.iterdir()):
+            return folder
+    lines = "\n".join(f"  {folder}" for folder in searched)
+    raise DataError(
+        f"dataset={config.name}: found no folder with {' or '.join(info.files.markers)} in it; {describe_folder(root)}."
+        f" Searched:\n{lines}\n{where}",
+        kind=DataErrorKind.missing,
+        file=root,
+    )
+
+
+def _data_root(typed: str | None, trained: str | None, *, own: bool) -> str | None:
+    """Return the folder of all datasets.
+
+    In this order: what is typed now; for the dataset of the training what was set then, if it still exists; the
+    environment variable, which did not count in a training with a folder set; what was set for the training.
+    """
+    if typed:
+        return typed
+    if own and trained and Path(trained).expanduser().is_dir():
+        return trained
+    return default_data_root() or trained
+
+
+def _moved(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
+    """Return a copy without a folder that no longer applies: ``data_root`` is typed now, or the folder is gone."""
+    if isinstance(trained, CustomConfig):
+        # A custom dataset is not in a folder of datasets, so a typed data root is the folder of its images.
+        return dataclasses.replace(trained, root=data_root or trained.root)
+    if not isinstance(trained, FolderDatasetConfig) or trained.root is None:
+        return dataclasses.replace(trained)
+    keep = not data_root and Path(trained.root).expanduser().is_dir()
+    return dataclasses.replace(trained, root=trained.root if keep else None)
+
+
+def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
+    before = trained.root if isinstance(trained, FolderDatasetConfig) else None
+    now = located.config.root if isinstance(located.config, FolderDatasetConfig) else None
+    if before and not now and not located.data_root:
+        raise DataError(
+            f"{before}, the folder of the images in training, no longer exists; type data_root=FOLDER, the folder "
+            f"of all datasets, or dataset={trained.name} dataset.root=FOLDER",
+            kind=DataErrorKind.missing,
+            file=Path(before),
+        )
+
+
+def _is_own(trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str]) -> bool:
+    """Whether a typed dataset is the one of the training; a custom dataset in another folder is another dataset."""
+    if typed.name != trained.name:
+        return False
+    return not (isinstance(typed, CustomConfig) and any(key in _OWN_FOLDERS for key in _dataset_keys(overrides)))
+
+
+def _dataset_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys of settings such as ``dataset.max_side=1024``."""
+    return [o.partition("=")[0].removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]

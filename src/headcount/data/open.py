@@ -1,0 +1,287 @@
+"""List the images of a split and open them as samples."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from headcount.config import Cache, ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
+from headcount.data.augment import TrainAugment
+from headcount.data.catalogue import DATASETS, HOLDOUT, check_split, source_split
+from headcount.data.crowd import CrowdDataset
+from headcount.data.custom import images_in_no_split
+from headcount.data.decoded import decode_images, open_decoded
+from headcount.data.images import check_image, read_image
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import Listed, describe_folder, sort_by_hash
+from headcount.data.locate import dataset_folder
+from headcount.data.prepare import ResizeRule, cache_folder, prepare_images
+from headcount.errors import DataError
+
+MAX_REASONS = 20
+"""Longest list of unusable images in an error message."""
+
+Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
+
+
+def open_split(
+    config: DatasetConfig,
+    split: str,
+    *,
+    data_root: str | None = None,
+    augment: TrainAugment | None = None,
+    seed: int = 0,
+) -> CrowdDataset:
+    """Open a split with its annotations; resizes the images into the cache if that has not been done.
+
+    Args:
+        split: one of the dataset's own splits, or ``holdout`` if ``config.holdout`` is above 0; ``train`` then excludes
+            the held-out images, which do not depend on any seed.
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+        augment: applied to ``dataset[epoch, index]``; None leaves training images whole.
+        seed: seed of the augmentation.
+
+    Raises:
+        ConfigError: if the dataset or the split does not exist, the split's annotations are not public, or no folder
+            is set.
+        DataError: if the folder or files are missing, the split has no images, or some images cannot be used and
+            ``dataset.skip_bad`` is false.
+    """
+    info = check_split(config, split)
+    if split == info.unannotated:
+        others = " or ".join(f"split={other}" for other in info.splits if other not in ("train", split))
+        raise ConfigError(
+            f"split={split}: the annotations of {info.title}'s {split} images are not public ({info.source}), so they "
+            f"can neither train nor evaluate; take {others}, and count these images with a checkpoint instead"
+        )
+    if isinstance(config, SyntheticConfig):
+        return _open_synthetic(config, split, augment=augment, seed=seed)
+    return _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
+
+
+def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
+    """Open all images of a split without their annotations, for prediction; they are resized as for evaluation.
+
+    Args:
+        split: a split of the dataset, which may be one whose annotations are not public.
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+
+    Returns:
+        Images without heads, in the order of the dataset's own list if it has one, otherwise in natural order.
+
+    Raises:
+        ConfigError: if the dataset or the split does not exist, or no folder is set.
+        DataError: if the folder or images are missing, or images cannot be read; lists all of them.
+    """
+    info = check_split(config, split)
+    config = dataclasses.replace(config, max_train_images=None, max_eval_images=None)
+    root, listed = list_split(config, split, data_root=data_root)
+    if info.files is not None and info.files.split_order is not None:
+        place = {name: k for k, name in enumerate(info.files.split_order(root, source_split(split)))}
+        listed = sorted(listed, key=lambda item: place[item.name])
+    problems = []
+    for item in listed:
+        try:
+            check_image(item.image)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        lines = "".join(f"\n  {line}" for line in problems)
+        raise DataError(
+            f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{lines}",
+            kind=DataErrorKind.unusable_images,
+            file=root,
+        )
+    # The decoded cache would take more time and space than counting every image once.
+    config = dataclasses.replace(config, cache=Cache.none)
+    prepared = _prepare(config, split, root, listed)
+    return CrowdDataset(
+        [item.name for item in listed],
+        prepared.pixels,
+        [torch.zeros(0, 2)] * len(listed),
+        source_sizes=prepared.source_sizes,
+        sizes=prepared.sizes,
+    )
+
+
+def list_split(config: DatasetConfig, split: str, *, data_root: str | None) -> tuple[Path, list[Listed]]:
+    """Find a dataset's folder and the images of a split; no image is opened.
+
+    Args:
+        split: a split that the dataset has.
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+
+    Returns:
+        The folder, and at least one image.
+
+    Raises:
+        ConfigError: if no folder is set, or the settings are those of another dataset.
+        DataError: if the folder or the split's files are missing, or the split has no images.
+    """
+    files = DATASETS[config.name].files
+    if files is None or not isinstance(config, FolderDatasetConfig) or not isinstance(config, files.settings):
+        raise ConfigError(f"dataset {config.name} cannot be read with the settings of {type(config).__name__}")
+    source = source_split(split)
+    root = dataset_folder(config, source, data_root=data_root)
+    listed = files.list_split(root, source, config)
+    if not listed:
+        raise DataError(
+            f"dataset={config.name}: {source} has no images in {root}; {describe_folder(root)}",
+            kind=DataErrorKind.empty,
+            file=root,
+        )
+    return root, [listed[k] for k in _choose([item.name for item in listed], config, split)]
+
+
+def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[str], *, images: int) -> str:
+    """Write the error message about images that cannot be used, with one line for each of the first ``MAX_REASONS``.
+
+    Args:
+        reasons: one for each unusable image.
+        images: number of all images of the split.
+    """
+    lines = "".join(f"\n  {reason}" for reason in reasons[:MAX_REASONS])
+    if len(reasons) > MAX_REASONS:
+        lines += f"\n  and {len(reasons) - MAX_REASONS} more"
+    if len(reasons) == images and config.skip_bad:
+        return f"dataset={config.name}: none of the {images} images of {split} can be used:{lines}"
+    return (
+        f"dataset={config.name}: {len(reasons)} of {images} images of {split} cannot be used; correct them, or "
+        f"leave them out with dataset.skip_bad=true:{lines}"
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Pixels and sizes of the images of a split."""
+
+    pixels: Pixels
+    source_sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]
+
+
+def _open_folder(
+    config: DatasetConfig, split: str, *, data_root: str | None, augment: TrainAugment | None, seed: int
+) -> CrowdDataset:
+    root, listed = list_split(config, split, data_root=data_root)
+    assert isinstance(config, FolderDatasetConfig)
+    usable, heads, left_out = _read_heads(listed, config, split)
+    prepared = _prepare(config, split, root, usable)
+    return CrowdDataset(
+        [item.name for item in usable],
+        prepared.pixels,
+        heads,
+        source_sizes=prepared.source_sizes,
+        sizes=prepared.sizes,
+        outside=config.outside,
+        one_head_per_pixel=config.one_head_per_pixel,
+        augment=augment,
+        seed=seed,
+        left_out=left_out,
+        in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
+    )
+
+
+def _prepare(config: FolderDatasetConfig, split: str, root: Path, items: Sequence[Listed]) -> _Prepared:
+    """Resize, and with ``dataset.cache=decoded`` decode, the images that have not been yet."""
+    rule = ResizeRule.from_config(config)
+    folder = cache_folder(config.cache_dir, dataset=config.name, root=root, rule=rule)
+    source, label = source_split(split), f"{config.name} {split}"
+    images = prepare_images([item.image for item in items], folder / source, rule=rule, label=label)
+    if config.cache is Cache.decoded:
+        pixels = partial(_map_image, decode_images(images, folder / "decoded" / source, label=label))
+    else:
+        pixels = partial(_decode_image, [image.path for image in images])
+    return _Prepared(pixels, [image.source_size for image in images], [image.size for image in images])
+
+
+def _read_heads(
+    listed: list[Listed], config: FolderDatasetConfig, split: str
+) -> tuple[list[Listed], list[Float[Tensor, "_ 2"]], list[str]]:
+    """Read all annotations and check all images.
+
+    Returns:
+        The usable images, the heads in each, and the names of the other images.
+
+    Raises:
+        DataError: if images are unusable and may not be left out, or all are; lists the first of them.
+    """
+    usable: list[Listed] = []
+    heads: list[Float[Tensor, "_ 2"]] = []
+    bad: dict[str, str] = {}
+    progress = tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000)
+    for item in progress:
+        try:
+            points = item.heads()
+            check_image(item.image)
+        except DataError as error:
+            bad[item.name] = str(error)
+        else:
+            usable.append(item)
+            heads.append(points)
+    # All images are checked before the error: a copy may lack most of its files, not just the first.
+    if bad and not (config.skip_bad and usable):
+        raise DataError(
+            unusable_message(config, split, list(bad.values()), images=len(listed)),
+            kind=DataErrorKind.unusable_images,
+        )
+    return usable, heads, list(bad)
+
+
+def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
+    from headcount.data.synthetic import draw_crowd
+
+    source = source_split(split)
+    total = {"train": config.train_images, "val": config.val_images, "test": config.test_images}[source]
+    chosen = _choose([f"{source}_{k:04d}" for k in range(total)], config, split)
+    # Drawn here, once: forked workers share the memory.
+    progress = tqdm(chosen, desc=f"drawing synthetic {split}", unit="image", disable=len(chosen) <= 100)
+    samples = [draw_crowd(k, config=config, split=source) for k in progress]
+    sizes = [(sample.image.shape[2], sample.image.shape[1]) for sample in samples]
+    return CrowdDataset(
+        [sample.name for sample in samples],
+        [sample.image for sample in samples].__getitem__,
+        [sample.points for sample in samples],
+        source_sizes=sizes,
+        sizes=sizes,
+        outside=config.outside,
+        one_head_per_pixel=config.one_head_per_pixel,
+        augment=augment,
+        seed=seed,
+    )
+
+
+def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
+    """Return the positions, among the images of the source split, of those that belong to ``split``.
+
+    Raises:
+        ConfigError: if holding images out leaves none to train on.
+    """
+    chosen = list(range(len(names)))
+    if config.holdout > 0 and source_split(split) == "train":
+        # By a hash of the name: independent of seeds and of the order.
+        held = set(sort_by_hash(names)[: max(1, round(config.holdout * len(names)))])
+        if len(held) == len(names):
+            raise ConfigError(f"dataset.holdout {config.holdout} of {len(names)} images leaves none to train on")
+        chosen = [k for k in chosen if (names[k] in held) == (split == HOLDOUT)]
+    if split == "train" and config.train_fraction < 1:
+        # The first names of one fixed order: a smaller share is part of a larger one.
+        ordered = sort_by_hash((names[k] for k in chosen), salt="fraction")
+        kept = set(ordered[: max(1, round(config.train_fraction * len(ordered)))])
+        chosen = [k for k in chosen if names[k] in kept]
+    return chosen[: config.max_train_images if split == "train" else config.max_eval_images]
+
+
+# Functions of the module, not closures: a CrowdDataset is pickled for worker processes that are not forked.
+def _decode_image(paths: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
+    return read_image(paths[index])
+
+
+def _map_image(files: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
+    return open_decoded(files[index])

@@ -1,9 +1,8 @@
-"""Head positions as plain tensors: count them in blocks and windows, smooth, crop, flip, scale and tidy them.
+"""Operations on head positions: count them in blocks and windows, smooth, crop, flip, scale and clamp them.
 
-A point (x, y) is a position in pixels, x right, y down; an image covers [0, width) x [0, height).
-Every function returns new tensors and keeps points inside that half-open area, whatever rounding
-does: a head must not leave its image, nor change its block, because of a last bit. Nothing here
-touches pixels (``data.augment``).
+A point (x, y) is a position in pixels, x right, y down; an image covers [0, width) x [0, height). Every function
+returns new tensors and keeps points inside that half-open area despite rounding: a rounding error must not move a head
+out of its image or into another block. Pixels are changed in ``data.augment``.
 """
 
 from collections import Counter
@@ -16,7 +15,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 MIN_SIGMA = 0.1
-"""Pixels; heads on one spot have no distance to adapt to, and a narrower Gaussian differs from a point in no block."""
+"""Smallest standard deviation, pixels. Heads at the same position have no distance to adapt to, and block counts of a
+narrower Gaussian equal those of a point."""
 
 
 def block_counts(
@@ -52,27 +52,35 @@ def block_counts(
 
 
 def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, window: int) -> Counter[int]:
-    """How many windows of an image hold 0, 1, 2, ... heads: all of ``window`` x ``window`` px, one a pixel apart.
+    """Count the windows of an image that hold 0, 1, 2, ... heads.
 
-    Two heads in one pixel count as one, and points outside the image as none (datasets pass them as
-    training has them): published representative counts are means over these windows. Windows lie
-    within the image; a smaller image has none.
+    Windows are all squares of ``window`` x ``window`` pixels inside the image, at every pixel; an image smaller than
+    that has none. Two heads in one pixel count as one, and points outside the image are ignored. The published
+    representative counts are means over these windows.
+
+    Args:
+        points: (x, y) in pixels of this image.
+        height, width: image size, pixels.
+        window: side of a window, pixels.
+
+    Returns:
+        Number of windows by number of heads.
     """
     if min(height, width) < window:
         return Counter()
     column, row = points[inside(points, width=width, height=height)].floor().long().unbind(1)
-    # Few bits, since it is the memory's speed that counts: an image has as many windows as pixels.
+    # Small integers, because memory bandwidth is the limit: an image has as many windows as pixels.
     heads = np.zeros((height, width), dtype=np.uint16 if window < 256 else np.uint32)
     heads[row.numpy(), column.numpy()] = 1
     sums = _sliding_sum(_sliding_sum(heads, window).T, window)
-    numbers = np.bincount(sums[sums > 0], minlength=1)  # most windows are empty
+    numbers = np.bincount(sums[sums > 0], minlength=1)  # Most windows are empty.
     numbers[0] = sums.size - numbers.sum()
     return Counter({count: n for count, n in enumerate(numbers.tolist()) if n})
 
 
 def _sliding_sum(values: np.ndarray, n: int) -> np.ndarray:
-    """Sums of each ``n`` neighbors along the first axis."""
-    # Sums of 1, 2, 4, ... neighbors; those that n is made of are put side by side.
+    """Sum each ``n`` consecutive values along the first axis."""
+    # Sums of 1, 2, 4, ... values; those in the binary form of n are concatenated to runs of n.
     run, length, total, covered = values, 1, None, 0
     outputs = len(values) - n + 1
     while covered < n:
@@ -88,74 +96,77 @@ def _sliding_sum(values: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Width of the Gaussian on each head."""
+    """Width of the Gaussian that replaces each head."""
 
     sigma: float
     """Standard deviation, pixels."""
     neighbors: int | None = None
-    """Take ``beta`` times the mean distance to so many nearest heads instead, where there are so many others."""
+    """Use ``beta`` times the mean distance to this many nearest heads instead of ``sigma``, in images with that many
+    other heads; None uses ``sigma`` everywhere."""
     beta: float = 0.3
+    """Factor of the mean distance."""
 
     def sigmas(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-        """The standard deviation at each head, pixels.
+        """Return the standard deviation at each head, pixels, in float64.
 
         Source of the geometry-adaptive width: Zhang et al., CVPR 2016; arXiv:1802.10062, equation 1.
         """
         if self.neighbors is None or len(points) <= self.neighbors:
             return torch.full((len(points),), self.sigma, dtype=torch.float64)
-        distances, _ = KDTree(points.numpy()).query(points.numpy(), k=self.neighbors + 1)  # the nearest is itself
+        distances, _ = KDTree(points.numpy()).query(
+            points.numpy(), k=self.neighbors + 1
+        )  # The nearest is the head itself.
         return torch.from_numpy(self.beta * distances[:, 1:].mean(axis=1)).clamp(min=MIN_SIGMA)
 
 
 def smoothed_counts(
     points: Float[Tensor, "n 2"], sigmas: Float[Tensor, " n"], *, height: int, width: int, block_size: int
 ) -> Float[Tensor, "rows cols"]:
-    """Heads in each block after a Gaussian has spread each of them inside the image.
+    """Count the heads in each block after replacing each head by a Gaussian.
 
-    Each Gaussian is integrated over the blocks, not sampled, and what of it lies outside the image is
-    given back to the blocks inside in proportion.
+    Each Gaussian is integrated over the blocks, not sampled, and the part of it outside the image is redistributed
+    proportionally to the blocks inside.
 
     Args:
-        points: inside the image.
+        points: (x, y) in pixels, inside the image.
         sigmas: standard deviation at each point, pixels, above 0.
+        height, width: image size in pixels, multiples of ``block_size``.
 
     Returns:
         Heads per block, in float64; sums to ``n``.
     """
-    by_column, by_row = (
-        _gaussian_shares(points[:, axis], sigmas, blocks=size // block_size, block_size=block_size)
-        for axis, size in ((0, width), (1, height))
-    )
+    by_column = _gaussian_shares(points[:, 0], sigmas, blocks=width // block_size, block_size=block_size)
+    by_row = _gaussian_shares(points[:, 1], sigmas, blocks=height // block_size, block_size=block_size)
     return by_row.T @ by_column
 
 
 def _gaussian_shares(
     x: Float[Tensor, " n"], sigmas: Float[Tensor, " n"], *, blocks: int, block_size: int
 ) -> Float[Tensor, "n blocks"]:
-    """Along one axis: the share of each Gaussian in each block; those of a point sum to 1. In float64."""
+    """Return the share of each Gaussian in each block along one axis, in float64; the shares of a point sum to 1."""
     ends = block_size * torch.arange(blocks + 1, dtype=torch.float64)
     below = torch.special.ndtr((ends - x.double()[:, None]) / sigmas.double()[:, None])
-    shares = below.diff(dim=1).clamp(min=0)  # a last bit of two ends far from the head may say less than nothing
+    shares = below.diff(dim=1).clamp(min=0)  # Far from the head, rounding may make it negative.
     return shares / shares.sum(1, keepdim=True)
 
 
 def inside(points: Float[Tensor, "n 2"], *, width: int, height: int) -> Bool[Tensor, " n"]:
-    """Which points lie in [0, width) x [0, height)."""
+    """Return which points lie in [0, width) x [0, height)."""
     return ((points >= 0) & (points < points.new_tensor([width, height]))).all(dim=1)
 
 
 def clamp_into(points: Float[Tensor, "n 2"], *, width: int, height: int) -> Float[Tensor, "n 2"]:
-    """Move points outside [0, width) x [0, height) onto its border, the last float inside."""
+    """Move points outside [0, width) x [0, height) onto its border: 0, or the last float below the size."""
     return torch.minimum(points.clamp(min=0), _below(points.new_tensor([width, height])))
 
 
 def crop(
     points: Float[Tensor, "n 2"], *, left: int, top: int, width: int, height: int
 ) -> tuple[Float[Tensor, "kept 2"], Bool[Tensor, " n"]]:
-    """Points in the window [left, left + width) x [top, top + height), as seen from its corner.
+    """Keep the points in the window [left, left + width) x [top, top + height).
 
     Returns:
-        The points that are kept, and which ones these are.
+        The points that are kept, relative to the window's top left corner, and a mask of which ones these are.
     """
     shifted = points - points.new_tensor([left, top])
     keep = inside(shifted, width=width, height=height)
@@ -163,17 +174,18 @@ def crop(
 
 
 def flip(points: Float[Tensor, "n 2"], *, width: int) -> Float[Tensor, "n 2"]:
-    """Mirror left and right: x becomes width - x, kept in the mirrored pixel.
+    """Mirror points horizontally: x becomes width - x, kept in the mirrored pixel.
 
-    A head in pixel column p lands in column width - 1 - p, and so in the mirrored block for every
-    block size. Where width - x is the column's right edge (x on a pixel's left edge, or so close
-    that the difference rounds to it), it becomes the next smaller float.
+    A head in pixel column p moves to column width - 1 - p, and so to the mirrored block for every block size. If
+    width - x is the column's right edge (x is on a pixel's left edge, or so close that the difference rounds to it),
+    it becomes the next smaller float.
 
     Args:
-        points: inside the image of that width.
+        points: (x, y) in pixels, inside the image.
+        width: image width, pixels.
     """
     # Released code: width - 1 - x, which shifts every fractional position by a pixel and needs
-    # a clamp; here: the mirror image of the plane, because positions are not pixel indices.
+    # a clamp; here: width - x, because positions are coordinates in the plane, not pixel indices.
     x = points[:, 0]
     column = width - 1 - x.floor()
     mirrored = torch.minimum(torch.maximum(width - x, column), _below(column + 1))
@@ -183,20 +195,21 @@ def flip(points: Float[Tensor, "n 2"], *, width: int) -> Float[Tensor, "n 2"]:
 def scale(
     points: Float[Tensor, "n 2"], *, from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> Float[Tensor, "n 2"]:
-    """Move points along with an image that is resized; none rounds over the border.
+    """Scale points together with an image that is resized; rounding moves none out of the image.
 
     Args:
-        points: inside the image of ``from_size``.
+        points: (x, y) in pixels, inside the image of ``from_size``.
         from_size, to_size: (width, height) in pixels.
     """
-    # Released code: clamps to width - 1, which moves heads by up to a pixel; here: the last float.
+    # Released code: clamps to width - 1, which moves heads by up to a pixel; here: to the last float
+    # below width, because a position may be anywhere in the last pixel.
     ratio = torch.tensor(to_size, dtype=torch.float64) / torch.tensor(from_size, dtype=torch.float64)
     moved = (points.double() * ratio).to(points.dtype)
     return clamp_into(moved, width=to_size[0], height=to_size[1])
 
 
 def one_head_per_pixel(points: Float[Tensor, "n 2"]) -> Float[Tensor, "kept 2"]:
-    """The first point of each pixel, in the given order."""
+    """Keep the first point of each pixel, in the given order."""
     _, pixel = torch.unique(points.floor(), dim=0, return_inverse=True)
     order = torch.arange(len(points))
     first = torch.full((len(points),), len(points)).scatter_reduce(0, pixel, order, "amin")
@@ -204,32 +217,33 @@ def one_head_per_pixel(points: Float[Tensor, "n 2"]) -> Float[Tensor, "kept 2"]:
 
 
 def _below(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The greatest float below ``value``."""
+    """Return the greatest float below ``value``."""
     return torch.nextafter(value, torch.full_like(value, -torch.inf))
 
 
 def spread_blocks(
     blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
 ) -> Float[np.ndarray, "height width"]:
-    """Share block counts among the equal cells of a map of another size; the sum stays.
+    """Resample block counts to a map of another size with the same sum.
 
-    Each block's heads are spread evenly over the part of the block inside the image.
+    The heads of a block are distributed evenly over the part of the block inside the image.
 
     Args:
-        blocks: heads per block, the last ones may reach over the image.
+        blocks: heads per block; the last ones may extend beyond the image.
         image: height and width of the image, pixels.
-        panel: height and width of the map, pixels.
+        panel: height and width of the map, pixels; its cells divide the image evenly.
         block_size: side of a block, pixels of the image.
+
+    Returns:
+        Heads per cell of the map; sums to the sum of ``blocks``.
     """
-    down, across = (
-        _shares(n, side=side, pixels=pixels, block_size=block_size)
-        for n, side, pixels in zip(blocks.shape, image, panel, strict=True)
-    )
+    down = _shares(blocks.shape[0], side=image[0], pixels=panel[0], block_size=block_size)
+    across = _shares(blocks.shape[1], side=image[1], pixels=panel[1], block_size=block_size)
     return down @ blocks @ across.T
 
 
 def _shares(n: int, *, side: int, pixels: int, block_size: int) -> Float[np.ndarray, "pixels n"]:
-    """Share of each of ``n`` blocks along a side of the image that falls into each pixel of the map."""
+    """Return the share of each of ``n`` blocks, along one side of the image, that falls into each pixel of the map."""
     blocks = np.minimum(np.arange(n + 1) * block_size, side)
     edges = np.linspace(0, side, pixels + 1)
     low = np.maximum(edges[:-1, None], blocks[:-1])

@@ -1,6 +1,6 @@
-"""A counter without learning, for a network to beat: threshold an image, count the blobs.
+"""A baseline counter without learning: threshold an image and count the connected regions.
 
-Its settings are searched on the training images, so that it is the best of its kind.
+Its settings are searched on the training images, so that it is the best counter of its kind.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class BlobCounter:
     """Counts connected regions where a smoothed feature is beyond a threshold."""
 
     feature: str
-    """``brightness``, ``saturation``, or ``contrast``: brightness less that of the surroundings; all in 0 to 255."""
+    """``brightness``, ``saturation``, or ``contrast`` (brightness minus that of the surroundings); range 0 to 255."""
     smoothing: float
     """Standard deviation of the Gaussian blur, pixels."""
     threshold: float
-    """In units of the feature."""
+    """Threshold in units of the feature."""
     above: bool
-    """Whether blobs lie above the threshold or below it."""
+    """Whether blobs are above the threshold; otherwise they are below it."""
     min_area: int
     """Smallest blob that counts, pixels."""
     max_area: int
@@ -41,7 +41,7 @@ class BlobCounter:
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> "BlobCounter":
-        """Find the settings with the least mean absolute error on ``samples``.
+        """Find the settings with the smallest mean absolute error on ``samples``.
 
         Raises:
             ValueError: if there are no samples.
@@ -71,7 +71,7 @@ class BlobCounter:
         return best
 
     def count(self, image: UInt8[Tensor, "3 height width"]) -> float:
-        """Number of blobs in ``image``."""
+        """Count the blobs in an image (RGB, 0 to 255)."""
         beyond = (_feature(image.numpy(), self.feature, self.smoothing) > self.threshold) == self.above
         areas = _blob_areas(beyond)
         return float(((areas >= self.min_area) & (areas < self.max_area)).sum())

@@ -1,9 +1,9 @@
-"""Generated crowds: photographs of nobody, drawn by code, with exact annotations.
+"""Synthetic crowds, drawn by code, with exact annotations.
 
-They are the default dataset, so that everything runs with nothing downloaded. A scene has the
-perspective of a raised camera: far heads are small and dense, near ones large and sparse. Things
-that resemble heads (balls, lamps, stones, signs, bushes) stand among the people. Not a stand-in
-for a published benchmark: errors on these images say nothing about real ones.
+They are the default dataset, so that everything runs without a download. A scene has the perspective of a raised
+camera: far heads are small and dense, near ones large and sparse. Objects that resemble heads (balls, lamps, stones,
+signs, bushes) stand among the people. This is no substitute for a published benchmark: errors on these images say
+nothing about real ones.
 """
 
 import math
@@ -21,11 +21,11 @@ from headcount.types import Sample
 
 SPLITS = ("train", "val", "test")
 MIN_SIDE = 32
-"""Smallest image that can be drawn, pixels."""
+"""Smallest width and height of an image, pixels."""
 MIN_HEAD = 4.0
 """Smallest head, pixels from crown to chin."""
 MIN_VISIBLE = 0.5
-"""A person whose head shows less than this share of its area is left out of the scene, not hidden in it."""
+"""A person whose head would show less than this share of its area is not drawn at all."""
 EMPTY_SHARE = 0.08
 """Share of images without people."""
 
@@ -35,7 +35,7 @@ Pixels = TypeVar("Pixels", float, np.ndarray)
 
 @dataclass
 class Person:
-    """Somebody in a scene."""
+    """A person in a scene."""
 
     x: float
     """Center of the head, pixels from the left edge of the image."""
@@ -44,12 +44,12 @@ class Person:
     size: float
     """Crown to chin, pixels."""
     visible: float
-    """Share of the head's area inside the image that nothing nearer covers."""
+    """Share of the head's area inside the image that nothing in front of it covers."""
 
 
 @dataclass
 class Scene:
-    """A finished picture and the people in it, near ones first."""
+    """A finished image and the people in it, near ones first."""
 
     image: UInt8[np.ndarray, "3 height width"]
     people: list[Person]
@@ -58,12 +58,12 @@ class Scene:
 def draw_crowd(index: int, *, config: SyntheticConfig, split: str) -> Sample:
     """Draw one image of the synthetic dataset.
 
-    The image depends on ``split``, ``index`` and the seed, size and ``max_people`` of ``config`` alone: how many
-    images are asked for does not matter, and no image belongs to two splits. Every head drawn is annotated, and
-    every annotated head shows at least ``MIN_VISIBLE`` of its area.
+    The image depends only on ``split``, ``index``, and the seed, size and ``max_people`` of ``config``, not on the
+    number of images, and no image belongs to two splits. Every head that is drawn is annotated, and every annotated
+    head shows at least ``MIN_VISIBLE`` of its area.
 
     Args:
-        index: which image of the split, from 0.
+        index: position in the split, from 0.
         split: ``train``, ``val`` or ``test``.
 
     Raises:
@@ -75,7 +75,7 @@ def draw_crowd(index: int, *, config: SyntheticConfig, split: str) -> Sample:
 
 
 def draw_scene(index: int, *, config: SyntheticConfig, split: str) -> Scene:
-    """As ``draw_crowd``, with the size and visibility of each head.
+    """Draw one image like :func:`draw_crowd`, and return the size and visibility of each head as well.
 
     Raises:
         ValueError: if the split is unknown or the image would be smaller than ``MIN_SIDE``.
@@ -95,7 +95,7 @@ def draw_scene(index: int, *, config: SyntheticConfig, split: str) -> Scene:
         things.append((Person(x=x, y=y, size=size, visible=0.0), _person(rng, x, y, size, view)))
     for x, y in _positions(rng, view, int(rng.integers(3, 32) * view.scale**0.5)):
         things.append((None, _clutter(rng, x, y, max(MIN_HEAD, view.head_size(y)) * rng.uniform(0.6, 1.3))))
-    # What stands lower in the image is nearer, and covers what stands behind it.
+    # An object that stands lower in the image is nearer, and covers those behind it.
     things.sort(key=lambda thing: -max(blob.y + blob.ry for blob in thing[1]))
 
     people = []
@@ -130,18 +130,18 @@ class Blob:
     split: float = 0.0
     """Where the colors meet: -1 is the upper end of the shape, 1 the lower."""
     power: int = 2
-    """2 gives an ellipse; more, straighter flanks."""
+    """2 gives an ellipse, larger values give straighter sides."""
     taper: float = 0.0
-    """How much the lower half narrows."""
+    """How much the lower half narrows; 0 does not."""
     relief: float = 0.3
     """Strength of the shading; 0 is flat."""
     opacity: float = 1.0
 
 
 class Canvas:
-    """Paints from front to back: what is painted first covers what comes later.
+    """Paints from front to back: shapes painted first cover later ones.
 
-    So the visible share of a shape is known before it is painted.
+    The visible share of a shape is therefore known before it is painted.
     """
 
     def __init__(self, *, height: int, width: int, light: Float[np.ndarray, "2"]):
@@ -150,17 +150,17 @@ class Canvas:
         self.light = light.astype(np.float32)
 
     def visible_share(self, blob: Blob) -> float:
-        """Share of the blob's area inside the image that nothing painted so far covers; 0 if all of it is outside."""
+        """Return the share of the blob's area inside the image that is not covered yet; 0 if it lies outside."""
         rows, cols = self._window(blob)
         _, _, cover = _cover(blob, rows, cols)
         area = float(cover.sum())
         return float((cover * self.free[rows, cols]).sum()) / area if area > 0 else 0.0
 
     def paint(self, blob: Blob) -> None:
-        """Put ``blob`` behind everything painted so far."""
+        """Paint ``blob`` behind everything painted so far."""
         rows, cols = self._window(blob)
         free = self.free[rows, cols]
-        if not free.any():  # outside the image, or hidden: most bodies of a dense crowd
+        if not free.any():  # Outside the image, or hidden like most bodies of a dense crowd.
             return
         v, u, cover = _cover(blob, rows, cols)
         cover *= free
@@ -171,11 +171,11 @@ class Canvas:
         self.color[:, rows, cols] += cover * color.astype(np.float32)[:, :, None]
 
     def over(self, background: Float[np.ndarray, "3 height width"]) -> Float[np.ndarray, "3 height width"]:
-        """What was painted, with ``background`` in the gaps."""
+        """Return the painted image, with ``background`` in the gaps."""
         return self.color + self.free * background
 
     def _window(self, blob: Blob) -> tuple[slice, slice]:
-        """Rows and columns of the image that the blob may touch."""
+        """Return the rows and columns of the image that the blob may touch."""
         height, width = self.free.shape
         top, bottom = int(blob.y - blob.ry), int(blob.y + blob.ry) + 2
         left, right = int(blob.x - blob.rx), int(blob.x + blob.rx) + 2
@@ -183,10 +183,10 @@ class Canvas:
 
 
 def _cover(blob: Blob, rows: slice, cols: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The blob's own coordinates of ``rows`` (v) and ``cols`` (u), -1 to 1, and the covered share of each pixel."""
+    """Return the blob's own coordinates of ``rows`` (v) and ``cols`` (u), -1 to 1, and the covered share of pixels."""
     v = (np.arange(rows.start, rows.stop, dtype=np.float32) + (0.5 - blob.y)) / blob.ry
     u = (np.arange(cols.start, cols.stop, dtype=np.float32) + (0.5 - blob.x)) / blob.rx
-    edge = 0.5 * min(blob.rx, blob.ry)  # about one pixel wide
+    edge = 0.5 * min(blob.rx, blob.ry)  # About one pixel wide.
     narrow = edge * (1 + blob.taper * np.maximum(v, 0)) ** 2
     cover = (edge + 0.5 - edge * np.abs(v) ** blob.power)[:, None] - narrow[:, None] * (u * u)
     np.maximum(cover, 0, out=cover)
@@ -201,7 +201,7 @@ def _cover(blob: Blob, rows: slice, cols: slice) -> tuple[np.ndarray, np.ndarray
 
 @dataclass
 class _View:
-    """A camera above a plane: a head's size grows linearly from the far edge of the ground down."""
+    """A camera above a plane: the size of heads grows linearly from the far edge of the ground to the bottom."""
 
     height: int
     width: int
@@ -226,26 +226,26 @@ class _View:
         return cls(height=height, width=width, scale=scale, ground=ground, far=far, near=near, body=body)
 
     def head_size(self, y: Pixels) -> Pixels:
-        """Height in pixels of a head at ``y`` pixels from the top."""
+        """Return the height in pixels of a head at ``y`` pixels from the top."""
         return self.far + (self.near - self.far) * (y - self.ground) / (self.height - self.ground)
 
 
 def _target_count(rng: Generator, max_people: int) -> int:
-    """Long-tailed: half of the peopled images hold less than a quarter of the maximum, some nearly all."""
+    """Draw from a long-tailed distribution: half of the images with people have less than a quarter of the maximum."""
     if rng.random() < EMPTY_SHARE:
         return 0
     return min(max_people, 1 + int(max_people * rng.random() ** 2))
 
 
 def _positions(rng: Generator, view: _View, n: int) -> list[tuple[float, float]]:
-    """Places for ``n`` heads or things, denser where they are smaller, some of them in groups."""
+    """Draw up to ``n`` positions, denser where heads are smaller, some of them in groups."""
     rows = np.linspace(view.ground, view.height, 64)
     density = view.head_size(rows) ** -2.0
     cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     y = np.interp(rng.random(n) * cumulative[-1], cumulative, rows)
     x = rng.uniform(0, view.width, n)
     grouped = rng.random(n) < rng.uniform(0.1, 0.95)
-    groups = rng.integers(0, 1 + n // 10, n)  # one of its own members leads each group
+    groups = rng.integers(0, 1 + n // 10, n)  # Each group is led by one of its members.
     spread = rng.normal(0, rng.uniform(0.7, 1.6), (2, n)) * view.head_size(y)
     x = np.where(grouped, x[groups] + 2 * spread[0], x)
     y = np.where(grouped, y[groups] + spread[1], y)
@@ -261,7 +261,7 @@ _HAIR_SHARE = np.array([0.45, 0.75, 0.88, 0.95])  # cumulative
 
 
 def _dyes(rng: Generator, n: int) -> Float[np.ndarray, "n 3"]:
-    """Colors as clothes, balls and signs have them: anything from black over gray and white to garish."""
+    """Draw colors of clothes, balls and signs: from black, gray and white to saturated."""
     value = rng.uniform(0.1, 0.95, (n, 1))
     hue = np.clip(np.abs((rng.random((n, 1)) * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     saturation = rng.random((n, 1)) ** 2
@@ -269,14 +269,14 @@ def _dyes(rng: Generator, n: int) -> Float[np.ndarray, "n 3"]:
 
 
 def _person(rng: Generator, x: float, y: float, size: float, view: _View) -> list[Blob]:
-    """Head, body, shadow at the feet, nearest first."""
+    """Draw head, body and shadow at the feet, nearest first."""
     shirt, trousers, hat = _dyes(rng, 3)
     tone = rng.uniform(0, len(_SKIN) - 1)
     skin = _SKIN[int(tone)] + (_SKIN[int(tone) + 1] - _SKIN[int(tone)]) * (tone % 1)
     hair = _HAIR[np.searchsorted(_HAIR_SHARE, rng.random())]
     kind, face, wide, shoulders, lean, belt = rng.random(6)
-    top = hat if kind < 0.08 else skin if kind < 0.13 else hair  # a hat, or bald
-    hairline = face - 0.4 if face < 0.6 else 1.2 * face - 0.3  # faces the camera, or turns its back
+    top = hat if kind < 0.08 else skin if kind < 0.13 else hair  # A hat, or bald.
+    hairline = face - 0.4 if face < 0.6 else 1.2 * face - 0.3  # Facing the camera, or from behind.
     half = size * view.body / 2
     return [
         Blob(x, y, size * (0.38 + 0.07 * wide), size / 2, top, skin, split=hairline, relief=0.25),
@@ -301,23 +301,23 @@ def _shadow(x: float, y: float, size: float) -> Blob:
 
 
 def _clutter(rng: Generator, x: float, y: float, size: float) -> list[Blob]:
-    """Something that is no head: a ball, a lamp, a sign, a stone, a bush, a bollard."""
+    """Draw an object that is not a head: a ball, a lamp, a sign, a stone, a bush, or a bollard."""
     dye, dark = _dyes(rng, 1)[0], np.full(3, rng.uniform(0.08, 0.3))
     pole = Blob(x, y + size * 2.4, max(0.6, size * 0.1), size * 2, dark, dark, power=8)
     feet = _shadow(x + size * 0.4, y + size * 0.5, size * 0.7)
     match rng.integers(6):
-        case 0:  # a ball, now and then of the colors of skin or hair
+        case 0:  # A ball, half of them in the color of skin.
             color = dye if rng.random() < 0.5 else _SKIN[rng.integers(len(_SKIN))]
             return [Blob(x, y, size * 0.5, size * 0.5, color, color * 0.85, relief=0.35), feet]
-        case 1:  # a lamp
+        case 1:  # A lamp.
             glow = np.array([1.0, 0.96, 0.82]) * rng.uniform(0.75, 1)
             return [Blob(x, y, size * 0.45, size * 0.45, glow, glow, relief=0.1), pole]
-        case 2:  # a sign
+        case 2:  # A sign.
             return [Blob(x, y, size * 0.55, size * 0.55, dye, dye if rng.random() < 0.6 else dark, relief=0.0), pole]
-        case 3:  # a stone
+        case 3:  # A stone.
             gray = rng.uniform(0.25, 0.7) * np.array([1.0, 0.97, 0.92])
             return [Blob(x, y, size * rng.uniform(0.5, 0.9), size * 0.4, gray, gray * 0.6, relief=0.35), feet]
-        case 4:  # a bush
+        case 4:  # A bush.
             leaf = np.array([0.18, 0.34, 0.12]) * rng.uniform(0.6, 1.4)
             at = rng.normal(0, 0.45, (6, 2)) * size
             shade = rng.uniform(0.7, 1.25, 6)
@@ -325,7 +325,7 @@ def _clutter(rng: Generator, x: float, y: float, size: float) -> list[Blob]:
                 Blob(x + a, y + b, size * 0.5, size * 0.45, leaf * s, leaf * s * 0.7)
                 for (a, b), s in zip(at, shade, strict=True)
             ] + [feet]
-        case _:  # a bollard
+        case _:  # A bollard.
             body = Blob(x, y + size, size * 0.4, size * 1.3, dye, dye * 0.8, power=6, split=-0.4)
             return [body, _shadow(x + size * 0.3, y + size * 2.3, size * 0.7)]
 
@@ -334,16 +334,17 @@ def _clutter(rng: Generator, x: float, y: float, size: float) -> list[Blob]:
 
 
 def _noise(rng: Generator, height: int, width: int, cell: float) -> Float[np.ndarray, "height width"]:
-    """Standard normal values at the corners of cells of ``cell`` pixels, linear in between."""
+    """Draw standard normal values at the corners of cells of ``cell`` pixels, interpolated linearly."""
     grid = rng.standard_normal((int(height / cell) + 2, int(width / cell) + 2), dtype=np.float32)
-    y, x = (np.arange(n, dtype=np.float32) / cell for n in (height, width))
+    y = np.arange(height, dtype=np.float32) / cell
+    x = np.arange(width, dtype=np.float32) / cell
     i, j = y.astype(int), x.astype(int)
     grid = grid[i] + (grid[i + 1] - grid[i]) * (y - i)[:, None].astype(np.float32)
     return grid[:, j] + (grid[:, j + 1] - grid[:, j]) * (x - j).astype(np.float32)
 
 
 def _background(rng: Generator, view: _View) -> Float[np.ndarray, "3 height width"]:
-    """Ground with its texture, and above its far edge sky with houses or trees."""
+    """Draw textured ground, and above its far edge sky with houses or trees."""
     height, width, edge = view.height, view.width, math.ceil(view.ground)
     image = np.empty((3, height, width), np.float32)
     rows = height - edge
@@ -352,10 +353,10 @@ def _background(rng: Generator, view: _View) -> Float[np.ndarray, "3 height widt
     base = base * rng.uniform(0.7, 1.3)
     texture = 0.10 * _noise(rng, rows, width, 40 * view.scale + 2) + 0.07 * _noise(rng, rows, width, 7.0)
     texture += rng.uniform(0.01, 0.07) * _noise(rng, rows, width, 2.0)
-    if rng.random() < 0.6:  # leaves, litter, puddles
+    if rng.random() < 0.6:  # Leaves, litter, puddles.
         spots = _noise(rng, rows, width, rng.uniform(3, 9) * max(0.5, view.scale))
         texture += rng.uniform(-0.7, 0.9) * (spots > rng.uniform(1.0, 1.8))
-    if rng.random() < 0.5:  # paving, in perspective
+    if rng.random() < 0.5:  # Paving, in perspective.
         size = view.head_size(np.arange(edge, height) + 0.5).astype(np.float32)[:, None]
         across = (np.arange(width, dtype=np.float32) - width * rng.uniform(0.2, 0.8)) / size
         slope = (view.near - view.far) / rows
@@ -372,7 +373,7 @@ def _background(rng: Generator, view: _View) -> Float[np.ndarray, "3 height widt
         image[:, :edge] = (top[:, None, None] + (low - top)[:, None, None] * sky) * rng.uniform(0.7, 1.05)
         for _ in range(rng.integers(2, 8)):
             _house(rng, image[:, :edge], unit=view.far)
-        if rng.random() < 0.6:  # trees
+        if rng.random() < 0.6:  # Trees.
             line = edge * (0.6 + 0.12 * _noise(rng, 1, width, 30.0)[0] + 0.06 * _noise(rng, 1, width, 6.0)[0])
             leaves = np.arange(edge)[:, None] > line
             green = np.array([0.16, 0.30, 0.12])[:, None, None] * (1 + 0.35 * _noise(rng, edge, width, 5.0))
@@ -381,14 +382,15 @@ def _background(rng: Generator, view: _View) -> Float[np.ndarray, "3 height widt
 
 
 def _house(rng: Generator, backdrop: Float[np.ndarray, "3 height width"], *, unit: float) -> None:
-    """Put a front with rows of windows into ``backdrop``; ``unit`` is a head's size there, pixels."""
+    """Draw a house with rows of windows into ``backdrop``; ``unit`` is the size of a head there, pixels."""
     _, height, width = backdrop.shape
     left = int(rng.uniform(-0.2, 0.9) * width)
     front = backdrop[:, int(rng.uniform(0, 0.7) * height) :, max(0, left) : left + int(rng.uniform(0.15, 0.5) * width)]
     wall = rng.uniform(0.35, 0.85) * np.array([1.0, 0.94, 0.86]) ** rng.uniform(0, 3)
     front[:] = wall[:, None, None]
     step = unit * rng.uniform(1.6, 3)
-    y, x = (np.arange(n) / step % 1 for n in front.shape[1:])
+    y = np.arange(front.shape[1]) / step % 1
+    x = np.arange(front.shape[2]) / step % 1
     window = ((y > 0.3) & (y < 0.8))[:, None] & ((x > 0.3) & (x < 0.7))
     front[:, window] *= rng.uniform(0.3, 0.8)
 
@@ -396,17 +398,17 @@ def _house(rng: Generator, backdrop: Float[np.ndarray, "3 height width"], *, uni
 def _photograph(
     rng: Generator, scene: Float[np.ndarray, "3 height width"], view: _View
 ) -> UInt8[np.ndarray, "3 height width"]:
-    """Light, lens and sensor: gradient, vignette, color cast, contrast, blur, noise."""
+    """Simulate light, lens and sensor: gradient, vignette, color cast, contrast, blur, noise."""
     y = np.linspace(-1, 1, view.height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, view.width, dtype=np.float32)
     slope = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
     light = (1 + slope[0] * x + slope[1] * y) * (1 - np.float32(rng.uniform(0, 0.2)) * (x * x + y * y))
-    if rng.random() < 0.4:  # the shade of clouds and houses
+    if rng.random() < 0.4:  # Shade of clouds and houses.
         ground = light[int(view.ground) :]
         shade = 4 * _noise(rng, len(ground), view.width, 80 * view.scale + 2) - 1
         ground *= 1 - np.float32(0.35) * shade.clip(0, 1)
     contrast = rng.uniform(0.85, 1.2)
-    gain = contrast * rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3)  # brightness and color cast
+    gain = contrast * rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3)  # Brightness and color cast.
     image = scene * light
     image *= gain[:, None, None].astype(np.float32)
     if rng.random() < 0.5:

@@ -21,8 +21,8 @@ from headcount.config import (
     WholeImageConfig,
     counting_mode,
 )
-from headcount.data.prepare import prepared_size
-from headcount.data.readers import as_rgb, read_pillow
+from headcount.data.images import as_rgb, read_pillow
+from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
 from headcount.models.counter import Counter
 from headcount.types import Counted
@@ -62,7 +62,7 @@ class PhotoCount:
 class PhotoCounter:
     """A counter and the settings it was trained with; build with :func:`load`."""
 
-    counter: Counter
+    network: Counter
     config: TrainConfig
     """Of the training."""
     bins: CountBins | None
@@ -98,7 +98,7 @@ class PhotoCounter:
             count=counted.count,
             block_counts=counted.blocks,
             probabilities=counted.probabilities,
-            block_size=self.counter.grid.block_size,
+            block_size=self.network.grid.block_size,
             image=image,
             photo_size=photo_size,
             mode=counted.mode,
@@ -110,15 +110,15 @@ class PhotoCounter:
         config = self.config
         usual = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=self.mode)
         if self.mode is not None or not isinstance(usual, WholeImageConfig):
-            return self.counter.count(image, usual, probabilities=True)
+            return self.network.count(image, usual, probabilities=True)
         reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
         if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
             try:
-                return self.counter.count(image, usual, probabilities=True)
+                return self.network.count(image, usual, probabilities=True)
             except MemoryError:
                 reason = "not enough memory to count it as a whole"
         # Outside the except block, in which the traceback still holds what filled the memory.
-        counted = self.counter.count(image, self._windows(), probabilities=True)
+        counted = self.network.count(image, self._windows(), probabilities=True)
         return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
@@ -131,9 +131,7 @@ class PhotoCounter:
         height, width = image.shape[1:]
         if not isinstance(dataset, FolderDatasetConfig):
             return image
-        size = prepared_size(
-            width, height, min_side=dataset.min_side, max_side=dataset.max_side, multiple=dataset.side_multiple
-        )
+        size = ResizeRule.from_config(dataset).size(width, height)
         if size == (width, height):
             return image
         if size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
@@ -146,7 +144,7 @@ class PhotoCounter:
 
     def _windows(self) -> SlidingWindowConfig:
         """Windows for pictures that are too large to count as a whole; they overlap so that no head is cut twice."""
-        multiple = math.lcm(self.counter.stride, self.counter.grid.block_size)
+        multiple = math.lcm(self.network.stride, self.network.grid.block_size)
         window = max(_WINDOW // multiple, 1) * multiple
         stride = max(window * 7 // 8 // multiple, 1) * multiple
         return SlidingWindowConfig(window=window, stride=stride, window_batch=1)

@@ -34,8 +34,8 @@ class Records:
         kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
         if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
             raise CheckpointError(
-                f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore the "
-                "whole file, or start another run with run_name=NAME"
+                f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore "
+                "the whole file, or start another run with run_name=NAME"
             )
         write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
         self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)

@@ -75,18 +75,19 @@ class Job:
     """The best evaluation so far; None before the first."""
 
 
-def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool) -> Job:
+def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: TrainingData | None = None) -> Job:
     """Build everything that ``config`` names.
 
     Args:
         pretrained: False builds the network without its pretrained weights, for a checkpoint to fill.
+        data: images to use instead of those of ``config.dataset``; None opens these.
 
     Raises:
         ConfigError, DataError: if settings do not fit together, or data or weights are missing.
     """
     grid = BlockGrid(config.bins.block_size)
     with runtime.main_first():  # rank 0 fills the caches, which the others then find
-        data = open_data(config)
+        data = data or open_data(config)
         bins = build_count_bins(config.bins, data.train, data.histogram)
         runtime.seed(config.seed)
         counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=pretrained)

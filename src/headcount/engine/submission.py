@@ -3,24 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from tqdm import tqdm
 
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, counting_mode, window_error
-from headcount.data.datasets import CrowdDataset, list_folder
-from headcount.data.layouts import nwpu_ids
 from headcount.data.loading import evaluation_samples
-from headcount.data.prepare import cache_folder, prepare_images
-from headcount.data.readers import check_image, read_image
+from headcount.data.locate import locate
+from headcount.data.open import open_images
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import as_trained, folder_of_datasets
 from headcount.engine.runtime import Runtime
-from headcount.engine.tiling import predict_blocks
+from headcount.errors import CheckpointError
 from headcount.files import make_folder
 
 
@@ -47,28 +40,30 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
         None on every process but the first.
 
     Raises:
-        ConfigError: if the checkpoint or images cannot be read, or a count is not finite.
+        CheckpointError, DataError: if the checkpoint or images cannot be read, or a count is not finite.
+        MemoryError: if an image does not fit into memory; names it.
     """
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
-    images, trained_on = config.dataset, loaded.config.dataset
-    assert isinstance(images, FolderDatasetConfig)
-    own = trained_on.name == "nwpu"
-    data_root = folder_of_datasets(config.data_root, loaded.config.data_root, own=own)
-    if own and isinstance(trained_on, FolderDatasetConfig):
-        images = as_trained(trained_on, images, overrides, data_root=config.data_root)
-        assert isinstance(images, FolderDatasetConfig)
+    trained = loaded.config
+    located = locate(
+        trained.dataset,
+        typed=config.dataset,
+        overrides=overrides,
+        data_root=config.data_root,
+        trained_root=trained.data_root,
+    )
+    assert isinstance(located.config, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)
-    mode = counting_mode(loaded.config, config.eval)
-    if wrong := window_error(mode, counter.block_size, counter.stride):
+    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
+    if wrong := window_error(mode, counter.grid.block_size, counter.stride):
         raise ConfigError(wrong)
     if runtime.is_main:
         make_folder(output.resolve().parent, "--output")
     with runtime.main_first():
-        dataset = open_unannotated(images, config.split, data_root=data_root)
+        dataset = open_images(located.config, config.split, data_root=located.data_root)
 
     mine: list[tuple[int, float]] = []
-    counter.eval()
     samples = evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=config.runtime.workers)
     bar = tqdm(
         total=len(dataset), desc=f"nwpu {config.split}", unit="img", disable=not runtime.is_main, dynamic_ncols=True
@@ -76,56 +71,14 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
     with bar:
         for index, sample in samples:
             try:
-                blocks = predict_blocks(counter, sample.image, mode).counts
+                counted = counter.count(sample.image, mode).count
             except MemoryError as error:
-                raise ConfigError(f"{sample.name}: {error}") from error
-            counted = float(blocks.double().sum())
+                raise MemoryError(f"{sample.name}: {error}") from error
             if not math.isfinite(counted):
-                raise ConfigError(
+                raise CheckpointError(
                     f"ckpt={config.ckpt}: the predicted count of {sample.name} is {counted}; choose another checkpoint"
                 )
             mine.append((index, counted))
             bar.update(runtime.world)
     counts = {dataset.names[index]: value for index, value in sorted(runtime.gather(mine))}
-    return CountedSplit(counts, trained_on.name) if runtime.is_main else None
-
-
-def open_unannotated(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> CrowdDataset:
-    """The images of a split in the order of its list, resized as for evaluation, without their heads.
-
-    Raises:
-        ConfigError: if the dataset or images of the split are missing.
-    """
-    config.max_train_images = config.max_eval_images = None
-    root, listed = list_folder(config, split, data_root=data_root)
-    files = {item.name: item.image for item in listed}
-    names = list(nwpu_ids(root, split))
-    problems = []
-    for name in names:
-        try:
-            check_image(files[name])
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        lines = "".join(f"\n  {line}" for line in problems)
-        raise ConfigError(f"{root}: {len(problems)} of {len(names)} {split} images cannot be read:{lines}")
-    limits = {"min_side": config.min_side, "max_side": config.max_side, "multiple": config.side_multiple}
-    prepared = prepare_images(
-        [files[name] for name in names],
-        cache_folder(config.cache_dir, dataset=config.name, root=root, settings=limits) / split,
-        min_side=config.min_side,
-        max_side=config.max_side,
-        multiple=config.side_multiple,
-        label=f"{config.name} {split}",
-    )
-    return CrowdDataset(
-        names,
-        partial(_read_one, [image.path for image in prepared]),
-        [torch.zeros(0, 2)] * len(names),
-        source_sizes=[image.source_size for image in prepared],
-        sizes=[image.size for image in prepared],
-    )
-
-
-def _read_one(paths: list[Path], index: int) -> UInt8[Tensor, "3 height width"]:
-    return read_image(paths[index])
+    return CountedSplit(counts, trained.dataset.name) if runtime.is_main else None

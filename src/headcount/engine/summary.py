@@ -20,8 +20,8 @@ def summarize(job: Job) -> str:
     lines = [
         f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",
-        *data.train.report(),
-        *(f"{data.selection_split}: {line}" for line in data.selection.left_out_report()),
+        *data.train.describe(),
+        *(f"{data.selection_split}: {line}" for line in data.selection.describe_left_out()),
         *_describe_bins(job),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]

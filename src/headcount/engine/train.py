@@ -31,7 +31,7 @@ DrawBlocks = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
 """(sample, expected heads per block, block size in pixels) -> picture (3, height, width) in bytes."""
 
 # Steps between checks of the loss; each check waits for the device.
-_CHECK_EVERY = 10
+CHECK_EVERY = 10
 # Number of evaluation images drawn into TensorBoard.
 _MAX_DRAWN = 3
 
@@ -104,7 +104,7 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
             loss, prediction = train_step(runtime, job, batch)
             meter.add(loss, prediction, batch)  # no device sync here
             progress.update(len(batch.names) * runtime.world)
-            if meter.steps % _CHECK_EVERY == 1:
+            if meter.steps % CHECK_EVERY == 1:
                 progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check()}")
         job.epoch = epoch + 1
         record = {"epoch": job.epoch, "lr": lr, **meter.close(runtime)}

@@ -29,6 +29,7 @@ from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
+from headcount.types import BlockGrid
 
 # What the released code calls the networks, where ours has another name.
 _BACKBONES = {

@@ -1,7 +1,6 @@
-"""The audit of a dataset as a page, as numbers, and as pictures."""
+"""Write the audit of a dataset: a page, numbers, and pictures."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,51 +13,65 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from headcount.bins import CountBins
-from headcount.config import BinsConfig, BlocksConfig, ConfigError
+from headcount.config import BinsConfig, BlocksConfig
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault, capped
 from headcount.data.points import clamp_into, inside
+from headcount.errors import DataError
+from headcount.files import write_json, write_text
+from headcount.report.markdown import pipe_table
+from headcount.report.pictures import save_figure, shorten
 
-REPORT, NUMBERS = "report.md", "report.json"
-HISTOGRAMS, BLOCKS, SHEET = "histograms.png", "blocks.png", "contact_sheet.png"
+REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
+HISTOGRAMS_FILE, BLOCKS_FILE, SHEET_FILE = "histograms.png", "blocks.png", "contact_sheet.png"
 
 _DPI = 110
 _SHEET_IMAGES, _SHEET_COLUMNS, _SHEET_PIXELS = 24, 6, 420
-_SHEET_UNUSABLE = 6  # of these at most
-# Heads an image; the last bar is open.
+_MAX_UNUSABLE = 6  # images that cannot be used, on the contact sheet
+# Heads per image; the last bar is open.
 _COUNT_EDGES = (0, 1, 10, 50, 100, 250, 500, 1000, 2500, 5000)
-# Pixels of the longer side; the last bar is open.
+# Longer side in pixels; the last bar is open.
 _SIDE_EDGES = (0, 256, 512, 768, 1024, 1536, 2048, 4096)
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-_MOST_BINS = 24
+_MAX_BINS = 24
 
 
 def write_audit(audit: Audit, config: BlocksConfig, bins: CountBins | None, folder: Path) -> str:
-    """Write report, numbers and pictures into ``folder``.
+    """Write the report, the numbers and the pictures of an audit.
 
     Args:
-        config: block size and bins as they were chosen.
-        bins: those bins with their representative counts; None for a head that regresses, or without training images.
+        audit: of the dataset.
+        config: the chosen block size and bins.
+        bins: those bins with their representative counts; None for a regression head or without training images.
+        folder: created if missing.
 
     Returns:
         The report, as in report.md.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = audit_page(audit, config, bins)
-    (folder / REPORT).write_text(page, encoding="utf-8")
-    numbers = json.dumps(audit_numbers(audit, config, bins), indent=2, allow_nan=False)
-    (folder / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
-    for name in (HISTOGRAMS, BLOCKS, SHEET):  # those of an earlier audit would show another dataset
+    write_text(folder / REPORT_FILE, page)
+    write_json(folder / NUMBERS_FILE, audit_numbers(audit, config, bins))
+    for name in (HISTOGRAMS_FILE, BLOCKS_FILE, SHEET_FILE):  # pictures of an earlier audit may show another dataset
         (folder / name).unlink(missing_ok=True)
     if any(split.usable for split in audit.splits):
-        histogram_picture(audit.splits, folder / HISTOGRAMS, title=audit.dataset)
-        contact_sheet(audit.splits, folder / SHEET, title=audit.dataset)
+        histogram_picture(audit.splits, folder / HISTOGRAMS_FILE, title=audit.dataset)
+        contact_sheet(audit.splits, folder / SHEET_FILE, title=audit.dataset)
     if audit.blocks:
-        block_picture(audit.blocks, config, folder / BLOCKS, title=audit.dataset)
+        block_picture(audit.blocks, config, folder / BLOCKS_FILE, title=audit.dataset)
     return page
 
 
 def audit_numbers(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> dict[str, Any]:
-    """Everything that was counted, as plain values."""
+    """Collect all results of an audit as plain values.
+
+    Args:
+        audit: of the dataset.
+        config: the chosen block size and bins.
+        bins: those bins with their representative counts, if any.
+    """
     return {
         "dataset": audit.dataset,
         "root": audit.root,
@@ -92,9 +105,9 @@ def _split_numbers(split: AuditedSplit) -> dict[str, Any]:
         "faults": {fault.name: split.faults[fault] for fault in Fault},
         **(annotated if split.annotated else dict.fromkeys(annotated)),
         "grayscale": sum(image.gray for image in usable),
-        "least_median_most_heads": _spread(counts),
-        "least_median_most_shorter_side": _spread([min(image.width, image.height) for image in usable]),
-        "least_median_most_longer_side": _spread(longer),
+        "least_median_most_heads": _min_median_max(counts),
+        "least_median_most_shorter_side": _min_median_max([min(image.width, image.height) for image in usable]),
+        "least_median_most_longer_side": _min_median_max(longer),
         "smallest_median_largest_px": [list(sizes[k][1:]) for k in (0, len(sizes) // 2, -1)] if sizes else None,
         "longer_side_histogram": _histogram(longer, _SIDE_EDGES),
         "each": [_image_numbers(image, annotated=split.annotated) for image in split.images],
@@ -128,122 +141,159 @@ def _bin_numbers(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> 
 
 
 def audit_page(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> str:
-    """The report, about a page of Markdown."""
+    """Format the report, about a page of Markdown.
+
+    Args:
+        audit: of the dataset.
+        config: the chosen block size and bins.
+        bins: those bins with their representative counts, if any.
+    """
     lines = [f"# {audit.dataset}", "", f"{audit.root}", ""]
     if audit.errors:
-        # As they are written when training stops at them, which keeps their lines.
+        # The messages of train.py, with their line breaks.
         lines += ["## Errors: training or evaluation stops at these", ""]
         lines += [line for error in audit.errors for line in ("```", error, "```", "")]
     if audit.warnings:
         lines += ["## Warnings", "", *(f"* {warning}" for warning in audit.warnings), ""]
-    lines += _table(_split_rows(audit.splits))
+    lines += pipe_table(_split_rows(audit.splits), numbers_from=1)
     lines += [
         f"\nThe annotations of {split.name} are not public: its images alone were audited."
         for split in audit.splits
         if not split.annotated
     ]
-    found = _bin_numbers(audit, config, bins)
-    if found is not None:
-        histogram = audit.blocks[config.block_size]
-        lines += ["", f"## Blocks of {config.block_size} px in training", ""]
-        lines.append(f"{sum(histogram.values())} blocks, at most {found['largest_block_count']} heads in one.")
-        if "m" in found:
-            share = found["blocks_above_m"] / sum(histogram.values())
-            lines.append(
-                f"Label correction caps counts above m = {found['m']}: {found['blocks_above_m']} blocks ({share:.4%}), "
-                f"{found['heads_above_m']} heads above it."
-            )
-        shown = list(zip(found["names"], found["representative_counts"], found["shares"], strict=True))
-        table = [["bin", "stands for", "share of blocks"]]
-        table += [[name, f"{value:.4f}", f"{share:.4%}"] for name, value, share in shown[:_MOST_BINS]]
-        if len(shown) > _MOST_BINS:
-            table.append(["...", f"{len(shown)} bins", "..."])
-        lines += ["", *_table(table)]
+    lines += _block_lines(audit, config, bins)
     return "\n".join(lines) + "\n"
 
 
+def _block_lines(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> list[str]:
+    """The section of the report on the training blocks; empty without bins."""
+    numbers = _bin_numbers(audit, config, bins)
+    if numbers is None:
+        return []
+    blocks = sum(audit.blocks[config.block_size].values())
+    lines = ["", f"## Blocks of {config.block_size} px in training", ""]
+    lines.append(f"{blocks} blocks, at most {numbers['largest_block_count']} heads in one.")
+    if "m" in numbers:
+        lines.append(
+            f"Label correction caps counts above m = {numbers['m']}: {numbers['blocks_above_m']} blocks "
+            f"({numbers['blocks_above_m'] / blocks:.4%}), {numbers['heads_above_m']} heads above it."
+        )
+    shown = list(zip(numbers["names"], numbers["representative_counts"], numbers["shares"], strict=True))
+    rows = [["bin", "representative count", "fraction of blocks"]]
+    rows += [[name, f"{value:.4f}", f"{share:.4%}"] for name, value, share in shown[:_MAX_BINS]]
+    if len(shown) > _MAX_BINS:
+        rows.append(["...", f"{len(shown)} bins", "..."])
+    return [*lines, "", *pipe_table(rows, numbers_from=1)]
+
+
 def _split_rows(splits: Sequence[AuditedSplit]) -> list[list[str]]:
-    """A column for each split; of the bars of histograms those that any split has images in."""
+    """Compare the splits, one column each, headings first; empty bars of the histograms are left out."""
     numbers = [_split_numbers(split) for split in splits]
     rows = [["", *(split.name for split in splits)]]
 
-    def row(words: str, values: Sequence[int | None]) -> None:
-        rows.append([words, *("-" if value is None else str(value) for value in values)])
+    def row(label: str, values: Sequence[int | None]) -> None:
+        rows.append([label, *("-" if value is None else str(value) for value in values)])
 
     row("images", [n["images"] for n in numbers])
-    row("that can be used", [n["usable"] for n in numbers])
+    row("usable images", [n["usable"] for n in numbers])
     for fault in Fault:
         row(fault.value, [n["faults"][fault.name] for n in numbers])
-    for words, key in (
+    for label, key in (
         ("annotated heads", "heads"),
         ("images without people", "empty"),
         ("exact duplicates of a head", "duplicates"),
-        ("in so many images", "images_with_duplicates"),
+        ("images with duplicates", "images_with_duplicates"),
         ("heads outside their image", "outside"),
         ("images without colors", "grayscale"),
     ):
-        row(words, [n[key] for n in numbers])
-    for words, key in (
-        ("heads an image: least, median, most", "heads"),
-        ("shorter side, px: least, median, most", "shorter_side"),
-        ("longer side, px: least, median, most", "longer_side"),
+        row(label, [n[key] for n in numbers])
+    for label, key in (
+        ("heads per image: minimum, median, maximum", "heads"),
+        ("shorter side, px: minimum, median, maximum", "shorter_side"),
+        ("longer side, px: minimum, median, maximum", "longer_side"),
     ):
-        spreads = (n[f"least_median_most_{key}"] for n in numbers)
-        rows.append([words, *(", ".join(f"{v:g}" for v in spread) if spread else "-" for spread in spreads)])
+        quantiles = [n[f"least_median_most_{key}"] for n in numbers]
+        rows.append([label, *(", ".join(f"{value:g}" for value in values) if values else "-" for values in quantiles)])
     for key, edges, unit in (("count_histogram", _COUNT_EDGES, "heads"), ("longer_side_histogram", _SIDE_EDGES, "px")):
-        for word in _bar_words(edges):
-            values = [n[key][word] if n[key] is not None else None for n in numbers]
-            if any(values):
-                row(f"images of {word} {unit}", values)
+        for bar in _bar_labels(edges):
+            images = [n[key][bar] if n[key] is not None else None for n in numbers]
+            if any(images):
+                row(f"images of {bar} {unit}", images)
     return rows
 
 
 def histogram_picture(splits: Sequence[AuditedSplit], path: Path, *, title: str) -> None:
-    """Heads an image, and the sizes of the images, of every split."""
+    """Draw histograms of the heads per image and of the image sizes, and a scatter plot of the sizes.
+
+    Args:
+        splits: drawn in one color each.
+        path: the picture file; its suffix determines the format.
+        title: written above the plots.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     figure = Figure(figsize=(12, 4.6), dpi=_DPI, layout="constrained")
-    heads, sizes, longest = figure.subplots(1, 3)
-    annotated = [split for split in splits if split.annotated and split.usable]
-    words = [word.replace(" or more", "+") for word in _bar_words(_COUNT_EDGES)]
-    width = 0.8 / max(len(annotated), 1)
-    for k, split in enumerate(annotated):
-        bars = _bars([len(image.points) for image in split.usable], _COUNT_EDGES)
-        places = np.arange(len(bars)) + (k - (len(annotated) - 1) / 2) * width
-        heads.bar(places, bars, width, label=split.name, color=_COLORS[k % len(_COLORS)])
-    heads.set(xlabel="heads in an image", ylabel="images")
-    heads.set_xticks(range(len(words)), words, rotation=45, ha="right")
-    shown = [(split, *_sides(split)) for split in splits if split.usable]
-    sides = np.concatenate([side for _, wide, high in shown for side in (wide, high)]) if shown else np.ones(1)
-    least, most = float(sides.min()), float(sides.max())
-    # Sides of 500 and of 19000 pixels are told apart on a log scale alone.
-    spread = most > 4 * least
-    edges = np.geomspace(least, most, 25) if spread else np.linspace(least - 1, most + 1, 25)
-    for k, (split, wide, high) in enumerate(shown):
-        style = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
-        sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
-        longest.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
-        style["label"] = f"{split.name}, shorter side"
-        longest.hist(
-            np.minimum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.2, linestyle=":", **style
-        )
-    if spread:
-        longest.set_xscale("log")
-        ticks = [side for side in (2**k for k in range(20)) if least <= side <= most]
-        longest.set_xticks(ticks, [str(side) for side in ticks])
-        longest.set_xticks([], minor=True)
-    sizes.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, None), ylim=(0, None))
-    longest.set(xlabel="longer side (dotted: shorter side), pixels", ylabel="images")
-    for axis in (heads, sizes, longest):
+    heads, sizes, sides = figure.subplots(1, 3)
+    _draw_counts(heads, splits)
+    _draw_sizes(sizes, sides, splits)
+    for axis in (heads, sizes, sides):
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     figure.suptitle(f"{title}: heads and sizes", parse_math=False)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def _draw_counts(axis: Axes, splits: Sequence[AuditedSplit]) -> None:
+    """Draw the histogram of heads per image of every annotated split."""
+    annotated = [split for split in splits if split.annotated and split.usable]
+    labels = [label.replace(" or more", "+") for label in _bar_labels(_COUNT_EDGES)]
+    width = 0.8 / max(len(annotated), 1)
+    for k, split in enumerate(annotated):
+        bars = _bars([len(image.points) for image in split.usable], _COUNT_EDGES)
+        x = np.arange(len(bars)) + (k - (len(annotated) - 1) / 2) * width
+        axis.bar(x, bars, width, label=split.name, color=_COLORS[k % len(_COLORS)])
+    axis.set(xlabel="heads in an image", ylabel="images")
+    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+
+
+def _draw_sizes(sizes: Axes, sides: Axes, splits: Sequence[AuditedSplit]) -> None:
+    """Draw width against height, and histograms of both sides, of every split."""
+    shown = [(split, *_sides(split)) for split in splits if split.usable]
+    all_sides = np.concatenate([side for _, wide, high in shown for side in (wide, high)]) if shown else np.ones(1)
+    smallest, largest = float(all_sides.min()), float(all_sides.max())
+    # Sides from 500 to 19000 pixels can only be shown on a logarithmic scale.
+    logarithmic = largest > 4 * smallest
+    edges = np.geomspace(smallest, largest, 25) if logarithmic else np.linspace(smallest - 1, largest + 1, 25)
+    for k, (split, wide, high) in enumerate(shown):
+        style: dict[str, Any] = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
+        sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
+        sides.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
+        style["label"] = f"{split.name}, shorter side"
+        sides.hist(np.minimum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.2, linestyle=":", **style)
+    if logarithmic:
+        sides.set_xscale("log")
+        ticks = [side for side in (2**k for k in range(20)) if smallest <= side <= largest]
+        sides.set_xticks(ticks, [str(side) for side in ticks])
+        sides.set_xticks([], minor=True)
+    sizes.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, None), ylim=(0, None))
+    sides.set(xlabel="longer side (dotted: shorter side), pixels", ylabel="images")
 
 
 def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig, path: Path, *, title: str) -> None:
-    """Share of the training blocks by their count, for each block size, with the maximum m of the chosen bins.
+    """Draw the fraction of training blocks by count for each block size, with the largest label m of the chosen bins.
 
-    After figure 2 of arXiv:2403.09281: most blocks are empty, and few counts fill the rest.
+    After figure 2 of arXiv:2403.09281: most blocks are empty, and few of the others hold many heads.
+
+    Args:
+        blocks: by block size in pixels, the number of blocks by count.
+        config: the chosen block size and bins.
+        path: the picture file; its suffix determines the format.
+        title: written above the plots.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     figure = Figure(figsize=(5 * len(blocks), 4.2), dpi=_DPI, layout="constrained")
     for axis, (size, histogram) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks.items(), strict=True):
@@ -251,13 +301,13 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
         chosen = size == config.block_size
         axis.bar(list(histogram), [n / total for n in histogram.values()], width=0.9, color=_COLORS[0 if chosen else 2])
         axis.set_yscale("log")
-        axis.set(xlabel="heads in a block", ylabel="share of blocks")
-        axis.set_title(f"blocks of {size} px" + " (chosen)" * chosen, fontweight="bold" if chosen else "normal")
+        axis.set(xlabel="heads in a block", ylabel="fraction of blocks")
+        axis.set_title(f"blocks of {size} px{' (chosen)' if chosen else ''}", fontweight="bold" if chosen else "normal")
         largest = max(*histogram, 4)
         axis.grid(alpha=0.3, axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if isinstance(config, BinsConfig) and config.label_correction:
-            # The same smallest head gives each block size its own maximum, unless one was set.
+            # The maximum follows from the smallest head and the block size, unless it was set for the chosen size.
             m = config.m if chosen else max((size // config.min_head_px) ** 2, 1)
             largest = max(largest, m + 1)
             axis.axvline(m + 0.5, color=_COLORS[1], linestyle="--")
@@ -272,22 +322,34 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
                 bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none"},
             )
         axis.set_xlim(-0.8, largest + 0.8)
-        axis.set_ylim(top=10)  # room for the text
+        axis.set_ylim(top=10)  # space for the text
     figure.suptitle(f"{title}: heads in the blocks of the training images", parse_math=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def contact_sheet(splits: Sequence[AuditedSplit], path: Path, *, title: str) -> None:
-    """Images from the sparsest to the densest with their annotated heads drawn, and some that cannot be used.
+    """Draw images from the sparsest to the densest with their annotated heads, and some images that cannot be used.
 
-    Of images with about as many heads, those are taken that there is something to say of.
+    Among images with similar counts, those with unusual annotations are preferred. Nothing is written if there is no
+    image to show.
+
+    Args:
+        splits: to choose images from.
+        path: the picture file; its suffix determines the format.
+        title: written above the images.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     every = [(split.name, image) for split in splits if split.annotated for image in split.images]
-    unusable = [pair for pair in every if pair[1].fault not in (None, Fault.no_image)][:_SHEET_UNUSABLE]
+    unusable = [pair for pair in every if pair[1].fault not in (None, Fault.no_image)][:_MAX_UNUSABLE]
     usable = sorted(
         (pair for pair in every if pair[1].problem is None), key=lambda pair: (len(pair[1].points), pair[1].name)
     )
-    picked = [usable[k] for k in _spread_out([len(_odd(image)) for _, image in usable], _SHEET_IMAGES - len(unusable))]
+    picked = [
+        usable[k]
+        for k in _choose_from_sorted([len(_unusual(image)) for _, image in usable], _SHEET_IMAGES - len(unusable))
+    ]
     picked += unusable
     if not picked:
         return
@@ -300,41 +362,46 @@ def contact_sheet(splits: Sequence[AuditedSplit], path: Path, *, title: str) -> 
     for axis, (split, image) in zip(axes, picked, strict=False):
         _draw(axis, split, image)
     figure.suptitle(
-        f"{title}: sparsest to densest\nannotated heads in yellow, duplicates in pink, those outside as red crosses",
+        f"{title}: sparsest to densest\nannotated heads in yellow, duplicates in pink, heads outside as red crosses",
         parse_math=False,
     )
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
-def _spread_out(odd: Sequence[int], number: int) -> list[int]:
-    """Positions of about ``number`` images over a sorted list: its first and last, and the oddest of every other part.
+def _choose_from_sorted(unusual: Sequence[int], number: int) -> list[int]:
+    """Choose about ``number`` positions of a sorted list: the first, the last, and one of each equal part between.
 
-    The others are taken wherever they lie, or all that is seen would be odd.
+    Every other part gives its most unusual image, the others their middle one, so that typical images are shown too.
+
+    Args:
+        unusual: how unusual each image is.
+        number: maximum number of positions.
     """
-    parts = np.array_split(np.arange(len(odd)), min(number, len(odd))) if odd else []
+    parts = np.array_split(np.arange(len(unusual)), min(number, len(unusual))) if unusual else []
     picked = [
-        max(part.tolist(), key=lambda k: odd[k]) if place % 2 else int(part[len(part) // 2])
-        for place, part in enumerate(parts)
+        max(part.tolist(), key=lambda k: unusual[k]) if index % 2 else int(part[len(part) // 2])
+        for index, part in enumerate(parts)
     ]
     if picked:
-        picked[0], picked[-1] = 0, len(odd) - 1
+        picked[0], picked[-1] = 0, len(unusual) - 1
     return sorted(set(picked))
 
 
-def _odd(image: AuditedImage) -> list[str]:
-    """What a person should look at in an image that can be used."""
+def _unusual(image: AuditedImage) -> list[str]:
+    """What is worth a look in an image that can be used."""
     found = [f"{n} {what}" for n, what in ((image.duplicates, "duplicates"), (image.outside, "outside")) if n]
-    return [*found, *["gray"] * image.gray]
+    return [*found, "gray"] if image.gray else found
 
 
 def _draw(axis: Axes, split: str, image: AuditedImage) -> None:
-    name = image.name if len(image.name) <= 24 else f"{image.name[:11]}...{image.name[-10:]}"
+    """Draw one image of the contact sheet."""
+    name = shorten(image.name, 22)
     try:
         picture = Image.fromarray(image.pixels().permute(1, 2, 0).contiguous().numpy())
-    except ConfigError:
+    except DataError:
         picture = None
     if picture is None:
-        axis.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no image", ha="center", va="center", transform=axis.transAxes)
     else:
         width, height = picture.size
         picture.thumbnail((_SHEET_PIXELS, _SHEET_PIXELS))
@@ -345,41 +412,37 @@ def _draw(axis: Axes, split: str, image: AuditedImage) -> None:
     size = float(np.clip(2500 / max(len(image.points), 1), 4, 20))
     points, times = image.points.unique(dim=0, return_counts=True)
     within = inside(points, width=image.width, height=image.height)
-    # Rims, so that the dots are seen on light and on dark pictures.
+    # Edges keep the dots visible on light and on dark images.
     styles: tuple[tuple[Any, dict[str, Any]], ...] = (
         (within & (times == 1), {"s": size, "c": "#ffdd00", "edgecolors": "black", "linewidths": 0.5}),
         (within & (times > 1), {"s": 2 * size, "c": "#ff4fd8", "edgecolors": "white", "linewidths": 0.8}),
         (~within, {"s": 36, "c": "red", "marker": "x", "linewidths": 1.5, "clip_on": False}),
     )
     for chosen, style in styles:
-        # Those outside are drawn at the border: far away, they would be on another picture.
+        # Heads outside are drawn at the border: farther away, they would lie on another image.
         x, y = clamp_into(points[chosen], width=image.width, height=image.height).numpy().T
         axis.scatter(x, y, **style)
-    odd = _odd(image)
-    axis.set_title(
-        f"{split}/{name}: {len(image.points)}" + f"\n{', '.join(odd)}" * bool(odd),
-        fontsize=8,
-        color="#c00000" if odd else "black",
-        parse_math=False,
-    )
+    unusual = _unusual(image)
+    title = f"{split}/{name}: {len(image.points)}"
+    if unusual:
+        title += f"\n{', '.join(unusual)}"
+    axis.set_title(title, fontsize=8, color="#c00000" if unusual else "black", parse_math=False)
 
 
 def _sides(split: AuditedSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and heights of its usable images, pixels."""
+    """Widths and heights of the usable images, in pixels."""
     wide, high = np.array([(image.width, image.height) for image in split.usable]).T
     return wide, high
 
 
-def _spread(values: Sequence[int]) -> list[float] | None:
-    """Least, median and most; None of nothing."""
+def _min_median_max(values: Sequence[int]) -> list[float] | None:
+    """Minimum, median and maximum; None without values."""
     return [min(values), float(np.median(values)), max(values)] if values else None
 
 
-def _bar_words(edges: Sequence[int]) -> list[str]:
-    words = []
-    for low, high in itertools.pairwise(edges):
-        words.append(str(low) if high == low + 1 else f"{low}-{high - 1}")
-    return [*words, f"{edges[-1]} or more"]
+def _bar_labels(edges: Sequence[int]) -> list[str]:
+    labels = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in itertools.pairwise(edges)]
+    return [*labels, f"{edges[-1]} or more"]
 
 
 def _bars(values: Sequence[int], edges: Sequence[int]) -> list[int]:
@@ -387,10 +450,4 @@ def _bars(values: Sequence[int], edges: Sequence[int]) -> list[int]:
 
 
 def _histogram(values: Sequence[int], edges: Sequence[int]) -> dict[str, int]:
-    return dict(zip(_bar_words(edges), _bars(values, edges), strict=True))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    texts = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [texts[0], "| " + " | ".join("-" * w for w in widths) + " |", *texts[1:]]
+    return dict(zip(_bar_labels(edges), _bars(values, edges), strict=True))

@@ -8,9 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from headcount.data.datasets import CrowdDataset
+from headcount.data.crowd import CrowdDataset
 from headcount.files import write_csv, write_json
-from headcount.metrics import Interval, Metrics, Reliability, measure
+from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
@@ -46,9 +46,10 @@ def write_evaluation(
     del plain["errors"]
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
     write_json(folder / METRICS_FILE, plain)
-    rows: list[list[Any]] = [["image", "true", "predicted", "error", "game1", "game2", "game3"]]
+    measured = [name for name in GAME if name in evaluation.images[0].numbers]
+    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured]]
     for image in evaluation.images:
-        decimals = (image.predicted, image.predicted - image.true, *image.game)
+        decimals = [image.predicted, image.predicted - image.true, *(image.numbers[name] for name in measured)]
         rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals)])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability)
@@ -58,7 +59,7 @@ def write_evaluation(
     )
     for name in (METRICS_FILE, COUNTS_FILE, *drawn):
         print(f"  {folder / name}")
-    for line in [*_caveats(facts), *dataset.left_out_report()]:
+    for line in [*_caveats(facts), *dataset.describe_left_out()]:
         print(f"  {line}")
 
 
@@ -87,9 +88,27 @@ def _draw(
     if not facts.pictures:
         return []
     errors, split = evaluation.errors, f"{facts.dataset} {facts.split}"
+    title = f"{split}, {errors.images} images: MAE {errors.mae:.2f}, RMSE {errors.rmse:.2f}"
+    scatter_picture(evaluation.images, folder / SCATTER_FILE, title=title)
+    levels_picture(metrics, folder / LEVELS_FILE, title=title)
+    drawn = [SCATTER_FILE, LEVELS_FILE]
+    if _draw_worst(evaluation, dataset, folder / WORST_FILE, facts):
+        drawn.insert(0, WORST_FILE)
+    if reliability is not None and not math.isnan(reliability.calibration_error()):
+        title = f"{split}: probabilities of blocks by bin"
+        reliability_picture(reliability, folder / RELIABILITY_FILE, title=title)
+        drawn.append(RELIABILITY_FILE)
+    return drawn
+
+
+def _draw_worst(evaluation: Evaluation, dataset: CrowdDataset, path: Path, facts: EvaluationFacts) -> bool:
+    """Draw the images with the largest errors beside their densities; not for a counter without blocks."""
+    errors = evaluation.errors
     worst = sorted(evaluation.images, key=lambda image: -abs(image.predicted - image.true))[: facts.pictures]
     rows = []
     for image in worst:
+        if image.blocks is None:
+            return False
         sample = dataset[image.index]
         rows.append(
             ComparisonRow(
@@ -101,15 +120,9 @@ def _draw(
                 name=image.name,
             )
         )
-    title = f"{split}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"
-    comparison_picture(rows, folder / WORST_FILE, title=title)
-    title = f"{split}, {errors.images} images: MAE {errors.mae:.2f}, RMSE {errors.rmse:.2f}"
-    scatter_picture(evaluation.images, folder / SCATTER_FILE, title=title)
-    levels_picture(metrics, folder / LEVELS_FILE, title=title)
-    if reliability is None or math.isnan(reliability.calibration_error()):
-        return [WORST_FILE, SCATTER_FILE, LEVELS_FILE]
-    reliability_picture(reliability, folder / RELIABILITY_FILE, title=f"{split}: probabilities of blocks by bin")
-    return [WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE]
+    title = f"{facts.dataset} {facts.split}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"
+    comparison_picture(rows, path, title=title)
+    return True
 
 
 def summary(metrics: Metrics) -> str:

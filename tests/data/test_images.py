@@ -1,15 +1,14 @@
-"""Files as they are found in the wild."""
+"""Image files as they are found in the wild."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 from PIL import Image, ImageOps
 
-from headcount.config import ConfigError
-from headcount.data.readers import as_rgb, check_image, read_image, read_mall_mat, read_pillow, read_shanghaitech_mat
+from headcount.data.images import as_rgb, check_image, read_image, read_pillow
+from headcount.errors import DataError
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
@@ -105,7 +104,7 @@ def test_sixteen_bits_of_every_kind_keep_their_order(upright: bool, tmp_path: Pa
 
 def test_floating_point_pixels_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).random((30, 40), dtype=np.float32)).save(tmp_path / "image.tif")
-    with pytest.raises(ConfigError, match=r"image\.tif cannot be read as an image: .*floating-point.*8 or 16 bits"):
+    with pytest.raises(DataError, match=r"image\.tif cannot be read as an image: .*floating-point.*8 or 16 bits"):
         read_pillow(tmp_path / "image.tif")
 
 
@@ -117,7 +116,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: p
             raise error
 
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-        with pytest.raises(ConfigError, match=r"image\.png cannot be read as an image: \w"):
+        with pytest.raises(DataError, match=r"image\.png cannot be read as an image: \w"):
             read_pillow(tmp_path / "image.png")
 
     def full(image: Image.Image) -> None:
@@ -134,7 +133,7 @@ def test_a_damaged_image_names_itself(ending: str, length: int, tmp_path: Path) 
     path = tmp_path / f"broken.{ending}"
     gradient(200, 200).save(path)
     path.write_bytes(path.read_bytes()[:length] if length > 40 else b"\xff\xd8\xff\xe0" + bytes(36))
-    with pytest.raises(ConfigError, match=rf"broken\.{ending}"):
+    with pytest.raises(DataError, match=rf"broken\.{ending}"):
         read_image(path)
 
 
@@ -146,10 +145,10 @@ def test_an_image_is_whole_or_not(ending: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:4], b"", b"<html>log in to download</html>"):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match=rf"image\.{ending} cannot be read as an image"):
+        with pytest.raises(DataError, match=rf"image\.{ending} cannot be read as an image"):
             check_image(path)
     path.unlink()
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(DataError, match="No such file"):
         check_image(path)
 
 
@@ -166,102 +165,14 @@ def test_damage_amid_a_png_is_seen(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"image\.png cannot be read"):
+    with pytest.raises(DataError, match=r"image\.png cannot be read"):
         check_image(path)
-    with pytest.raises(ConfigError, match=r"image\.png cannot be read"):
+    with pytest.raises(DataError, match=r"image\.png cannot be read"):
         read_image(path)
 
 
 def test_an_image_too_large_for_memory_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradient(200, 200).save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(ConfigError, match=r"image\.png cannot be read as an image: .*40000 pixels"):
+    with pytest.raises(DataError, match=r"image\.png cannot be read as an image: .*40000 pixels"):
         check_image(tmp_path / "image.png")
-
-
-HEADS = [(1.5, 2.5), (1023.25, 767.5), (1.5, 2.5)]
-
-
-def nested(points: object, layers: int, field: str = "location") -> np.ndarray:
-    info = np.zeros((1, 1), dtype=[(field, object), ("number", object)])
-    info[0, 0][field] = points
-    info[0, 0]["number"] = np.array([[200]], dtype=np.uint8)
-    for _ in range(layers):
-        cell = np.empty((1, 1), dtype=object)
-        cell[0, 0] = info
-        info = cell
-    return info
-
-
-@pytest.mark.parametrize("layers", [0, 1, 2])
-@pytest.mark.parametrize("field", ["location", "position"])
-def test_positions_are_found_however_deep_they_lie(layers: int, field: str, tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", {"image_info": nested(np.array(HEADS), layers, field)})
-    assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").tolist() == [list(p) for p in HEADS]
-
-
-@pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros((0, 0)), np.zeros(0)])
-def test_an_image_without_people_has_no_heads(empty: np.ndarray, tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", {"image_info": nested(empty, 1)})
-    assert read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat").shape == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"annPoints": np.array(HEADS)}, r"it holds \['annPoints'\], expected image_info"),
-        ({"image_info": nested(np.zeros((5, 3)), 1)}, r"no \(n, 2\) head positions"),
-        ({"image_info": nested(np.zeros((0, 3)), 1)}, r"no \(n, 2\) head positions"),
-        ({"image_info": nested(np.zeros((1, 0)), 1)}, r"no \(n, 2\) head positions"),
-        ({"image_info": np.empty((0, 0), dtype=object)}, r"no \(n, 2\) head positions"),
-        ({"image_info": nested("text", 1)}, r"no \(n, 2\) head positions"),
-        ({"image_info": nested(np.array([[1.0, np.nan]]), 1)}, "not finite"),
-    ],
-)
-def test_another_content_is_an_error_that_says_what_was_found(
-    content: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    scipy.io.savemat(tmp_path / "GT_IMG_1.mat", content)
-    with pytest.raises(ValueError, match=message) as error:
-        read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat")
-    assert "GT_IMG_1.mat" in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"no mat file at all", struct.pack("<5i", 0, 99, 99, 0, 5) + b"abcd"])
-def test_a_damaged_annotation_names_itself(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "GT_IMG_1.mat").write_bytes(content)
-    with pytest.raises(ValueError, match=r"GT_IMG_1\.mat"):
-        read_shanghaitech_mat(tmp_path / "GT_IMG_1.mat")
-
-
-@pytest.mark.parametrize("nested_structs", [False, True])
-def test_all_frames_of_mall_are_read(nested_structs: bool, tmp_path: Path) -> None:
-    """A cell of structs, as distributed, or an array of structs; one frame is empty."""
-    positions = [np.array(HEADS), np.zeros((0, 0)), np.array([[3.0, 4.0]])]
-    frames = np.zeros((1, 3), dtype=object if nested_structs else [("loc", object)])
-    for k, points in enumerate(positions):
-        if nested_structs:
-            frames[0, k] = {"loc": points}
-        else:
-            frames[0, k]["loc"] = points
-    scipy.io.savemat(tmp_path / "mall_gt.mat", {"frame": frames, "count": np.array([[3], [0], [1]], dtype=np.uint8)})
-    assert [frame.tolist() for frame in read_mall_mat(tmp_path / "mall_gt.mat")] == [
-        [list(head) for head in HEADS],
-        [],
-        [[3, 4]],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"count": np.ones((2, 1))}, r"holds \['count'\], expected frame"),
-        ({"frame": np.ones((1, 2))}, "frame 1 has no"),
-    ],
-)
-def test_a_mall_file_without_frames_says_what_it_holds(
-    content: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    scipy.io.savemat(tmp_path / "mall_gt.mat", content)
-    with pytest.raises(ConfigError, match=message):
-        read_mall_mat(tmp_path / "mall_gt.mat")

@@ -9,9 +9,12 @@ import scipy.io
 import torch
 from PIL import Image
 
-from headcount.config import AugmentConfig, Cache, ConfigError, Counted, FolderDatasetConfig, Outside, SyntheticConfig
+from headcount.config import AugmentConfig, Cache, ConfigError, FolderDatasetConfig, Outside, SyntheticConfig
 from headcount.data.augment import TrainAugment, build_augment
-from headcount.data.datasets import DATASETS, CrowdDataset, block_histogram, open_split, selection_split
+from headcount.data.crowd import CrowdDataset
+from headcount.data.histograms import block_histogram
+from headcount.data.open import open_split
+from headcount.errors import DataError
 
 MakeFolder = Callable[..., Path]
 
@@ -104,9 +107,9 @@ def test_training_moves_or_drops_heads_outside_and_says_so(
     config.outside = rule
     dataset = open_split(config, "train", data_root=str(make_shanghaitech()))
     assert len(dataset.points(4)) == len(dataset[0, 4].points) == kept
-    assert dataset.moved == 3
+    assert dataset.heads_outside == 3
     verb = {Outside.clamp: "moved", Outside.drop: "dropped"}[rule]
-    assert any(line.startswith("3 heads lie outside their image") and verb in line for line in dataset.report())
+    assert any(line.startswith("3 heads lie outside their image") and verb in line for line in dataset.describe())
 
 
 def test_heads_of_one_pixel_are_merged_in_training_if_asked(
@@ -116,7 +119,7 @@ def test_heads_of_one_pixel_are_merged_in_training_if_asked(
     assert len(open_split(config, "train", data_root=root).points(0)) == 3
     config.one_head_per_pixel = True
     dataset = open_split(config, "train", data_root=root)
-    assert dataset.merged == 2  # A duplicate in IMG_1, two close heads in IMG_3.
+    assert dataset.heads_sharing_a_pixel == 2  # A duplicate in IMG_1, two close heads in IMG_3.
     assert [len(dataset.points(k)) for k in range(5)] == [2, 3, 2, 0, 4]
     samples = [dataset[0, 0], dataset[0, 2]]  # they keep every head: only labels count a pixel once
     assert [len(sample.points) for sample in samples] == [3, 3]
@@ -144,40 +147,6 @@ def test_limits_take_the_first_images(make_shanghaitech: MakeFolder, config: Fol
     assert open_split(config, "test", data_root=root).names == ["IMG_1"]
 
 
-def test_the_selection_split_is_the_fields_unless_images_are_held_out() -> None:
-    assert selection_split(FolderDatasetConfig(name="sha")) == "test"
-    assert selection_split(SyntheticConfig()) == "val"
-    assert selection_split(FolderDatasetConfig(name="sha", holdout=0.1)) == "holdout"
-    for info in DATASETS.values():
-        assert info.selection in info.splits
-
-
-def test_the_histogram_counts_the_blocks_of_all_training_images() -> None:
-    """Two images of 20 x 16: at block size 8 the last four columns belong to no block."""
-    points = [torch.tensor([(1.0, 1.0), (7.9, 7.9), (8.0, 0.0), (17.0, 3.0)]), torch.zeros(0, 2)]
-    images = [torch.zeros(3, 16, 20, dtype=torch.uint8)] * 2
-    sizes = [(20, 16)] * 2
-    dataset = CrowdDataset(["a", "b"], images.__getitem__, points, source_sizes=sizes, sizes=sizes)
-    assert block_histogram(dataset, 8) == {0: 6, 1: 1, 2: 1}
-    assert block_histogram(dataset, 4) == {0: 36, 1: 4}
-    assert block_histogram(dataset, 32) == {}
-
-
-@pytest.mark.parametrize(
-    ("rule", "blocks", "windows"),
-    [(Outside.clamp, {0: 3, 1: 1}, {0: 75, 1: 6}), (Outside.drop, {0: 4}, {0: 81})],
-)
-def test_the_histogram_has_heads_outside_where_training_has_them(
-    rule: Outside, blocks: dict[int, int], windows: dict[int, int]
-) -> None:
-    """One head left of an image of 16 x 16, in its sixth row: on the border it is in 6 windows."""
-    points, images = [torch.tensor([(-358.0, 5.0)])], [torch.zeros(3, 16, 16, dtype=torch.uint8)]
-    sizes = [(16, 16)]
-    dataset = CrowdDataset(["a"], images.__getitem__, points, source_sizes=sizes, sizes=sizes, outside=rule)
-    assert block_histogram(dataset, 8) == blocks
-    assert block_histogram(dataset, 8, counted=Counted.windows) == windows
-
-
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
@@ -198,12 +167,12 @@ def test_a_missing_folder_says_what_was_searched_and_where_to_get_it(
     tmp_path: Path, config: FolderDatasetConfig
 ) -> None:
     (tmp_path / "ShanghaiTech").mkdir()
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DataError) as error:
         open_split(config, "train", data_root=str(tmp_path))
     text = str(error.value)
     for part in ("https://", str(tmp_path / "ShanghaiTech" / "part_A_final"), "holds ShanghaiTech"):
         assert part in text
-    with pytest.raises(ConfigError, match="nowhere does not exist"):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         open_split(config, "train", data_root=str(tmp_path / "nowhere"))
 
 
@@ -219,15 +188,15 @@ def test_an_image_or_annotation_without_partner_is_named(
 ) -> None:
     root = make_shanghaitech()
     (root / "ShanghaiTech/part_A/train_data" / removed).unlink()
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         open_split(config, "train", data_root=str(root))
 
 
-def test_missing_annotations_are_told_with_what_is_there(
+def test_missing_annotations_are_reported_with_what_exists(
     make_shanghaitech: MakeFolder, config: FolderDatasetConfig
 ) -> None:
     root = make_shanghaitech(annotations="labels")
-    with pytest.raises(ConfigError, match=r"needs the folders images and ground-truth .* holds .*images, labels"):
+    with pytest.raises(DataError, match=r"needs the folders images and ground-truth .* holds .*images, labels"):
         open_split(config, "train", data_root=str(root))
 
 

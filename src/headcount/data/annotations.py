@@ -1,0 +1,390 @@
+"""Read head positions from annotation files: one function per format.
+
+A reader takes a path and returns (n, 2) float32 positions (x, y) in pixels of the stored image: for one image or, if
+the file is about several, for each of them. Which files belong to which image is known to ``data.layouts`` and
+``data.custom``.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.io
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headcount.config import PointsFormat
+from headcount.data.kinds import DataErrorKind
+from headcount.errors import DataError
+
+# Shapes of arrays that mean an image without people: an empty list, MATLAB's [], no rows of x and y.
+_EMPTY_SHAPES = ((0,), (0, 0), (0, 2))
+# Accepted names of the column with the image name, and of the list of heads in a JSON object.
+NAME_KEYS = ("image", "name", "file", "filename")
+POINTS_KEYS = ("points", "annotations", "human_points", "annPoints", "locations")
+
+
+def _invalid(path: Path, message: str) -> DataError:
+    return DataError(message, kind=DataErrorKind.annotation, file=path)
+
+
+# -------------------------------------------------------------------------------------------- MATLAB
+
+
+def read_shanghaitech_mat(path: Path) -> Float[Tensor, "n 2"]:
+    """Read the head positions of a ShanghaiTech ``GT_IMG_<k>.mat``.
+
+    They are the field ``location`` (or the first field) of ``image_info``, inside one to three layers of 1 x 1 cells.
+    The count stored with them is not used: some files hold it as uint8.
+
+    Raises:
+        DataError: if there are no positions; names the content of the file.
+    """
+    content = _load_mat(path)
+    found = f"it holds {_keys(content)}, expected image_info with a field location"
+    return _as_points(_unpacked(content.get("image_info"), "location"), path, found)
+
+
+def read_ann_points_mat(path: Path) -> Float[Tensor, "n 2"]:
+    """Read the matrix ``annPoints`` of a .mat file, as used by UCF-QNRF, UCF_CC_50 and NWPU-Crowd.
+
+    Raises:
+        DataError: if there are no positions; names the content of the file.
+    """
+    content = _load_mat(path)
+    found = f"it holds {_keys(content)}, expected annPoints"
+    return _as_points(content.get("annPoints"), path, found)
+
+
+def read_mall_mat(path: Path) -> list[Float[Tensor, "_ 2"]]:
+    """Read the head positions of every frame of Mall's ``mall_gt.mat``: the field ``loc`` of each ``frame``.
+
+    Raises:
+        DataError: if there are none; names the content of the file.
+    """
+    content = _load_mat(path)
+    frames = content.get("frame")
+    if not isinstance(frames, np.ndarray) or not frames.size:
+        raise _invalid(path, f"{path} has no frames: it holds {_keys(content)}, expected frame")
+    return [
+        _as_points(_unpacked(frame, "loc"), path, f"frame {k} has no field loc")
+        for k, frame in enumerate(frames.flat, start=1)
+    ]
+
+
+def read_mat_points(path: Path) -> Float[Tensor, "n 2"]:
+    """Read a .mat file of either form: ``annPoints``, or ``image_info`` as in ShanghaiTech.
+
+    Raises:
+        DataError: if it has neither; names the content of the file.
+    """
+    content = _load_mat(path)
+    values = content["annPoints"] if "annPoints" in content else _unpacked(content.get("image_info"), "location")
+    return _as_points(values, path, f"it holds {_keys(content)}, expected annPoints or image_info")
+
+
+def _load_mat(path: Path) -> dict[str, Any]:
+    try:
+        return scipy.io.loadmat(path)
+    except Exception as error:  # scipy raises half a dozen types of errors on damaged files.
+        raise _invalid(path, f"{path} is no readable .mat file: {error}") from error
+
+
+def _unpacked(node: object, field: str) -> object:
+    """Return the content of nested structs (their ``field``, or the first one) and 1 x 1 cells."""
+    while isinstance(node, np.ndarray | np.void) and (node.dtype.names or node.dtype == object):
+        if node.dtype.names:
+            node = node[field if field in node.dtype.names else node.dtype.names[0]]
+        elif node.size:
+            node = node.flat[0]
+        else:
+            break
+    return node
+
+
+# ---------------------------------------------------------------------------------- text, JSON, NumPy
+
+
+def read_text_points(path: Path) -> Float[Tensor, "n 2"]:
+    """Read a text file with one head per line: x and y, or several columns whose names are in the first line.
+
+    Named columns must include x and y. See :func:`_read_rows` for separators. An empty file has no heads.
+
+    Raises:
+        DataError: if there are more columns without names, or a line is invalid; names the line.
+    """
+    rows = _read_rows(path)
+    columns: tuple[int, ...] = (0, 1)
+    width = 2
+    if rows and not any(_is_number(field) for field in rows[0].fields):
+        width = len(rows[0].fields)
+        columns = _columns(rows.pop(0), path, "x", "y")
+    elif rows and len(rows[0].fields) != width:
+        # The first two columns may be something else: an index, a class, or a box.
+        raise _invalid(
+            path,
+            f"{path}, line {rows[0].line}: {rows[0].text[:80]!r} has {len(rows[0].fields)} columns, without names only "
+            "x and y are allowed; name the columns x,y in a first line",
+        )
+    return _as_points(_positions(rows, columns, width, path), path, "its lines hold no x,y")
+
+
+def read_jhu_text(path: Path) -> Float[Tensor, "n 2"]:
+    """Read a JHU-CROWD++ file: the first two of each line's x y w h o b; an empty file has no heads.
+
+    Raises:
+        DataError: if a line is invalid; names the line.
+    """
+    rows = _read_rows(path)
+    width = max(2, len(rows[0].fields)) if rows else 2
+    return _as_points(_positions(rows, (0, 1), width, path), path, "its lines hold no x y w h o b")
+
+
+def read_json_points(path: Path) -> Float[Tensor, "n 2"]:
+    """Read a JSON file: a list of [x, y] or {"x": .., "y": ..}, or an object that contains such a list.
+
+    In NWPU-Crowd's objects the list is ``points``; ``human_num``, which is sometimes a float, is not used.
+
+    Raises:
+        DataError: if there are no positions; names the content of the file.
+    """
+    return _json_points(_load_json(path), path)
+
+
+def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
+    """Read a NumPy file with an array of shape (n, 2).
+
+    Raises:
+        DataError: if the file cannot be read or holds another array.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)  # A pickle could run code.
+    except (OSError, ValueError, EOFError) as error:
+        raise _invalid(path, f"{path} is no readable .npy file: {error}") from error
+    return _as_points(array, path, f"it holds an array of {array.dtype} of shape {array.shape}")
+
+
+READERS: dict[str, tuple[PointsFormat, Callable[[Path], Float[Tensor, "n 2"]]]] = {
+    ".csv": (PointsFormat.csv, read_text_points),
+    ".txt": (PointsFormat.csv, read_text_points),
+    ".json": (PointsFormat.json, read_json_points),
+    ".npy": (PointsFormat.npy, read_npy_points),
+    ".mat": (PointsFormat.mat, read_mat_points),
+}
+"""Format and reader by file ending, for files about one image."""
+
+
+# ------------------------------------------------------------------------------- one file, many images
+
+
+def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.auto) -> dict[str, Float[Tensor, "_ 2"]]:
+    """Read the head positions of many images from one file.
+
+    A csv file has a header with the columns image (or name, file, filename), x and y, and one line per head; an empty
+    x and y is an image without people. A JSON file holds ``{name: [[x, y], ...]}`` or
+    ``[{"image": name, "points": [[x, y], ...]}, ...]``.
+
+    Args:
+        points_format: csv or json; ``auto`` decides by the file's ending.
+
+    Returns:
+        Positions by image name, as written in the file.
+
+    Raises:
+        DataError: if the format is neither csv nor json, or the content is invalid; names the line or the image.
+    """
+    if points_format is PointsFormat.auto:
+        points_format = READERS.get(path.suffix.lower(), (PointsFormat.auto, None))[0]
+    if points_format is PointsFormat.csv:
+        return _csv_table(path)
+    if points_format is PointsFormat.json:
+        return _json_table(path)
+    raise _invalid(
+        path,
+        f"{path}: one file with the heads of all images is a csv or json file; name its kind with "
+        "dataset.points_format, or a folder with a file for each image with dataset.points",
+    )
+
+
+def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
+    rows = _read_rows(path)
+    header = rows.pop(0) if rows else _Row(1, "", [])
+    names = [field.lower() for field in header.fields]
+    key = next((key for key in NAME_KEYS if key in names), NAME_KEYS[0])
+    name, x, y = _columns(header, path, key, "x", "y")
+    points: dict[str, list[_Row]] = {}
+    for row in rows:
+        if len(row.fields) != len(names) or not row.fields[name]:
+            raise _invalid(
+                path,
+                f"{path}, line {row.line}: {row.text[:80]!r} is no image with x and y: {len(names)} columns "
+                "expected, as in the first line; an image without people has an empty x and y",
+            )
+        heads = points.setdefault(row.fields[name], [])
+        if row.fields[x] or row.fields[y]:
+            heads.append(row)
+    return {
+        image: _as_points(_positions(heads, (x, y), len(names), path), path, f"those of {image}")
+        for image, heads in points.items()
+    }
+
+
+def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
+    content = _load_json(path)
+    if isinstance(content, list):
+        table: dict[str, Any] = {}
+        for k, item in enumerate(content):
+            key = next((key for key in NAME_KEYS if key in item), None) if isinstance(item, dict) else None
+            if key is None or not isinstance(item[key], str):
+                raise _invalid(path, f'{path}: item {k} is no {{"image": name, "points": [[x, y], ...]}}')
+            if item[key] in table:
+                raise _invalid(path, f"{path} has {item[key]} twice")
+            table[item[key]] = item
+        content = table
+    if not isinstance(content, dict):
+        raise _invalid(path, f'{path} holds neither {{name: [[x, y], ...]}} nor [{{"image": .., "points": ..}}, ...]')
+    return {name: _json_points(value, path, f"{name}: ") for name, value in content.items()}
+
+
+# ------------------------------------------------------------------------------------------ text tables
+
+
+class _Row(NamedTuple):
+    """A line of a text table."""
+
+    line: int
+    """Its number in the file, from 1."""
+    text: str
+    fields: list[str]
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    """Read the lines of a text table, without empty ones.
+
+    The separator is the most frequent of comma, semicolon and tab in the first line, or else blanks. A file has one
+    separator, so that a decimal comma is never mistaken for one.
+    """
+    lines = read_text(path).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = max(",;\t", key=first.count)
+    if separator not in first:
+        separator, lines = " ", [line.strip() for line in lines]
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        found = [
+            _Row(rows.line_num, lines[rows.line_num - 1].strip(), [field.strip() for field in row]) for row in rows
+        ]
+    except csv.Error as error:
+        raise _invalid(path, f"{path}, line {rows.line_num}: {error}; correct the quotation marks") from error
+    return [row for row in found if any(row.fields)]
+
+
+def _columns(header: _Row, path: Path, *wanted: str) -> tuple[int, ...]:
+    """Find the positions of named columns, each of which must occur once."""
+    names = [field.lower() for field in header.fields]
+    if any(names.count(name) != 1 for name in wanted):
+        raise _invalid(
+            path,
+            f"{path}, line {header.line}: the columns are {header.text[:80]!r}, expected {', '.join(wanted)} once; "
+            "name these in the first line",
+        )
+    return tuple(names.index(name) for name in wanted)
+
+
+def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path: Path) -> np.ndarray:
+    """Convert two columns of a table of ``width`` columns to numbers."""
+    for row in rows:
+        if len(row.fields) != width or not all(_is_number(row.fields[column]) for column in columns):
+            raise _invalid(
+                path,
+                f"{path}, line {row.line}: {row.text[:80]!r} is no position: {width} columns expected, as in the "
+                "first line, with numbers as x and y and points as decimal marks",
+            )
+    return np.array([[float(row.fields[column]) for column in columns] for row in rows])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        DataError: if it does not exist or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Spreadsheets write a byte order mark.
+    except (OSError, UnicodeDecodeError) as error:
+        raise _invalid(path, f"{path} is no readable text: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------- conversions
+
+
+def _json_points(value: Any, path: Path, image: str = "") -> Float[Tensor, "n 2"]:
+    if isinstance(value, dict):
+        key = next((key for key in POINTS_KEYS if key in value), None)
+        if key is None:
+            raise _invalid(
+                path,
+                f"{path} has no head positions: {image}it holds {_keys(value)}, expected {' or '.join(POINTS_KEYS)}",
+            )
+        value = value[key]
+    found = f"{image}expected a list of [x, y]"
+    if not isinstance(value, list):
+        raise _invalid(path, f"{path} has no (n, 2) head positions: {found}")
+    if all(isinstance(item, dict) and {"x", "y"} <= item.keys() for item in value):
+        value = [[item["x"], item["y"]] for item in value]
+    try:
+        array = np.array(value)
+    except ValueError as error:  # Lists of different lengths.
+        raise _invalid(path, f"{path} has no (n, 2) head positions: {found}") from error
+    return _as_points(array, path, found)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _invalid(path, f"{path} is no readable .json file: {error}") from error
+
+
+def _keys(content: Mapping[str, Any]) -> list[str] | str:
+    return sorted(key for key in content if not key.startswith("__")) or "nothing"
+
+
+def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
+    """Convert positions to a tensor.
+
+    Args:
+        found: what the file holds instead of positions, for the error message.
+
+    Raises:
+        DataError: if ``values`` are not n finite pairs of numbers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind in "iuf" and array.shape in _EMPTY_SHAPES:
+        return torch.zeros(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
+        raise _invalid(path, f"{path} has no (n, 2) head positions: {found}")
+    with np.errstate(over="ignore"):
+        points = array.astype(np.float32)
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        x, y = array[~finite][0]
+        raise DataError(
+            f"{path} has head positions that are not finite, ({x:g}, {y:g}) first (float32 ends at 3.4e38); "
+            "correct or remove them",
+            kind=DataErrorKind.not_finite,
+            file=path,
+        )
+    return torch.from_numpy(points)

@@ -1,0 +1,356 @@
+"""Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Set
+from functools import partial
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, PointsFormat
+from headcount.data.annotations import NAME_KEYS, READERS, read_points_table
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import (
+    IMAGE_ENDINGS,
+    SPLITS,
+    Listed,
+    LoadHeads,
+    describe_folder,
+    find_files,
+    find_folder,
+    find_folders,
+    find_images,
+    loaded_heads,
+    name_hash,
+    natural_key,
+    plain_name,
+    report_when_read,
+    sort_by_hash,
+)
+from headcount.errors import DataError
+
+POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
+"""Folders that are searched for annotations, in this order, if ``dataset.points`` is not set."""
+SPLIT_FILE_NAMES = (*NAME_KEYS, "id", "img", "img_id", "image_id", "image_name", "img_name", "file_name", "path")
+"""Accepted names of the first column of a split file."""
+
+HeadsOf = Callable[[Path], LoadHeads]
+"""Maps an image file to the function that reads its heads."""
+
+
+# ---------------------------------------------------------------------------------------- public API
+
+
+def custom_splits(config: CustomConfig) -> tuple[str, ...]:
+    """Return the splits that a custom dataset has, in the order train, val, test.
+
+    Raises:
+        DataError: if the split file cannot be used.
+    """
+    if config.train is not None:
+        return tuple(split for split in SPLITS if getattr(config, split) is not None)
+    if config.split_file is not None:
+        named = _read_split_file(_resolve(config.split_file, config.root)).values()
+        return tuple(split for split in SPLITS if split in named)
+    shares = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
+    return tuple(split for split in SPLITS if shares[split] > 0)
+
+
+def custom_folder(config: CustomConfig, split: str) -> Path:
+    """Return the folder with the images of a split.
+
+    Raises:
+        ConfigError: if none is set.
+        DataError: if it does not exist.
+    """
+    key = "root" if config.train is None else split
+    folder = config.root if config.train is None else getattr(config, split)
+    if folder is None:
+        raise ConfigError(
+            "dataset=custom: no folder given; set dataset.root=FOLDER, or dataset.train=FOLDER and dataset.val=FOLDER"
+        )
+    path = Path(folder).expanduser() if key == "root" else _resolve(folder, config.root)
+    if not path.is_dir():
+        raise DataError(
+            f"dataset.{key}={folder}: there is no folder {path}; {describe_folder(path.parent)}",
+            kind=DataErrorKind.missing,
+            file=path,
+        )
+    return path
+
+
+def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
+    """List the images of a folder or its subfolder ``images``, with annotations in one file per image or in one file.
+
+    With one folder, a split file or else a hash of the names decides which images belong to the split
+    (:func:`_split_by_hash`).
+
+    Args:
+        root: the folder of all images or, with three folders, of this split's images.
+
+    Raises:
+        DataError: if there are no images, or a split file or a file with all annotations cannot be used.
+    """
+    assert isinstance(config, CustomConfig)
+    images_in = _images_in(root)
+    if images_in is None:
+        raise DataError(
+            f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}), nor does a folder images in it",
+            kind=DataErrorKind.empty,
+            file=root,
+        )
+    images = find_images(images_in, unique=True)
+    names: Iterable[str] = _names_in_split(config, split, root, images) if config.train is None else images
+    # Three folders may share one folder or file of annotations.
+    of_splits = [config.train, config.val, config.test] if config.train is not None else []
+    folders = [_resolve(folder, config.root) for folder in of_splits if folder is not None]
+    known = {*names, *images, *(name for folder in folders for name in find_images(_images_in(folder) or folder))}
+    heads_of, orphans = _find_annotations(config, root, images_in, split, known=known)
+    listed = []
+    for name in sorted(names, key=natural_key):
+        if name in images:
+            listed.append(Listed(images[name], heads_of(images[name])))
+        else:
+            expected = images_in / f"{name}.jpg"
+            named_by = _resolve(config.split_file, config.root) if config.split_file is not None else None
+            message = f"{name}, named by {named_by}, has no image in {images_in}"
+            listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
+    # The split of a missing image is unknown, so each split reports it. If one of three folders is missing, none
+    # does: the image may be there.
+    for name in sorted(orphans, key=natural_key) if all(folder.is_dir() for folder in folders) else ():
+        expected = images_in / f"{name}.jpg"
+        message = (
+            f"{orphans[name]} has no image {name} in {images_in}; correct the name, or remove what is no annotation"
+        )
+        listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
+    return listed
+
+
+def images_in_no_split(config: CustomConfig) -> list[str]:
+    """Return the names of images that the split file does not assign to a split; empty without a split file."""
+    if config.train is not None or config.split_file is None:
+        return []
+    images_in = _images_in(custom_folder(config, "train"))
+    named = _read_split_file(_resolve(config.split_file, config.root))
+    return sorted(set(find_images(images_in)) - set(named), key=natural_key) if images_in else []
+
+
+def _images_in(root: Path) -> Path | None:
+    """Return the folder or its subfolder ``images``, whichever has images."""
+    return next((folder for folder in (root, find_folder(root, "images")) if folder and find_images(folder)), None)
+
+
+def _resolve(path: str, root: str | None) -> Path:
+    """Resolve a path below ``root`` or, if only that exists, relative to the working directory."""
+    given = Path(path).expanduser()
+    below = Path(root).expanduser() / given if root is not None else given
+    return below if below.exists() or not given.exists() else given
+
+
+# ----------------------------------------------------------------------------------------- annotations
+
+
+def _find_annotations(
+    config: CustomConfig, root: Path, images_in: Path, split: str, *, known: Set[str]
+) -> tuple[HeadsOf, dict[str, str]]:
+    """Find the annotation of each image.
+
+    Args:
+        known: names of all images that annotations may belong to.
+
+    Returns:
+        What reads an image's heads, and descriptions of annotations that belong to no known image, by name.
+    """
+    points = _resolve(config.points, config.root) if config.points is not None else None
+    if points is not None and points.is_file():
+        return _annotations_in_table(points, config.points_format, known=known)
+    if points is not None:
+        if not points.is_dir():
+            raise DataError(
+                f"dataset.points={config.points}: there is no file or folder {points}",
+                kind=DataErrorKind.missing,
+                file=points,
+            )
+        # Three folders of images may have three folders of annotations, with the same names in each.
+        folders = [(config.train is not None and find_folder(points, split)) or points]
+    else:
+        # A folder called images has its annotations beside it; beside any other folder there may be another split's.
+        bases = [root, root.parent] if images_in == root and root.name.lower() == "images" else [root]
+        folders = [images_in, *(folder for base in bases for folder in find_folders(base, *POINTS_FOLDERS))]
+    return _annotations_in_files(config, folders, known=known)
+
+
+def _annotations_in_files(
+    config: CustomConfig, folders: list[Path], *, known: Set[str]
+) -> tuple[HeadsOf, dict[str, str]]:
+    """Find annotations in one file per image; see :func:`_find_annotations`."""
+    wanted = config.points_format
+    endings = [ending for ending, (kind, _) in READERS.items() if wanted in (PointsFormat.auto, kind)]
+    split_file = _resolve(config.split_file, config.root) if config.split_file is not None else None
+    files: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(folders):
+        for ending in endings:
+            for stem, path in find_files(folder, ending).items():
+                if split_file is None or not split_file.exists() or not path.samefile(split_file):
+                    files.setdefault(_annotated_image(stem, known), []).append(path)
+
+    def heads_of(image: Path) -> LoadHeads:
+        paths = files.get(image.stem, [])
+        if not paths:
+            where = ", ".join(str(folder) for folder in folders)
+            message = f"image {image} has no annotation {image.stem}{{{','.join(endings)}}} in {where}"
+            return report_when_read(message, DataErrorKind.missing_annotation, image)
+        if len(paths) > 1:
+            message = (
+                f"image {image} has {len(paths)} annotations, {' and '.join(map(str, paths))}; keep one, or choose "
+                "with dataset.points or dataset.points_format"
+            )
+            return report_when_read(message, DataErrorKind.ambiguous, image)
+        return partial(READERS[paths[0].suffix.lower()][1], paths[0])
+
+    return heads_of, {
+        name: f"annotation {' and '.join(map(str, paths))}" for name, paths in files.items() if name not in known
+    }
+
+
+def _annotated_image(stem: str, known: Set[str]) -> str:
+    """Return the image that an annotation file belongs to: its own name, or the name without ``_ann`` or ``GT_``."""
+    names = (stem, stem.removesuffix("_ann"), stem.removeprefix("GT_"))
+    return next((name for name in names if name in known), stem)
+
+
+def _annotations_in_table(
+    path: Path, points_format: PointsFormat, *, known: Set[str]
+) -> tuple[HeadsOf, dict[str, str]]:
+    """Find annotations in one file about all images; see :func:`_find_annotations`."""
+    table: dict[str, Float[Tensor, "_ 2"]] = {}
+    for name, heads in read_points_table(path, points_format).items():
+        if plain_name(name) in table:
+            raise DataError(
+                f"{path} names {plain_name(name)} twice, with different endings or folders",
+                kind=DataErrorKind.ambiguous,
+                file=path,
+            )
+        table[plain_name(name)] = heads
+
+    def heads_of(image: Path) -> LoadHeads:
+        if image.stem in table:
+            return loaded_heads(table[image.stem])
+        empty = f'"{image.name}": []' if path.suffix.lower() == ".json" else f'"{image.name},,"'
+        message = f"image {image} has no annotation in {path}; one without people is written {empty}"
+        return report_when_read(message, DataErrorKind.missing_annotation, image)
+
+    return heads_of, {name: f"annotation {name} of {path}" for name in table if name not in known}
+
+
+# ---------------------------------------------------------------------------------------------- splits
+
+
+def _names_in_split(config: CustomConfig, split: str, root: Path, images: dict[str, Path]) -> list[str]:
+    """Return the names of one folder's images that belong to a split; a split file may name missing ones too."""
+    if config.split_file is not None:
+        splits = _read_split_file(_resolve(config.split_file, config.root))
+    else:
+        splits = _split_by_hash(list(images), test=config.test_fraction, val=config.val_fraction)
+    names = [name for name, its_split in splits.items() if its_split == split]
+    if not names:
+        raise DataError(
+            f"dataset=custom: none of the {len(images)} images of {root} is in split {split}",
+            kind=DataErrorKind.empty,
+            file=root,
+        )
+    return names
+
+
+def _split_by_hash(names: list[str], *, test: float, val: float) -> dict[str, str]:
+    """Assign each name to a split by its hash in [0, 1): below ``test`` is test, the next ``val`` is validation.
+
+    The split of an image therefore depends only on its name, and the shares hold on average. Only a split that would
+    be empty takes one image, the one with the lowest hash, from the largest split; that image returns when the split
+    gets one of its own.
+
+    Raises:
+        DataError: if there are fewer images than splits.
+    """
+    shares = {"test": test, "val": val, "train": 1.0}
+    wanted = [split for split, share in shares.items() if share > 0]
+    if len(names) < len(wanted):
+        raise DataError(
+            f"dataset=custom: {len(names)} images are too few for dataset.val_fraction={val:g} and "
+            f"dataset.test_fraction={test:g}, as {', '.join(wanted)} need one each; add images, or set one to 0",
+            kind=DataErrorKind.empty,
+        )
+    found: dict[str, list[str]] = {split: [] for split in shares}
+    for name in sort_by_hash(names, salt="split"):
+        position = int.from_bytes(name_hash(name, salt="split")[:8]) / 2**64
+        found["test" if position < test else "val" if position < test + val else "train"].append(name)
+    for split in wanted:
+        if not found[split]:
+            found[split].append(max(found.values(), key=len).pop(0))
+    return {name: split for split, members in found.items() for name in members}
+
+
+def _read_split_file(path: Path) -> dict[str, str]:
+    """Read a csv (``name,split``) or JSON file that assigns images to splits.
+
+    JSON may be ``{name: split}`` or ``{split: [name, ...]}``.
+
+    Returns:
+        Split by plain image name.
+
+    Raises:
+        DataError: if the file is missing or invalid, a split is unknown, or an image is named twice.
+    """
+    if not path.is_file():
+        raise DataError(f"dataset.split_file={path}: no such file", kind=DataErrorKind.missing, file=path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else None
+    except (OSError, ValueError) as error:
+        raise _invalid_split_file(path, f" cannot be read: {error}") from error
+    if content is None:
+        rows = _split_rows_of_csv(text, path)
+    elif isinstance(content, dict):
+        rows = _split_rows_of_json(content)
+    else:
+        raise _invalid_split_file(path, " holds neither {name: split} nor {split: [name, ...]}")
+    splits: dict[str, str] = {}
+    for name, split in rows:
+        if split.lower() not in SPLITS:
+            raise _invalid_split_file(
+                path,
+                f": {name} is in split {split!r}; there are {', '.join(SPLITS)} (a first line with names of columns is "
+                "image,split)",
+            )
+        if plain_name(name) in splits:
+            raise _invalid_split_file(path, f" names {plain_name(name)} twice")
+        splits[plain_name(name)] = split.lower()
+    if not splits:
+        raise _invalid_split_file(path, " names no images")
+    return splits
+
+
+def _split_rows_of_json(content: dict[str, object]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in content.items():
+        rows += [(str(name), key) for name in value] if isinstance(value, list) else [(key, str(value))]
+    return rows
+
+
+def _split_rows_of_csv(text: str, path: Path) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    lines = [line for line in csv.reader(text.splitlines()) if any(field.strip() for field in line)]
+    for k, fields in enumerate(lines):
+        if len(fields) != 2:
+            raise _invalid_split_file(path, f": {','.join(fields)!r} is no name,split")
+        name, split = fields[0].strip(), fields[1].strip()
+        is_header = k == 0 and name.lower() in SPLIT_FILE_NAMES and split.lower() in ("split", "subset", "set")
+        if not is_header:
+            rows.append((name, split))
+    return rows
+
+
+def _invalid_split_file(path: Path, problem: str) -> DataError:
+    return DataError(f"dataset.split_file={path}{problem}", kind=DataErrorKind.split_list, file=path)

@@ -1,0 +1,188 @@
+"""Find the image and annotation files of a folder, and pair them by name.
+
+What the folder of a particular dataset looks like is known to ``data.layouts`` (published datasets) and ``data.custom``
+(a user's own images). Nothing here opens an image or an annotation.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headcount.data.kinds import DataErrorKind
+from headcount.errors import DataError
+
+ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
+"""Reads the head positions of an annotation file, in pixels of the stored image."""
+LoadHeads = Callable[[], Float[Tensor, "n 2"]]
+"""The same for one particular image."""
+
+SPLITS = ("train", "val", "test")
+# In order of preference, for datasets that hold an image several times, such as copies in PNG.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image that belongs to a split, whether or not its file exists."""
+
+    image: Path
+    """The image file; if it is missing, the path where it was expected."""
+    heads: LoadHeads
+    """Reads the head positions in pixels of the stored image; raises DataError if image or annotation is missing."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending, which identifies the image in all outputs."""
+        return self.image.stem
+
+
+def pair_files(
+    names: Iterable[str],
+    images: Mapping[str, Path],
+    annotations: Mapping[str, Path],
+    read: ReadHeads,
+    *,
+    images_in: Path,
+    annotations_in: Path,
+    annotation: str,
+    named_by: str = "",
+) -> list[Listed]:
+    """Pair images and annotations of the same name; a missing partner is reported when the heads are read.
+
+    Args:
+        names: the images that belong to the split.
+        images, annotations: the files that exist, by image name.
+        read: reads an annotation file.
+        images_in, annotations_in: folders where files are expected, for error messages.
+        annotation: pattern of an annotation's file name, with ``{}`` for the image name.
+        named_by: where an image is listed that has neither file, for error messages.
+
+    Returns:
+        One item per name, in natural order.
+    """
+    listed = []
+    for name in sorted(names, key=natural_key):
+        image, heads = images.get(name), annotations.get(name)
+        if image is None:
+            image = images_in / f"{name}.jpg"
+            what = f"annotation {heads}" if heads else f"{name}, {named_by},"
+            listed.append(
+                Listed(image, report_when_read(f"{what} has no image {image}", DataErrorKind.missing_image, image))
+            )
+        elif heads is None:
+            expected = annotations_in / annotation.format(name)
+            message = f"image {image} has no annotation {expected}"
+            listed.append(Listed(image, report_when_read(message, DataErrorKind.missing_annotation, image)))
+        else:
+            listed.append(Listed(image, partial(read, heads)))
+    return listed
+
+
+def report_when_read(message: str, kind: DataErrorKind, image: Path) -> LoadHeads:
+    """Raise DataError only when the heads are read, so that all faults of a split are reported together."""
+
+    def fail() -> NoReturn:
+        raise DataError(message, kind=kind, file=image)
+
+    return fail
+
+
+def loaded_heads(heads: Float[Tensor, "n 2"]) -> LoadHeads:
+    """Return positions that are already in memory, from a file about many images."""
+    return lambda: heads
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def sort_by_hash(names: Iterable[str], *, salt: str = "") -> list[str]:
+    """Sort names in a pseudo-random order that depends only on each name and ``salt``, not on the other names."""
+    return sorted(names, key=lambda name: name_hash(name, salt=salt))
+
+
+def name_hash(name: str, *, salt: str) -> bytes:
+    """Hash a name: 32 bytes, the same on every machine."""
+    return hashlib.sha256(f"{salt}{name}".encode()).digest()
+
+
+def plain_name(name: str) -> str:
+    """Remove folder and image ending from a name in a list: ``images/a.jpg`` and ``a`` are the same image."""
+    file = re.split(r"[/\\]", name)[-1]
+    return file[: file.rindex(".")] if file.lower().endswith(IMAGE_ENDINGS) else file
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that orders IMG_2 before IMG_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Join the first five names, for messages."""
+    shown = ", ".join(names[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown
+
+
+# ------------------------------------------------------------------------------------ files and folders
+
+
+def describe_folder(folder: Path) -> str:
+    """Say what a folder contains, for error messages."""
+    if not folder.is_dir():
+        return f"{folder} does not exist"
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return f"{folder} holds nothing"
+    shown = ", ".join(names[:8])
+    return f"{folder} holds {shown}, ..." if len(names) > 8 else f"{folder} holds {shown}"
+
+
+def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:
+    """Find image files, by name without ending; endings may have any case.
+
+    Args:
+        unique: refuse a name that belongs to several files; otherwise the first ending of ``IMAGE_ENDINGS`` wins.
+
+    Raises:
+        DataError: if ``unique`` and two files have the same name.
+    """
+    found: dict[str, Path] = {}
+    files = [path for folder in folders for path in list_visible(folder) if path.suffix.lower() in IMAGE_ENDINGS]
+    for path in sorted(files, key=lambda p: IMAGE_ENDINGS.index(p.suffix.lower())):
+        if unique and path.stem in found:
+            raise DataError(
+                f"{found[path.stem]} and {path} have one name; an annotation could belong to either",
+                kind=DataErrorKind.ambiguous,
+                file=path,
+            )
+        found.setdefault(path.stem, path)
+    return found
+
+
+def find_files(folder: Path | None, ending: str) -> dict[str, Path]:
+    """Find files with an ending (lower case, such as ``.mat``), by name; empty if ``folder`` is None."""
+    if folder is None:
+        return {}
+    return {path.stem: path for path in list_visible(folder) if path.suffix.lower() == ending}
+
+
+def find_folder(base: Path, *names: str) -> Path | None:
+    """Find the first existing folder of several names (lower case), in any case; None if there is none."""
+    return next(iter(find_folders(base, *names)), None)
+
+
+def find_folders(base: Path, *names: str) -> list[Path]:
+    """Find all existing folders of several names (lower case), in any case and in the order of ``names``."""
+    found = {path.name.lower(): path for path in list_visible(base) if path.name.lower() in names and path.is_dir()}
+    return [found[name] for name in names if name in found]
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """List a folder without hidden files: archives made on a Mac add one for each file."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []

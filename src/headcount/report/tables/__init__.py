@@ -1,0 +1,33 @@
+"""The paper's tables from the runs of its experiments, beside the published numbers.
+
+``paper`` holds the published tables, ``cells`` finds the runs of each cell, and ``pages`` writes Markdown, LaTeX and a
+picture.
+"""
+
+from headcount.report.tables.cells import (
+    ReproducedTable,
+    TableCell,
+    fill_table,
+    image_errors,
+    improvement,
+    paired_difference,
+    verdict,
+)
+from headcount.report.tables.pages import latex, markdown, table_picture
+from headcount.report.tables.paper import TABLES, PaperRow, PaperTable
+
+__all__ = [
+    "TABLES",
+    "PaperRow",
+    "PaperTable",
+    "ReproducedTable",
+    "TableCell",
+    "fill_table",
+    "image_errors",
+    "improvement",
+    "latex",
+    "markdown",
+    "paired_difference",
+    "table_picture",
+    "verdict",
+]

@@ -1,0 +1,316 @@
+"""Write a table with our runs: a Markdown page, a LaTeX table, and a picture."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from headcount.report.markdown import pipe_table
+from headcount.report.pictures import save_figure
+from headcount.report.tables.cells import IMPORTANT_SETTINGS, ReproducedTable, TableCell, improvement, verdict
+from headcount.report.tables.paper import PaperRow
+from headcount.runs import LAST_EVALUATIONS
+
+_OTHERWISE = "*"
+"""Marks published numbers of another training than the experiment file's."""
+_OTHERWISE_NOTE = f"{_OTHERWISE} published for another training than this project's file: not compared"
+_MAX_CHANGES = 12
+_DPI = 120
+_PLUS_MINUS = r"$\pm$"
+_OURS, _PUBLISHED = "#0072b2", "#d55e00"
+
+
+def markdown(table: ReproducedTable) -> str:
+    """Format a page: ours, published, improvements, the runs, what is missing and what was refused."""
+    headings = ["", *table.columns]
+    lines = [f"# {table.paper.title}", "", *_warnings(table), "## Ours, MAE / RMSE", ""]
+    lines += pipe_table([headings, *_grid(table, _ours(table, bold=("**", "**")))])
+    lines += ["", _how_selected(table), "", "## Published, MAE / RMSE", ""]
+    lines += pipe_table([headings, *_grid(table, _published(table))])
+    if _any_otherwise(table):
+        lines += ["", _OTHERWISE_NOTE.replace(_OTHERWISE, "\\" + _OTHERWISE)]
+    improvements, notes = _improvements(table)
+    if improvements:
+        lines += ["", "## Improvements", "", *pipe_table(improvements)]
+    if notes:
+        lines += ["", *notes]
+    lines += ["", "## Runs", "", *pipe_table(_run_rows(table))]
+    missing = table.missing()
+    if missing:
+        lines += ["", f"## Missing: {len(missing)} runs", "", "```sh"]
+        lines += [table.command(cell, seed) for cell, seed in missing] + ["```"]
+    refused = dict.fromkeys(reason for cell in table.cells.values() for reason in cell.refused)
+    if refused:
+        lines += ["", "## Refused", "", *(f"* {reason}" for reason in refused)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: ReproducedTable) -> str:
+    """Format the table for a paper, with booktabs: ours with the deviation over seeds, published in parentheses."""
+    ours, published = _ours(table, bold=(r"\textbf{", "}")), _published(table)
+    both = {k: f"{ours[k]} ({published[k]})" if published[k] != "-" else ours[k] for k in table.cells}
+    rows = [
+        [_escape(label), *(text.replace("+-", _PLUS_MINUS) for text in texts)] for label, *texts in _grid(table, both)
+    ]
+    alignment = ["left"] + ["right"] * len(table.columns)
+    headings = ["", *map(_escape, table.columns)]
+    tabular = tabulate(rows, headings, tablefmt="latex_raw", disable_numparse=True, colalign=alignment)
+    # tabulate's booktabs format escapes the markup of the cells; its raw format has \hline for all three rules.
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        tabular = tabular.replace(r"\hline", rule, 1)
+    caption = [_escape(table.paper.title), "MAE / RMSE", "Published in brackets"]
+    if table.changed:
+        caption.append("Ours was trained otherwise than the published numbers")
+    if _any_otherwise(table):
+        caption.append(_OTHERWISE_NOTE)
+    caption.append(_escape(_how_selected(table)).replace("+-", _PLUS_MINUS))
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        f"\\caption{{{'. '.join(caption)}}}",
+        tabular,
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table_picture(table: ReproducedTable, path: Path) -> None:
+    """Draw the MAE of every cell: ours with the deviation over seeds, and the published number as a marker.
+
+    Args:
+        table: the table.
+        path: the picture file; its suffix determines the format.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    rows = _shown_rows(table)
+    width = max(5.0, 1.0 + 1.1 * len(rows)) * min(len(table.columns), 4)
+    figure = Figure(figsize=(width, 4.6), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(1, len(table.columns), squeeze=False)[0]
+    for axis, column in zip(axes, table.columns, strict=True):
+        for k, row in enumerate(rows):
+            cell = table.cells.get((row.label, column))
+            if cell is not None:
+                _draw_cell(axis, k, cell)
+        axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=30, ha="right")
+        axis.set_xlim(-0.7, len(rows) - 0.3)
+        axis.set_ylim(bottom=0)
+        axis.set(ylabel="MAE, heads per image")
+        axis.set_title(column if len(table.columns) > 1 else "", parse_math=False)
+        axis.grid(axis="y", alpha=0.3)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        drawn, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    title = f"{table.paper.title}\n{_how_selected(table)}"
+    if table.changed:
+        title += "\nours was trained otherwise than the published numbers: they cannot be compared"
+    figure.suptitle(title, parse_math=False, fontsize="medium", wrap=True)
+    save_figure(figure, path)
+
+
+def _draw_cell(axis: Axes, x: int, cell: TableCell) -> None:
+    """Draw ours and the published MAE of one cell."""
+    best = cell.best("mae")
+    if best:
+        deviation = statistics.stdev(best) if len(best) > 1 else None
+        axis.bar(x, statistics.mean(best), yerr=deviation, capsize=4, color=_OURS, label="ours (best)")
+        axis.plot(x, statistics.mean(cell.late("mae")), "k_", markersize=22, label="ours, last evaluations")
+    else:
+        axis.text(x, 0, "missing", rotation=90, ha="center", va="bottom", color="gray")
+    if cell.expected is not None and cell.expected.mae is not None:
+        face, label = _PUBLISHED, "published"
+        if cell.published_otherwise:
+            face, label = "none", "published, trained otherwise"
+        axis.plot(x, cell.expected.mae, "D", color=_PUBLISHED, markerfacecolor=face, label=label)
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def _shown_rows(table: ReproducedTable) -> list[PaperRow]:
+    """The rows that have a selected cell."""
+    return [row for row in table.paper.rows if any((row.label, column) in table.cells for column in table.columns)]
+
+
+def _any_otherwise(table: ReproducedTable) -> bool:
+    return any(cell.published_otherwise for cell in table.cells.values())
+
+
+def _warnings(table: ReproducedTable) -> list[str]:
+    """Why ours cannot be compared with the published numbers, as lines of Markdown."""
+    if not table.changed:
+        return []
+    keys = sorted(table.changed, key=lambda key: key not in IMPORTANT_SETTINGS)
+    shown = [f"{key} {table.changed[key][1]} for {table.changed[key][0]}" for key in keys[:_MAX_CHANGES]]
+    more = f", and {len(keys) - _MAX_CHANGES} more" if len(keys) > _MAX_CHANGES else ""
+    return [
+        f"**Not the published recipe, so no number below reproduces one of the paper's.** {', '.join(shown)}{more}.",
+        "",
+    ]
+
+
+def _how_selected(table: ReproducedTable) -> str:
+    """How ours were trained and selected, in one sentence."""
+    runs = [run for cell in table.cells.values() for run in cell.runs.values()]
+    if not runs:
+        return "No run yet."
+    splits = sorted({f"{run.config.dataset.name} {run.selection}" for run in runs})
+    epochs = sorted({run.config.epochs for run in runs})
+    return (
+        f"Best checkpoint of {', '.join(map(str, epochs))} epochs, selected on {', '.join(splits)} by MAE; mean +- "
+        "standard deviation over seeds where there are several."
+    )
+
+
+def _ours(table: ReproducedTable, *, bold: tuple[str, str]) -> dict[tuple[str, str], str]:
+    """Our MAE / RMSE of each cell; the lowest MAE of several in a column stands between the two marks ``bold``."""
+    means = {key: statistics.mean(cell.best("mae")) for key, cell in table.cells.items() if cell.runs}
+    texts = {}
+    for key, cell in table.cells.items():
+        if not cell.runs:
+            texts[key] = "missing"
+            continue
+        mae, rmse = _mean_and_deviation(cell.best("mae")), _mean_and_deviation(cell.best("rmse"))
+        maes = [value for (_, column), value in means.items() if column == key[1]]
+        if len(maes) > 1 and means[key] == min(maes):
+            mae = f"{bold[0]}{mae}{bold[1]}"
+        texts[key] = f"{mae} / {rmse}"
+    return texts
+
+
+def _published(table: ReproducedTable) -> dict[tuple[str, str], str]:
+    """The published MAE / RMSE of each cell."""
+    texts = {}
+    for key, cell in table.cells.items():
+        expected = cell.expected
+        if expected is None or expected.mae is None:
+            texts[key] = "-"
+            continue
+        texts[key] = " / ".join(_as_printed(value) for value in (expected.mae, expected.rmse) if value is not None)
+        if cell.published_otherwise:
+            texts[key] += _OTHERWISE
+    return texts
+
+
+def _as_printed(error: float) -> str:
+    """A published error with the digits that the paper gives: one, or two if needed."""
+    return f"{error:.1f}" if round(error, 1) == error else f"{error:.2f}"
+
+
+def _grid(table: ReproducedTable, texts: dict[tuple[str, str], str]) -> list[list[str]]:
+    """The rows of the table, each with its label and the text of every column."""
+    return [
+        [row.label, *(texts.get((row.label, column), "-") for column in table.columns)] for row in _shown_rows(table)
+    ]
+
+
+def _improvements(table: ReproducedTable) -> tuple[list[list[str]], list[str]]:
+    """Compare each row with the one it should improve on.
+
+    Returns:
+        The rows of a table, headings first, empty if there is nothing to compare; and notes on percentages that the
+        paper prints and that differ from those of its own errors.
+    """
+    headings = ["", "column", "published MAE", "published RMSE", "ours MAE", "MAE difference of ours [95 % of images]"]
+    rows: list[list[str]] = []
+    notes: list[str] = []
+    for row in table.paper.rows:
+        for k, column in enumerate(table.paper.columns):
+            cell, base = table.cells.get((row.label, column)), table.cells.get((row.against or "", column))
+            if cell is None or base is None:
+                continue
+            printed = row.printed[k] if row.printed else (None, None)
+            published = [
+                _published_improvement(cell, base, key, value, notes)
+                for key, value in zip(("mae", "rmse"), printed, strict=True)
+            ]
+            ours = "-"
+            if cell.runs and base.runs:
+                ours = f"{improvement(statistics.mean(cell.best('mae')), statistics.mean(base.best('mae'))):.1f} %"
+                if cell.published_otherwise or base.published_otherwise:
+                    ours += _OTHERWISE
+            rows.append([f"{row.label} over {row.against}", column, *published, ours, verdict(cell, base)])
+    return ([headings, *rows] if rows else []), notes
+
+
+def _published_improvement(cell: TableCell, base: TableCell, key: str, printed: float | None, notes: list[str]) -> str:
+    """Improvement of the published error ``key``; appends a note if the paper prints another percentage."""
+    now, before = getattr(cell.expected, key, None), getattr(base.expected, key, None)
+    if now is None or before is None:
+        return "-"
+    percent = improvement(now, before)
+    if printed is None or f"{printed:.1f}" == f"{percent:.1f}":
+        return f"{percent:.1f} %"
+    mark = f"({len(notes) + 1})"
+    notes.append(f"{mark} the paper prints {printed:g} %; {before:g} to {now:g} is {percent:.1f} %.")
+    return f"{percent:.1f} % {mark}"
+
+
+def _run_rows(table: ReproducedTable) -> list[list[str]]:
+    """One row per cell, headings first: its runs, how they were trained and selected, ours and the published error."""
+    late = f"mean of last {LAST_EVALUATIONS}"
+    rows = [["", "column", "seeds", "epochs", "images", "selected on", "MAE", late, "RMSE", "published", "difference"]]
+    rows[0].append("commit")
+    for (label, column), cell in table.cells.items():
+        runs = [run for _, run in sorted(cell.runs.items())]
+        expected = cell.expected.mae if cell.expected is not None else None
+        difference = "-"
+        if runs and expected is not None:
+            ours = statistics.mean(cell.best("mae"))
+            difference = f"{ours - expected:+.1f}" if cell.comparable else "other recipe"
+        rows.append(
+            [
+                label,
+                column,
+                ", ".join(str(run.config.seed) for run in runs) or "none",
+                _distinct(str(run.config.epochs) for run in runs),
+                _distinct(str(run.images[0]) if run.images else "unknown" for run in runs),
+                _distinct(f"{run.config.dataset.name} {run.selection}" for run in runs),
+                _mean_and_deviation(cell.best("mae")),
+                _mean_and_deviation(cell.late("mae")) + _fewer({len(run.last_evaluations) for run in runs}),
+                _mean_and_deviation(cell.best("rmse")),
+                "-" if expected is None else _as_printed(expected),
+                difference,
+                _distinct(_short_commit(commit) for run in runs for commit in run.commits or ["unknown"]),
+            ]
+        )
+    return rows
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(sorted(set(texts))) or "-"
+
+
+def _fewer(evaluations: set[int]) -> str:
+    """How many evaluations were averaged, if they are fewer than usual."""
+    usual = not evaluations or evaluations == {LAST_EVALUATIONS}
+    return "" if usual else f" ({', '.join(map(str, sorted(evaluations)))})"
+
+
+def _short_commit(commit: str) -> str:
+    """The start of a commit, with the mark of an edited source tree."""
+    name, plus, changes = commit.partition("+")
+    return name[:7] + plus + changes
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    """Mean, and standard deviation of several values; ``-`` if none is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "-"
+    deviation = f" +- {statistics.stdev(finite):.1f}" if len(finite) > 1 else ""
+    return f"{statistics.mean(finite):.1f}{deviation}"
+
+
+def _escape(text: str) -> str:
+    """Escape the special characters of LaTeX that occur in names."""
+    return "".join({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#"}.get(c, c) for c in text)

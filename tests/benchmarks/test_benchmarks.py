@@ -1,0 +1,152 @@
+"""Every benchmark runs at a small size, and the two sides it compares agree."""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+TINY = ["model=tiny", "model.width=8", "--crop-size", "64", "--points", "20", "--repeats", "1"]
+SMALL_CLIP = [
+    "model=clip_rn50",
+    "model.decoder=none",
+    "model.width=16",
+    "model.layers=[1,1,1,1]",
+    "model.embed_dim=16",
+    "model.text_width=16",
+    "model.text_heads=2",
+    "model.text_layers=1",
+    "--crop-size=64",
+    "--points=5",
+    "--repeats=1",
+]
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a text: for each its rows by column."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.M):
+        header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
+        found.append([dict(zip(header, row, strict=True)) for row in rows])
+    return found
+
+
+def number(text: str) -> float:
+    """A cell's number without its unit."""
+    return float(text.rstrip("x%"))
+
+
+def test_loss(run_command: Callable[..., Any]) -> None:
+    arguments = ["--points", "30", "--seconds", "0.1", "--threads", "1"]
+    done = run_command("benchmarks/loss.py", *arguments, HEADCOUNT_DATA="")
+    assert done.returncode == 0, done.stderr  # and so the gradients agree
+    ((dense, logarithms),) = tables(done.stdout)
+    assert (dense["textbook"], logarithms["textbook"]) == ("dense", "logarithms")
+    assert number(dense["textbook MB"]) > number(dense["ours MB"]) > 0
+    assert number(logarithms["textbook ms"]) > number(logarithms["ours ms"]) > 0
+
+
+@pytest.mark.parametrize("typed", ["data_root=nowhere", "--data-root=nowhere"])
+def test_loss_names_a_missing_dataset(run_command: Callable[..., Any], typed: str) -> None:
+    done = run_command("benchmarks/loss.py", "--points", "30", typed)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("now typed data_root=" in done.stderr) is typed.startswith("--")
+
+
+def test_crops_of_shanghaitech(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    loss = importlib.import_module("loss")
+    batches = loss.shanghaitech_batches(str(data_dir), generator=torch.Generator().manual_seed(0))
+    assert len(batches) == 4
+    for name, batch in batches.items():
+        assert [int(word) for word in name.removeprefix("SHA ").split()] == sorted(len(points) for points in batch)
+        assert all(bool(((points >= 0) & (points < loss.CROP_SIZE)).all()) for points in batch)
+
+
+def test_data(run_command: Callable[..., Any]) -> None:
+    done = run_command(
+        "benchmarks/data.py", "--images", "2", "--rounds", "1", "--epochs", "1", "--crop-size", "64", timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    pipelines, stages, loader = tables(done.stdout)
+    assert [row["image"] for row in pipelines] == ["1024 x 768", "2048 x 1536"]
+    for row in pipelines:  # one pass: the ratio of the rates is that of the times
+        assert number(row["ours / plain"]) == pytest.approx(float(row["ours"]) / float(row["plain"]), rel=0.05)
+    assert {"decode", "resize", "blur"} <= {row["stage"] for row in stages}
+    assert [row["workers"] for row in loader] == ["1", "2"]
+    assert all(number(row["images per second"]) > 0 for row in loader)
+
+
+def test_step(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/step.py", *TINY, "--batch", "1", "--precision", "float32")
+    assert done.returncode == 0, done.stderr
+    rows, rest = tables(done.stdout)
+    assert [row["layout"] for row in rows] == [row["layout"] for row in rest] == ["channels last", "contiguous"]
+    for row in rows:
+        whole, bare, loss = (float(row[f"{part} ms"]) for part in ("step", "bare", "loss"))
+        assert float(row["step/(bare+loss)"]) == pytest.approx(whole / (bare + loss), rel=0.05)
+        assert float(row["step MB"]) >= float(row["bare MB"]) > 0  # the whole step holds at least what its layers do
+
+
+def test_step_compares_the_head_of_clip(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/step.py", *SMALL_CLIP, "--precision", "float32")
+    assert done.returncode == 0, done.stderr  # and so the two heads agree
+    _, _, heads = tables(done.stdout)
+    assert len(heads) == 2
+    assert all(float(row["textbook ms"]) > 0 and float(row["ours ms"]) > 0 for row in heads)
+
+
+@pytest.mark.parametrize("loss", ["mse", "dm"])
+def test_step_makes_the_targets_of_the_loss(run_command: Callable[..., Any], loss: str) -> None:
+    settings = [*TINY, "--precision", "float32", "bins=none", f"loss={loss}", "model.head=regression"]
+    done = run_command("benchmarks/step.py", *settings)
+    assert done.returncode == 0, done.stderr
+    assert f"loss {loss}" in done.stdout
+
+
+def test_an_invalid_setting_is_reported(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/step.py", "model=clip_rn51")
+    assert done.returncode == 2
+    assert "no such choice" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/evaluate.py", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "1024 x 768 px, in one piece" in done.stdout
+    (rows,) = tables(done.stdout)
+    assert [row["layout"] for row in rows] == ["channels last", "contiguous"]
+    assert all(float(row["ours ms"]) > 0 and float(row["ours/bare"]) > 0 for row in rows)
+
+
+def test_startup(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/startup.py", "scale=smoke", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    (rows,) = tables(done.stdout)
+    torch_alone, help_page, config_error, first_step = (float(row["median s"]) for row in rows)
+    assert min(help_page, config_error) > 0
+    assert first_step > torch_alone  # training needs torch
+
+
+def test_startup_reports_a_run_that_fails(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/startup.py", "model=clip_rn51")
+    assert done.returncode == 2
+    assert "no such choice" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_former_command_names_the_new_one(run_command: Callable[..., Any]) -> None:
+    done = run_command("scripts/benchmark.py", "step", "model=clip_rn51")
+    assert done.returncode == 2
+    assert "python benchmarks/step.py" in done.stderr
+    assert "no such choice" in done.stderr  # it ran
+    assert run_command("scripts/benchmark.py", "speed").returncode != 0

@@ -1,0 +1,64 @@
+"""One command line: what Hydra gets, exit statuses, interruptions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headcount.cli.command import run_command
+from headcount.config import RegressionHeadConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_hydra_itself_gets_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["train.py", "data_root=~/data", f"output_dir={tmp_path}"])
+    run_command(lambda config: seen.append(config.data_root), "train")
+    assert seen == [f"{tmp_path}/data"]
+
+
+def test_hydra_itself_gets_a_nested_group_in_its_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+    typed = ["train.py", "model.head=regression", "bins=none", "loss=dm", "loss.transport=stable"]
+    monkeypatch.setattr(sys, "argv", [*typed, f"output_dir={tmp_path}"])
+    run_command(seen.append, "train")
+    (config,) = seen
+    assert isinstance(config.model.head, RegressionHeadConfig)
+    assert config.run_name == "tiny_none_loss-dm_loss.transport-stable_model.head-regression"
+
+
+def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train.py', '-m', 'bins=fine,coarse', 'optim.lr=1e-3,fast']\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "try: runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.strip() == "2 False"
+    assert "optim.lr=fast: optim.lr takes a number" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: TrainConfig) -> dict[str, float]:
+        if config.seed == 2:
+            raise KeyboardInterrupt
+        return {"MAE": float(config.seed)}
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", f"output_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(task, "train")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 130
+    assert ["seed=1", "1.00"] in [line.split() for line in out.splitlines()]
+    assert "seed=3" in err
+    assert "add resume=true to the same command" in err
+    assert not list(tmp_path.rglob("*.jsonl"))

@@ -1,0 +1,135 @@
+"""Settings become a config, or are refused with an explanation."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount.cli.choices import command_choices
+from headcount.cli.compose import compose
+from headcount.cli.name import run_name
+from headcount.cli.sweep import check_jobs
+from headcount.config import SCHEMAS, ConfigError, DaceConfig, HeadConfig, StableTransportConfig, TrainConfig, register
+
+
+def composed(*overrides: str, name: str = "train") -> TrainConfig:
+    return OmegaConf.to_object(compose(overrides, config_name=name))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", ["optim has no lrr", "allowed are", "weight_decay", "did you mean lr?"]),
+        ("optim.lr=fast", ["optim.lr=fast", "takes a number"]),
+        ("bins.block_size=eight", ["bins.block_size=eight", "a whole number"]),
+        ("bins.last=closed", ["one of open, clipped"]),
+        (
+            "model=mobilnet",
+            ["no such choice", "mobilenet_v2, resnet101, timm, tiny, vgg16", "did you mean mobilenet_v2?"],
+        ),
+        ("model.weights=none", ["model has no weights", "weights is a setting of model=cannet, clip_rn101", "vgg19"]),
+        ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
+        ("loss=3", ["loss=3: no such choice", "dace"]),
+        ("resume=maybe", ["true or false"]),
+        ("model.mean=gray", ["a list such as"]),
+        ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
+        ("+speed=1", ["settings can only be set, not added or removed"]),
+        ("~loss", ["settings can only be set, not added or removed"]),
+        ("optim={lr:1}", ["optim={'lr': 1}: no such choice"]),
+        ("model.prompts=3", ["model has no prompts", "prompts is a setting of model=clip_rn101, clip_rn50"]),
+        ("model=clip_rn50 model.prompts=3", ["settings of its own: model.prompts.style"]),
+        ("loss.transport=3", ["loss.transport=3: no such choice; allowed are released, stable"]),
+        ("loss.transport=stabl", ["loss.transport=stabl: no such choice", "did you mean stable?"]),
+        ("model.head={name:ebc}", ["model.head={'name': 'ebc'}: no such choice; allowed are ebc, regression"]),
+        ("model/head=3", ["model.head=3: no such choice; allowed are ebc, regression"]),
+        ("model.haed=ebc", ["model has no haed", "did you mean head?"]),
+        ("loss=mse loss.transport=stable", ["loss has no transport", "transport is a setting of loss=dace, dm"]),
+        ("loss=dace_mae loss.transport.ot_weight=0.1", ["loss has no transport", "is a setting of loss=dace, dm"]),
+        ("loss=mse loss.kernel.beta=0.5", ["loss.kernel has no beta", "beta is a setting of loss.kernel=adaptive"]),
+        ("loss.transport.tolerance=1e-3", ["tolerance is a setting of loss.transport=stable"]),
+        ("model.head=ebc,regression", ["model.head=ebc,regression: several values; one is needed here"]),
+        ("loss.transport.regularisation=3", ["regularisation=3: is now loss.transport.regularization"]),
+        ("loss.transport.solver=released", ["loss.transport.solver=released: is now loss.transport=released"]),
+        ("loss.transport.solver=other", ["is now loss.transport=released or loss.transport=stable"]),
+        ("dataset.name=sha", ["dataset.name=sha: is always synthetic; choose another with dataset=..."]),
+        ("dataset=sha dataset.name=shb", ["dataset.name=shb: is always sha"]),
+        ("model=vgg19 model.name=resnet101", ["model.name=resnet101: is always vgg19"]),
+        ("experiment=table1/csrnet_ebc_sha model.name=cannet", ["model.name=cannet: is always csrnet"]),
+        ("loss=dace_mae loss.name=dm", ["loss.name=dm: is always dace"]),
+        ("data_root=~somebody/data", ["data_root=~somebody/data: cannot be read", "'~'", "data_root=\"'...'\""]),
+    ],
+)
+def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(*override.split())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_free_name_is_taken() -> None:
+    assert composed("model=timm", "model.name=resnet18").model.name == "resnet18"
+    assert composed("dataset=sha", "dataset.name=sha").dataset.name == "sha"
+
+
+@pytest.mark.parametrize(
+    ("typed", "root"),
+    [("~/data", "/home/me/data"), ("~", "/home/me"), ("~/my data", "/home/me/my data"), ("'~/data'", "~/data")],
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(typed: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert composed(f"data_root={typed}").data_root == root
+    assert run_name([f"data_root={typed}"]) == "tiny_fine"
+
+
+def test_several_values_where_one_is_needed_are_told_as_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^optim\.lr=1e-3,1e-4: several values; one is needed here$"):
+        composed("optim.lr=1e-3,1e-4")
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["ckpt=nowhere.pt", "dataset.root=x"], "dataset.root=x: no dataset is chosen; add dataset=..., which root is"),
+        (["ckpt=nowhere.pt", "model=tiny"], "model=tiny: there is no setting model; allowed are ckpt, "),
+        (["ckpt=nowhere.pt", "experiment=table3/lambda_1"], "there is no setting experiment"),
+        (["ckpt=nowhere.pt"], "ckpt=nowhere.pt: no such file"),
+        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be at least 0"),
+        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be at least 1"),
+    ],
+)
+def test_evaluation_settings_are_checked(typed: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check_jobs(typed, multirun=False, config_name="eval")
+
+
+def test_a_setting_that_must_be_given_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="ckpt is not set: type ckpt="):
+        check_jobs([], multirun=False, config_name="eval")
+
+
+@pytest.mark.parametrize("key", ["loss.transport", "loss/transport"])
+def test_a_choice_within_a_group_is_typed_like_a_setting(key: str) -> None:
+    config = composed(f"{key}=stable", "loss.transport.tolerance=1e-3")
+    assert isinstance(config.loss, DaceConfig)
+    assert config.loss.transport == StableTransportConfig(tolerance=1e-3)
+
+
+def test_nested_groups_and_registered_choices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class TwoMapsConfig(HeadConfig):
+        name: str = "two_maps"
+
+    before = command_choices("train")
+    assert before["model/head"] == ["ebc", "regression"]
+    assert not any("head" in choice for choice in before["model"])
+    assert "imagenet" not in before["model"]  # a kind that files choose
+    assert "table3/lambda_1" in before["experiment"]
+    assert set(command_choices("eval")) == {"dataset", "eval", "runtime"}
+    monkeypatch.setitem(SCHEMAS, "model/head", dict(SCHEMAS["model/head"]))
+    register("model/head", "two_maps", TwoMapsConfig)
+    assert command_choices("train")["model/head"] == ["ebc", "regression", "two_maps"]
+    assert isinstance(composed("model.head=two_maps").model.head, TwoMapsConfig)
+    assert run_name(["model.head=two_maps"]) == "tiny_fine_model.head-two_maps"
+    with pytest.raises(ConfigError, match=r"did you mean two_maps\?"):
+        composed("model.head=two_map")

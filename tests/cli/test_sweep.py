@@ -1,0 +1,82 @@
+"""Sweeps: their jobs, what is refused before the first starts, and the table of results."""
+
+from pathlib import Path
+
+import pytest
+
+from headcount.cli.sweep import SweepLog, check_jobs, list_jobs, sweep_table
+from headcount.config import ConfigError
+
+
+def test_a_sweep_is_the_product_of_its_choices() -> None:
+    jobs = list_jobs(["bins=fine,coarse", "seed=range(1,3)", "optim.lr=1e-3"], multirun=True)
+    assert list(jobs) == [
+        [f"bins={bins}", f"seed={seed}", "optim.lr=1e-3"] for bins in ("fine", "coarse") for seed in (1, 2)
+    ]
+
+
+def test_a_sweep_over_a_nested_group_is_shown_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = list_jobs(["loss.transport=released,stable", "seed=1"], multirun=True)
+    assert jobs == [[f"loss/transport={choice}", "seed=1"] for choice in ("released", "stable")]
+    log = SweepLog(tmp_path / "log.jsonl", jobs)
+    log.write(0, status=0, results={"MAE": 2.0})
+    assert log.close() == 1  # the second never reported
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["loss.transport=released", "2.00"]
+    assert err == "not finished:\n  loss.transport=stable seed=1\n"
+
+
+def test_several_values_without_m_are_refused() -> None:
+    with pytest.raises(ConfigError, match="add -m"):
+        list_jobs(["seed=1,2"], multirun=False)
+
+
+def test_several_processes_in_a_sweep_are_refused_and_the_way_out_named() -> None:
+    with pytest.raises(ConfigError, match="submitit_slurm"):
+        check_jobs(["seed=1,2", "runtime=ddp"], multirun=True, config_name="train")
+
+
+def test_several_processes_of_a_cluster_job_are_not() -> None:
+    check_jobs(["seed=1,2", "runtime=ddp", "hydra/launcher=basic"], multirun=True, config_name="train")
+
+
+def test_a_job_that_comes_twice_is_refused() -> None:
+    """Its figures would pass for those of two runs."""
+    with pytest.raises(ConfigError, match=r"seed=1: comes twice in this sweep"):
+        check_jobs(["seed=1,1"], multirun=True, config_name="train")
+
+
+def test_values_that_cannot_be_enumerated_are_refused() -> None:
+    with pytest.raises(ConfigError, match="name the values"):
+        list_jobs(["optim.lr=interval(0,1)"], multirun=True)
+
+
+def test_every_tilde_of_a_sweep_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    jobs = list_jobs(["data_root=~/a,~/b"], multirun=True)
+    assert jobs == [["data_root=/home/me/a"], ["data_root=/home/me/b"]]
+
+
+def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
+    jobs = [
+        (["dataset=sha", f"loss={loss}", f"seed={seed}"], {"MAE": mae, "RMSE": 2 * mae})
+        for loss, seed, mae in (("dace", 1, 10.0), ("dace", 2, 13.0), ("dm", 1, 20.0))
+    ]
+    lines = sweep_table(jobs, common={"dataset=sha"}).splitlines()
+    assert [line.split() for line in lines] == [
+        ["MAE", "RMSE"],
+        ["loss=dace", "seed=1", "10.00", "20.00"],
+        ["loss=dace", "seed=2", "13.00", "26.00"],
+        ["loss=dace", "mean", "of", "2", "11.50", "+-", "2.12", "23.00", "+-", "4.24"],
+        ["loss=dm", "seed=1", "20.00", "40.00"],
+    ]
+    folds = [(["dataset=ucf_cc_50", f"dataset.fold={k}"], {"MAE": float(k)}) for k in range(1, 6)]
+    last = sweep_table(folds, common={"dataset=ucf_cc_50"}).splitlines()[-1]
+    assert last.split() == ["mean", "of", "5", "3.00", "+-", "1.58"]
+
+
+def test_what_is_left_of_a_sweep_is_told_apart_as_the_whole_was() -> None:
+    left = [(["optim.lr=1", "seed=1"], {"MAE": 1.0}), (["optim.lr=1", "seed=2"], {"MAE": 3.0})]
+    lines = [line.split() for line in sweep_table(left, common=set()).splitlines()]
+    assert lines[1] == ["optim.lr=1", "seed=1", "1.00"]
+    assert lines[3] == ["optim.lr=1", "mean", "of", "2", "2.00", "+-", "1.41"]

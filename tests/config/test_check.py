@@ -1,0 +1,142 @@
+"""Errors of a config that its types do not exclude; plain values and back."""
+
+import shlex
+
+import pytest
+from omegaconf import OmegaConf
+
+from headcount.cli.compose import compose
+from headcount.config import ConfigError, TrainConfig, check, from_plain, to_plain
+
+
+def composed(*overrides: str, name: str = "train") -> TrainConfig:
+    return OmegaConf.to_object(compose(overrides, config_name=name))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("bins.block_size=0", "bins.block_size=0: must be at least 1"),
+        ("optim.lr=-1", "optim.lr=-1.0: must be at least"),
+        ("dataset.holdout=2", "dataset.holdout=2.0: must be from 0 to 0.9"),
+        ("loss.transport.iterations=0", "loss.transport.iterations=0: must be at least 1"),
+        ("model=vgg19 model.weights=none augment.crop_size=104", "must be a multiple of 16"),
+        ("bins.block_size=32 augment.crop_size=80", "must be a multiple of 32"),
+        ("bins.min_head_px=9", "must be at most bins.block_size=8"),
+        ("augment.min_scale=3", "must not exceed augment.max_scale"),
+        ("augment.blur_size=4", "must be odd"),
+        ("runtime.devices=3", "must be a multiple of runtime.devices=3"),
+        ("model.std=[1,1]", "must be three finite numbers"),
+        ("model.std=[1,1,0]", "must be three finite numbers"),
+        ("model.mean=[nan,0,0]", "model.mean=[nan, 0.0, 0.0]: must be three finite numbers"),
+        ("model.std=[nan,1,1]", "model.std=[nan, 1.0, 1.0]: must be three finite numbers"),
+        ("model.std=[1,1,inf]", "must be three finite numbers"),
+        ("bins.max_count=100000000", "bins.max_count=100000000: must be from 1 to 10000"),
+        ("loss.transport=stable loss.transport.tolerance=0", "loss.transport.tolerance=0.0: must be at least 1e-06"),
+        ("model=mobilenet_v2 model.stage=5", "must be 160 or 320"),
+        ("model=mobilenet_v2 model.weights=nowhere.pth", "no such file"),
+        ("optim.warmup_epochs=40", "must be below epochs=40"),
+        ("optim.lr=inf", "optim.lr=inf: must be at least 1e-12, and finite"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("augment.blur_size=301", "must be at most augment.crop_size=224"),
+        ("model.head=regression", "model.head=regression: predicts counts without bins; add bins=none loss=dm"),
+        ("model.head=regression loss=cross_entropy", "without bins; add bins=none loss=dm"),
+        ("bins=none loss=dm", "bins=none: leaves model.head=ebc nothing to classify; add model.head=regression"),
+        ("model.head=regression bins=none", "loss=dace: classifies blocks into bins"),
+        ("model.head=regression bins=none loss=dace_mae", "loss=dace_mae: classifies blocks into bins"),
+        ("model=clip_vit_b16 model.width=32", "model.width=32: set model.heads, which must divide it"),
+        ("model=clip_vit_b16 model.width=100", "model.width=100: set model.heads, which must divide it"),
+        ("model=mobilenet_v2 model.weights=/", "model.weights=/: is a folder"),
+        ("model=clip_rn50 bins.block_size=32 augment.crop_size=80", "must be a multiple of 32"),
+        ("model=clip_vit_l14 scale=smoke", "clip_vit_l14 works at stride 14"),
+        (
+            "model=clip_vit_l14 model.input_size=256",
+            "must be a multiple of the patches' 14 px; nearest below or at: 252",
+        ),
+        ("model=clip_vit_b16 model.layers=[3,4]", "model.layers=[3, 4]: must be 1 whole number above 0"),
+        ("model=clip_rn50 model.layers=[3,4]", "model.layers=[3, 4]: must be 4 whole numbers above 0"),
+        ("model=clip_rn50 model.decoder_channels=[]", "must be one or more numbers above 0"),
+        ("model=clip_rn50 model.decoder=none model.decoder_channels=[8]", "has no decoder to size"),
+        ("model=clip_rn50 model.prior_bias=true", "the cosine head has no bias"),
+        ("model=clip_rn50 model.quick_gelu=false", "OpenAI's weights were trained with QuickGELU"),
+        ("model=clip_rn50 model.weights=here/RN50.pt", "no such file; allowed are openai, a tag of open_clip, none"),
+        ("model=clip_rn50 'model.prompts.many=People'", "must hold {count}, and may hold {noun}"),
+        ("model=timm model.name=resnet18 model.weights=nowhere.pth", "allowed are pretrained, none"),
+        ("dataset=sha dataset.min_side=450", "dataset.min_side=450: must be a multiple of dataset.side_multiple=32"),
+        ("dataset=sha dataset.max_side=320", "dataset.max_side=320: must be at least dataset.min_side=448"),
+        ("run_name=../away", "run_name=../away: may only hold"),
+        ("run_name=..", "run_name=..: may only hold"),
+    ],
+)
+def test_what_cannot_work_is_named(overrides: str, words: str) -> None:
+    assert any(words in error for error in check(composed(*shlex.split(overrides))))
+
+
+def test_a_head_without_bins_is_told_of_a_loss_only_where_its_own_needs_them() -> None:
+    for loss in ("dm", "mse"):
+        errors = check(composed("model.head=regression", f"loss={loss}"))
+        assert errors == ["model.head=regression: predicts counts without bins; add bins=none"]
+
+
+def test_a_width_of_whole_heads_needs_no_number_of_them() -> None:
+    for settings in (["model.width=128"], ["model.width=32", "model.heads=2"]):
+        assert check(composed("model=clip_vit_b16", *settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("bins.counted=windows bins.representatives=middle", "has no effect with bins.representatives=middle"),
+        (
+            "bins.counted=windows bins.representative_counts=[0,1,2,3,4]",
+            "bins.counted=windows: has no effect with bins.representative_counts; leave it at blocks",
+        ),
+        ("bins.representatives=middle bins.representative_counts=[0,1,2,3,4]", "bins.representatives=middle: has no"),
+        ("bins.min_head_px=2 bins.label_correction=false", "bins.min_head_px=2: has no effect with bins.label_correc"),
+        ("bins.min_head_px=2 bins.max_count=4", "bins.min_head_px=2: has no effect with bins.max_count"),
+        ("bins=blockwise bins.edges=[1,2] bins.step=0.1", "bins.step=0.1: has no effect with bins.edges"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(overrides: str, message: str) -> None:
+    (error,) = check(composed(*overrides.split()))
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "loss=dace_mae",
+        "loss.transport.ot_weight=0.1 loss.transport.iterations=5",
+        "bins=none model.head=regression loss=mse loss.kernel=adaptive loss.kernel.beta=0.5 loss.kernel.neighbors=5",
+        "bins.counted=windows",
+        "bins.min_head_px=2",
+        "bins=blockwise bins.step=0.1",
+    ],
+)
+def test_settings_that_something_reads_are_not(overrides: str) -> None:
+    assert check(composed(*overrides.split())) == []
+
+
+def test_a_name_that_a_kind_does_not_have_is_refused_wherever_it_was_written() -> None:
+    config = composed("model=csrnet", "model.weights=none")
+    config.model.name = "clip_rn50"
+    assert any("model.name=clip_rn50: must be vgg16, vgg19, dmcount" in error for error in check(config))
+
+
+def test_every_error_is_told_at_once() -> None:
+    assert len(check(composed("batch_size=0", "epochs=0", "optim.lr=0"))) == 3
+
+
+def test_config_to_plain_values_and_back() -> None:
+    config = composed("dataset=sha", "model=mobilenet_v2", "bins.last=clipped", "optim.max_grad_norm=null")
+    plain = to_plain(config)
+    assert plain["kinds"]["dataset"] == "folder"
+    assert plain["bins"]["last"] == "clipped"
+    assert from_plain(plain) == config
+
+
+def test_a_config_of_another_version_is_refused() -> None:
+    plain = to_plain(composed())
+    plain["optim"]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match="another version of headcount"):
+        from_plain(plain)
