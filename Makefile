@@ -1,14 +1,14 @@
-# Everything runs in an environment of its own, made on first use; `make clean` removes it.
+# Everything runs in an environment of its own, created on first use; `make clean` removes it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
-# Two tests at a time, one thread each: threads of one test would wait for those of the other.
+# Two tests at a time, one thread each: the threads of one test would compete with those of the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-.PHONY: help quickstart test test-all lint clean
+.PHONY: help quickstart test test-rest test-all lint docs clean
 
-help: ## say what can be made
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(VENV)/installed: pyproject.toml
@@ -16,17 +16,23 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	touch $@
 
-quickstart: $(VENV)/installed ## train, evaluate and picture a counter on generated crowds
+quickstart: $(VENV)/installed ## train and evaluate a counter on generated crowds, and draw its results
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/installed ## the tests anybody can run: no network, no GPU, about three minutes
+test: $(VENV)/installed ## the tests that run anywhere: no network, no GPU, about three minutes
 	$(PYTEST) -m "not slow and not golden and not data and not gpu"
 
-test-all: $(VENV)/installed ## all tests; golden and real data where HEADCOUNT_GOLDEN and HEADCOUNT_DATA say
+test-rest: $(VENV)/installed ## the tests that `make test` leaves out, except those that need a GPU
+	$(PYTEST) -m "(slow or golden or data) and not gpu"
+
+test-all: $(VENV)/installed ## all tests; golden numbers and real data if HEADCOUNT_GOLDEN and HEADCOUNT_DATA are set
 	$(PYTEST) -m "not gpu"
 
-lint: $(VENV)/installed ## ruff and mypy
+lint: $(VENV)/installed docs ## ruff, mypy, and the documentation built strictly
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/installed ## build the documentation into site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment; runs in checkpoints/ stay
 	rm -rf $(VENV)

@@ -1,5 +1,6 @@
 """The wheel holds all that is needed to count with a checkpoint, away from the checkout."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -40,7 +41,15 @@ def test_the_wheel_counts_outside_the_checkout(tmp_path: Path) -> None:
     assert float(done.stdout) >= 0
 
 
-def test_the_version_is_told_once() -> None:
+def test_the_version_agrees_with_the_project_file() -> None:
     import headcount
 
     assert f'version = "{headcount.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_version_is_in_the_changelog_and_the_citation() -> None:
+    import headcount
+
+    (newest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest == headcount.__version__
+    assert f"\nversion: {headcount.__version__}\n" in (ROOT / "CITATION.cff").read_text()
