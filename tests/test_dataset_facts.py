@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from headcount.data.datasets import DATASETS
 
 from headcount.config import SyntheticConfig
+from headcount.data.catalogue import DATASETS
 from headcount.data.layouts import NWPU_IMAGES
 from headcount.report.tables.paper import IMAGES
 

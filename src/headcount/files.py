@@ -31,13 +31,15 @@ def make_folder(folder: Path, setting: str) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Write a file so that an interruption at any moment leaves either the old file or the complete new one.
 
-    The new content is on the disk before it replaces the old. An exception in the ``with`` block leaves the old file.
+    An exception in the ``with`` block leaves the old file.
 
     Args:
         path: the file to create or replace; its folder must exist.
+        sync: wait until the content is on the disk. Without, a power failure may leave an incomplete file, which is
+            acceptable for files that are checked when they are read and can be made again.
 
     Yields:
         A temporary file name in the same folder, used by no other process. Its suffix is not that of ``path``:
@@ -50,8 +52,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from headcount.config import PLACE, ConfigError, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.config import PLACE, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.errors import CheckpointError, HeadcountError
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -141,13 +142,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         The records in the order of the file; empty without a file. An incomplete last line is left out.
 
     Raises:
-        ConfigError: if the file cannot be read, or any other line is not a record of an epoch.
+        CheckpointError: if the file cannot be read, or any other line is not a record of an epoch.
     """
     file = folder / METRICS_FILE
     try:
         lines = file.read_text().splitlines() if file.exists() else []
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -155,9 +156,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise ConfigError(f"{file}: line {number} cannot be read ({error}); correct or remove it") from error
+            raise CheckpointError(f"{file}: line {number} cannot be read ({error}); correct or remove it") from error
         if not _is_record(record):
-            raise ConfigError(f"{file}: line {number} is not a record of an epoch; correct or remove it")
+            raise CheckpointError(f"{file}: line {number} is not a record of an epoch; correct or remove it")
         records.append(record)
     return records
 
@@ -185,7 +186,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         The content of run.json; empty without that file.
 
     Raises:
-        ConfigError: if the file exists and cannot be read.
+        CheckpointError: if the file exists and cannot be read.
     """
     file = folder / PROVENANCE_FILE
     try:
@@ -193,9 +194,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); {_PROVENANCE_HINT}") from error
+        raise CheckpointError(f"{file} cannot be read ({error}); {_PROVENANCE_HINT}") from error
     if not _is_provenance(provenance):
-        raise ConfigError(f"{file} does not describe how a run was made; {_PROVENANCE_HINT}")
+        raise CheckpointError(f"{file} does not describe how a run was made; {_PROVENANCE_HINT}")
     return dict(provenance)
 
 
@@ -230,20 +231,20 @@ def read_run(folder: Path) -> RunRecord:
         folder: of the run.
 
     Raises:
-        ConfigError: if the folder holds no run, or its settings or records cannot be read.
+        CheckpointError: if the folder holds no run, or its settings or records cannot be read.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise ConfigError(f"{folder} holds no run: there is no {CONFIG_FILE}")
+        raise CheckpointError(f"{folder} holds no run: there is no {CONFIG_FILE}")
     try:
         plain = OmegaConf.to_container(OmegaConf.load(file))
         if not isinstance(plain, dict):
             raise TypeError("it does not hold settings")
         config = from_plain(plain)  # type: ignore[arg-type]
-    except ConfigError:
+    except HeadcountError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     return RunRecord(folder, config, read_metrics(folder), read_provenance(folder))
 
 

@@ -57,7 +57,7 @@ def test_one_cosine_ends_at_the_minimum() -> None:
 @pytest.mark.parametrize(("step", "expected"), [(ScheduleStep.step, [0, 1, 2, 3]), (ScheduleStep.epoch, [0, 0, 2, 2])])
 def test_learning_rate_moves_by_step_or_epoch(step: ScheduleStep, expected: list[float]) -> None:
     config = OptimConfig(lr=4.0, step=step, schedule=Schedule.cosine, warmup_epochs=2.0, warmup_lr=0.0)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
     schedule = build_schedule(config, optimizer, epochs=9, steps_per_epoch=2)
     seen = []
     for _ in range(4):
@@ -70,7 +70,7 @@ def test_learning_rate_moves_by_step_or_epoch(step: ScheduleStep, expected: list
     following = optimizer.param_groups[0]["lr"]
     # Checkpoints of format 1 hold the number of steps alone.
     for saved in (state, {"steps": 4}):
-        again = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+        again = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
         resumed = build_schedule(config, again, epochs=9, steps_per_epoch=2)
         load_schedule_state(resumed, saved)
         again.param_groups[0]["lr"] = last  # as the optimizer's own state restores it

@@ -27,6 +27,7 @@ from headcount.config import (
 from headcount.data.images import read_image
 from headcount.data.prepare import ResizeRule, prepare_images
 from headcount.engine.predict import PhotoCounter, load
+from headcount.errors import DataError
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.types import BlockGrid, Counted
@@ -56,7 +57,7 @@ def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
 ) -> None:
     (prepared,) = prepare_images([photo], tmp_path / "cache", rule=ResizeRule(**LIMITS), label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
-    evaluated = counter.counter.count(read_image(prepared.path)).blocks
+    evaluated = counter.network.count(read_image(prepared.path)).blocks
     assert evaluated is not None
     prediction = counter.predict(photo)
     assert prediction.block_counts.shape == evaluated.shape
@@ -85,7 +86,7 @@ def test_exif_orientation_is_respected(counter: PhotoCounter, photo: Path, tmp_p
 def test_what_is_no_picture_is_refused(counter: PhotoCounter, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     for file in (tmp_path / "notes.txt", tmp_path / "nothing.jpg"):
-        with pytest.raises(ConfigError, match=file.name):
+        with pytest.raises(DataError, match=file.name):
             counter.count(file)
     with pytest.raises(ValueError, match=r"\(height, width, 3\) bytes, not \(4, 4\) float64"):
         counter.count(np.zeros((4, 4)))
@@ -188,13 +189,13 @@ def test_a_pillow_image_is_counted_as_its_file(counter: PhotoCounter, photo: Pat
 
 
 def test_a_strip_that_would_be_enlarged_beyond_measure_is_refused(counter: PhotoCounter) -> None:
-    with pytest.raises(ConfigError, match="its 20000 x 1 pixels would become 1920000 x 96"):
+    with pytest.raises(DataError, match="its 20000 x 1 pixels would become 1920000 x 96"):
         counter.count(np.zeros((1, 20_000, 3), dtype=np.uint8))
 
 
 def test_a_count_that_is_no_number_is_an_error(counter: PhotoCounter, photo: Path) -> None:
     with torch.no_grad():
-        next(counter.counter.parameters()).fill_(math.nan)
+        next(counter.network.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match="the predicted count is nan"):
         counter.count(photo)
 
@@ -202,7 +203,7 @@ def test_a_count_that_is_no_number_is_an_error(counter: PhotoCounter, photo: Pat
 def test_auto_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded = load(write_checkpoint(tmp_path), device="auto")
-    assert loaded.counter.mean.device.type == "cpu"
+    assert loaded.network.mean.device.type == "cpu"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", ""])
@@ -229,5 +230,5 @@ def test_a_gpu_counts_as_the_cpu_does(tmp_path: Path, photo: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="PyTorch finds no GPU; take cpu or auto"):
+    with pytest.raises(ConfigError, match="PyTorch finds no GPU; use cpu or auto"):
         load(tmp_path / "x.pt", device="cuda")

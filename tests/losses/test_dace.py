@@ -45,7 +45,7 @@ class FixedCounts:
 
     def __call__(self, predicted, points, true):
         total = (predicted - true).square().sum()
-        return LossTerms(total, {"count": total.detach(), "transport_cost": total.new_tensor(5.0)})
+        return LossTerms(total, {"count": total.detach()}, {"transport_cost": total.new_tensor(5.0)})
 
 
 def test_gradient_of_the_chain_is_the_analytic_one():
@@ -68,12 +68,12 @@ def test_cross_entropy_is_summed_over_blocks_and_averaged_over_images():
     assert float(terms.parts["cross_entropy"]) == pytest.approx(20 * torch.log(torch.tensor(3.0)).item())
 
 
-def test_parts_are_weighted_but_for_the_transport_cost():
+def test_parts_are_weighted_and_what_is_only_logged_is_not():
     logits, batch = prediction_and_batch()
     terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.5)(predict(logits), batch)
     full = DaceLoss(FixedCounts(), bins=BINS, weight=1.0)(predict(logits), batch)
     torch.testing.assert_close(2 * terms.parts["count"], full.parts["count"])
-    assert float(terms.parts["transport_cost"]) == 5
+    assert float(terms.logged["transport_cost"]) == 5
     assert float(terms.total.detach()) == pytest.approx(float(terms.parts["cross_entropy"] + terms.parts["count"]))
 
 

@@ -20,6 +20,7 @@ from headcount.cli.status import refusing
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation, counting_mode, window_error
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
+from headcount.wording import first_names
 
 if TYPE_CHECKING:
     from headcount.data.crowd import CrowdDataset
@@ -70,8 +71,7 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
         return spread_over_ranks([dataset.count(index) for index in range(len(dataset))], images)
     for name in names:
         if name not in dataset.names:
-            shown = [*dataset.names[:5], "..."] if len(dataset) > 5 else dataset.names
-            raise ConfigError(f"--names {name}: {split} has no image of this name; it has {', '.join(shown)}")
+            raise ConfigError(f"--names {name}: {split} has no image of this name; it has {first_names(dataset.names)}")
     return [dataset.names.index(name) for name in names]
 
 

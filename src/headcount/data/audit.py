@@ -25,11 +25,11 @@ from headcount.data.custom import images_in_no_split
 from headcount.data.histograms import block_histogram
 from headcount.data.images import check_image, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import first_names
 from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
 from headcount.data.prepare import ResizeRule, check_cache_dir
 from headcount.errors import DataError, HeadcountError
+from headcount.wording import first_names
 
 BLOCK_SIZES = (8, 16, 32)
 """The paper's block sizes, pixels; their block counts are compared."""

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from headcount.config import Outside
 from headcount.data.augment import TrainAugment
-from headcount.data.listing import first_names
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
 from headcount.types import Sample
+from headcount.wording import first_names
 
 Key = int | tuple[int, int]
 """An index for evaluation, (epoch, index) for training."""

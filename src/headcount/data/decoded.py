@@ -84,7 +84,7 @@ def _decode(image: PreparedImage, target: Path) -> None:
         return
     pixels = read_image(image.path).permute(1, 2, 0).contiguous().numpy()
     try:
-        with atomic_write(target) as part, part.open("wb") as file:
+        with atomic_write(target, sync=False) as part, part.open("wb") as file:
             np.save(file, pixels)
     except OSError as error:
         raise DataError(

@@ -6,7 +6,7 @@ What the folder of a particular dataset looks like is known to ``data.layouts`` 
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,12 +121,6 @@ def plain_name(name: str) -> str:
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that orders IMG_2 before IMG_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Join the first five names, for messages."""
-    shown = ", ".join(names[:5])
-    return f"{shown}, ..." if len(names) > 5 else shown
 
 
 # ------------------------------------------------------------------------------------ files and folders

@@ -221,7 +221,7 @@ def _resize(image: PreparedImage) -> None:
     try:
         # JPEG, not PNG, which takes far longer to decode. Full color resolution and quality 95 keep the loss of the
         # second compression below that of the first one.
-        with atomic_write(image.path) as part:
+        with atomic_write(image.path, sync=False) as part:
             resized.save(part, "JPEG", quality=95, subsampling=0, comment=origin)
     except OSError as error:
         width, height = image.size

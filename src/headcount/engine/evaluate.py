@@ -32,6 +32,7 @@ from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
 from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
+from headcount.wording import first_names
 
 
 def evaluate(
@@ -80,7 +81,7 @@ def evaluate(
     errors = CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
     if not math.isfinite(errors.mae):
         wrong = [image.name for image in images if not math.isfinite(image.predicted)]
-        raise FloatingPointError(f"the predicted counts are not finite on {', '.join(wrong[:5])}")
+        raise FloatingPointError(f"the predicted counts are not finite on {first_names(wrong)}")
     return Evaluation(errors=errors, images=images)
 
 

@@ -22,8 +22,10 @@ from headcount.config import (
     counting_mode,
 )
 from headcount.data.images import as_rgb, read_pillow
+from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
+from headcount.errors import DataError
 from headcount.models.counter import Counter
 from headcount.types import Counted
 
@@ -135,9 +137,10 @@ class PhotoCounter:
         if size == (width, height):
             return image
         if size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
-            raise ConfigError(
+            raise DataError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
-                f"the counter's images have a short side of at least {dataset.min_side}; cut it"
+                f"the counter's images have a short side of at least {dataset.min_side}; crop it",
+                kind=DataErrorKind.image,
             )
         resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
         return _as_tensor(np.array(resized))

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from tabulate import tabulate
 
-from headcount.config import ConfigError
+from headcount.errors import ConfigError, HeadcountError
 from headcount.files import write_text
 from headcount.report.markdown import pipe_table
 from headcount.report.pictures import save_figure, shorten
@@ -94,7 +94,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     for folder in dict.fromkeys(itertools.chain.from_iterable(map(_run_folders, folders))):
         try:
             runs.append(_read(folder))
-        except (ConfigError, OSError) as error:
+        except (HeadcountError, OSError) as error:
             message = str(error).split("\n")[0]
             broken.append(message if str(folder) in message else f"{folder}: {message}")
     groups: dict[str, list[RunRecord]] = {}

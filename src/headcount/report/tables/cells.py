@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
+from headcount.errors import HeadcountError
 from headcount.files import quoted
 from headcount.metrics import Interval, bootstrap_interval
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
@@ -147,7 +148,7 @@ def fill_table(
                 continue
             try:
                 settings = recipe(compose([f"experiment={experiment}", *overrides]))
-            except ConfigError as error:
+            except HeadcountError as error:
                 raise ConfigError(f"{experiment}: {error}") from error
             changed = differences(recipe(config), settings, ignore=("seed",))
             cell = TableCell(row, column, experiment, list(overrides), settings, config.expected, changed)
@@ -215,21 +216,21 @@ def _refuse_other_images(table: ReproducedTable) -> None:
                 )
 
 
-def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError]:
+def _read_runs(root: Path) -> dict[Path, tuple[RunRecord, dict[str, Any]] | HeadcountError]:
     """Every run below a folder with its recipe, or the error if it cannot be read."""
-    found: dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError] = {}
+    found: dict[Path, tuple[RunRecord, dict[str, Any]] | HeadcountError] = {}
     for folder in find_runs(root) if root.is_dir() else []:
         try:
             run = read_run(folder)
             found[folder] = (run, recipe(run.config))
-        except ConfigError as error:
+        except HeadcountError as error:
             found[folder] = error
     return found
 
 
 def _collect(
     cell: TableCell,
-    found: dict[Path, tuple[RunRecord, dict[str, Any]] | ConfigError],
+    found: dict[Path, tuple[RunRecord, dict[str, Any]] | HeadcountError],
     seeds: Sequence[int],
 ) -> None:
     """Add the runs that count to a cell, and to ``refused`` those that are named after it or repeat a seed."""
@@ -237,7 +238,7 @@ def _collect(
     named = {folder: folder.parent.name == slug or folder.parent.name.startswith(f"{slug}_") for folder in found}
     for folder in sorted(found, key=lambda folder: not named[folder]):  # runs named after the cell take precedence
         read = found[folder]
-        if isinstance(read, ConfigError):
+        if isinstance(read, HeadcountError):
             if named[folder]:
                 cell.refused.append(f"{folder}: {read}")
             continue
