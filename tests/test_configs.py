@@ -14,6 +14,7 @@ from headcount.data.catalogue import dataset_info, selection_split
 from headcount.engine.optim import build_average, build_optimizer
 from headcount.losses.build import build_loss
 from headcount.models.build import build_model
+from headcount.types import BlockGrid
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CHOICES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml") if f.parent != CONFIGS)
@@ -59,11 +60,11 @@ def test_choice_composes_and_builds(file: Path) -> None:
         assert config.dataset.name == choice
         assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
     bins = build_bins(config.bins, HISTOGRAM)
-    block_size = config.bins.block_size
+    grid = BlockGrid(config.bins.block_size)
     # Without memory: the largest have hundreds of millions of parameters.
     with torch.device("meta" if config.model.name != "resnet18" else "cpu"):  # timm's probe computes
-        counter = build_model(config.model, bins, block_size=block_size, histogram=HISTOGRAM, pretrained=False)
-    build_loss(config.loss, bins, block_size=block_size)
+        counter = build_model(config.model, grid, bins, histogram=HISTOGRAM, pretrained=False)
+    build_loss(config.loss, grid, bins)
     build_augment(config.augment)
     build_optimizer(config.optim, counter)
     build_average(config.optim, counter)
@@ -74,7 +75,8 @@ def test_choice_composes_and_builds(file: Path) -> None:
 def test_model_counts_at_full_size(name: str) -> None:
     """Text encoder and all, without published weights."""
     config = config_of("model", name)
-    counter = build_model(config.model, build_bins(config.bins, HISTOGRAM), histogram=HISTOGRAM).eval()
+    grid, bins = BlockGrid(config.bins.block_size), build_bins(config.bins, HISTOGRAM)
+    counter = build_model(config.model, grid, bins, histogram=HISTOGRAM).eval()
     with torch.inference_mode():
         prediction = counter(torch.zeros(1, 3, 112, 224, dtype=torch.uint8))
     assert prediction.blocks.shape == (1, 1, 112 // counter.stride * counter.stride // 8, 28)

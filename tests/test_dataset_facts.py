@@ -27,8 +27,9 @@ def documented_selections() -> dict[str, str]:
         for line in file.read_text().splitlines():
             cells = [cell.strip(" `") for cell in line.strip().strip("|").split("|")]
             names = re.findall(r"\w+", cells[0])
-            if line.startswith("|") and cells[-1] in WORDS and names and set(names) <= DATASETS.keys():
-                found |= dict.fromkeys(names, cells[-1])
+            split = cells[-1].partition(";")[0]  # "val; without any, test"
+            if line.startswith("|") and split in WORDS and names and set(names) <= DATASETS.keys():
+                found |= dict.fromkeys(names, split)
     return found
 
 

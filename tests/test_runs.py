@@ -8,8 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from headcount.cli.compose import compose, to_config
-from headcount.config import ConfigError, TrainConfig, to_plain
+from headcount.config import TrainConfig, to_plain
 from headcount.engine.records import Records
+from headcount.errors import CheckpointError
 from headcount.runs import differences, find_runs, flatten, read_run, recipe
 
 
@@ -57,7 +58,7 @@ def test_a_run_that_was_cut_short(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused_by_name(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(ConfigError, match=r"config\.yaml|another version"):
+    with pytest.raises(CheckpointError, match=r"config\.yaml|another version"):
         read_run(tmp_path)
 
 
@@ -112,9 +113,9 @@ def test_a_damaged_record_is_named_and_nothing_is_lost(line: str, tmp_path: Path
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     damaged = "\n".join([lines[0], line, lines[2]]) + "\n"
     (folder / "metrics.jsonl").write_text(damaged)
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 "):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 "):
         read_run(folder)
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 "):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 "):
         Records(folder, start_epoch=3)
     assert (folder / "metrics.jsonl").read_text() == damaged
 
@@ -123,7 +124,7 @@ def test_a_damaged_record_is_named_and_nothing_is_lost(line: str, tmp_path: Path
 def test_a_file_that_is_no_text_is_named(name: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", epochs=1)
     (folder / name).write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(CheckpointError, match=name):
         read_run(folder)
 
 
@@ -151,7 +152,7 @@ def test_how_a_run_was_made(made: str, commits: list[str], images: tuple[int, in
 def test_a_damaged_file_of_how_a_run_was_made_is_named(made: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", epochs=1)
     (folder / "run.json").write_text(made)
-    with pytest.raises(ConfigError, match=r"run\.json .*put it back, or delete it"):
+    with pytest.raises(CheckpointError, match=r"run\.json .*put it back, or delete it"):
         read_run(folder)
 
 
@@ -160,7 +161,7 @@ def test_records_that_end_before_the_checkpoint_are_not_gone_on_with(tmp_path: P
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     for damaged in (lines[:1], [*lines[:2], lines[2][:-9]], [lines[0], lines[2]], []):
         (folder / "metrics.jsonl").write_text("".join(damaged))
-        with pytest.raises(ConfigError, match=r"metrics\.jsonl does not hold epochs 1 to 3"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl does not hold epochs 1 to 3"):
             Records(folder, start_epoch=3)
         assert (folder / "metrics.jsonl").read_text() == "".join(damaged)
 

@@ -19,15 +19,16 @@ class DataError(HeadcountError):
 
     Args:
         message: what is wrong and what to do about it.
-        kind: what kind of fault it is, in one word that callers can compare.
+        kind: what kind of fault it is, in one word that callers can compare. It has a default because a worker process
+            of a DataLoader recreates an exception from its message alone.
         file: the file at fault; None if the fault is of no single file.
     """
 
-    def __init__(self, message: str, *, kind: str, file: Path | None = None) -> None:
+    def __init__(self, message: str, *, kind: str = "unknown", file: Path | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.file = file
 
 
 class CheckpointError(HeadcountError):
-    """A checkpoint that is missing, incomplete, or was written by something else."""
+    """A checkpoint or run folder that is missing, damaged, or was written by something else."""

@@ -51,7 +51,7 @@ def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
 
     status, _, told = script("train.py", *SMALL)
     assert status == 2
-    assert "holds a run already" in told
+    assert "already contains a run" in told
     assert "Traceback" not in told
 
 

@@ -1,5 +1,6 @@
 """Figure 6 drawn from the command line."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 
 from data.folders import make_shanghaitech
 from engine.test_checkpoint import write_checkpoint
-from headcount.config import SlidingWindowConfig
-from headcount.engine import tiling
+from headcount.config import SlidingWindowConfig, WholeImageConfig
+from headcount.models.counter import Counter
+from headcount.types import Counted
 
 ROOT = Path(__file__).resolve().parents[2]
 Script = Callable[..., tuple[int, str, str]]
@@ -24,13 +26,13 @@ CPU = ["runtime=cpu"]
 def modes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """How each image that was counted was counted."""
     seen: list[Any] = []
-    count = tiling.predict_blocks
+    count = Counter.count
 
-    def spy(counter: Any, image: Any, mode: Any) -> Any:
+    def spy(self: Counter, image: Any, mode: Any) -> Any:
         seen.append(mode)
-        return count(counter, image, mode)
+        return count(self, image, mode)
 
-    monkeypatch.setattr(tiling, "predict_blocks", spy)
+    monkeypatch.setattr(Counter, "count", spy)
     return seen
 
 
@@ -112,8 +114,8 @@ def test_a_counter_whose_weights_are_lost_is_named(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, *SMALL)
-    blocks = tiling.BlockMaps(counts=torch.full((8, 8), torch.nan), probabilities=None)
-    monkeypatch.setattr(tiling, "predict_blocks", lambda *_: blocks)
+    counted = Counted(math.nan, torch.full((8, 8), torch.nan), None, WholeImageConfig())
+    monkeypatch.setattr(Counter, "count", lambda *_: counted)
     status, _, err = script(DRAW, "ckpt=best_mae.pt", *CPU)
     assert status == 2
     assert "ckpt=best_mae.pt: the predicted count of test_" in err

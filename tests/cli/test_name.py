@@ -26,7 +26,7 @@ def name(*overrides: str) -> str:
         (["model.head=ebc", "loss.transport=released"], "tiny_fine"),
         (["experiment=table1/csrnet_sha", "model.head=regression", "loss.kernel=fixed"], "table1-csrnet_sha"),
         (
-            ["loss.transport=stable", "loss.transport.tolerance=1e-3", "loss.transport.iterations=100"],
+            ["loss.transport=stable", "loss.transport.tolerance=1e-3", "loss.transport.iterations=null"],
             "tiny_fine_loss.transport-stable_loss.transport.tolerance-0.001",
         ),
         (["optim=adam_cosine", "optim.lr=3e-4"], "tiny_fine_optim-adam_cosine_optim.lr-0.0003"),

@@ -49,7 +49,7 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     assert script("scripts/nwpu_submit.py", "--validate", "out/sub.txt", f"data_root={data}")[0] == 0
     status, out, _ = script("scripts/nwpu_submit.py", "--validate", "out/sub.txt")
     assert status == 1
-    assert "line 1: id 12 is none of the 1500 images" in out
+    assert "line 1: id 12 is not one of the 1500 images" in out
     assert "1500 of 1500 images are missing: 3610 to 5109" in out
 
     (data / "NWPU-Crowd" / "images" / "0007.jpg").unlink()
@@ -105,7 +105,7 @@ def test_a_file_with_wrong_ids_is_not_scored(script: Script, data: Path, tmp_pat
     (tmp_path / "val.txt").write_text("4 3\n5 0\n9 1\n")
     status, out, _ = script("scripts/nwpu_score.py", "val.txt", f"data_root={data}")
     assert status == 1
-    assert "line 3: id 9 is none of the 3 images" in out
+    assert "line 3: id 9 is not one of the 3 images" in out
     assert "1 of 3 images are missing: 6" in out
     assert not (tmp_path / "val_scores.json").exists()
 

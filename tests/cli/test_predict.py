@@ -220,7 +220,7 @@ def test_an_empty_folder_and_a_bad_file_fail_alone(
     picture(tmp_path / "huge.png")
     count = engine.PhotoCounter.predict
 
-    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.Prediction:
+    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.PhotoCount:
         if photo.name == "huge.png":
             raise MemoryError  # as Pillow raises it: without a word
         return count(self, photo)
@@ -294,7 +294,7 @@ def test_what_was_counted_before_an_interruption_is_kept(
         picture(tmp_path / f"p{k}.png", seed=k)
     count = engine.PhotoCounter.predict
 
-    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.Prediction:
+    def predict_one(self: engine.PhotoCounter, photo: Path) -> engine.PhotoCount:
         if photo.name == "p1.png":
             raise KeyboardInterrupt
         return count(self, photo)

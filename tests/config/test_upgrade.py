@@ -179,7 +179,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "loss=dm loss.transport.solver=stable loss.transport.tolerance=1e-3": (
         dm(solver="stable", tolerance=0.001),
-        {"loss": DmConfig(transport=StableTransportConfig(iterations=10_000, tolerance=0.001))},
+        {"loss": DmConfig(transport=StableTransportConfig(tolerance=0.001))},
     ),
     "bins=blockwise": (
         {

@@ -14,16 +14,17 @@ from headcount.config import (
     ClipConfig,
     ClipViTConfig,
     ConfigError,
-    Head,
     ImageNetConfig,
     ModelConfig,
     PretrainedConfig,
+    RegressionHeadConfig,
     TimmConfig,
 )
 from headcount.models import backbones
 from headcount.models.backbones import Backbone, ContextModule, timm_backbone
 from headcount.models.build import build_model, follow_weights
 from headcount.models.clip import ClipResNet, ClipViT
+from headcount.types import BlockGrid
 
 STRIDES = {name: stride for name, stride in ImageNetConfig.names.items() if stride is not None}
 CHANNELS = {**dict.fromkeys(STRIDES, 512), "resnet101": 2048, "densenet201": 1920}
@@ -103,7 +104,7 @@ SMALL_CLIP: dict[str, Any] = {"width": 64, "text_width": 32, "text_heads": 2, "t
 @pytest.mark.parametrize(("kind", "name"), STATED, ids=[name for _, name in STATED])
 def test_the_features_have_the_stride_that_the_config_states(kind: type[ModelConfig], name: str) -> None:
     """The layers themselves, whose grid nothing crops at sizes that every stride divides."""
-    options: dict[str, Any] = {"head": Head.regression, "name": name}
+    options: dict[str, Any] = {"head": RegressionHeadConfig(), "name": name}
     if issubclass(kind, PretrainedConfig):
         options["weights"] = "none"
     if issubclass(kind, ClipConfig):
@@ -115,7 +116,7 @@ def test_the_features_have_the_stride_that_the_config_states(kind: type[ModelCon
         if block_size == 8:
             assert stride == kind.names[name]
         with torch.device("meta"):
-            backbone = build_model(config, None, block_size=block_size, pretrained=False).backbone
+            backbone = build_model(config, BlockGrid(block_size), None, pretrained=False).backbone
             images = torch.empty(1, 3, 8 * stride, 12 * stride)
             if isinstance(backbone, ClipViT):
                 maps = backbone.tower.conv1(images)

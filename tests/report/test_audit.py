@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from headcount.bins import build_bins
-from headcount.config import BinsConfig, BlocksConfig, ConfigError
+from headcount.config import BinsConfig, BlocksConfig
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
+from headcount.errors import DataError
 from headcount.report.audit import (
     _choose_from_sorted,
     audit_numbers,
@@ -37,7 +38,7 @@ def image(name: str, points: list[tuple[float, float]], *, width: int = 80, gray
 
 def broken(name: str) -> AuditedImage:
     def no_pixels() -> torch.Tensor:
-        raise ConfigError("cut short")
+        raise DataError("cut short", kind="image")
 
     return AuditedImage(name, None, no_pixels, fault=Fault.image, problem=f"{name} cannot be read")
 

@@ -63,7 +63,7 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, *, epochs: int, st
 def load_schedule_state(schedule: LambdaLR, state: dict[str, Any]) -> None:
     """Restore a schedule; the learning rate itself is part of the optimizer's state."""
     if "steps" in state:  # checkpoints of format 1 store the number of optimizer steps
-        state = {"last_epoch": state["steps"], "_step_count": state["steps"] + 1}
+        state = {**schedule.state_dict(), "last_epoch": state["steps"], "_step_count": state["steps"] + 1}
     schedule.load_state_dict(state)
 
 

@@ -67,4 +67,4 @@ def draw_banner(
             interpolation="bicubic",
         )
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    figure.savefig(path, format="jpeg", pil_kwargs={"quality": 82, "optimize": True})
+    save_figure(figure, path, pil_kwargs={"quality": 82, "optimize": True})

@@ -198,18 +198,19 @@ def _smooth(blocks: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows c
     return ndimage.gaussian_filter(blocks, _SMOOTHING, mode="reflect")  # reflection keeps the sum
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure atomically.
 
     Args:
         figure: the figure.
         path: the file; its suffix determines the format, PNG without one.
+        options: of matplotlib's ``savefig``.
 
     Raises:
         OSError: if the file cannot be written.
     """
     with atomic_write(path) as part:
-        figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+        figure.savefig(part, format=path.suffix.removeprefix(".") or "png", **options)
 
 
 def shorten(name: str, max_length: int = _MAX_NAME_LENGTH) -> str:
