@@ -170,7 +170,7 @@ def test_batch_statistics(golden_dir: Path, name: str) -> None:
     # The golden logits' own float32 error: 5.3e-5 for the ResNet, 1.6e-5 for the ViT.
     np.testing.assert_allclose(in_float64.logits, golden_logits, rtol=0, atol=5.5e-5 if "resnet" in name else 2e-5)
     np.testing.assert_allclose(in_float64.block_counts, golden_density, rtol=0, atol=2e-5)
-    # Without vector instructions, sums have another order than in the golden run, and both runs have errors of their own.
+    # Without vector instructions, sums have another order than in the golden run, and each run has its own error.
     scalar = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
     own = float(np.abs(in_float64.logits.numpy() - golden_logits).max()) if scalar else 0.0
     np.testing.assert_allclose(prediction.logits, golden_logits, rtol=0, atol=5e-5 + own)
