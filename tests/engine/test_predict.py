@@ -13,6 +13,7 @@ from PIL import Image
 from engine.test_checkpoint import write_checkpoint
 from headcount.bins import CountBins
 from headcount.config import (
+    AugmentConfig,
     ConfigError,
     FolderDatasetConfig,
     SlidingWindowConfig,
@@ -36,9 +37,9 @@ LIMITS = {"min_side": 96, "max_side": 256, "multiple": 32}
 def counter() -> PhotoCounter:
     torch.manual_seed(0)
     dataset = FolderDatasetConfig(name="sha", min_side=96, max_side=256)
-    return PhotoCounter(
-        build_model(TinyConfig(width=8), BINS).eval(), TrainConfig(dataset=dataset, eval=WholeImageConfig()), BINS
-    )
+    model = TinyConfig(width=8)
+    config = TrainConfig(dataset=dataset, model=model, augment=AugmentConfig(), eval=WholeImageConfig())
+    return PhotoCounter(build_model(model, BINS).eval(), config, BINS)
 
 
 @pytest.fixture
