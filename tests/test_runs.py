@@ -161,7 +161,7 @@ def test_records_that_end_before_the_checkpoint_are_not_gone_on_with(tmp_path: P
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     for damaged in (lines[:1], [*lines[:2], lines[2][:-9]], [lines[0], lines[2]], []):
         (folder / "metrics.jsonl").write_text("".join(damaged))
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl does not hold epochs 1 to 3"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl does not contain epochs 1 to 3"):
             Records(folder, start_epoch=3)
         assert (folder / "metrics.jsonl").read_text() == "".join(damaged)
 

@@ -241,8 +241,8 @@ def read_run(folder: Path) -> RunRecord:
         if not isinstance(plain, dict):
             raise TypeError("it does not hold settings")
         config = from_plain(plain)  # type: ignore[arg-type]
-    except HeadcountError:
-        raise
+    except HeadcountError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     except (OmegaConfBaseException, YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return RunRecord(folder, config, read_metrics(folder), read_provenance(folder))
