@@ -47,7 +47,9 @@ def released_clip(name: str, options: dict[str, Any]) -> tuple[dict[str, Tensor]
 def same(one: nn.Module, other: nn.Module) -> None:
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        torch.testing.assert_close(one.predict_normalized(images).logits, other.predict_normalized(images).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            one.predict_normalized(images).logits, other.predict_normalized(images).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 CLIPS = [
