@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from tabulate import tabulate
 from torch import Tensor
 
 from headcount.config import (
@@ -204,12 +205,13 @@ class CountBins:
     def describe(self, histogram: Mapping[int, int]) -> str:
         """A text table: each bin, its representative count and its fraction of the blocks of ``histogram``."""
         rows = [
-            f"{name:>14}  {value:>14.4f}  {share:>9.4%}"
+            [name, f"{value:.4f}", f"{share:.4%}"]
             for name, value, share in zip(self.names(), self.representatives, self.shares(histogram), strict=True)
         ]
         if len(rows) > MAX_DESCRIBED:
-            rows[MAX_DESCRIBED // 2 : -MAX_DESCRIBED // 4] = [f"{'...':>14}  ({len(rows)} bins)"]
-        return "\n".join([f"{'bin':>14}  {'represented by':>14}  {'blocks':>9}", *rows])
+            rows[MAX_DESCRIBED // 2 : -MAX_DESCRIBED // 4] = [["...", f"({len(rows)} bins)", ""]]
+        headers = ["bin", "represented by", "blocks"]
+        return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=["right"] * 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

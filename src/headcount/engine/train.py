@@ -1,6 +1,7 @@
 """Training: ``train`` builds everything that a config names, ``fit`` is the loop, ``train_step`` one step of it."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -151,13 +152,15 @@ def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Pre
 def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
     """An evaluation as numbers for metrics.jsonl and TensorBoard."""
     predicted, true = evaluation.count_deviations()
+    blocks = evaluation.total("blocks")
+    empty = {} if math.isnan(blocks) else {"eval/empty_blocks": evaluation.total("empty_blocks") / blocks}
     return {
         "eval/split": split,
         **{f"eval/{key}": value for key, value in dataclasses.asdict(evaluation.errors).items()},
         "eval/predicted_mean": sum(image.predicted for image in evaluation.images) / len(evaluation.images),
         "eval/predicted_spread": predicted,
         "eval/true_spread": true,
-        "eval/empty_blocks": evaluation.total("empty_blocks") / evaluation.total("blocks"),
+        **empty,
     }
 
 

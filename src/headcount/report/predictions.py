@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from headcount.config import ConfigError
 from headcount.files import write_csv, write_json
 
@@ -89,17 +91,24 @@ class Results:
 
     def print_table(self) -> None:
         """Print the table, and what failed on the error stream."""
-        names = [printable(picture.file) for picture in self.pictures]
-        wide = max(len(name) for name in [*names, "total"])
-        print(f"{'file':<{wide}} {'people':>10}  pixels")
-        for name, picture in zip(names, self.pictures, strict=True):
+        rows = []
+        for picture in self.pictures:
+            name = printable(picture.file)
             if picture.count is None:
-                print(f"{name:<{wide}} {'-':>10}  failed")
+                rows.append([name, "-", "failed", ""])
             else:
                 size = f"{picture.width} x {picture.height}"
-                print(f"{name:<{wide}} {picture.count:10.1f}  {size:<13}  {picture.note}".rstrip())
+                rows.append([name, f"{picture.count:.1f}", size, picture.note])
         if len(self.pictures) > 1:
-            print(f"{'total':<{wide}} {self.total():10.1f}")
+            rows.append(["total", f"{self.total():.1f}", "", ""])
+        table = tabulate(
+            rows,
+            ["file", "people", "pixels", ""],
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=("left", "right", "left", "left"),
+        )
+        print("\n".join(line.rstrip() for line in table.splitlines()))
         print(self.csv_file)
         failed = [picture for picture in self.pictures if picture.error]
         if failed:
