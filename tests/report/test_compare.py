@@ -150,7 +150,7 @@ def test_folders_that_hold_no_run_are_named(tmp_path: Path, config: TrainConfig)
     for name, said in (
         ("unreadable/config.yaml", "cannot be read"),
         ("middle/metrics.jsonl", "line 3 cannot be read"),
-        ("old", "another version of headcount"),
+        ("old/config.yaml", "another version of headcount"),
         ("strange/metrics.jsonl", "line 1 is not a record"),
         ("fresh/metrics.jsonl", "no epoch is recorded yet"),
         ("lost", "there is no metrics.jsonl"),
