@@ -94,7 +94,7 @@ class Prediction:
     count: Float[Tensor, " batch"]
     """Expected heads per image."""
     blocks: Float[Tensor, "batch 1 rows cols"] | None
-    """Expected heads per block, which sum to ``count``; None for a prediction head that predicts one number per image."""
+    """Expected heads per block, which sum to ``count``; None for a prediction head with one number per image."""
 
     def probabilities(self) -> Float[Tensor, "batch bins rows cols"] | None:
         """Probability of each count bin in each block; None for a prediction head without bins."""
@@ -103,7 +103,7 @@ class Prediction:
 
 @dataclass
 class BinPrediction(Prediction):
-    """The prediction of a prediction head that classifies each block into count bins."""
+    """The output of a prediction head that classifies each block into count bins."""
 
     logits: Float[Tensor, "batch bins rows cols"]
     """One score per bin, before the softmax."""

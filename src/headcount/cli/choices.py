@@ -1,6 +1,7 @@
 """The groups of settings and what can be chosen in each: the files below configs/, and schemas without a file.
 
-A group may lie within another: ``model/head`` holds the kinds of prediction head, and is typed ``model.head=regression``.
+A group may lie within another: ``model/head`` holds the kinds of prediction head and is typed
+``model.head=regression``.
 """
 
 import dataclasses

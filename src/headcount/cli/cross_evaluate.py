@@ -5,9 +5,9 @@
   python scripts/cross_evaluate.py sha.pt --datasets sha shb max_images=20 eval=sliding_window runtime=cpu
 
 A dataset is resized by its own rule, except that the one a counter was trained on is resized by the rule in its
-checkpoint. NAME:SPLIT replaces split= (default: test) for one dataset. Settings are those of eval.py; dataset.key=value goes to every dataset.
-Writes cross.md, cross.csv, cross.json and cross.png, and the counts of every evaluation in a folder of its own. Exit
-status: 0, 1 if an evaluation failed (the others are completed), 2 if a setting is invalid.
+checkpoint. NAME:SPLIT replaces split= (default: test) for one dataset. Settings are those of eval.py; dataset.key=value
+goes to every dataset. Writes cross.md, cross.csv, cross.json and cross.png, and the counts of every evaluation in a
+folder of its own. Exit status: 0, 1 if an evaluation failed (the others are completed), 2 if a setting is invalid.
 """
 
 import contextlib

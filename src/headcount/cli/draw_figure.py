@@ -34,7 +34,7 @@ def main() -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
-    which.add_argument("--names", nargs="+", metavar="NAME", help="draw these instead, in this order; names without extension")
+    which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order; without extension")
     parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
     with refusing(parser.prog, MemoryError):
         arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))

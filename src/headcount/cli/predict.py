@@ -12,13 +12,13 @@ is which. In the resized picture, block (row, col) covers block_size x block_siz
 y = row * block_size; multiply by width / resized_width for pixels of the photo (width and height are those of the
 upright picture).
 
-The output folder holds one run: results of an earlier run there are removed once a new one starts. Other
-files are never overwritten.
+The output folder holds one run: results of an earlier run there are removed once a new one starts. Other files
+are never overwritten.
 
 A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
-ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in
-overlapping windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is
-respected; only the first frame of an animation is counted, and its line says so.
+ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
+windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
+only the first frame of an animation is counted, and its line says so.
 
 Exit status: 0; 1 if a picture could not be counted (the others are); 2 if nothing could be done; 130 if interrupted.
 """
