@@ -67,7 +67,7 @@ def bare(counter: Counter, image: UInt8[Tensor, "3 height width"]) -> Callable[[
 
 def describe_mode(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     """How the image is counted."""
-    return "in one piece" if isinstance(mode, WholeImageConfig) else f"in windows of {mode.window} px"
+    return "as a whole image" if isinstance(mode, WholeImageConfig) else f"in windows of {mode.window} px"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nothing imports upwards, and rooms of one level do not know each other (CONTRIBUTING.md)."""
+"""Nothing imports upwards, and packages of one level do not import each other (CONTRIBUTING.md)."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Short ways to make the values that travel between the rooms, for tests."""
+"""Short ways to make the values that are passed between the packages, for tests."""
 
 from torch import Tensor
 

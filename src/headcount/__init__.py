@@ -10,7 +10,7 @@ __all__ = ["PhotoCounter", "convert_released", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: settings are checked, and refused, before torch is loaded.
+    # Imported on first use, so that invalid settings are reported before torch is loaded.
     if name in __all__:
         from headcount.engine import predict
         from headcount.models import released

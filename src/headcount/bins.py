@@ -41,7 +41,7 @@ MAX_DESCRIBED = 16
 class CountBins:
     """Bins of a block's count with their representative counts.
 
-    Build with :meth:`from_histogram` or :meth:`from_edges`; a checkpoint stores :meth:`to_dict`.
+    Build with ``from_histogram`` or ``from_edges``; a checkpoint stores ``to_dict``.
     """
 
     grid: BlockGrid
@@ -104,7 +104,7 @@ class CountBins:
                 last bin (the paper).
             representatives: ``mean`` of the blocks in a bin (equation 2, where |B_i| is their
                 number), or ``middle`` of the bin.
-            given: representative counts to use instead of either.
+            given: representative counts to use instead of computed ones.
 
         Raises:
             ValueError: if the number of ``given`` counts differs from the number of bins, or one is not finite or
@@ -226,7 +226,7 @@ class CountBins:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CountBins":
-        """The bins that :meth:`to_dict` wrote."""
+        """The bins that ``to_dict`` wrote."""
         edges: Sequence[Sequence[float]] = values["edges"]
         observed = values.get("observed")  # only of smoothed counts
         return cls(

@@ -1,6 +1,6 @@
-"""The values that travel between the rooms: grid, sample, batch, prediction, counted image, loss terms, errors.
+"""The values passed between the packages: grid, sample, batch, prediction, counted image, loss terms, errors.
 
-Plain dataclasses; nothing here knows a dataset, a network or a loss.
+Plain dataclasses, independent of datasets, networks and losses.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Training images of one size, and the targets that the loss asked for."""
+    """Training images of one size, and the targets that the loss needs."""
 
     images: UInt8[Tensor, "batch 3 height width"]
     names: list[str]
     """Names of the source images; a method may make several training images from one."""
     targets: dict[str, Any] = field(default_factory=dict)
-    """Targets by name: a tensor, or a list with one tensor per image. See :func:`headcount.data.loading.build_targets`
-    for the names."""
+    """Targets by name: a tensor, or a list with one tensor per image. See ``headcount.data.loading.Targets`` for the
+    names."""
 
     def target(self, name: str) -> Any:
         """The target called ``name``.
@@ -87,23 +87,23 @@ class Batch:
 class Prediction:
     """A network's output for a batch of images, the same in training and evaluation.
 
-    A head that predicts more (logits, rates, gates) returns a subclass; the training loop, evaluation
+    A prediction head with more outputs (logits, rates, gates) returns a subclass; the training loop, evaluation
     and records use only what is declared here.
     """
 
     count: Float[Tensor, " batch"]
     """Expected heads per image."""
     blocks: Float[Tensor, "batch 1 rows cols"] | None
-    """Expected heads per block, which sum to ``count``; None for a head that predicts one number per image."""
+    """Expected heads per block, which sum to ``count``; None for a prediction head with one number per image."""
 
     def probabilities(self) -> Float[Tensor, "batch bins rows cols"] | None:
-        """Probability of each count bin in each block; None for a head without bins."""
+        """Probability of each count bin in each block; None for a prediction head without bins."""
         return None
 
 
 @dataclass
 class BinPrediction(Prediction):
-    """The prediction of a head that classifies each block into count bins."""
+    """The output of a prediction head that classifies each block into count bins."""
 
     logits: Float[Tensor, "batch bins rows cols"]
     """One score per bin, before the softmax."""
@@ -120,9 +120,9 @@ class Counted:
     count: float
     """Expected heads, summed in float64."""
     blocks: Float[Tensor, "rows cols"] | None
-    """Expected heads per block; None for a head that predicts one number per image."""
+    """Expected heads per block; None for a prediction head that predicts one number per image."""
     probabilities: Float[Tensor, "bins rows cols"] | None
-    """Probability of each bin in each block; None unless requested, and for a head without bins."""
+    """Probability of each bin in each block; None unless requested, and for a prediction head without bins."""
     mode: WholeImageConfig | SlidingWindowConfig
     """How it was counted: whole, or in windows."""
     reason: str = ""
@@ -188,7 +188,7 @@ class Best:
     rmse: float
     """Root mean squared error, in heads per image."""
     nae: float
-    """As :attr:`CountErrors.nae`."""
+    """As ``CountErrors.nae``."""
     images: int
     """Number of images."""
 
@@ -205,9 +205,9 @@ class ImageCount:
     predicted: float
     """Expected heads."""
     blocks: Float[Tensor, "rows cols"] | None
-    """Expected heads per block, on the host; None for a head that predicts one number per image."""
+    """Expected heads per block, on the host; None for a prediction head that predicts one number per image."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What the evaluators measured on this image, by name (:mod:`headcount.metrics`)."""
+    """What the evaluators measured on this image, by name (``headcount.metrics``)."""
 
 
 @dataclass
@@ -223,7 +223,7 @@ class Evaluation:
         return sum(values) if values else float("nan")
 
     def count_deviations(self) -> tuple[float, float]:
-        """Standard deviations of the predicted and of the true counts; a collapsed model predicts without any."""
+        """Standard deviations of the predicted and of the true counts; 0 for predictions that never vary."""
         predicted = torch.tensor([image.predicted for image in self.images], dtype=torch.float64)
         true = torch.tensor([image.true for image in self.images], dtype=torch.float64)
         return float(predicted.std(correction=0)), float(true.std(correction=0))

@@ -122,7 +122,7 @@ def test_an_invalid_setting_is_reported(run_command: Callable[..., Any]) -> None
 def test_evaluate(run_command: Callable[..., Any]) -> None:
     done = run_command("benchmarks/evaluate.py", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "1024 x 768 px, in one piece" in done.stdout
+    assert "1024 x 768 px, as a whole image" in done.stdout
     (rows,) = tables(done.stdout)
     assert [row["layout"] for row in rows] == ["channels last", "contiguous"]
     assert all(float(row["ours ms"]) > 0 and float(row["ours/bare"]) > 0 for row in rows)

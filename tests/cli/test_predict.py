@@ -159,7 +159,7 @@ def test_patterns_windows_and_less_output(predict: Predict, tmp_path: Path) -> N
     [
         (["--window", "30"], "--window=30: must be a multiple of 8"),
         (["--window", "0"], "0: must be a whole number, at least 1"),
-        (["--stride", "16"], "--stride needs --window: this counter counts in one piece"),
+        (["--stride", "16"], "--stride needs --window: this counter counts whole pictures"),
         (["--window-batch", "2"], "--window-batch needs --window"),
         (["--window", "32", "--stride", "64"], "--stride=64: must be a multiple of"),
         (["--device", "gpu"], "gpu: must be cpu, cuda, cuda:N or auto"),
@@ -261,7 +261,7 @@ def test_an_earlier_run_is_replaced_and_nothing_else(predict: Predict, tmp_path:
     picture(tmp_path / "mine.png")
     status, _, err = predict("mine.png", "--output", "out")
     assert status == 2
-    assert "pictures/mine.png exists and is no result of an earlier run" in err
+    assert "pictures/mine.png exists and is not a result of an earlier run" in err
     status, _, err = predict("out/pictures/p1.png", "--output", "out")
     assert status == 2
     assert "out/pictures/p1.png is a result of an earlier run in out" in err
@@ -275,7 +275,7 @@ def test_a_counts_json_of_somebody_else_is_kept(content: str, predict: Predict, 
     (tmp_path / "counts.json").write_text(content)
     status, _, err = predict("p.png", "--output", ".")
     assert status == 2
-    assert "counts.json is no result of an earlier run" in err
+    assert "counts.json is not a result of an earlier run" in err
     assert (tmp_path / "counts.json").read_text() == content
 
 

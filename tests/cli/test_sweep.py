@@ -42,7 +42,7 @@ def test_several_processes_of_a_cluster_job_are_not() -> None:
 
 def test_a_job_that_comes_twice_is_refused() -> None:
     """Its figures would pass for those of two runs."""
-    with pytest.raises(ConfigError, match=r"seed=1: comes twice in this sweep"):
+    with pytest.raises(ConfigError, match=r"seed=1: occurs twice in this sweep"):
         check_jobs(["seed=1,1"], multirun=True, config_name="train")
 
 

@@ -157,7 +157,7 @@ def test_grey_arrays_and_tensors_are_counted_as_three_equal_channels(counter: Ph
         (torch.zeros(4, 5, 3, dtype=torch.uint8), r"not \(4, 5, 3\) torch.uint8"),
         (np.zeros((4, 5), np.uint16), r"not \(4, 5\) uint16"),
         (np.zeros(5, np.uint8), r"not \(5,\) uint8"),
-        (np.zeros((0, 5), np.uint8), r"a picture has pixels; this is \(0, 5\)"),
+        (np.zeros((0, 5), np.uint8), r"a picture must not be empty; its shape is \(0, 5\)"),
     ],
 )
 def test_other_arrays_are_refused_with_what_is_expected(

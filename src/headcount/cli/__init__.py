@@ -1,4 +1,4 @@
-"""The commands: reading what was typed, explaining what is wrong with it, and calling the rest of the package.
+"""The commands: read the command line, explain invalid settings, and call the rest of the package.
 
 Nothing below this package imports it.
 """

@@ -1,11 +1,11 @@
 """Read the command line of a script by one rule.
 
 * A setting is typed ``key=value``: everything that train.py or eval.py takes (``ckpt=``, ``data_root=``, ``split=``,
-  ``dataset=``, ``runtime=``, ``eval=``, ...) and what a script is about, such as ``table=``.
+  ``dataset=``, ``runtime=``, ``eval=``, ...) and a script's own subject, such as ``table=``.
 * A ``--flag`` is an option of the script alone: where its results go (``--output``), which images (``--names``), ...
-* What it works on, files or folders, is typed as it is.
+* Input files and folders are positional arguments.
 
-Settings may be typed anywhere. train.py and eval.py take nothing but settings (and Hydra's own flags), so that a sweep
+Settings may appear in any position. train.py and eval.py take only settings (and Hydra's own flags), so that a sweep
 or a table can set everything; the folder of their results is ``output_dir=``.
 
 Earlier versions had flags for some settings and settings for some flags. These spellings still work, and one line on
@@ -33,12 +33,12 @@ _SETTING = re.compile(r"[~+]*[A-Za-z_][\w./]*=")
 
 @dataclass
 class Arguments:
-    """What was typed for a script."""
+    """The parsed command line of a script."""
 
     options: argparse.Namespace
-    """The script's own flags, and the files that it works on."""
+    """The script's own flags and positional arguments."""
     settings: list[str]
-    """``key=value``, in the order typed, after those in an earlier spelling."""
+    """Settings as ``key=value``, in the order typed, after those given in an earlier spelling."""
 
     def values(self, *allowed: str) -> dict[str, str | None]:
         """Key -> value of the settings, for a script that does not compose a config; None for ``null``.
@@ -76,9 +76,9 @@ def read_arguments(
 
     Args:
         parser: has the script's own flags and positional arguments; one named ``settings`` takes settings alone.
-        mixed: names of other list arguments among which settings may be typed. The name of a file that exists is
-            not a setting, whatever it looks like.
-        only: the keys that make a setting in those; empty for any.
+        mixed: names of other list arguments that may contain settings. The name of an existing file is never read
+            as a setting.
+        only: the keys that are read as settings there; empty for all keys.
         old_flags: settings that used to be flags: ``data_root`` for ``--data-root``.
         old_settings: flags that used to be settings, without their dashes -> whether they take a value.
 
@@ -88,7 +88,7 @@ def read_arguments(
     for key in old_flags:
         parser.add_argument(_flag(key), dest=f"old_{key}", help=argparse.SUPPRESS)
     typed, renamed = _as_flags(sys.argv[1:], old_settings or {})
-    # argparse loses "--", before names that begin with a dash, where positional arguments and flags are intermixed.
+    # argparse drops "--", which precedes names that begin with a dash, when it parses intermixed arguments.
     options = parser.parse_args(typed) if "--" in typed else parser.parse_intermixed_args(typed)
     settings = []
     for key in old_flags:
@@ -114,7 +114,7 @@ def _flag(key: str) -> str:
 
 
 def _is_setting(text: str, only: Sequence[str]) -> bool:
-    """Whether it reads ``key=value``, and is not a file."""
+    """Whether the text has the form ``key=value`` and is not the name of a file."""
     key = text.partition("=")[0]
     return bool(_SETTING.match(text)) and (not only or key in only) and not Path(text).expanduser().is_file()
 
@@ -153,6 +153,6 @@ def whole_number(text: str) -> int:
 
 
 def one_process(config: Any, why: str) -> list[str]:
-    """The error of a script that works in one process and was asked for several; ``why`` ends in "takes"."""
+    """The error if several processes are requested of a script that uses one; ``why`` ends in "takes"."""
     devices = config.runtime.devices
     return [f"runtime.devices={devices}: {why} 1"] if devices > 1 else []

@@ -1,6 +1,7 @@
 """The groups of settings and what can be chosen in each: the files below configs/, and schemas without a file.
 
-A group may lie within another: ``model/head`` holds the kinds of head, and is typed ``model.head=regression``.
+A group may lie within another: ``model/head`` holds the kinds of prediction head and is typed
+``model.head=regression``.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ def all_choices() -> dict[str, list[str]]:
         group = _group_of(file, nested)
         found.setdefault(group, []).append(file.relative_to(group).with_suffix("").as_posix())
     for group, kinds in SCHEMAS.items():
-        # A kind that no file names was registered by itself, and is chosen by its own name.
+        # A kind without a YAML file was registered from Python and is chosen by its own name.
         named = {_kind_in(group, choice) for choice in found.get(group, [])}
         found.setdefault(group, []).extend(kind for kind in kinds if kind not in named)
     return {group: found[group] for group in sorted(found)}

@@ -1,4 +1,4 @@
-"""Run train.py or eval.py: every job that was typed is composed and checked before torch is imported."""
+"""Run train.py or eval.py: every job of the command line is composed and checked before torch is imported."""
 
 import sys
 import traceback
@@ -50,7 +50,7 @@ def run_command(task: Task, config_name: str) -> None:
         hydra_config = HydraConfig.get()
         run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
         if log is None:
-            with refusing(program):  # Hydra would add its own words to an error
+            with refusing(program):  # Hydra would add text of its own to an error
                 run()
         else:
             _run_logged(run, log, hydra_config.job.num, program)

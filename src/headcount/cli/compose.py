@@ -20,7 +20,7 @@ from headcount.config import ConfigError, register_schemas
 
 __all__ = ["chosen", "compose", "config_dir", "initialized", "to_config"]
 
-# The name that a choice has, which belongs to it.
+# Names that are fixed by the choice.
 _NAMES = ("dataset.name", "model.name", "loss.name")
 
 
@@ -58,7 +58,7 @@ def chosen(settings: Sequence[Setting], *, config_name: str) -> dict[str, str]:
 
 @contextmanager
 def initialized() -> Iterator[None]:
-    """Within it, ``hydra.compose`` works, whatever used Hydra before."""
+    """Context in which ``hydra.compose`` works, even if Hydra was used before."""
     register_schemas()
     hydra_private.reset()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -78,8 +78,8 @@ def to_config(cfg: DictConfig) -> Any:
 
 
 def _refuse_other_names(cfg: DictConfig, unnamed: DictConfig) -> None:
-    """A name stands for what was chosen: under another, its runs would pass for those of something else."""
+    """Refuse a name other than the one of the choice: runs would be mistaken for those of another choice."""
     for key in _NAMES:
         name, fixed = OmegaConf.select(cfg, key), OmegaConf.select(unnamed, key)
-        if fixed is not None and name != fixed:  # a choice without a name (model=timm) takes any
+        if fixed is not None and name != fixed:  # a choice without a fixed name (model=timm) accepts any
             raise ConfigError(f"{key}={name}: is always {fixed}; choose another with {key.partition('.')[0]}=...")

@@ -4,10 +4,10 @@
   python scripts/cross_evaluate.py sha.pt nwpu.pt --datasets sha qnrf nwpu:val --output results/cross
   python scripts/cross_evaluate.py sha.pt --datasets sha shb max_images=20 eval=sliding_window runtime=cpu
 
-A dataset is resized by its own rule, the one a counter was trained on by that in its checkpoint. NAME:SPLIT takes
-another split than split= (default: test). Settings are those of eval.py; dataset.key=value goes to every dataset.
-Writes cross.md, cross.csv, cross.json and cross.png, and the counts of every evaluation in a folder of its own. Exit
-status: 0, 1 if an evaluation failed (the others are made), 2 if a setting is invalid.
+A dataset is resized by its own rule, except that the one a counter was trained on is resized by the rule in its
+checkpoint. NAME:SPLIT replaces split= (default: test) for one dataset. Settings are those of eval.py; dataset.key=value
+goes to every dataset. Writes cross.md, cross.csv, cross.json and cross.png, and the counts of every evaluation in a
+folder of its own. Exit status: 0, 1 if an evaluation failed (the others are completed), 2 if a setting is invalid.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str]
 """Dataset and split."""
-# Settings that are typed in another way here.
+# Settings that this script takes in another form.
 _NOT_HERE = {
     "ckpt": "name the checkpoints first",
     "dataset": "type --datasets",
@@ -121,7 +121,7 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
 
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Sequence[str]) -> bool:
-    """Whether a column is what the counter was trained on; if so, it is resized as the checkpoint says."""
+    """Whether a column is the dataset that the counter was trained on; if so, it is resized as the checkpoint says."""
     from headcount.data.locate import locate
 
     located = locate(
@@ -137,14 +137,14 @@ def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Se
 
 
 def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
-    """Evaluate one counter on one dataset, and put the errors, or why there are none, into ``cell``."""
+    """Evaluate one counter on one dataset, and write the errors, or the reason of a failure, into ``cell``."""
     from headcount.engine.evaluate import evaluate_checkpoint
     from headcount.report.evaluation import write_evaluation
 
     try:
         result = evaluate_checkpoint(config)
         assert result is not None  # there is one process
-        with contextlib.redirect_stdout(io.StringIO()):  # the matrix says it in one line
+        with contextlib.redirect_stdout(io.StringIO()):  # the matrix reports it in one line
             write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
     except HeadcountError as error:
         cell.error = str(error)

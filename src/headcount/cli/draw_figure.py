@@ -34,7 +34,7 @@ def main() -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
-    which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order: files without ending")
+    which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order; without extension")
     parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
     with refusing(parser.prog, MemoryError):
         arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))
@@ -61,7 +61,7 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
     """Indices of the images to draw, from left to right.
 
     Raises:
-        ConfigError: if there are fewer images, or none of a name.
+        ConfigError: if there are fewer images, or none with a given name.
     """
     from headcount.report.figure import spread_over_ranks
 

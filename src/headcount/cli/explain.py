@@ -50,8 +50,8 @@ def _problem(base: DictConfig, setting: Setting) -> str | None:
     path = ""
     for part in key.split("."):
         if isinstance(node, DictConfig) and hydra_private.is_null(node):
-            return f"{key}={value}: no {path} is chosen; add {path}=..., which {part} is a setting of"
-        if not isinstance(node, DictConfig) or part not in map(str, node):  # a missing value is in it, too
+            return f"{key}={value}: {part} is a setting of {path}, which is not chosen; add {path}=..."
+        if not isinstance(node, DictConfig) or part not in map(str, node):  # missing values are keys as well
             allowed = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
             where = f"{path} has no {part}" if path else f"there is no setting {part}"
             hint = _hint(base, path, part, allowed)

@@ -1,4 +1,4 @@
-"""The private interfaces of Hydra and OmegaConf that the commands need; no other module uses any.
+"""The private interfaces of Hydra and OmegaConf that the commands need; no other module uses them.
 
 Each may change in any release. ``tests/cli/test_hydra_private.py`` tries each of them and names the installed
 version, so that a failure there says what to adapt here.

@@ -21,7 +21,7 @@ _NOT_IN_NAME = (*PLACE, "seed", "eval", "runtime.devices")
 def run_name(overrides: Sequence[str], *, config_name: str = "train") -> str:
     """The name of a run.
 
-    It holds no '=' (Hydra could not read a checkpoint's path), ',' or '/'. A name of more than
+    It contains no '=' (Hydra could not read a checkpoint's path), ',' or '/'. A name of more than
     :data:`MAX_NAME_LENGTH` characters is cut and ends in a hash of the whole.
     """
     groups = all_choices()

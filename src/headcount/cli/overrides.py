@@ -1,4 +1,4 @@
-"""What was typed as ``key=value``: read by Hydra's grammar, with our own additions and refusals."""
+"""Parse settings typed as ``key=value``: Hydra's grammar, with our own additions and refusals."""
 
 import os
 import re
@@ -19,7 +19,7 @@ class Setting:
     """One ``key=value``."""
 
     text: str
-    """What Hydra reads: the home folder and a nested group are written out."""
+    """The text that Hydra reads, with ``~`` and nested groups expanded."""
     override: hydra_private.Override
 
     @cached_property
@@ -60,14 +60,14 @@ def _parse(text: str) -> Setting:
     if (override.is_add() or override.is_force_add() or override.is_delete()) and not setting.key.startswith("hydra"):
         raise ConfigError(f"{text}: settings can only be set, not added or removed; type key=value without {text[0]!r}")
     key = dotted(setting.key)
-    for old in (f"{key}={setting.value}", key):  # of some settings, every value has a spelling of its own
+    for old in (f"{key}={setting.value}", key):  # for some settings, the new spelling depends on the value
         if old in OLD_SPELLINGS:
             raise ConfigError(f"{text}: {OLD_SPELLINGS[old]}")
     return setting
 
 
 def written_out(text: str) -> str:
-    """What is typed, as Hydra understands it.
+    """Convert a typed setting to Hydra's spelling.
 
     ``key=~/folder``, which a shell may leave as it is, gets the home folder's path; ``model.head=regression`` becomes
     ``model/head=regression``, Hydra's spelling for a choice in a group within another.

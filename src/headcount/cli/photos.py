@@ -14,13 +14,13 @@ ENDINGS = (
 
 
 def expand(typed: Sequence[str], *, leave_out: set[Path]) -> list[Path]:
-    """The files that were typed, each once, in the order given: what exists by its name, the rest as a pattern.
+    """List the files that were typed, each once, in the order given; a name that does not exist is a pattern.
 
-    A file or folder that is missing, or a folder without pictures, stays in the list and fails by itself later.
+    A file or folder that is missing, or a folder without pictures, stays in the list and fails later.
 
     Args:
         typed: files, folders and patterns.
-        leave_out: resolved files that are not taken from folders: our own drawings.
+        leave_out: resolved files to skip in folders, such as drawings of an earlier run.
     """
     files: dict[Path, None] = {}
     for text in typed:
@@ -49,7 +49,7 @@ def pictures_below(folder: Path, leave_out: set[Path]) -> list[Path]:
 
 
 def check_file(file: Path) -> None:
-    """Refuse what is not a file with content.
+    """Refuse anything but a regular file that is not empty.
 
     Raises:
         ConfigError: says what it is.

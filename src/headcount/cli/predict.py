@@ -4,20 +4,21 @@
   python scripts/predict.py holiday/ "more/*.png" ckpt=best_mae.pt --output out
 
 A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden) or a pattern
-with *, ? or [abc]; ** stands for any folders between. What exists is never taken for a pattern.
+with *, ? or [abc]; ** stands for any folders between. The name of an existing file is never read as a pattern.
 
 Counts are written to the terminal, counts.csv and counts.json; people per block to density/<name>.npy; the density over
 the photo to pictures/<name>.png. Where files share a name, <name> is numbered: photo, photo_2; counts.json says which
-is which. Block (row, col) covers block_size pixels from col * block_size and row * block_size of the picture as it was
-resized; times width / resized_width those of the photo (width and height are those of the upright picture).
+is which. In the resized picture, block (row, col) covers block_size x block_size pixels from x = col * block_size and
+y = row * block_size; multiply by width / resized_width for pixels of the photo (width and height are those of the
+upright picture).
 
-The output folder holds one run: results of an earlier run there are removed once a new one starts. A file that is no
-result of one is never overwritten.
+The output folder holds one run: results of an earlier run there are removed once a new one starts. Other files
+are never overwritten.
 
-A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: in one piece
-or, by a ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in
-overlapping windows of about 1024 pixels, and its line says so. --window is for all pictures. The EXIF orientation is
-respected; of an animation the first frame is counted, and its line says so.
+A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
+ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
+windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
+only the first frame of an animation is counted, and its line says so.
 
 Exit status: 0; 1 if a picture could not be counted (the others are); 2 if nothing could be done; 130 if interrupted.
 """
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
     parser.add_argument("--output", default="predictions", help="folder of the results (default: predictions)")
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
-    parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, pixels")
+    parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     parser.add_argument(
@@ -129,7 +130,7 @@ def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool
 
 
 def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None:
-    """Set the counter's windows where some were asked for.
+    """Set the counter's windows if any option requests them.
 
     Raises:
         ConfigError: if they do not fit the counter.
@@ -142,9 +143,9 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     trained = counter.config
     usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if not options.window and not isinstance(usual, SlidingWindowConfig):
-        raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts in one piece")
+        raise ConfigError(f"--{next(iter(asked)).replace('_', '-')} needs --window: this counter counts whole pictures")
     if isinstance(usual, SlidingWindowConfig) and options.window:
-        asked.setdefault("stride", None)  # the usual one belongs to the usual window
+        asked.setdefault("stride", None)  # the default stride belongs to the default window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
     counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
     if wrong := window_error(counter.mode, counter.network.grid.block_size, counter.network.stride):
@@ -152,7 +153,7 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
 
 
 def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) -> bool:
-    """Count the pictures and fill in their results, which are saved now and then.
+    """Count the pictures and fill in their results, which are saved periodically.
 
     Returns:
         Whether it was interrupted.
@@ -211,7 +212,7 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
 
 
 def _windows(prediction: Any) -> str:
-    """How a picture was counted, where that was in windows."""
+    """The windows that a picture was counted in; empty if it was counted whole."""
     window = getattr(prediction.mode, "window", None)
     reason = f" ({prediction.reason})" if prediction.reason else ""
     return (f"in windows of {window} px" if window else "") + reason

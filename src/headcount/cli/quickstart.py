@@ -1,6 +1,6 @@
 """The quickstart: train and evaluate a counter on generated crowds, and compare it with two simpler ones.
 
-Run again, it resumes; a finished run is only evaluated again.
+Running it again resumes; a finished run is only evaluated again.
 """
 
 import json
@@ -31,8 +31,8 @@ def main() -> None:
     mae = json.loads((report / "metrics.json").read_text())["mae"]
     mean, blobs = reference_errors(SyntheticConfig())
     print(
-        f"\nMean absolute error on {mean.images} images that nobody trained or selected on:\n"
-        f"  {mean.mae:6.2f}  always answering the training mean\n"
+        f"\nMean absolute error on {mean.images} images used neither for training nor for selection:\n"
+        f"  {mean.mae:6.2f}  always predicting the training mean\n"
         f"  {blobs.mae:6.2f}  threshold and count blobs, tuned on the training images\n"
         f"  {mae:6.2f}  this counter ({mae / mean.mae:.2f} of the first, {mae / blobs.mae:.2f} of the second)\n\n"
         f"{'run':>12}: {run}\n{'checkpoint':>12}: {run / 'best_mae.pt'}\n{'curves':>12}: {run / 'curves.png'}\n"
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def reference_errors(config: SyntheticConfig) -> "tuple[CountErrors, CountErrors]":
-    """Errors on the test split of always answering the training mean, and of counting blobs."""
+    """Errors on the test split of always predicting the training mean, and of counting blobs."""
     from headcount.data.open import open_split
     from headcount.data.references import BlobCounter
     from headcount.types import CountErrors

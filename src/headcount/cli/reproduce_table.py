@@ -9,7 +9,7 @@ cells where a table compares them. A run counts only if it was made with exactly
 name are listed with the difference. --run trains and evaluates what is missing, one after the other; an interrupted
 run is resumed, and a run that fails does not stop the others.
 
-Writes table<N>.md, .tex and .png to tables/ (--output FOLDER); runs are looked for in checkpoints/ (output_dir=FOLDER).
+Writes table<N>.md, .tex and .png to tables/ (--output FOLDER); runs are read from checkpoints/ (output_dir=FOLDER).
 Exit status: 0; 1 if a run failed; 2 if a setting is invalid.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 @dataclass
 class Typed:
-    """What was typed for a table."""
+    """The parsed command line."""
 
     table: str
     overrides: list[str]
@@ -71,7 +71,7 @@ class Typed:
     """Train and evaluate what is missing."""
 
     def fill(self) -> "ReproducedTable":
-        """The table with the runs there are."""
+        """The table with the existing runs."""
         from headcount.report.tables import fill_table
 
         return fill_table(
@@ -80,7 +80,7 @@ class Typed:
 
 
 def read_typed(arguments: Arguments, program: str) -> Typed:
-    """Sort the settings of the table from those of train.py.
+    """Separate the settings of the table from those of train.py.
 
     Raises:
         ConfigError: if one is invalid.
@@ -105,7 +105,7 @@ def read_typed(arguments: Arguments, program: str) -> Typed:
     if runs.exists() and not runs.is_dir():
         raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
     if not runs.is_dir() and not options.run:
-        print(f"{program}: output_dir={runs}: there is no such folder yet, so no runs", file=sys.stderr)
+        print(f"{program}: output_dir={runs}: no such folder yet, so there are no runs", file=sys.stderr)
     return Typed(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
 
 
@@ -118,7 +118,7 @@ def read_seeds(text: str) -> list[int]:
     try:
         seeds = sorted({int(seed) for seed in text.strip("[]").split(",")})
     except ValueError:
-        raise ConfigError(f"--seeds {text}: must be whole numbers with commas between, such as 1,2,3") from None
+        raise ConfigError(f"--seeds {text}: must be whole numbers separated by commas, such as 1,2,3") from None
     if seeds[0] < 0:
         raise ConfigError(f"--seeds {text}: must be at least 0")
     return seeds
@@ -135,7 +135,7 @@ def reproduce(typed: Typed) -> int:
     """
     filled = typed.fill()
     for cell in filled.cells.values():
-        # To look at a table of runs made elsewhere, their files of weights are not needed here.
+        # Without --run, the files of pretrained weights are not needed: the runs may have been made elsewhere.
         errors = check(composed((f"experiment={cell.experiment}", *cell.overrides)), weights=typed.run)
         if errors:
             raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
@@ -145,7 +145,7 @@ def reproduce(typed: Typed) -> int:
         failed = run_missing(filled, typed.runs)
         filled = typed.fill()
         missing = [filled.command(cell, seed) for cell, seed in filled.missing()]
-        failed += [command for command in missing if command not in failed]  # trained, and yet it does not count
+        failed += [command for command in missing if command not in failed]  # trained without error, but still missing
         failed += evaluate_runs(filled)
     write_table(filled, typed)
     if failed:
@@ -207,7 +207,7 @@ def composed(overrides: tuple[str, ...]) -> TrainConfig:
 
 
 def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
-    """Count the images that selected the checkpoint, for the errors of each.
+    """Evaluate a run on the split that selected its checkpoint, to get the error of each image.
 
     Returns:
         Whether that succeeded.

@@ -58,7 +58,7 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
     for k, job in enumerate(jobs):
         if job in jobs[:k]:
             typed = " ".join(map(as_typed, job))
-            raise ConfigError(f"{typed}: comes twice in this sweep; name each value once")
+            raise ConfigError(f"{typed}: occurs twice in this sweep; name each value once")
         config = to_config(compose(job, config_name=config_name))
         errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
         if multirun and not launched and config.runtime.devices > 1:

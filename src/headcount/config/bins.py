@@ -149,7 +149,7 @@ def _bin_errors(config: BinsConfig) -> list[str]:
 
 
 def _ignored_bin_settings(config: BinsConfig) -> list[str]:
-    """Changed settings that another setting keeps from being read: one run would have several names."""
+    """Changed settings that another setting keeps from being read: otherwise equal runs would have different names."""
     found = []
     if not config.label_correction:
         found += _no_effect(config, "min_head_px", because="bins.label_correction=false")

@@ -1,4 +1,4 @@
-"""How an image is counted: in one piece or in windows."""
+"""How an image is counted: as a whole or in windows."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class EvalConfig:
 
 @dataclass
 class WholeImageConfig(EvalConfig):
-    """Count each image in one piece."""
+    """Count each image as a whole."""
 
 
 @dataclass

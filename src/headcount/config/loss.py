@@ -108,7 +108,7 @@ class LossConfig:
     """Fields that every loss has."""
 
     compares: ClassVar[frozenset[str]] = frozenset()
-    """What the loss compares, out of count, blocks and logits; the head must predict all of it."""
+    """What the loss compares, out of count, blocks and logits; the prediction head must predict all of it."""
     needs_bins: ClassVar[bool] = False
     """Whether the loss classifies blocks into bins."""
 

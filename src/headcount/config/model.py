@@ -48,7 +48,7 @@ class HeadConfig:
     predicts: ClassVar[frozenset[str]] = frozenset({"count"})
     """What the head predicts, out of count, blocks and logits."""
     needs_bins: ClassVar[bool] = False
-    """Whether the head classifies blocks into bins; without them it takes ``bins=none``."""
+    """Whether the head classifies blocks into bins; if not, it requires ``bins=none``."""
 
     name: str = MISSING
     """Name of the prediction head."""
@@ -78,7 +78,7 @@ class ModelConfig:
     """Fields that every model has."""
 
     names: ClassVar[dict[str, int | None]] = {}
-    """The names this kind may have -> stride: pixels of the input between two features, None if only the built
+    """Allowed name -> stride: pixels of the input between two features, None if only the built
     network knows it. The one place that states strides, because crop sizes are checked before torch is imported."""
 
     name: str = MISSING

@@ -1,4 +1,4 @@
-"""Settings written by earlier versions: how each old key reads today.
+"""Settings written by earlier versions, and what replaces them.
 
 Checkpoints and config.yaml files go through :func:`upgrade_config` before they are read; the command line refuses an
 old spelling and names the new one (:data:`OLD_SPELLINGS`).
@@ -42,7 +42,7 @@ def upgrade_config(plain: Plain) -> Plain:
 
 
 def _group(plain: Plain, name: str) -> Plain:
-    """The settings of a group; empty, and connected to nothing, where there are none."""
+    """The settings of a group; a new, empty dictionary if there are none."""
     node: Any = plain
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else None
@@ -77,7 +77,7 @@ def _solver(plain: Plain) -> None:
     if solver != "stable":
         transport.pop("tolerance", None)
     elif transport.get("tolerance") is not None or transport.get("iterations") == 100:
-        transport["iterations"] = None  # with a tolerance it was not read: today's default of either case is the same
+        transport["iterations"] = None  # was ignored with a tolerance; 100 is today's default without one
 
 
 def _count_loss(plain: Plain) -> None:
@@ -89,7 +89,7 @@ def _count_loss(plain: Plain) -> None:
         kinds = _group(plain, "kinds")
         kinds["loss"] = "dace_block_error"
         kinds.pop("loss/transport", None)
-        loss.pop("transport", None)  # was not read
+        loss.pop("transport", None)  # was ignored
         loss["error"] = error
 
 
@@ -98,7 +98,7 @@ def _kernel(plain: Plain) -> None:
     if not isinstance(loss.get("kernel"), str):
         return
     kind = loss["kernel"]
-    # A fixed kernel did not read the others.
+    # A fixed kernel ignored the others.
     kept = {"sigma": "sigma"}
     if kind == "adaptive":
         kept |= {"neighbours": "neighbors", "neighbors": "neighbors", "beta": "beta"}
@@ -109,7 +109,7 @@ def _kernel(plain: Plain) -> None:
 
 
 CHANGES = (
-    Change("method", "missing: supervised, the only method there was", 2, _add_method),
+    Change("method", "missing: supervised, the only method at that time", 2, _add_method),
     Change("model.head", "the kind of the group model/head", 2, _head),
     Change("loss.transport.regularisation", "loss.transport.regularization", 2, _regularisation),
     Change("loss.transport.solver", "the kind of the group loss/transport", 2, _solver),
@@ -133,4 +133,4 @@ OLD_SPELLINGS: dict[str, str] = {
     "loss.neighbors": "is now loss.kernel.neighbors, with loss.kernel=adaptive",
     "loss.beta": "is now loss.kernel.beta, with loss.kernel=adaptive",
 }
-"""Old key, or key=value, of the command line -> what it is now. A key=value goes before its key."""
+"""Old key, or key=value, of the command line -> what it is now. A key=value takes precedence over its key."""

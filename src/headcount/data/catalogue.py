@@ -1,4 +1,4 @@
-"""What is known about each dataset without having it: splits, source, license, and how its folder is recognized.
+"""Facts about each dataset that are known without its files: splits, source, license, and how its folder is recognized.
 
 To add a dataset, add a row to ``DATASETS``, a function in ``data.layouts`` that lists its files and, if its annotation
 format is new, a reader in ``data.annotations``.

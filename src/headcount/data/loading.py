@@ -125,7 +125,7 @@ def collate(samples: Sequence[Sample], *, targets: Targets) -> Batch:
 
 @singledispatch
 def build_batches(config: MethodConfig, targets: Targets) -> MakeBatch:
-    """How the training method of ``config`` makes batches; a match on its type, to which others can add theirs.
+    """Build the function that makes the batches of a training method; other methods register builders by config type.
 
     Args:
         targets: makes the targets that the loss needs.

@@ -52,7 +52,7 @@ def locate(
 
     Args:
         trained: the dataset in the checkpoint.
-        typed: the dataset that the user asked for; None is the one the counter was trained on.
+        typed: the dataset that the user typed; None is the one the counter was trained on.
         overrides: the user's settings, such as ``dataset.max_side=1024``. If given and ``typed`` is the dataset of the
             training, it is read by the settings of the checkpoint except for these. None reads ``typed`` as it is.
         data_root: folder of all datasets that the user typed. Without ``typed``, a custom dataset is looked for there.

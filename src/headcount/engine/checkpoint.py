@@ -73,7 +73,7 @@ class LoadedCheckpoint:
 
     counter: Counter
     config: TrainConfig
-    """Of the training; never changed after loading."""
+    """Settings of the training run; never changed after loading."""
     bins: CountBins | None
     """None for a counter without bins."""
     content: dict[str, Any]

@@ -109,5 +109,5 @@ class NoAverage:
 
 
 def build_average(config: OptimConfig, model: nn.Module) -> WeightAverage | NoAverage:
-    """The average of ``config.ema_decay``."""
+    """The averaging with decay ``config.ema_decay``; ``NoAverage`` if that is None."""
     return NoAverage() if config.ema_decay is None else WeightAverage(model, config.ema_decay)

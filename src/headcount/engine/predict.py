@@ -62,11 +62,11 @@ class PhotoCount:
 
 @dataclass
 class PhotoCounter:
-    """A counter and the settings it was trained with; build with :func:`load`."""
+    """A counter and the settings it was trained with; build with ``load``."""
 
     network: Counter
     config: TrainConfig
-    """Of the training."""
+    """Settings of the training run."""
     bins: CountBins | None
     """None for a counter without bins."""
     mode: WholeImageConfig | SlidingWindowConfig | None = None
@@ -124,7 +124,7 @@ class PhotoCounter:
         return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
-        """The expected number of people in a picture; see :meth:`predict`."""
+        """The expected number of people in a picture; see ``predict``."""
         return self.predict(photo).count
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
@@ -157,7 +157,7 @@ def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
     """The counter of a checkpoint; no other file is needed.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
 
     Raises:
         CheckpointError: if the file is missing, truncated or not a checkpoint of headcount.
@@ -190,13 +190,13 @@ def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
             ("a tensor", "(3, height, width)") if isinstance(photo, Tensor) else ("an array", "(height, width, 3)")
         )
         floats = photo.is_floating_point() if isinstance(photo, Tensor) else photo.dtype.kind == "f"
-        hint = "; values of 0 to 1 become bytes times 255, rounded" if floats else ""
+        hint = "; to convert values of 0 to 1 to bytes, multiply by 255 and round" if floats else ""
         raise ValueError(
             f"a picture as {kind} is {shape} bytes, not {tuple(photo.shape)} {photo.dtype}; "
             f"(height, width) bytes are gray{hint}"
         )
     if 0 in photo.shape:
-        raise ValueError(f"a picture has pixels; this is {tuple(photo.shape)}")
+        raise ValueError(f"a picture must not be empty; its shape is {tuple(photo.shape)}")
     if isinstance(photo, Tensor):
         photo = photo.cpu()
         return photo if photo.ndim == 3 else photo.expand(3, -1, -1).contiguous()
@@ -204,6 +204,6 @@ def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
 
 
 def _as_tensor(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
-    """Channels first in shape, last in memory; what nobody may write to, or runs backwards, is copied."""
+    """Channels first in shape, last in memory; read-only arrays and those with negative strides are copied."""
     pixels = np.ascontiguousarray(pixels)
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)

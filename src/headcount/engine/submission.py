@@ -32,8 +32,8 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
 
     Args:
         config: an evaluation on ``dataset=nwpu``.
-        overrides: the settings as typed; the rest of how images are resized comes from a checkpoint that was trained
-            on NWPU-Crowd.
+        overrides: the settings as typed. If the checkpoint was trained on NWPU-Crowd, the other settings of the
+            dataset, such as sizes, come from it.
         output: the file that will be written; its folder is created before any image is counted.
 
     Returns:

@@ -16,7 +16,7 @@ def summarize(job: Job) -> str:
     config, data = job.config, job.data
     total = sum(p.numel() for p in job.counter.parameters())
     trainable = sum(p.numel() for p in job.counter.parameters() if p.requires_grad)
-    reported = " (the split the field reports: no unseen data remain)" if data.selection_split == "test" else ""
+    reported = " (the split that is also reported: no unseen data remains)" if data.selection_split == "test" else ""
     lines = [
         f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",

@@ -186,7 +186,7 @@ def _progress_bar(runtime: Runtime, job: Job) -> Any:
         disable=not runtime.is_main,
         dynamic_ncols=True,
         smoothing=0.05,
-        # A log file gets a line now and then, a terminal a moving bar.
+        # A log file gets a line at intervals, a terminal a moving bar.
         mininterval=0.2 if sys.stderr.isatty() else 20,
     )
 

@@ -44,7 +44,7 @@ class Loss(Protocol):
 
 @singledispatch
 def build_loss(config: LossConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
-    """The loss of ``config``; a match on its type, to which others can add theirs.
+    """Build the loss of ``config``; other losses register builders by config type.
 
     Args:
         grid: the predicted blocks.

@@ -33,8 +33,8 @@ def build_model(
 
     Args:
         bins: the classes of a block; None if the config has none.
-        histogram: block count -> number of training blocks; with ``prior_bias``, the head starts by
-            predicting them. None leaves it as initialized.
+        histogram: block count -> number of training blocks; with ``prior_bias``, the prediction head
+            is initialized to predict these. None leaves its default initialization.
         pretrained: False builds the same network without its weights, for a checkpoint to fill.
 
     Raises:

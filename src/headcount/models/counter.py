@@ -16,7 +16,7 @@ class Counter(nn.Module):
     """Backbone, optional decoder at the resolution of the blocks, and prediction head.
 
     A backbone is a module that states its ``channels`` and its ``stride`` in pixels, and returns one
-    feature vector for every whole stride.
+    feature vector per complete stride.
 
     Source: arXiv:2403.09281, section III.
     """
@@ -51,7 +51,7 @@ class Counter(nn.Module):
         """Predict the heads in each block.
 
         Args:
-            images: RGB bytes, 0 to 255. Nothing is padded: the prediction covers the whole strides of
+            images: RGB bytes, 0 to 255. Nothing is padded: the prediction covers the complete strides of
                 the backbone, so 104 x 136 pixels at stride 16 give 12 x 16 blocks of 8.
         """
         return self.predict_normalized(self.normalize(images))
@@ -83,7 +83,7 @@ class Counter(nn.Module):
 
         Raises:
             MemoryError: if not even one window fits into memory.
-            ConfigError: if the network predicts no blocks and ``mode`` asks for windows.
+            ConfigError: if the network predicts no blocks and ``mode`` requests windows.
         """
 
         def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,6 @@
 """Prediction heads: classify blocks into bins by 1x1 convolutions or CLIP's texts, or regress their counts.
 
-Implements equation 1 of arXiv:2403.09281. A head knows neither backbone nor loss. Each takes features
+Implements equation 1 of arXiv:2403.09281. A head does not depend on backbone or loss. Each takes features
 on a grid that is ``factor`` times coarser than the blocks; whatever commutes with bilinear
 resampling (a 1x1 convolution does: the weights of a resampled value sum to one) runs on the
 smaller map.
@@ -56,7 +56,7 @@ class PredictionHead(nn.Module, ABC):
     def start_at(self, histogram: Mapping[int, int]) -> None:
         """Make the untrained head predict the blocks of ``histogram`` (block count -> blocks), if it has a bias.
 
-        Nearly all blocks are empty: starting from equal probabilities, the first epochs only unlearn crowds.
+        Nearly all blocks are empty; from equal probabilities, the first epochs would only learn that.
         """
         return
 
@@ -171,7 +171,7 @@ def build_head(
     bins: CountBins | None,
     texts: TextEncoder | None = None,
 ) -> PredictionHead:
-    """The prediction head of ``config``; a match on its type, to which others can add theirs.
+    """Build the prediction head of ``config``; other heads register builders by config type.
 
     Args:
         channels: channels of the features.

@@ -82,7 +82,7 @@ def _draw(
     facts: EvaluationFacts,
     reliability: Reliability | None,
 ) -> list[str]:
-    """Draw the pictures that ``facts`` asks for, remove those of an earlier evaluation, and return the file names."""
+    """Draw the pictures that ``facts`` requests, remove those of an earlier evaluation, and return the file names."""
     for name in (WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE):
         (folder / name).unlink(missing_ok=True)
     if not facts.pictures:

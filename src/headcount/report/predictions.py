@@ -25,7 +25,7 @@ _RESULT = re.compile(r"(density/[^/\\]+\.npy|pictures/[^/\\]+\.png)")
 
 @dataclass
 class PictureResult:
-    """What is known of one picture; None where it is unknown or was not asked for."""
+    """What is known about one picture; None if it is unknown or was not requested."""
 
     file: str
     count: float | None = None
@@ -153,7 +153,7 @@ def earlier_results(output: Path) -> set[Path]:
         pictures = json.loads(record.read_text())["pictures"]
         named = [str(picture[key]) for picture in pictures for key in ("density", "picture") if picture[key]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{record} is no result of an earlier run; choose another folder with --output") from error
+        raise ConfigError(f"{record} is not a result of an earlier run; choose another folder with --output") from error
     return {output / name for name in ("counts.json", "counts.csv", *filter(_RESULT.fullmatch, named))}
 
 
@@ -170,6 +170,6 @@ def check_output(output: Path, earlier: set[Path], files: list[Path], results: I
     for path in results:
         if os.path.lexists(path) and path not in earlier:
             raise ConfigError(
-                f"{path} exists and is no result of an earlier run: it would be overwritten; choose another folder "
+                f"{path} exists and is not a result of an earlier run: it would be overwritten; choose another folder "
                 "with --output"
             )

@@ -66,7 +66,7 @@ class TableCell:
 
     @property
     def published_otherwise(self) -> bool:
-        """Whether the published number is of another training than the experiment file."""
+        """Whether the published number comes from other training settings than those of the experiment file."""
         return self.expected is not None and not self.expected.same_recipe
 
     def typed(self, seed: int) -> list[str]:
@@ -355,8 +355,8 @@ def verdict(one: TableCell, other: TableCell) -> str:
 
     Returns:
         The difference of the MAEs with its 95 % interval over images, and ``better``, ``worse`` or ``undecided``.
-        Undecided are differences within the standard deviation over seeds, those whose interval contains zero, and
-        those of a single seed. Empty if a cell has no run.
+        A difference is undecided if it is within the standard deviation over seeds, if its interval contains zero,
+        or if there is a single seed. Empty if a cell has no run.
     """
     if not one.runs or not other.runs:
         return ""

@@ -17,7 +17,7 @@ from headcount.report.tables.paper import PaperRow
 from headcount.runs import LAST_EVALUATIONS
 
 _OTHERWISE = "*"
-"""Marks published numbers of another training than the experiment file's."""
+"""Marks published numbers that come from other training settings than those of the experiment file."""
 _OTHERWISE_NOTE = f"{_OTHERWISE} published for another training than this project's file: not compared"
 _MAX_CHANGES = 12
 _DPI = 120

@@ -95,7 +95,7 @@ TABLES: dict[str, PaperTable] = {
     "tokens": PaperTable(
         "Version 2, figure 5: learned tokens of the frozen ViT",
         tuple(map(str, _TOKENS)),
-        (_row("tokens a layer", "tokens", [f"tokens_{n}" for n in _TOKENS]),),
+        (_row("tokens per layer", "tokens", [f"tokens_{n}" for n in _TOKENS]),),
     ),
     "count_loss": PaperTable(
         "Count loss of equation 3",
