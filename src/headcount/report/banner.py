@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor
 
+from headcount.report.pictures import save_figure
+
 _DPI = 100
 _TITLE_INCHES = 0.6
 _GAP_INCHES = 0.1
