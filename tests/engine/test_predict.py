@@ -150,8 +150,8 @@ def test_grey_arrays_and_tensors_are_counted_as_three_equal_channels(counter: Ph
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        (np.zeros((4, 5, 3), np.float32), r"\(height, width, 3\) bytes, not \(4, 5, 3\) float32.*times 255"),
-        (torch.zeros(3, 4, 5), r"\(3, height, width\) bytes, not \(3, 4, 5\) torch.float32.*times 255"),
+        (np.zeros((4, 5, 3), np.float32), r"\(height, width, 3\) bytes, not \(4, 5, 3\) float32.*multiply by 255"),
+        (torch.zeros(3, 4, 5), r"\(3, height, width\) bytes, not \(3, 4, 5\) torch.float32.*multiply by 255"),
         (np.zeros((4, 5, 4), np.uint8), r"not \(4, 5, 4\) uint8; \(height, width\) bytes are gray$"),
         (np.zeros((3, 4, 5), np.uint8), r"not \(3, 4, 5\) uint8"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), r"not \(4, 5, 3\) torch.uint8"),
