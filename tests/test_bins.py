@@ -15,7 +15,7 @@ from headcount.config import (
     BinsConfig,
     BlockwiseConfig,
     ConfigError,
-    Counted,
+    CountedIn,
     FolderDatasetConfig,
     Last,
     Representatives,
@@ -201,7 +201,7 @@ def test_representative_counts_that_do_not_fit_are_refused_before_data_is_read(s
 
 
 def test_windows_give_the_means_and_blocks_the_shares() -> None:
-    config = BinsConfig(counted=Counted.windows, max_count=2)
+    config = BinsConfig(counted=CountedIn.windows, max_count=2)
     bins = build_bins(config, {0: 3, 2: 1}, windows={0: 100, 1: 7, 2: 3, 6: 1})
     assert bins is not None
     assert bins.representatives == (0, 1, 3)
@@ -209,7 +209,7 @@ def test_windows_give_the_means_and_blocks_the_shares() -> None:
 
 
 def test_windows_go_as_far_as_the_blocks_without_label_correction() -> None:
-    config = BinsConfig(counted=Counted.windows, label_correction=False)
+    config = BinsConfig(counted=CountedIn.windows, label_correction=False)
     bins = build_bins(config, {0: 3, 2: 1}, windows={0: 100, 2: 3, 6: 1})
     assert bins is not None
     assert bins.edges[-1] == (2, INF)
@@ -225,7 +225,7 @@ def test_published_representative_counts(golden_dir: Path) -> None:
         file = golden_dir / "bins" / "counts" / row["exact_matches"][0] / f"counts_{block}.json"
         windows = {int(count): n for count, n in json.loads(file.read_text()).items()}
         config = BinsConfig(
-            block_size=block, max_count=m, strategy=Strategy[row["granularity"]], counted=Counted.windows
+            block_size=block, max_count=m, strategy=Strategy[row["granularity"]], counted=CountedIn.windows
         )
         bins = build_bins(config, {}, windows=windows)
         assert bins is not None
@@ -241,10 +241,10 @@ def test_windows_of_shanghaitech_a_give_its_published_count(
 ) -> None:
     config = FolderDatasetConfig(name="sha", cache_dir=str(tmp_path), one_head_per_pixel=one_head_per_pixel)
     dataset = open_split(config, "train", data_root=str(data_dir))
-    windows = block_histogram(dataset, 8, counted=Counted.windows)
+    windows = block_histogram(dataset, 8, counted=CountedIn.windows)
     assert sum(windows.values()) == 169_581_420
     assert sum(count * n for count, n in windows.items()) == 10_311_306
-    bins = build_bins(BinsConfig(counted=Counted.windows), block_histogram(dataset, 8), windows=windows)
+    bins = build_bins(BinsConfig(counted=CountedIn.windows), block_histogram(dataset, 8), windows=windows)
     assert bins is not None
     assert round(bins.representatives[-1], 5) == 4.29992
     grid = build_bins(BinsConfig(), block_histogram(dataset, 8))

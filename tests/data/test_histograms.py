@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headcount.config import ZERO_BELOW, Counted, Outside
+from headcount.config import ZERO_BELOW, CountedIn, Outside
 from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.points import Smoothing
@@ -32,7 +32,7 @@ def test_the_histogram_has_heads_outside_where_training_has_them(
     sizes = [(16, 16)]
     dataset = CrowdDataset(["a"], images.__getitem__, points, source_sizes=sizes, sizes=sizes, outside=rule)
     assert block_histogram(dataset, 8) == blocks
-    assert block_histogram(dataset, 8, counted=Counted.windows) == windows
+    assert block_histogram(dataset, 8, counted=CountedIn.windows) == windows
 
 
 def test_smoothed_counts_sum_to_the_heads() -> None:

@@ -35,7 +35,7 @@ class Representatives(Enum):
     middle = 2
 
 
-class Counted(Enum):
+class CountedIn(Enum):
     """Which blocks the mean is taken over: the grid of blocks, or every window of a block's size."""
 
     blocks = 1
@@ -85,7 +85,7 @@ class BinsConfig(BlocksConfig):
     maximum (``clipped``, paper)."""
     representatives: Representatives = Representatives.mean
     """The representative count of a bin: the mean of the training blocks in it, or its middle."""
-    counted: Counted = Counted.blocks
+    counted: CountedIn = CountedIn.blocks
     """That mean is taken over the grid of blocks, or over all overlapping windows with one head per pixel at most,
     as for the published values."""
     label_correction: bool = True

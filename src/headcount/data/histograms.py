@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from headcount.config import ZERO_BELOW, Counted
+from headcount.config import ZERO_BELOW, CountedIn
 from headcount.data.crowd import CrowdDataset
 from headcount.data.points import Smoothing, block_counts, crop, smoothed_counts, window_counts
 
 _SILENT_IMAGES = 100  # Larger datasets show a progress bar.
 
 
-def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted = Counted.blocks) -> dict[int, int]:
+def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: CountedIn = CountedIn.blocks) -> dict[int, int]:
     """Count the blocks of the prepared training images that hold 0, 1, 2, ... heads.
 
     Blocks form a grid from the top left corner; the rest of an image beyond its last whole block is not counted, as
@@ -33,7 +33,7 @@ def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: Counted 
         Number of blocks by number of heads, in increasing order.
     """
     histogram: Counter[int] = Counter()
-    if counted is Counted.windows:
+    if counted is CountedIn.windows:
         progress = tqdm(dataset.sizes, desc="counting windows", unit="image", disable=len(dataset) <= _SILENT_IMAGES)
         for index, (width, height) in enumerate(progress):
             histogram += window_counts(dataset.points(index), height=height, width=width, window=block_size)

@@ -13,7 +13,7 @@ from headcount.config import (
     BlocksConfig,
     BlockwiseConfig,
     ConfigError,
-    Counted,
+    CountedIn,
     Representatives,
     SlidingWindowConfig,
     TrainConfig,
@@ -155,7 +155,7 @@ def build_count_bins(config: BlocksConfig, train: CrowdDataset, histogram: Mappi
         smoothed = smoothed_histogram(train, config.block_size, Smoothing(config.sigma))
         return build_bins(config, histogram, smoothed=smoothed)
     if isinstance(config, BinsConfig) and _averages_windows(config):
-        windows = block_histogram(train, config.block_size, counted=Counted.windows)
+        windows = block_histogram(train, config.block_size, counted=CountedIn.windows)
         return build_bins(config, histogram, windows=windows)
     return build_bins(config, histogram)
 
@@ -163,7 +163,7 @@ def build_count_bins(config: BlocksConfig, train: CrowdDataset, histogram: Mappi
 def _averages_windows(config: BinsConfig) -> bool:
     """Whether representative counts are means over windows, of which there are many millions."""
     means = config.representatives is Representatives.mean and config.representative_counts is None
-    return means and config.counted is Counted.windows
+    return means and config.counted is CountedIn.windows
 
 
 def _refuse_sizes(config: TrainConfig, counter: Counter, mode: WholeImageConfig | SlidingWindowConfig) -> None:
