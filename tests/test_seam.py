@@ -5,7 +5,7 @@ and its network predicts one number per image, without blocks or bins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +18,22 @@ from torch import Tensor, nn
 import headcount
 from headcount.bins import CountBins
 from headcount.cli.compose import compose, to_config
-from headcount.config import HeadConfig, LossConfig, MethodConfig, TrainConfig, register
-from headcount.data.loading import MakeBatch, Targets, build_batches, stack_images
+from headcount.config import (
+    AdaptiveKernelConfig,
+    BlocksConfig,
+    ClipViTConfig,
+    EvalConfig,
+    HeadConfig,
+    KernelConfig,
+    LossConfig,
+    MethodConfig,
+    TrainConfig,
+    WholeImageConfig,
+    check,
+    counting_mode,
+    register,
+)
+from headcount.data.loading import MakeBatch, Targets, build_batches, build_smoothing, stack_images
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
 from headcount.engine.run import run_path
@@ -294,6 +308,32 @@ def test_a_method_of_nested_crops_that_predicts_one_number_per_image(
     photo = counter.predict(torch.zeros(3, 64, 96, dtype=torch.uint8))
     assert photo.block_counts is None
     assert photo.count == counter.count(torch.zeros(3, 64, 96, dtype=torch.uint8)) > 0
+
+
+def test_one_number_per_image_is_never_counted_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["method=nested", "model.head=one_number", "loss=rank", "bins=none"]
+    config = to_config(compose([*SMALL, *typed, "eval=sliding_window"], config_name="train"))
+    (error,) = check(config)
+    assert error.startswith("eval=sliding_window: model.head=one_number predicts one number per image")
+    assert error.endswith("choose eval=whole_image")
+    vit = ClipViTConfig(head=OneNumberConfig())
+    assert counting_mode(EvalConfig(), vit, crop_size=224) == WholeImageConfig()
+    # A large picture, which other counters take in windows.
+    monkeypatch.setattr("headcount.engine.predict._MAX_WHOLE_PIXELS", 64 * 64)
+    run = run_of(tmp_path, monkeypatch, *typed)
+    photo = headcount.load(run.folder / checkpoint.BEST).predict(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    assert isinstance(photo.mode, WholeImageConfig)
+
+
+def test_a_registered_loss_may_smooth_heads_by_its_own_kernel() -> None:
+    @dataclass
+    class SmoothedConfig(LossConfig):
+        name: str = "smoothed"
+        kernel: KernelConfig = field(default_factory=lambda: AdaptiveKernelConfig(neighbors=5))
+
+    smoothing = build_smoothing(BlocksConfig(), SmoothedConfig())
+    assert smoothing is not None
+    assert smoothing.neighbors == 5
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

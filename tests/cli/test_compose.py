@@ -57,6 +57,9 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("model=vgg19 model.name=resnet101", ["model.name=resnet101: is always vgg19"]),
         ("experiment=table1/csrnet_ebc_sha model.name=cannet", ["model.name=cannet: is always csrnet"]),
         ("loss=dace_mae loss.name=dm", ["loss.name=dm: is always dace"]),
+        ("loss=dace_mae loss.error=mse", ["loss.error=mse: is always mae; choose another with loss=..."]),
+        ("model.head.name=x", ["model.head.name=x: is always ebc; choose another with model.head=..."]),
+        ("method.name=x", ["method.name=x: is always supervised; choose another with method=..."]),
         ("data_root=~somebody/data", ["data_root=~somebody/data: cannot be read", "'~'", "data_root=\"'...'\""]),
     ],
 )

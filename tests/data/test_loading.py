@@ -100,7 +100,7 @@ def test_only_the_needed_targets_are_made() -> None:
 
 
 def test_targets_that_nobody_makes_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs smoothed counts, but there is no smoothing"):
+    with pytest.raises(ValueError, match="needs smoothed counts, but there is no Gaussian"):
         targets_of("smoothed")
     with pytest.raises(ConfigError, match="method=supervised: the loss needs the target depth"):
         build_batches(SupervisedConfig(), targets_of("points", "depth"))

@@ -18,6 +18,7 @@ from headcount.engine import checkpoint
 from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.train import train
+from headcount.errors import CheckpointError
 from headcount.losses.dace import DaceLoss
 from headcount.runs import read_metrics
 from headcount.types import Batch, CountErrors, LossTerms, Prediction
@@ -251,6 +252,36 @@ def test_read_metrics_of_nothing(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n{")
     assert read_metrics(tmp_path) == [{"epoch": 1}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.pop("optimizer"),
+        lambda content: content.pop("config"),
+        lambda content: content["config"].update(unknown=3),
+        lambda content: content["best"].pop("nae"),
+        lambda content: content["model"].popitem(),
+    ],
+    ids=["as best_mae.pt", "no config", "unknown setting", "no nae", "a weight less"],
+)
+def test_a_damaged_last_checkpoint_is_refused_by_name(tmp_path: Path, damage: Any) -> None:
+    run = train(config_of(tmp_path, "epochs=1"))
+    assert run is not None
+    content = checkpoint.read(run.folder / checkpoint.LAST)
+    damage(content)
+    checkpoint.save(content, run.folder / checkpoint.LAST)
+    with pytest.raises(CheckpointError, match=r"last\.pt: "):
+        train(config_of(tmp_path, "epochs=1", "resume=true"))
+
+
+def test_a_resume_with_another_kind_of_group_names_the_group_alone(tmp_path: Path) -> None:
+    assert train(config_of(tmp_path, "epochs=1")) is not None
+    with pytest.raises(ConfigError) as caught:
+        train(config_of(tmp_path, "epochs=1", "resume=true", "loss.transport=stable", "seed=1"))
+    assert "differ from those of the run: loss.transport=stable (was released); continue" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"of the run: loss=cross_entropy \(was dace\); continue"):
+        train(config_of(tmp_path, "epochs=1", "resume=true", "loss=cross_entropy"))
 
 
 def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -> None:

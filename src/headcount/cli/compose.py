@@ -5,6 +5,7 @@ Hydra's own messages do not list what is allowed.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import hydra
@@ -21,7 +22,7 @@ from headcount.config import ConfigError, register_schemas
 __all__ = ["chosen", "compose", "config_dir", "initialized", "to_config"]
 
 # Names that are fixed by the choice.
-_NAMES = ("dataset.name", "model.name", "loss.name")
+_NAMES = ("dataset.name", "method.name", "model.name", "model.head.name", "loss.name", "loss.error")
 
 
 def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
@@ -82,4 +83,11 @@ def _refuse_other_names(cfg: DictConfig, unnamed: DictConfig) -> None:
     for key in _NAMES:
         name, fixed = OmegaConf.select(cfg, key), OmegaConf.select(unnamed, key)
         if fixed is not None and name != fixed:  # a choice without a fixed name (model=timm) accepts any
-            raise ConfigError(f"{key}={name}: is always {fixed}; choose another with {key.partition('.')[0]}=...")
+            raise ConfigError(
+                f"{key}={_value(name)}: is always {_value(fixed)}; choose another with {key.rpartition('.')[0]}=..."
+            )
+
+
+def _value(value: Any) -> Any:
+    """A value as it is typed."""
+    return value.name if isinstance(value, Enum) else value

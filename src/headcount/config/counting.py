@@ -48,7 +48,8 @@ def counting_mode(
 ) -> WholeImageConfig | SlidingWindowConfig:
     """Decide how images are counted, with every size filled in.
 
-    A ViT sees windows of the size its positions are for; other networks see the whole image.
+    By default a ViT sees windows of the size its positions are for. Other networks, and those whose head predicts one
+    number per image, see the whole image.
 
     Args:
         eval: the evaluation settings of the run.
@@ -59,7 +60,8 @@ def counting_mode(
     mode = eval if chosen is None or type(chosen) is EvalConfig else chosen
     vit = model if isinstance(model, ClipViTConfig) else None
     if type(mode) is EvalConfig:
-        mode = WholeImageConfig() if vit is None else SlidingWindowConfig()
+        in_windows = vit is not None and "blocks" in model.head.predicts
+        mode = SlidingWindowConfig() if in_windows else WholeImageConfig()
     if isinstance(mode, SlidingWindowConfig):
         window = mode.window or (crop_size if vit is None else vit.input_size)
         mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig
-from headcount.config.counting import EvalConfig, counting_mode, window_error
+from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
 from headcount.config.dataset import DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
@@ -146,6 +146,11 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         return errors
     block_size, crop_size = config.bins.block_size, config.augment.crop_size
     errors += _combination_errors(config.model, config.bins, config.loss)
+    if isinstance(config.eval, SlidingWindowConfig) and "blocks" not in config.model.head.predicts:
+        errors.append(
+            f"eval=sliding_window: model.head={config.model.head.name} predicts one number per image, so that windows "
+            "cannot be combined; choose eval=whole_image"
+        )
     errors += bins.errors(config.bins)
     stride = config.model.stride(block_size)
     if stride is not None:
@@ -226,5 +231,7 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
 
 def missing_checkpoint(path: Path) -> str:
     """The message for a checkpoint that does not exist: its path, and the checkpoints beside it."""
-    beside = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-    return f"ckpt={path}: no such file" + (f"; there is {', '.join(beside)}" if beside else "")
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(str(file) for file in folder.glob("*.pt")) if folder.is_dir() else []
+    problem = "is a folder" if path.is_dir() else "no such file"
+    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else "")

@@ -223,7 +223,7 @@ def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit
             image.size_bytes = item.image.stat().st_size
         except DataError as error:
             image.problem = str(error)
-            image.fault = _FAULTS.get(DataErrorKind(error.kind), Fault.annotation)
+            image.fault = _FAULTS.get(error.kind, Fault.annotation)
     return found
 
 

@@ -26,7 +26,6 @@ from headcount.config import (
     FixedKernelConfig,
     LossConfig,
     MethodConfig,
-    MseConfig,
     SupervisedConfig,
 )
 from headcount.data.crowd import CrowdDataset, sample_seed
@@ -36,13 +35,11 @@ from headcount.types import Batch, BlockGrid, Sample
 
 def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
     """The Gaussian of smoothed counts for a loss, or otherwise for the labels of ``bins``; None if neither needs it."""
-    if isinstance(loss, MseConfig):
-        match loss.kernel:
-            case FixedKernelConfig(sigma):
-                return Smoothing(sigma)
-            case AdaptiveKernelConfig(sigma, neighbors, beta):
-                return Smoothing(sigma, neighbors, beta)
-        raise ConfigError(f"loss.kernel: no smoothing is built from a {type(loss.kernel).__name__}")
+    match getattr(loss, "kernel", None):  # any loss may have one
+        case FixedKernelConfig(sigma):
+            return Smoothing(sigma)
+        case AdaptiveKernelConfig(sigma, neighbors, beta):
+            return Smoothing(sigma, neighbors, beta)
     return Smoothing(bins.sigma) if isinstance(bins, BlockwiseConfig) else None
 
 
@@ -51,7 +48,7 @@ class Targets:
     """Makes the targets that a loss needs from the heads of a batch's images, and no others.
 
     Raises:
-        ValueError: if ``needs`` has ``smoothed`` and no ``smoothing`` is given.
+        ConfigError: if ``needs`` has ``smoothed`` and no ``smoothing`` is given.
     """
 
     needs: frozenset[str]
@@ -66,7 +63,10 @@ class Targets:
 
     def __post_init__(self) -> None:
         if "smoothed" in self.needs and self.smoothing is None:
-            raise ValueError("the loss needs smoothed counts, but there is no smoothing to make them with")
+            raise ConfigError(
+                "the loss needs smoothed counts, but there is no Gaussian to make them with: it comes from the loss's "
+                "own setting `kernel`, or from bins=blockwise"
+            )
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The targets of images of one size, by name.

@@ -1,6 +1,6 @@
 """Checkpoints: one file of plain values that rebuilds a counter anywhere.
 
-Loads with ``weights_only=True``, so that a file from a stranger cannot run code. See
+Loads with ``weights_only=True``, so that an untrusted file cannot run code. See
 checkpoints/README.md for its keys.
 """
 

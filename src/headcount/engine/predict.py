@@ -111,7 +111,8 @@ class PhotoCounter:
         """Count an image of the right size, in windows if that is usual, requested or necessary."""
         config = self.config
         usual = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=self.mode)
-        if self.mode is not None or not isinstance(usual, WholeImageConfig):
+        fixed = self.mode is not None or "blocks" not in config.model.head.predicts
+        if fixed or not isinstance(usual, WholeImageConfig):
             return self.network.count(image, usual, probabilities=True)
         reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
         if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:

@@ -19,6 +19,7 @@ from headcount.engine.optim import load_schedule_state
 from headcount.engine.records import NoRecords, Records
 from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
+from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, make_folder, write_json
 from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_run
 from headcount.types import Best
@@ -108,16 +109,27 @@ class RunFolder:
         self._records.close()
 
     def _load(self, job: Job) -> None:
-        content = checkpoint.read(self.path / checkpoint.LAST)
-        _refuse_changed_config(job.config, from_plain(content["config"]))
+        file = self.path / checkpoint.LAST
+        content = checkpoint.read(file)
+        try:
+            trained = from_plain(content["config"])
+        except (HeadcountError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
+        _refuse_changed_config(job.config, trained)
         _refuse_changed_images(self._images, content.get("training_images"))
-        job.counter.load_state_dict(content["model"])
-        job.optimizer.load_state_dict(content["optimizer"])
-        load_schedule_state(job.schedule, content["schedule"])
-        job.average.load_state_dict(content["average"])
-        self._runtime.load_scaler_state(content["scaler"])
-        job.epoch = content["epoch"]
-        job.best = None if content["best"] is None else Best(**content["best"])
+        try:
+            job.counter.load_state_dict(content["model"])
+            job.optimizer.load_state_dict(content["optimizer"])
+            load_schedule_state(job.schedule, content["schedule"])
+            job.average.load_state_dict(content["average"])
+            self._runtime.load_scaler_state(content["scaler"])
+            job.epoch = content["epoch"]
+            job.best = None if content["best"] is None else Best(**content["best"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; restore the file, or "
+                "start another run with run_name=NAME"
+            ) from error
 
     def _start(self, job: Job) -> None:
         """Write the settings and how the run is made, and open the records."""
@@ -147,11 +159,17 @@ def _is_used(folder: Path) -> bool:
 
 def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
     before, now = flatten(to_plain(trained)), flatten(to_plain(config))
-    changed = [
-        f"{key}={now.get(key)} (was {before.get(key)})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _MAY_CHANGE
-    ]
+    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in _MAY_CHANGE]
+    # A group of another kind has other settings: only the outermost such group is named.
+    groups = [key.removeprefix("kinds.").replace("/", ".") for key in differ if key.startswith("kinds.")]
+    outermost = [group for group in groups if not group.startswith(tuple(f"{other}." for other in groups))]
+    changed = []
+    for group in outermost:
+        key = f"kinds.{group.replace('.', '/')}"
+        changed.append(f"{group}={now.get(key)} (was {before.get(key)})")
+    for key in differ:
+        if not key.startswith(("kinds.", *(f"{group}." for group in outermost))):
+            changed.append(f"{key}={now.get(key)} (was {before.get(key)})")
     if changed:
         raise ConfigError(
             f"resume=true with settings that differ from those of the run: {', '.join(changed)}; continue with its own "
