@@ -232,6 +232,6 @@ def test_regression(golden_dir: Path) -> None:
     counter = case.counter(8, bins=None)
     with torch.no_grad():
         prediction = counter.predict_normalized(case.images("a"))
-    assert prediction.logits is None
+    assert prediction.probabilities() is None
     golden = case.numbers["regressor_r8_a_density"]
     np.testing.assert_allclose(prediction.blocks, golden, rtol=0, atol=2e-5 * max(1.0, float(golden.max())))
