@@ -47,7 +47,7 @@ class Fault(StrEnum):
     not_finite = "annotations with positions that are not finite"
 
 
-_FAULTS = {
+_FAULTS: dict[str, Fault] = {
     DataErrorKind.missing_image: Fault.no_image,
     DataErrorKind.missing_annotation: Fault.no_annotation,
     DataErrorKind.image: Fault.image,
