@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 quickstart: $(VENV)/installed ## train and evaluate a counter on generated crowds, and draw its results
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/installed ## the tests that run anywhere: no network, no GPU, about three minutes
+test: $(VENV)/installed ## the tests that run anywhere: no network, no GPU, a few minutes
 	$(PYTEST) -m "not slow and not golden and not data and not gpu"
 
 test-rest: $(VENV)/installed ## the tests that `make test` leaves out, except those that need a GPU

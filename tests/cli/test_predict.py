@@ -127,6 +127,7 @@ def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:
     assert next(line for line in lines if line.startswith("total")).split()[1] == f"{total:.1f}"
 
 
+@pytest.mark.slow
 def test_as_typed(run_command: Run, tmp_path: Path, best: str) -> None:
     for name in ("a.png", "f/a.png"):
         picture(tmp_path / name)
@@ -346,6 +347,7 @@ def test_blocks_can_be_laid_on_the_photo(predict: Predict, tmp_path: Path) -> No
     assert cols == math.ceil(row["resized_width"] / row["block_size"])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_may_be_typed_as_before(run_command: Run, tmp_path: Path, best: str) -> None:
     picture(tmp_path / "p.png")
     done = run_command("scripts/predict.py", "p.png", "--ckpt", best, "--no-pictures", "--no-density")

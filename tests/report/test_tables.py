@@ -77,6 +77,7 @@ def test_every_cell_is_an_experiment_and_every_experiment_a_cell() -> None:
         assert all(len(row.experiments) == len(table.columns) for row in table.rows)
 
 
+@pytest.mark.slow
 def test_percentages_are_computed_and_the_papers_own_are_footnoted(tmp_path: Path) -> None:
     assert improvement(42.9, 104.8) == pytest.approx(59.06, abs=0.01)
     page = markdown(fill("1", [], tmp_path))
