@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
-from headcount.config import ConfigError, EvalCommandConfig, check_evaluation, counting_mode, window_error
+from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
 from headcount.wording import first_names
@@ -92,10 +92,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     check_format(output)
     make_folder(output.parent, "--output ")
     loaded = checkpoint.load(config.ckpt)
-    trained = loaded.config
-    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
-    if wrong := window_error(mode, loaded.counter.grid.block_size, loaded.counter.stride):
-        raise ConfigError(wrong)
+    mode = loaded.counting_mode(config.eval)
     dataset = open_evaluated(config, loaded.config)
     indices = choose(dataset, config.split, images=options.images, names=options.names)
     counter = Runtime(config.runtime).place(loaded.counter)

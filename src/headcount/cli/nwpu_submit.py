@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="the file to write")
     parser.add_argument("--validate", type=Path, metavar="FILE", help="check this file and count nothing")
-    with refusing(parser.prog):
+    with refusing(parser.prog, MemoryError):
         arguments = read_arguments(parser, old_flags=("ckpt", "split", "data_root"))
         if arguments.options.validate is not None:
             sys.exit(0 if validate(arguments) else FAILED)

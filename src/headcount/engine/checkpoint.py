@@ -12,7 +12,17 @@ from typing import Any
 import torch
 
 from headcount.bins import CountBins
-from headcount.config import TrainConfig, from_plain, missing_checkpoint
+from headcount.config import (
+    ConfigError,
+    EvalConfig,
+    SlidingWindowConfig,
+    TrainConfig,
+    WholeImageConfig,
+    counting_mode,
+    from_plain,
+    missing_checkpoint,
+    window_error,
+)
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write
 from headcount.models.build import build_model
@@ -77,6 +87,18 @@ class LoadedCheckpoint:
     bins: CountBins | None
     """None for a counter without bins."""
     content: dict[str, Any]
+
+    def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
+        """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
+
+        Raises:
+            ConfigError: if the windows do not fit the network.
+        """
+        config = self.config
+        mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=chosen)
+        if wrong := window_error(mode, self.counter.grid.block_size, self.counter.stride):
+            raise ConfigError(wrong)
+        return mode
 
 
 def load(path: str | Path) -> LoadedCheckpoint:

@@ -10,15 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from headcount.config import (
-    ConfigError,
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
-    counting_mode,
-    window_error,
 )
 from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import evaluation_samples
@@ -109,9 +106,7 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> CheckpointEvaluation | Non
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
     trained = loaded.config
-    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
-    if wrong := window_error(mode, loaded.counter.grid.block_size, loaded.counter.stride):
-        raise ConfigError(wrong)
+    mode = loaded.counting_mode(config.eval)
     folder = _report_folder(config, (config.dataset or trained.dataset).name)
     if config.output_dir and runtime.is_main:  # before the work, if it is given
         make_folder(folder, "output_dir")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, counting_mode, window_error
+from headcount.config import EvalCommandConfig, FolderDatasetConfig
 from headcount.data.loading import evaluation_samples
 from headcount.data.locate import locate
 from headcount.data.open import open_images
@@ -55,9 +55,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
     )
     assert isinstance(located.config, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)
-    mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=config.eval)
-    if wrong := window_error(mode, counter.grid.block_size, counter.stride):
-        raise ConfigError(wrong)
+    mode = loaded.counting_mode(config.eval)
     if runtime.is_main:
         make_folder(output.resolve().parent, "--output")
     with runtime.main_first():
