@@ -29,7 +29,7 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     assert looked.returncode == 0, looked.stderr
     assert "Missing: 1 runs" in looked.stdout
     nowhere = run_command("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "--output", "none")
-    assert "output_dir=nowhere: there is no such folder yet" in nowhere.stderr
+    assert "output_dir=nowhere: no such folder yet" in nowhere.stderr
     command = next(line for line in looked.stdout.splitlines() if line.startswith("python train.py"))
     assert "experiment=table3/lambda_1 dataset=synthetic" in command
     done = run_command("scripts/reproduce_table.py", *TYPED, "--run", "--output", "out")
