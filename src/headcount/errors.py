@@ -32,3 +32,11 @@ class DataError(HeadcountError):
 
 class CheckpointError(HeadcountError):
     """A checkpoint or run folder that is missing, damaged, or was written by something else."""
+
+
+class OutputError(HeadcountError, OSError):
+    """A file that cannot be written, for example because the disk is full or read-only; the file is unchanged."""
+
+
+class DivergedError(HeadcountError, FloatingPointError):
+    """A training whose loss, weights or predictions are no longer finite; what was saved before is finite."""

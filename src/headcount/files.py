@@ -1,21 +1,39 @@
-"""Create output folders, write files atomically, and write a path as a setting."""
+"""Create output folders, write files atomically, and write a path as a setting.
+
+A temporary file names the process that writes it, so that a later one removes it if that process was killed.
+"""
 
 import csv
+import errno
 import json
 import math
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from headcount.config import ConfigError
+from headcount.errors import OutputError
+from headcount.processes import tag_has_ended, this_process
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room for a file, of a user's share that is used up, of a file above the allowed size."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a file or folder that must not be written."""
+
+# Longest part of a file's name in that of its temporary file: a name may have 255 bytes, a character up to 4.
+_MAX_NAME_LENGTH = 40
+# Temporary files, those of earlier versions included.
+_TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{32}|[0-9a-f]{8}-\d+-[0-9a-f]{8}-[0-9a-f]{8})\.part|.+\.writing")
+_SECONDS_PER_WEEK = 7 * 86_400
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Create an output folder, before any work is done for it.
+    """Create an output folder, before any work is done for it, and remove what killed processes left in it.
 
     Args:
         folder: created with its parents; may exist.
@@ -28,6 +46,56 @@ def make_folder(folder: Path, setting: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be created ({error}); choose another with {setting}=...") from error
+    remove_leftovers(folder)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name in the folder of ``path`` that no other file has, and that names the process it belongs to."""
+    stem = f".{path.name[:_MAX_NAME_LENGTH]}.{this_process().tag}"
+    # Partly random: process ids may coincide on two machines that share a disk.
+    return path.with_name(f"{stem}-{uuid.uuid4().hex[:8]}.part")
+
+
+def remove_leftovers(folder: Path, *, sole_use: bool = False) -> None:
+    """Remove the temporary files in a folder whose process has ended.
+
+    Where the process cannot be asked, because it is of another machine or the file does not name it, the file is
+    removed when it has not changed for a week.
+
+    Args:
+        sole_use: whether only this process writes into the folder: nothing then needs to be that old.
+    """
+    names: list[str] = []
+    with suppress(OSError):  # a folder that must not be listed
+        names = os.listdir(folder)
+    for file in [folder / name for name in names if _TEMPORARY.fullmatch(name)]:
+        with suppress(OSError):  # another process was faster, or it is not ours to remove
+            ended = tag_has_ended(file.name)
+            if ended is None:
+                ended = sole_use or time.time() - file.stat().st_mtime > _SECONDS_PER_WEEK
+            if ended:
+                file.unlink()
+
+
+@contextmanager
+def naming_failures(path: Path) -> Iterator[None]:
+    """Let an error of writing ``path`` in the ``with`` block name the file, and say what to do.
+
+    Raises:
+        OutputError: for any :class:`OSError` in the block.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        remedy = "choose another folder"
+        if error.errno in NO_ROOM:
+            remedy = f"free space on its disk, or {remedy}"
+        elif error.errno in READ_ONLY:
+            remedy = f"make it writable, or {remedy}"
+        reason = error.strerror or str(error)
+        raise OutputError(f"{path} cannot be written: {reason}; {remedy}. The file is as it was before") from error
 
 
 @contextmanager
@@ -46,18 +114,39 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
         writers that choose the format by the suffix must be given the format.
 
     Raises:
-        OSError: if the file cannot be written.
+        OutputError: if the file cannot be written.
     """
-    # The name is random: process ids may coincide on two machines that share a disk.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        if sync:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = temporary_name(path)
+    with naming_failures(path):
+        try:
+            yield temporary
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # a disk that went read-only: the error of writing says so
+                temporary.unlink()
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Add to the end of a file, which is created if missing; if that fails, the file is as it was before.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    with naming_failures(path):
+        before = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+        except OSError:
+            with suppress(OSError):
+                if before is None:
+                    path.unlink()
+                else:
+                    os.truncate(path, before)
+            raise
 
 
 def quoted(path: Path | str) -> str:
@@ -71,7 +160,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, with ``\\n`` as the end of each line on every system.
 
     Raises:
-        OSError: if the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     with atomic_write(path) as part:
         # File names may hold bytes that are not valid UTF-8.
@@ -82,7 +171,7 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values as an indented JSON file, atomically; NaN and infinity become null.
 
     Raises:
-        OSError: if the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
@@ -91,7 +180,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the headings first, as a CSV file in UTF-8, atomically.
 
     Raises:
-        OSError: if the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     with (
         atomic_write(path) as part,

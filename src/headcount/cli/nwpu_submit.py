@@ -85,10 +85,7 @@ def submit(arguments: Arguments) -> None:
     if counted is None:
         return
     counts = counted.counts
-    try:
-        write_submission(counts, output)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error
+    write_submission(counts, output)
     checked = read_submission(output, [int(name) for name in counts])
     assert not checked.problems, checked.problems
     most = max(counts, key=lambda name: counts[name])

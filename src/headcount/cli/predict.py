@@ -36,7 +36,7 @@ from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
-from headcount.files import make_folder
+from headcount.files import atomic_write, make_folder
 from headcount.report.predictions import (
     NOT_YET,
     PictureResult,
@@ -193,7 +193,8 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
             result.density = result.picture = None
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
         elif result.density:
-            np.save(output / result.density, prediction.block_counts.numpy())
+            with atomic_write(output / result.density) as part, part.open("wb") as density:
+                np.save(density, prediction.block_counts.numpy())
         if result.picture and prediction.block_counts is not None:
             overlay_picture(
                 prediction.image,

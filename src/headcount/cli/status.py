@@ -1,10 +1,12 @@
 """The exit statuses of every command, and how a command ends on an error whose message is written for the user."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headcount.errors import HeadcountError
+from headcount.files import NO_ROOM
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
@@ -16,10 +18,18 @@ INTERRUPTED = 130
 
 @contextmanager
 def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
-    """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2."""
+    """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2.
+
+    Likewise for a disk without room, or that must not be written, where another library found it.
+    """
     kinds: tuple[type[Exception], ...] = (HeadcountError, *also)
     try:
         yield
     except kinds as error:
         print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, errno.EROFS):
+            raise
+        print(f"{program}: a file cannot be written: {error}; free space, or choose another folder", file=sys.stderr)
         sys.exit(REFUSED)

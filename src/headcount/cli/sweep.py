@@ -4,7 +4,6 @@ import itertools
 import json
 import statistics
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from hydra.errors import HydraException
 from headcount.cli.compose import compose, initialized, to_config
 from headcount.cli.overrides import as_typed, parse
 from headcount.config import ConfigError, TrainConfig, check, check_evaluation
+from headcount.errors import OutputError
+from headcount.files import make_folder, naming_failures, temporary_name
 
 # Jobs that differ only in these repeat one experiment.
 _REPEATS = ("seed=", "dataset.fold=")
@@ -74,7 +75,10 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
 
 @dataclass
 class SweepLog:
-    """A file in the sweep's folder to which every job appends its outcome, in whichever process it runs."""
+    """A file in the sweep's folder to which every job appends its outcome, in whichever process it runs.
+
+    It is a temporary file: the next sweep removes it if this one is killed.
+    """
 
     file: Path
     jobs: list[list[str]]
@@ -85,13 +89,17 @@ class SweepLog:
         """A new, empty log for these jobs."""
         with initialized():
             folder = Path(hydra.compose(config_name, jobs[0], return_hydra_config=True).hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder.resolve() / f"{uuid.uuid4().hex}.jsonl", jobs)
+        make_folder(folder, "output_dir")
+        return cls(temporary_name(folder.resolve() / "sweep"), jobs)
 
     def write(self, number: int, *, status: int, results: dict[str, float] | None) -> None:
-        """Append the outcome of a job."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"job": number, "status": status, "results": results}) + "\n")
+        """Append the outcome of a job; a disk without room for it does not stop the others."""
+        line = json.dumps({"job": number, "status": status, "results": results}) + "\n"
+        try:
+            with naming_failures(self.file), self.file.open("a") as file:
+                file.write(line)
+        except OutputError as error:
+            print(f"the outcome of job {number} is not in the table: {error}", file=sys.stderr)
 
     def close(self) -> int:
         """Print the results, list the jobs that failed or never reported, and remove the file.
@@ -101,7 +109,8 @@ class SweepLog:
         """
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
-        outcomes: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda outcome: outcome["job"])
+        whole = [line for line in lines if line.endswith("}")]  # not those that a full disk cut
+        outcomes: list[dict[str, Any]] = sorted(map(json.loads, whole), key=lambda outcome: outcome["job"])
         typed = [list(map(as_typed, job)) for job in self.jobs]
         finished = [(typed[outcome["job"]], outcome["results"]) for outcome in outcomes if outcome["results"]]
         if finished:

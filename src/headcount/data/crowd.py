@@ -1,6 +1,7 @@
 """Images of one split with their annotated heads, as an indexable dataset."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ class CrowdDataset(Dataset[Sample]):
         seed: seed of the augmentation.
         left_out: names of images of the split that cannot be used and are therefore not in ``names``.
         in_no_split: names of images that a split file does not mention.
+        sources: file of each image as distributed; empty if the images are not files.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class CrowdDataset(Dataset[Sample]):
         seed: int = 0,
         left_out: Sequence[str] = (),
         in_no_split: Sequence[str] = (),
+        sources: Sequence[Path] = (),
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
@@ -60,6 +63,8 @@ class CrowdDataset(Dataset[Sample]):
         """Images that belong to no split, because the split file does not mention them."""
         self.sizes = list(sizes)
         """(width, height) of each prepared image, pixels."""
+        self.sources = list(sources)
+        """File of each image as distributed; empty if the images are not files."""
         self.one_head_per_pixel = one_head_per_pixel
         """Whether training counts the heads of one pixel once in block counts."""
         self._images = images

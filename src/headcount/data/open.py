@@ -185,6 +185,7 @@ def _open_folder(
         seed=seed,
         left_out=left_out,
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
+        sources=[item.image for item in usable],
     )
 
 

@@ -5,11 +5,13 @@ checkpoints/README.md for its keys.
 """
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from headcount.bins import CountBins
 from headcount.config import (
@@ -49,9 +51,18 @@ def commit() -> str:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old file or the new one."""
-    with atomic_write(path) as part:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, part)
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    with atomic_write(path) as part, part.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        except RuntimeError as error:  # torch replaces an error of the file by its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -75,6 +86,44 @@ def read(path: str | Path) -> dict[str, Any]:
             f"ckpt={path}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
     return content
+
+
+# What a resumed run needs, and of which type.
+_TRAINING: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("config", "model", "optimizer", "schedule", "average", "scaler"), Mapping),
+    "best": (Mapping, type(None)),
+    "epoch": int,
+}
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint to resume from, with all its keys.
+
+    Raises:
+        CheckpointError: as :func:`read`, or if it is a checkpoint to evaluate, or a key has a value of another type.
+    """
+    content = read(path)
+    hint = "put the run's own file back, or start another run with run_name=NAME"
+    if missing := [key for key in _TRAINING if key not in content]:
+        raise CheckpointError(
+            f"{path}: cannot be resumed from, because it has no {', '.join(map(repr, missing))}; a checkpoint such as "
+            f"{BEST} holds the weights only: {hint}"
+        )
+    for key, kind in _TRAINING.items():
+        value = content[key]
+        if not isinstance(value, kind) or isinstance(value, bool) or (key == "epoch" and value < 0):
+            found = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+            raise CheckpointError(f"{path}: the checkpoint is damaged: its {key!r} is {found}; {hint}")
+    return content
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity; one device sync."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    if not tensors:
+        return []
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    return [key for key, whole in zip(tensors, finite, strict=True) if not whole]
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -60,10 +60,25 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, *, epochs: int, st
     return LambdaLR(optimizer, factor)
 
 
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer.
+
+    Raises:
+        ValueError: if the state is that of other parameters, which torch would notice at the next step only.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name!r} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+
+
 def load_schedule_state(schedule: LambdaLR, state: dict[str, Any]) -> None:
     """Restore a schedule; the learning rate itself is part of the optimizer's state."""
     if "steps" in state:  # checkpoints of format 1 store the number of optimizer steps
         state = {**schedule.state_dict(), "last_epoch": state["steps"], "_step_count": state["steps"] + 1}
+    if not isinstance(state["last_epoch"], int):
+        raise TypeError(f"'last_epoch' of the schedule is {state['last_epoch']!r}")
     schedule.load_state_dict(state)
 
 

@@ -5,58 +5,122 @@ look as if it had never stopped.
 """
 
 import json
+import os
+import socket
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
-from headcount.files import write_text
+from headcount.files import append_bytes, write_text
 from headcount.runs import METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
+
+_EVENTS = "events.out.tfevents"
 
 
 class Records:
     """Writes metrics.jsonl and TensorBoard events, on rank 0."""
 
-    def __init__(self, folder: Path, *, start_epoch: int) -> None:
+    def __init__(self, folder: Path, *, start_epoch: int, last: dict[str, Any] | None = None) -> None:
         """Open the records of ``folder``, without epochs after the first ``start_epoch``.
+
+        Args:
+            last: the record of epoch ``start_epoch``; added if a kill came before it was written. None if unknown.
 
         Raises:
             CheckpointError: if one of the first ``start_epoch`` epochs is missing.
         """
         self.file = folder / METRICS_FILE
-        kept = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
-        if [r["epoch"] for r in kept] != list(range(1, start_epoch + 1)):
+        self._records = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
+        unwritten = [last] if last is not None and len(self._records) == start_epoch - 1 else []
+        self._records += unwritten
+        if [r["epoch"] for r in self._records] != list(range(1, start_epoch + 1)):
             raise CheckpointError(
                 f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore "
                 "the whole file, or start another run with run_name=NAME"
             )
-        write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
-        self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)
+        self.events = Events(folder, purge_step=start_epoch + 1 - len(unwritten))
+        for record in unwritten:
+            self.events.add_record(record)
+            self.events.flush()
+        self._write()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append the numbers of one epoch; ``record["epoch"]`` counts from 1."""
-        with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and key != "epoch":
-                self.writer.add_scalar(key, value, record["epoch"])
-        self.writer.flush()
+        """Append the numbers of one epoch; ``record["epoch"]`` counts from 1.
+
+        Raises:
+            OutputError: if a file cannot be written.
+        """
+        self.events.add_record(record)
+        self.events.flush()
+        self._records.append(record)
+        self._write()
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
-        """Add images (3, height, width) in bytes, by name."""
+        """Add images (3, height, width) in bytes, by name; they are written with the numbers of the epoch."""
         for name, picture in pictures.items():
-            self.writer.add_image(name, picture, epoch)
+            self.events.add(summary.image(name, picture, dataformats="CHW"), epoch)
 
-    def close(self) -> None:
-        """Flush and close."""
-        self.writer.close()
+    def _write(self) -> None:
+        """Write all lines anew: half a line must never be seen."""
+        write_text(self.file, "".join(json.dumps(record) + "\n" for record in self._records))
+
+
+class Events:
+    """A new TensorBoard file in a folder, whose name sorts after those of the earlier ones.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the time: after the clock
+    was set back, the time of the last file counts on. Unlike torch's ``SummaryWriter``, which writes in a thread, an
+    epoch is written completely or not at all, and an error of writing is raised where it can be reported.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        """Name the file; it is created by the first :meth:`flush`.
+
+        Args:
+            purge_step: steps of earlier files that are hidden, from this one on.
+        """
+        names = [file.name.split(".") for file in folder.glob(f"{_EVENTS}.*")]
+        times = [int(name[3]) + 1 for name in names if len(name) > 3 and name[3].isdigit()]
+        started = max([int(time.time()), *times])
+        self.file = folder / f"{_EVENTS}.{started:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._unwritten = BytesIO()
+        self._append(Event(step=purge_step, file_version="brain.Event:2"))
+        self._append(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, what: Summary, step: int) -> None:
+        """Add a picture or a number at a step; written by :meth:`flush`."""
+        self._append(Event(step=step, summary=what))
+
+    def add_record(self, record: dict[str, Any]) -> None:
+        """Add the numbers of an epoch."""
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key != "epoch":
+                self.add(summary.scalar(key, value), record["epoch"])
+
+    def flush(self) -> None:
+        """Write what was added since the last time.
+
+        Raises:
+            OutputError: if the file cannot be written; nothing of it then is.
+        """
+        append_bytes(self.file, self._unwritten.getvalue())
+        self._unwritten = BytesIO()
+
+    def _append(self, event: Event) -> None:
+        event.wall_time = time.time()
+        RecordWriter(self._unwritten).write(event.SerializeToString())
 
 
 class NoRecords:
@@ -68,14 +132,13 @@ class NoRecords:
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
         """Do nothing."""
 
-    def close(self) -> None:
-        """Do nothing."""
-
 
 class Meter:
     """Sums over one epoch, kept on the device until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int = 1) -> None:
+        self.epoch = epoch
+        """Number of the epoch, from 1."""
         self.steps = 0
         self.images = 0
         self.started = time.perf_counter()
@@ -105,9 +168,9 @@ class Meter:
         finite = torch.stack([total for total, _ in self.unchecked]).isfinite().tolist() if self.unchecked else []
         if not all(finite):
             total, names = self.unchecked[finite.index(False)]
+            step = self.steps - len(self.unchecked) + finite.index(False) + 1
             raise FloatingPointError(
-                f"the loss became {float(total)} on the batch of {', '.join(names)}; the saved checkpoints are from "
-                "before. A lower optim.lr, or optim.max_grad_norm=1, usually helps"
+                f"epoch {self.epoch}, step {step}: the loss became {float(total)} on the batch of {', '.join(names)}"
             )
         self.unchecked.clear()
         return " ".join(f"{key} {float(value) / self.steps:.4g}" for key, value in self.sums.items())

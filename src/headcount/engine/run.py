@@ -1,11 +1,13 @@
 """The folder of a training run: refuse a used one, resume, save, and record how the run was made.
 
-Only rank 0 writes. A run folder is never overwritten, and never continued with other settings or images.
+Only rank 0 writes, and holds the lock of the folder for all. A run folder is never overwritten, and never continued
+with other settings or images.
 """
 
 import dataclasses
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ from omegaconf import OmegaConf
 
 from headcount.config import PLACE, ConfigError, TrainConfig, from_plain, to_plain
 from headcount.data.crowd import CrowdDataset
+from headcount.data.prepare import image_origin
 from headcount.engine import checkpoint
-from headcount.engine.optim import load_schedule_state
+from headcount.engine.lock import LOCK_FILE, FolderLock
+from headcount.engine.optim import load_optimizer_state, load_schedule_state
 from headcount.engine.records import NoRecords, Records
 from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
 from headcount.errors import CheckpointError, HeadcountError
-from headcount.files import atomic_write, make_folder, write_json
-from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_run
+from headcount.files import atomic_write, remove_leftovers, write_json
+from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, flatten, read_run
 from headcount.types import Best
+from headcount.wording import first_names
 
 # What may change between a run and its continuation: where things are, not what is learned.
 _MAY_CHANGE = (*PLACE, "eval.pictures")
@@ -33,28 +38,44 @@ class RunFolder:
 
     def __init__(self, runtime: Runtime, config: TrainConfig) -> None:
         self.path = run_path(config)
-        self.resuming = config.resume and (self.path / checkpoint.LAST).exists()
+        self.resuming = False
         """Whether training continues from last.pt."""
         self._runtime = runtime
         self._config = config
         self._commit = checkpoint.commit()
-        self._images = ""
+        self._images: dict[str, str] = {}
         self._records: Records | NoRecords = NoRecords()
+        self._lock = FolderLock(self.path)
+        self._record: dict[str, Any] | None = None
+        self._saved: dict[str, int] = {}
 
     @classmethod
     def open(cls, runtime: Runtime, config: TrainConfig) -> "RunFolder":
-        """The folder of a run, before any work is done for it.
+        """The folder of a run, before any work is done for it; locked until :meth:`close`, except for a dry run.
 
         Raises:
-            ConfigError: if it contains a run and ``resume`` is off.
+            ConfigError: if another process uses it, if it contains a run and ``resume`` is off, or if it contains
+                results and nothing to resume.
+            OutputError: if nothing can be written there.
         """
         folder = cls(runtime, config)
-        if runtime.is_main and not config.resume and not config.dry_run and _is_used(folder.path):
-            raise ConfigError(
-                f"{folder.path} already contains a run; add resume=true to continue it, run_name=NAME to keep both, "
-                "or remove the folder"
-            )
+        if not config.dry_run:
+            runtime.on_main(folder._take)
+        folder.resuming = config.resume and (folder.path / checkpoint.LAST).exists()
         return folder
+
+    def _take(self) -> None:
+        """Lock the folder, check that nothing in it can be lost, and remove what killed processes left."""
+        self._lock.acquire(setting="output_dir", instead="start another run with run_name=NAME")
+        try:
+            remove_leftovers(self.path, sole_use=True)
+            if not self._config.resume:
+                _refuse_used(self.path)
+            elif not (self.path / checkpoint.LAST).exists():
+                _refuse_results(self.path)
+        except HeadcountError:
+            self._lock.release()
+            raise
 
     def restore(self, job: Job) -> None:
         """Continue where last.pt stopped, if there is one, and open the records.
@@ -63,19 +84,54 @@ class RunFolder:
             ConfigError: if the settings or the training images are not those of the run.
             CheckpointError: if last.pt or the records are damaged.
         """
-        self._images = _digest(job.data.train)
+        self._images = {
+            "training_images": _digest(job.data.train),
+            "training_data": fingerprint(job.data.train),
+            "selection_data": fingerprint(job.data.selection),
+        }
         if self.resuming:
             self._load(job)
         elif self._config.resume and self._runtime.is_main:
             print(f"nothing to resume in {self.path}: starting at the first epoch", file=sys.stderr)
-        if self._runtime.is_main:
-            self._start(job)
+        self._runtime.on_main(partial(self._start, job))
 
-    def save(self, job: Job, *, is_best: bool) -> None:
-        """Write last.pt, and best_mae.pt if this epoch is the best so far."""
-        if not self._runtime.is_main:
-            return
-        common = {
+    def save(self, job: Job, record: dict[str, Any], *, is_best: bool) -> None:
+        """Write last.pt, and then what a resumed run can make again from it: best_mae.pt and the records.
+
+        Args:
+            record: the numbers of the epoch, for metrics.jsonl and TensorBoard.
+            is_best: whether this epoch is the best so far.
+
+        Raises:
+            OutputError: if a file cannot be written.
+        """
+        self._runtime.on_main(partial(self._save, job, record, is_best=is_best))
+        self._saved |= dict.fromkeys((checkpoint.LAST, checkpoint.BEST) if is_best else (checkpoint.LAST,), job.epoch)
+
+    def _save(self, job: Job, record: dict[str, Any], *, is_best: bool) -> None:
+        training = {
+            "model": job.counter.state_dict(),
+            "optimizer": job.optimizer.state_dict(),
+            "schedule": job.schedule.state_dict(),
+            "average": job.average.state_dict(),
+            "scaler": self._runtime.scaler_state(),
+            "record": record,
+            **self._images,
+        }
+        checkpoint.save({**self._common(job), **training}, self.path / checkpoint.LAST)
+        self._saved[checkpoint.LAST] = job.epoch
+        if is_best:
+            self._save_best(job)
+        self._records.write(record)
+
+    def _save_best(self, job: Job) -> None:
+        best = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
+        checkpoint.save(best, self.path / checkpoint.BEST)
+        self._saved[checkpoint.BEST] = job.epoch
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        """What both checkpoints of an epoch hold."""
+        return {
             "commit": self._commit,
             "config": to_plain(job.config),
             "bins": None if job.bins is None else job.bins.to_dict(),
@@ -83,69 +139,70 @@ class RunFolder:
             "best": None if job.best is None else dataclasses.asdict(job.best),
             "selection": {"split": job.data.selection_split, "dataset": job.config.dataset.name, "metric": "mae"},
         }
-        training = {
-            "model": job.counter.state_dict(),
-            "optimizer": job.optimizer.state_dict(),
-            "schedule": job.schedule.state_dict(),
-            "average": job.average.state_dict(),
-            "scaler": self._runtime.scaler_state(),
-            "training_images": self._images,
-        }
-        if is_best:
-            best = {**common, "model": job.average.evaluated(job.counter).state_dict()}
-            checkpoint.save(best, self.path / checkpoint.BEST)
-        checkpoint.save({**common, **training}, self.path / checkpoint.LAST)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append the numbers of one epoch to metrics.jsonl and TensorBoard."""
-        self._records.write(record)
 
     def draw(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
         """Add pictures (3, height, width) in bytes to TensorBoard, by name."""
         self._records.pictures(pictures, epoch)
 
+    def safe(self) -> str:
+        """The checkpoints that are complete, for an error message."""
+        if not self._saved:
+            return f"no checkpoint has been saved in {self.path}"
+        files = " and ".join(f"{name} of epoch {epoch}" for name, epoch in self._saved.items())
+        return f"safe in {self.path}: {files}"
+
     def close(self) -> None:
-        """Flush and close the records."""
-        self._records.close()
+        """Release the lock."""
+        self._lock.release()
 
     def _load(self, job: Job) -> None:
         file = self.path / checkpoint.LAST
-        content = checkpoint.read(file)
+        content = checkpoint.read_training(file)
         try:
             trained = from_plain(content["config"])
         except (HeadcountError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
         _refuse_changed_config(job.config, trained)
-        _refuse_changed_images(self._images, content.get("training_images"))
+        _refuse_changed_images(self._images, content, job.data.selection_split)
         try:
             job.counter.load_state_dict(content["model"])
-            job.optimizer.load_state_dict(content["optimizer"])
+            load_optimizer_state(job.optimizer, content["optimizer"])
             load_schedule_state(job.schedule, content["schedule"])
             job.average.load_state_dict(content["average"])
             self._runtime.load_scaler_state(content["scaler"])
             job.epoch = content["epoch"]
             job.best = None if content["best"] is None else Best(**content["best"])
+            if job.best is not None and not all(isinstance(v, (int, float)) for v in content["best"].values()):
+                raise TypeError("'best' holds something else than numbers")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; restore the file, or "
                 "start another run with run_name=NAME"
             ) from error
+        if wrong := checkpoint.not_finite(content["model"]):
+            raise CheckpointError(
+                f"{file}: its weights are not finite ({first_names(wrong)}), so training cannot continue; restore "
+                "the file, or start another run with run_name=NAME"
+            )
+        self._record = content.get("record")
+        self._saved = {checkpoint.LAST: job.epoch} | ({checkpoint.BEST: job.best.epoch} if job.best else {})
 
     def _start(self, job: Job) -> None:
-        """Write the settings and how the run is made, and open the records."""
-        make_folder(self.path, "output_dir")
+        """Write the settings and how the run is made, open the records, and write what a kill prevented."""
         earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG_FILE).is_file() else []
         images = {
             "train": len(job.data.train),
             "selection": len(job.data.selection),
-            "digest": f"{self._images}-{_digest(job.data.selection)}",
+            "digest": f"{self._images['training_images']}-{_digest(job.data.selection)}",
         }
         commits = [*(commit for commit in earlier if commit != self._commit), self._commit]
         provenance = {"commits": commits, "images": images, **self._runtime.describe()}
-        self._records = Records(self.path, start_epoch=job.epoch)
+        self._records = Records(self.path, start_epoch=job.epoch, last=self._record)
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
         write_json(self.path / PROVENANCE_FILE, provenance)
+        if job.best is not None and job.best.epoch == job.epoch and _best_epoch(self.path) != job.epoch:
+            self._save_best(job)  # a kill came between the two checkpoints of this epoch
 
 
 def run_path(config: TrainConfig) -> Path:
@@ -153,8 +210,37 @@ def run_path(config: TrainConfig) -> Path:
     return Path(config.output_dir).expanduser() / config.dataset.name / config.run_name / f"seed{config.seed}"
 
 
-def _is_used(folder: Path) -> bool:
-    return folder.exists() and any(folder.iterdir())
+def _refuse_used(folder: Path) -> None:
+    if any(file.name != LOCK_FILE for file in folder.iterdir()):
+        raise ConfigError(
+            f"{folder} already contains a run; add resume=true to continue it, run_name=NAME to keep both, "
+            "or remove the folder"
+        )
+
+
+def _refuse_results(folder: Path) -> None:
+    """Refuse to start at the first epoch where that would replace results.
+
+    last.pt is the first result of a run: where it is missing and others are not, it was removed.
+    """
+    records = folder / METRICS_FILE
+    results = sorted(file.name for file in folder.glob("*.pt"))
+    if records.exists() and records.stat().st_size:
+        results.append(records.name)
+    if results:
+        raise ConfigError(
+            f"resume=true: {folder} has results ({', '.join(results)}) but no {checkpoint.LAST} to continue from; put "
+            f"{checkpoint.LAST} back, start another run with run_name=NAME, or move the folder to start again"
+        )
+
+
+def _best_epoch(folder: Path) -> int | None:
+    """The epoch of best_mae.pt; None if it is missing or damaged."""
+    try:
+        epoch: int | None = checkpoint.read(folder / checkpoint.BEST).get("epoch")
+    except HeadcountError:
+        return None
+    return epoch
 
 
 def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
@@ -183,9 +269,27 @@ def _digest(dataset: CrowdDataset) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _refuse_changed_images(now: str, before: str | None) -> None:
-    if before not in (None, now):  # early checkpoints do not record it
-        raise ConfigError(
-            "resume=true with training images or annotations that differ from those of the run: continue with its own, "
-            "or start another run with run_name=NAME"
-        )
+def fingerprint(dataset: CrowdDataset) -> str:
+    """A hash of what is learned from: the content of the image files, and the position of every head.
+
+    Wherever the files are stored; images that are not files are identified by their names and sizes.
+    """
+    lines = []
+    for index, name in enumerate(dataset.names):
+        size = dataset.sizes[index]
+        origin = image_origin(dataset.sources[index], size) if dataset.sources else repr(size).encode()
+        heads = f"{dataset.count(index):g} ".encode() + dataset.points(index).numpy().tobytes()
+        content = hashlib.sha256(heads + origin).hexdigest()
+        lines.append(f"{name} {content}".encode(errors="surrogateescape"))
+    return hashlib.sha256(b"\n".join(sorted(lines))).hexdigest()
+
+
+def _refuse_changed_images(now: dict[str, str], before: dict[str, Any], selection_split: str) -> None:
+    """Compare digests with those of a checkpoint; early checkpoints do not hold all of them."""
+    for key, digest in now.items():
+        if before.get(key) not in (None, digest):
+            which = f"images of '{selection_split}'" if key == "selection_data" else "training images"
+            raise ConfigError(
+                f"resume=true with {which} or annotations that differ from those of the run: continue with its own, "
+                "or start another run with run_name=NAME"
+            )

@@ -5,21 +5,24 @@ several, and asks this object for sums over all of them.
 """
 
 import math
+import os
 import platform
 import random
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric, is_wrapped
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from headcount.config import Accelerator, ConfigError, Precision, RuntimeConfig
+from headcount.errors import HeadcountError
 from headcount.types import Batch
 
 T = TypeVar("T")
@@ -41,8 +44,10 @@ class Runtime:
         """Start the processes (for ``devices`` > 1, by running the same command again).
 
         Raises:
-            ConfigError: if the machine has fewer GPUs than requested.
+            ConfigError: if the machine has fewer GPUs than requested, or a launcher (torchrun, srun, mpirun) started
+                another number of processes.
         """
+        _refuse_other_launch(config.devices)
         gpus = torch.cuda.device_count()
         on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
         if on_gpu and gpus < config.devices:
@@ -123,6 +128,21 @@ class Runtime:
         """Sums over all processes, exact to float64, on the host."""
         return [math.fsum(parts) for parts in zip(*self.gather([list(values)]), strict=True)]
 
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on rank 0; an error there stops every process, none of which then waits for the others.
+
+        Raises:
+            HeadcountError: what ``work`` raised, on every process.
+        """
+        errors: list[HeadcountError] = []
+        if self.is_main:
+            try:
+                work()
+            except HeadcountError as error:
+                errors.append(error)
+        for error in self.gather(errors):
+            raise error
+
     def broadcast_buffers(self, model: Network) -> Network:
         """Copy rank 0's buffers to all ranks: each gathers normalization statistics of its own while training."""
         if self.world > 1:
@@ -162,6 +182,38 @@ class Runtime:
         """Restore what :meth:`scaler_state` returned."""
         if state:
             self.fabric.strategy.precision.load_state_dict(state)
+
+
+def _refuse_other_launch(devices: int) -> None:
+    """Refuse a launcher that started another number of processes: each would believe it is alone, or wait for others.
+
+    Raises:
+        ConfigError: names the variable by which the launcher tells the number, and what to type.
+    """
+    slurm = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Fabric's rule: a shell is one process
+    for variable in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", *(["SLURM_NTASKS"] if slurm else [])):
+        text = os.environ.get(variable, "")
+        if not text.isdigit():
+            continue
+        started = int(text)
+        # Fabric starts the others itself, unless it was started as one of several.
+        if started > devices or (started < devices and _is_launched()):
+            raise ConfigError(
+                f"runtime.devices={devices}: {variable}={text} tells that a launcher started {started} processes of "
+                f"this command: type runtime.devices={max(started, 1)}, or start {devices} (torchrun --nproc-per-node="
+                f"{devices}; srun --nodes=1 --ntasks-per-node={devices}), or start one without a launcher, after "
+                f"`unset {variable}`"
+            )
+        if variable == "SLURM_NTASKS" and started > 1 and os.environ.get("SLURM_NTASKS_PER_NODE") != text:
+            raise ConfigError(
+                f"runtime.devices={devices}: all {started} processes must be on one machine; start them with "
+                f"srun --nodes=1 --ntasks-per-node={started}"
+            )
+
+
+def _is_launched() -> bool:
+    """Whether Fabric finds that its processes are started by somebody else."""
+    return TorchElasticEnvironment.detect() or not os.environ.keys().isdisjoint(("SLURM_NTASKS", "LOCAL_RANK"))
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -23,10 +23,12 @@ from headcount.engine.run import RunFolder
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.setup import Job, build_job
 from headcount.engine.summary import summarize
+from headcount.errors import DivergedError, OutputError
 from headcount.files import quoted
 from headcount.models.build import follow_weights
 from headcount.runs import read_metrics
 from headcount.types import Batch, Best, Evaluation, LossTerms, Prediction, Sample
+from headcount.wording import first_names
 
 DrawBlocks = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
 """(sample, expected heads per block, block size in pixels) -> picture (3, height, width) in bytes."""
@@ -59,12 +61,21 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
     Raises:
         ConfigError, DataError, CheckpointError: if the run folder is in use, or settings, data or weights are
             unusable.
+        OutputError: if a file of the run cannot be written.
+        DivergedError: if the training diverges.
     """
     # 1. Processes.
     runtime = Runtime(config.runtime)
     config = dataclasses.replace(config, model=follow_weights(config.model))
-    # 2. Run folder: refuse a used one before any work is done.
+    # 2. Run folder: refuse a used one, or one in use, before any work is done.
     run = RunFolder.open(runtime, config)
+    try:
+        return _train(runtime, config, run, draw)
+    finally:
+        run.close()
+
+
+def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBlocks | None) -> FinishedRun | None:
     # 3. Data, bins, network, loss, optimizer.
     job = build_job(config, runtime, pretrained=not run.resuming)
     # 4. Description.
@@ -79,8 +90,13 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
         resumed = f", from epoch {job.epoch}" if job.epoch else ""
         print(f"{description}\nrun: {run.path}{resumed}", file=sys.stderr)
     # 6. Train and evaluate.
-    fit(runtime, job, run, draw=draw if runtime.is_main else None)
-    run.close()
+    try:
+        fit(runtime, job, run, draw=draw if runtime.is_main else None)
+    except FloatingPointError as error:
+        hint = "a lower optim.lr, or optim.max_grad_norm=1, usually helps"
+        raise DivergedError(f"{error}; {run.safe()}; {hint}") from error
+    except OutputError as error:
+        raise OutputError(f"{error}; {run.safe()}. Then add resume=true to the same command") from error
     return _finish(job, run.path) if runtime.is_main else None
 
 
@@ -91,7 +107,9 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
         draw: makes the pictures for TensorBoard; None makes none.
 
     Raises:
-        FloatingPointError: if a loss is not finite; names the files of the batch.
+        FloatingPointError: if a loss, a weight or a predicted count is not finite; names the epoch, the step and the
+            files of the batch.
+        OutputError: if a file of the run cannot be written.
     """
     config = job.config
     progress = _progress_bar(runtime, job)
@@ -99,7 +117,7 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
         # Train one epoch.
         runtime.seed(config.seed, epoch)
         job.model.train()
-        meter = Meter()
+        meter = Meter(epoch + 1)
         for batch in job.loader.epoch(epoch):
             lr = job.optimizer.param_groups[0]["lr"]
             loss, prediction = train_step(runtime, job, batch)
@@ -109,18 +127,11 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
                 progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check()}")
         job.epoch = epoch + 1
         record = {"epoch": job.epoch, "lr": lr, **meter.close(runtime)}
+        _refuse_diverged(runtime, job, meter.steps)
         # Evaluate.
         is_best = False
         if job.epoch % config.eval_every_epochs == 0 or job.epoch == config.epochs:
-            evaluated = runtime.broadcast_buffers(job.average.evaluated(unwrap(job.model)))
-            evaluation = evaluate(
-                runtime,
-                evaluated,
-                job.data.selection,
-                job.mode,
-                workers=config.runtime.workers,
-                evaluators=[empty_blocks],
-            )
+            evaluation = _evaluate(runtime, job)
             is_best = job.best is None or evaluation.errors.mae < job.best.mae
             if is_best:
                 job.best = Best(epoch=job.epoch, **dataclasses.asdict(evaluation.errors))
@@ -129,8 +140,7 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
             if runtime.is_main:
                 progress.write(_evaluation_line(job, evaluation), file=sys.stderr)
         # Record and save.
-        run.write(record)
-        run.save(job, is_best=is_best)
+        run.save(job, record, is_best=is_best)
     progress.close()
 
 
@@ -147,6 +157,26 @@ def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Pre
     job.schedule.step()
     job.average.update(unwrap(job.model))
     return loss, prediction
+
+
+def _refuse_diverged(runtime: Runtime, job: Job, steps: int) -> None:
+    """Refuse weights that the last steps of an epoch made useless, before they replace good ones; device sync."""
+    wrong = checkpoint.not_finite(job.counter.state_dict()) or checkpoint.not_finite(job.average.state_dict())
+    if runtime.sum([len(wrong)])[0]:  # statistics of normalization differ between processes
+        raise FloatingPointError(
+            f"epoch {job.epoch}, step {steps}: the weights are no longer finite ({first_names(wrong)}), though every "
+            "loss was"
+        )
+
+
+def _evaluate(runtime: Runtime, job: Job) -> Evaluation:
+    """Evaluate the weights of the end of an epoch on the images that select."""
+    evaluated = runtime.broadcast_buffers(job.average.evaluated(unwrap(job.model)))
+    workers = job.config.runtime.workers
+    try:
+        return evaluate(runtime, evaluated, job.data.selection, job.mode, workers=workers, evaluators=[empty_blocks])
+    except FloatingPointError as error:
+        raise FloatingPointError(f"epoch {job.epoch}: {error}") from error
 
 
 def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:

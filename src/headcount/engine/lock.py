@@ -1,0 +1,178 @@
+"""A lock on a folder, so that only one process writes there.
+
+The lock is a file that names its process, and appears with its whole content or not at all. The lock of a process that
+has ended is taken over, which only the machine of that process can tell.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from headcount.errors import ConfigError, HeadcountError
+from headcount.files import make_folder, naming_failures, temporary_name
+from headcount.processes import Process, this_process
+
+LOCK_FILE = "run.lock"
+
+# What ends a process politely: a cluster's scheduler, a closed terminal. Python would end without its last steps.
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# A lock that ends while it is examined, or is taken by another process, is examined again.
+_ATTEMPTS = 20
+
+
+class FolderLock:
+    """Sole use of a folder by this process, from :meth:`acquire` to :meth:`release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / LOCK_FILE
+        self._created: list[Path] = []
+        self._handlers: dict[int, Any] = {}
+        self._holder: Process | None = None
+
+    def acquire(self, *, setting: str, instead: str) -> None:
+        """Lock the folder, which is created with its parents.
+
+        SIGTERM and SIGHUP then raise ``SystemExit``, so that the lock is released.
+
+        Args:
+            setting: the setting that chose the folder, for error messages.
+            instead: what to do if another process uses the folder.
+
+        Raises:
+            ConfigError: if another process holds the lock, or may hold it; or the folder cannot be created.
+            OutputError: if the lock cannot be written.
+        """
+        folder = self.file.parent
+        self._created = [path for path in (folder, *folder.parents) if not path.exists()]
+        make_folder(folder, setting)
+        try:
+            self._take(instead)
+        except HeadcountError:
+            self._remove_folders()
+            raise
+        self._holder = this_process()
+        self._handle_signals()
+
+    def release(self) -> None:
+        """Remove the lock, and the folders that :meth:`acquire` created if nothing was written there."""
+        if self._holder != this_process():  # never acquired, released, or a forked process
+            return
+        self._holder = None
+        with suppress(OSError):
+            self.file.unlink()
+        self._remove_folders()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _take(self, instead: str) -> None:
+        content = json.dumps(asdict(this_process()), indent=2) + "\n"
+        for _ in range(_ATTEMPTS):
+            with naming_failures(self.file):
+                if _create(self.file, content):
+                    return
+            found = self._read()
+            if found is None:
+                continue
+            owner = _parse(found)
+            if owner is None or not owner.has_ended():
+                raise ConfigError(self._refusal(owner, instead))
+            self._discard(found)
+        raise ConfigError(f"{self.file.parent} is in use by other processes that start and end; {instead}")
+
+    def _remove_folders(self) -> None:
+        for folder in self._created:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def _read(self) -> str | None:
+        """The content of another process's lock; None if it has just been released."""
+        try:
+            return self.file.read_text(errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{self.file} cannot be read: {error}") from error
+
+    def _discard(self, stale: str) -> None:
+        """Remove the lock of a process that has ended, unless another process has replaced it meanwhile."""
+        aside = temporary_name(self.file)
+        with naming_failures(self.file), suppress(FileNotFoundError):
+            os.rename(self.file, aside)  # of several processes, one succeeds
+            if aside.read_text(errors="replace") != stale:
+                _create(self.file, aside.read_text())
+            aside.unlink()
+
+    def _refusal(self, owner: Process | None, instead: str) -> str:
+        folder = self.file.parent
+        remove = f"if no run uses the folder any more, remove {self.file} and try again; otherwise {instead}"
+        if owner is None:
+            return f"{folder} is locked, and {self.file} does not tell by which process; {remove}"
+        user = f"process {owner.number}, started {owner.started}"
+        if owner.is_here():
+            return f"{folder} is in use by {user}; wait until it ends, or {instead}"
+        return f"{folder} is in use by {user}, on another machine or in another container ({owner.host}); {remove}"
+
+    def _handle_signals(self) -> None:
+        """Let signals that would end Python at once raise an exception; those that somebody handles are left."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._handlers[number] = signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """End with the status that shells report for a signal."""
+    sys.exit(128 + number)
+
+
+def _create(file: Path, content: str) -> bool:
+    """Create a file with its content, in one step; False if it exists."""
+    temporary = temporary_name(file)
+    try:
+        with temporary.open("x") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            return False
+        except OSError:  # a disk without links: not in one step, but still by one process only
+            return _create_directly(file, content)
+        return True
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _create_directly(file: Path, content: str) -> bool:
+    try:
+        handle = file.open("x")
+    except FileExistsError:
+        return False
+    try:
+        with handle:
+            handle.write(content)
+    except OSError:
+        file.unlink()
+        raise
+    return True
+
+
+def _parse(content: str) -> Process | None:
+    """The process that a lock names; None if it cannot be read."""
+    try:
+        owner = Process(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+    kinds = (str(owner.host), str(owner.birth), str(owner.started)) == (owner.host, owner.birth, owner.started)
+    return owner if kinds and type(owner.number) is int and owner.number > 0 else None

@@ -1,0 +1,133 @@
+"""A folder belongs to one process; what a dead one left is taken over, what another machine holds is not."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from headcount.engine.lock import LOCK_FILE, FolderLock
+from headcount.errors import ConfigError
+from headcount.processes import Process, this_process
+
+
+def acquire(folder: Path) -> FolderLock:
+    lock = FolderLock(folder)
+    lock.acquire(setting="output_dir", instead="start another")
+    return lock
+
+
+def locked_by(folder: Path, owner: Process | str) -> Path:
+    folder.mkdir(exist_ok=True)
+    text = owner if isinstance(owner, str) else json.dumps(asdict(owner))
+    (folder / LOCK_FILE).write_text(text)
+    return folder
+
+
+def ended() -> Process:
+    """A process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return replace(this_process(), number=process.pid, birth="")
+
+
+def test_a_folder_in_use_is_refused_until_it_is_released(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    lock = acquire(folder)
+    held = json.loads((folder / LOCK_FILE).read_text())
+    assert held["number"] == os.getpid()
+    with pytest.raises(ConfigError, match=rf"run is in use by process {os.getpid()}, started \d.*or start another"):
+        acquire(folder)
+    assert json.loads((folder / LOCK_FILE).read_text()) == held
+    lock.release()
+    assert not (tmp_path / "a").exists()  # nothing was written there
+    acquire(folder).release()
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [ended, lambda: replace(this_process(), number=1, birth="another boot 7"), lambda: replace(ended(), number=2**40)],
+    ids=["killed", "the number belongs to another process now", "a number that no process can have"],
+)
+def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path: Path, owner: Callable[[], Process]) -> None:
+    lock = acquire(locked_by(tmp_path / "run", owner()))
+    assert json.loads(lock.file.read_text())["number"] == os.getpid()
+    assert [file.name for file in lock.file.parent.iterdir()] == [LOCK_FILE]
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (replace(ended(), host="node7 pid:[1]"), "on another machine or in another container (node7"),
+        ("", "does not tell by which process"),
+        ('{"host": "a"}', "does not tell by which process"),
+        ('{"host": 1, "number": "x", "birth": "", "started": ""}', "does not tell by which process"),
+    ],
+)
+def test_a_lock_that_may_be_held_is_refused_and_the_way_out_named(
+    tmp_path: Path, owner: Process | str, words: str
+) -> None:
+    file = locked_by(tmp_path / "run", owner) / LOCK_FILE
+    before = file.read_text()
+    with pytest.raises(ConfigError) as caught:
+        acquire(tmp_path / "run")
+    assert words in str(caught.value)
+    assert f"remove {file}" in str(caught.value)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+def test_of_many_at_once_one_gets_the_folder(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    folder = locked_by(tmp_path / "run", ended())
+    together = threading.Barrier(6)
+
+    def race(_: int) -> bool:
+        together.wait()
+        try:
+            acquire(folder)
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(race, range(6))) == 1
+
+
+def test_a_polite_end_releases_the_lock(tmp_path: Path) -> None:
+    lock = acquire(tmp_path / "run")
+
+    def interrupted() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            lock.release()
+
+    with pytest.raises(SystemExit) as stop:
+        interrupted()
+    assert stop.value.code == 143
+    assert not lock.file.exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_forked_process_does_not_release_the_lock_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = acquire(tmp_path / "run")
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: 1)
+        lock.release()
+    assert lock.file.exists()
+    lock.release()
+    assert not lock.file.exists()
