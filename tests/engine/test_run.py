@@ -132,8 +132,13 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path)
 # ---------------------------------------------------------------------------------------- kills
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-@pytest.mark.parametrize("before", ["last.pt", "best_mae.pt", "events", "metrics.jsonl", "next epoch"])
+@pytest.mark.parametrize(
+    ("before", "epoch"),
+    [
+        *((LAST, 1), (BEST, 1), ("events", 2), ("metrics.jsonl", 1)),
+        *(pytest.param(*kill, marks=pytest.mark.slow) for kill in ((BEST, 2), ("metrics.jsonl", 2), ("the next", 1))),
+    ],
+)
 def test_a_kill_between_any_two_files_of_an_epoch_changes_nothing(
     tmp_path: Path, whole: Path, before: str, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,17 +177,20 @@ def test_a_kill_between_any_two_files_of_an_epoch_changes_nothing(
 # ------------------------------------------------------------------------------------- full disks
 
 
-FILES = ["run.lock", "config.yaml", "run.json", "metrics.jsonl", "events.out.tfevents", LAST, BEST]
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((LOCK_FILE, errno.EROFS), ("metrics.jsonl", errno.EDQUOT)),
+        *((name, errno.ENOSPC) for name in (LAST, BEST, "events.out.tfevents")),
+        *(pytest.param(name, errno.ENOSPC, marks=pytest.mark.slow) for name in ("config.yaml", "run.json")),
+    ],
+)
 def test_a_disk_that_takes_no_more_stops_in_words_and_costs_nothing(
     tmp_path: Path, whole: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full from the second epoch on, or for files of the start at the start of the second process."""
     folder = folder_of(tmp_path)
-    started = name in ("run.lock", "config.yaml", "run.json")
+    started = name in (LOCK_FILE, "config.yaml", "run.json")
     finished = 0 if started else 1
     if started:
         finish(tmp_path, *EVERY)
@@ -225,8 +233,9 @@ def test_a_disk_that_takes_no_more_stops_in_words_and_costs_nothing(
 # -------------------------------------------------------------------------------- diverged weights
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("average", [[], ["optim.ema_decay=0.9"]], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    ("value", "average"), [(math.nan, []), (math.inf, ["optim.ema_decay=0.9"])], ids=["plain", "averaged"]
+)
 def test_weights_that_the_last_step_of_an_epoch_broke_never_replace_good_ones(
     tmp_path: Path, value: float, average: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +246,7 @@ def test_weights_that_the_last_step_of_an_epoch_broke_never_replace_good_ones(
         steps += 1
         result = step(runtime, job, batch)
         if steps == 2 * len(job.loader):
-            next(job.counter.parameters()).data.view(-1)[0] = value
+            next(job.counter.parameters()).data[0] = value
         return result
 
     monkeypatch.setattr(loop, "train_step", breaking)
@@ -265,11 +274,10 @@ def own_images(root: Path, *, seed: int = 0, head: float = 9.0, val_seed: int = 
 
 
 def test_a_run_is_resumed_with_its_own_images_and_points_only(tmp_path: Path) -> None:
-    def typed(data: str) -> TrainConfig:
-        settings = ["dataset=custom", "dataset.min_side=64", f"dataset.cache_dir={tmp_path / 'cache'}", "epochs=1"]
-        settings += [f"dataset.train={tmp_path / data / 'train'}", f"dataset.val={tmp_path / data / 'val'}"]
-        return config_of(tmp_path / "runs", *settings, "resume=true")
-
+    data = tmp_path / "data"
+    settings = ["dataset=custom", "dataset.min_side=64", f"dataset.cache_dir={tmp_path / 'cache'}", "epochs=1"]
+    settings += [f"dataset.train={data / 'train'}", f"dataset.val={data / 'val'}", "resume=true"]
+    config = config_of(tmp_path / "runs", *settings)
     variants: dict[str, dict[str, Any]] = {
         "here": {},
         "other training pixels": {"seed": 1},
@@ -277,23 +285,25 @@ def test_a_run_is_resumed_with_its_own_images_and_points_only(tmp_path: Path) ->
         "other validation pixels": {"val_seed": 1},
         "other validation points": {"val_head": 10.0},
     }
-    for k, changes in enumerate(variants.values()):
-        own_images(tmp_path / str(k), **changes)
-    config = typed("0")
-    first = train(config)
+    first = None
+    for variant, changes in variants.items():
+        shutil.rmtree(data, ignore_errors=True)
+        own_images(data, **changes)
+        if first is None:
+            first = train(config)
+            assert first is not None
+            before = contents(first.folder)
+            continue
+        which = "training images" if "training" in variant else "images of 'val'"
+        with pytest.raises(ConfigError, match=f"resume=true with {which} or annotations that differ"):
+            train(config)
+        assert contents(first.folder) == before
     assert first is not None
-    before = contents(first.folder)
-    for k, variant in enumerate(variants):
-        if k:
-            which = "training images" if "training" in variant else "images of 'val'"
-            with pytest.raises(ConfigError, match=f"resume=true with {which} or annotations that differ"):
-                train(typed(str(k)))
-    assert contents(first.folder) == before
     last = checkpoint.read(first.folder / LAST)
     for key in ("training_data", "selection_data"):  # as versions that did not record them
         del last[key]
     checkpoint.save(last, first.folder / LAST)
-    assert train(typed("1")) is not None
+    assert train(config) is not None
 
 
 @pytest.mark.parametrize(
@@ -302,7 +312,6 @@ def test_a_run_is_resumed_with_its_own_images_and_points_only(tmp_path: Path) ->
         (lambda last, best: best, "cannot be resumed from, because it has no 'optimizer', 'schedule', 'average'"),
         *((lambda last, best, key=key: last.pop(key) and last, f"has no '{key}'") for key in ("optimizer", "epoch")),
         (lambda last, best: {**last, "epoch": "two"}, "its 'epoch' is 'two'"),
-        (lambda last, best: {**last, "epoch": True}, "its 'epoch' is True"),
         (lambda last, best: {**last, "epoch": -1}, "its 'epoch' is -1"),
         (lambda last, best: {**last, "optimizer": [1]}, "its 'optimizer' is a list"),
         (lambda last, best: {**last, "best": {**last["best"], "mae": "low"}}, "something else than numbers"),

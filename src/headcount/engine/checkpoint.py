@@ -111,7 +111,7 @@ def read_training(path: Path) -> dict[str, Any]:
         )
     for key, kind in _TRAINING.items():
         value = content[key]
-        if not isinstance(value, kind) or isinstance(value, bool) or (key == "epoch" and value < 0):
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             found = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
             raise CheckpointError(f"{path}: the checkpoint is damaged: its {key!r} is {found}; {hint}")
     return content

@@ -171,9 +171,9 @@ class RunFolder:
             job.average.load_state_dict(content["average"])
             self._runtime.load_scaler_state(content["scaler"])
             job.epoch = content["epoch"]
-            job.best = None if content["best"] is None else Best(**content["best"])
-            if job.best is not None and not all(isinstance(v, (int, float)) for v in content["best"].values()):
+            if not all(isinstance(value, (int, float)) for value in (content["best"] or {}).values()):
                 raise TypeError("'best' holds something else than numbers")
+            job.best = None if content["best"] is None else Best(**content["best"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; restore the file, or "

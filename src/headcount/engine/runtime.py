@@ -140,8 +140,8 @@ class Runtime:
                 work()
             except HeadcountError as error:
                 errors.append(error)
-        for error in self.gather(errors):
-            raise error
+        for raised in self.gather(errors):
+            raise raised
 
     def broadcast_buffers(self, model: Network) -> Network:
         """Copy rank 0's buffers to all ranks: each gathers normalization statistics of its own while training."""

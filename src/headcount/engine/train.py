@@ -111,8 +111,12 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
             files of the batch.
         OutputError: if a file of the run cannot be written.
     """
+    with _progress_bar(runtime, job) as progress:  # an error message begins on a line of its own
+        _fit(runtime, job, run, progress, draw)
+
+
+def _fit(runtime: Runtime, job: Job, run: RunFolder, progress: Any, draw: DrawBlocks | None) -> None:
     config = job.config
-    progress = _progress_bar(runtime, job)
     for epoch in range(job.epoch, config.epochs):
         # Train one epoch.
         runtime.seed(config.seed, epoch)
@@ -141,7 +145,6 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
                 progress.write(_evaluation_line(job, evaluation), file=sys.stderr)
         # Record and save.
         run.save(job, record, is_best=is_best)
-    progress.close()
 
 
 def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Prediction]:
