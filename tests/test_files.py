@@ -5,13 +5,25 @@ import json
 import math
 import os
 import re
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from headcount.config import ConfigError
-from headcount.files import atomic_write, make_folder, write_csv, write_json, write_text
+from headcount.errors import OutputError
+from headcount.files import (
+    append_bytes,
+    atomic_write,
+    make_folder,
+    remove_leftovers,
+    temporary_name,
+    write_csv,
+    write_json,
+    write_text,
+)
 from headcount.report.pictures import save_figure
 
 REPORT = Path(__file__).resolve().parent.parent / "src" / "headcount" / "report"
@@ -93,6 +105,46 @@ def test_a_folder_that_cannot_be_created_is_named_with_the_setting(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/run cannot be created .*choose another with output_dir=\.\.\."):
         make_folder(tmp_path / "file" / "run", "output_dir")
+
+
+@pytest.mark.parametrize("write", [write_text, append_bytes], ids=["replaced", "appended"])
+def test_a_file_that_a_disk_has_no_room_for_is_named_and_left_as_it_was(
+    tmp_path: Path, write: Callable[..., None]
+) -> None:
+    kept, new = tmp_path / "kept", tmp_path / "new"
+    kept.write_text("old")
+    content: str | bytes = "x" * 100_000 if write is write_text else b"x" * 100_000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        for file in (kept, new):
+            with pytest.raises(OutputError, match=f"{file} cannot be written: File too large; free space"):
+                write(file, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert kept.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_what_killed_processes_left_is_removed_when_a_folder_is_used_again(tmp_path: Path) -> None:
+    running = temporary_name(tmp_path / "a.txt").name
+    killed = running.replace(f"-{os.getpid()}-", f"-{2**31}-")
+    elsewhere = re.sub(r"[0-9a-f]{8}(-\d+-)", r"01234567\1", running)
+    early, old = f".a.txt.{'0' * 32}.part", f".b.txt.{'1' * 32}.part"
+    own = ["movie.part", ".hidden.part", ".a.txt"]
+    for name in (running, killed, elsewhere, early, old, *own):
+        (tmp_path / name).write_text("half")
+    os.utime(tmp_path / old, (0, 0))
+    make_folder(tmp_path, "output_dir")
+    assert {file.name for file in tmp_path.iterdir()} == {running, elsewhere, early, *own}
+    remove_leftovers(tmp_path, sole_use=True)
+    assert {file.name for file in tmp_path.iterdir()} == {running, *own}
+
+
+def test_a_name_of_any_length_has_a_temporary_name(tmp_path: Path) -> None:
+    file = tmp_path / ("ä" * 127)
+    write_text(file, "content")
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("file", sorted(REPORT.rglob("*.py")), ids=lambda file: file.relative_to(REPORT).as_posix())

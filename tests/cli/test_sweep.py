@@ -1,5 +1,6 @@
 """Sweeps: their jobs, what is refused before the first starts, and the table of results."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def test_a_sweep_over_a_nested_group_is_shown_as_typed(tmp_path: Path, capsys: p
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split() == ["loss.transport=released", "2.00"]
     assert err == "not finished:\n  loss.transport=stable seed=1\n"
+
+
+def test_the_log_of_a_killed_sweep_is_removed_by_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [[f"output_dir={tmp_path}", f"seed={seed}"] for seed in (1, 2)]
+    killed, running = SweepLog.open(jobs, "train"), SweepLog.open(jobs, "train")
+    for log in (killed, running):
+        log.write(0, status=0, results={"MAE": 2.0})
+    killed.file.rename(killed.file.with_name(killed.file.name.replace(f"-{os.getpid()}-", f"-{2**31}-")))
+    log = SweepLog.open(jobs, "train")
+    assert list((tmp_path / ".sweeps").iterdir()) == [running.file]
+    log.write(0, status=0, results={"MAE": 2.0})
+    with log.file.open("a") as file:
+        file.write('{"job": 1, "sta')  # the disk was full
+    assert log.close() == 1
+    assert capsys.readouterr().err == "not finished:\n" + f"  output_dir={tmp_path} seed=2\n"
 
 
 def test_several_values_without_m_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import socket
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from headcount.bins import build_bins
 from headcount.cli.compose import compose
 from headcount.config import TrainConfig, to_plain
 from headcount.engine import checkpoint
-from headcount.errors import CheckpointError
+from headcount.errors import CheckpointError, OutputError
 from headcount.models.build import build_model, follow_weights
 from headcount.types import BlockGrid
 
@@ -160,3 +161,17 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save({"epoch": 4}, file)
     assert file.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path)
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"best_mae\.pt cannot be written: File too large; free space"):
+            checkpoint.save({"model": {"weights": torch.zeros(100_000)}}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
