@@ -25,7 +25,7 @@ from headcount.config import (
     WholeImageConfig,
 )
 from headcount.data.images import read_image
-from headcount.data.prepare import ResizeRule, prepare_images
+from headcount.data.prepare import ResizeRule, plan_image, prepare_images
 from headcount.engine.predict import PhotoCounter, load
 from headcount.errors import DataError
 from headcount.models.build import build_model
@@ -55,7 +55,8 @@ def photo(tmp_path: Path) -> Path:
 def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
     counter: PhotoCounter, photo: Path, tmp_path: Path
 ) -> None:
-    (prepared,) = prepare_images([photo], tmp_path / "cache", rule=ResizeRule(**LIMITS), label="test")
+    prepared = plan_image(photo, tmp_path / "cache", rule=ResizeRule(**LIMITS))
+    assert not prepare_images([prepared], label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
     evaluated = counter.network.count(read_image(prepared.path)).blocks
     assert evaluated is not None
