@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.oriented import ENDINGS, TURNED, oriented, stored_pixels
 from headcount.data.images import image_size, read_image, read_picture, upright_picture
 from headcount.errors import DataError
 
@@ -46,45 +47,6 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
     values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "image.png")
     assert read_image(tmp_path / "image.png")[:, 0].tolist() == 3 * [[0, 1, 128, 255]]
-
-
-ENDINGS = ["jpg", "png", "late.png", "webp", "tif", "lzw.tif", "mpo.jpg"]
-TURNED = {2: np.fliplr, 4: np.flipud, 3: lambda a: a[::-1, ::-1], 5: lambda a: a.swapaxes(0, 1)}
-TURNED |= {6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
-"""What each EXIF orientation asks for, of an array with rows and columns."""
-
-
-ORIENTATION = struct.pack("<HHIHH", 0x112, 3, 1, 1, 0)
-"""The orientation 1 as stored in TIFF and EXIF: tag, type (16-bit integers), their number, the value."""
-
-
-def oriented(path: Path, image: Image.Image, orientation: bytes | int) -> None:
-    """Write an image with an orientation, as a number or as its stored entry; ``late.png`` has it after the pixels."""
-    entry = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0) if isinstance(orientation, int) else orientation
-    exif = b"Exif\0\0II*\0\x08\0\0\0\1\0" + entry + bytes(4)
-    if path.suffix == ".tif":
-        options = {"compression": "tiff_lzw"} if path.name.endswith("lzw.tif") else {}
-        image.save(path, tiffinfo={0x112: 1}, **options)
-        data = path.read_bytes()
-        assert data.count(ORIENTATION) == 1
-        path.write_bytes(data.replace(ORIENTATION, entry))
-    elif path.name.endswith("mpo.jpg"):
-        image.save(path, "MPO", exif=exif, save_all=True, append_images=[image])
-    else:
-        image.save(path, exif=exif, lossless=True)
-    if path.name.endswith("late.png"):
-        data = path.read_bytes()
-        start = data.index(b"eXIf") - 4
-        end = start + 12 + int.from_bytes(data[start : start + 4])
-        path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
-
-
-def stored_pixels(path: Path, image: Image.Image) -> np.ndarray:
-    """The pixels of an image without an orientation, compressed as in ``path``."""
-    plain = path.with_name(f"plain{path.suffix}")
-    image.save(plain, lossless=True)
-    with Image.open(plain) as file:
-        return np.asarray(file.convert("RGB"))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
