@@ -229,7 +229,10 @@ def test_pixels_of_unknown_depth_are_refused_and_dark_ones_noted(
         for given in (image, tmp_path / "deep.tif"):
             with pytest.raises(ValueError, match="save it with 8 or 16 bits"):
                 counter.count(given)
-    for bits, note in ((16, ""), (12, "16 bits without a value above 4095, nearly black")):
+    for bits, note in (
+        (16, ""),
+        (12, "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"),
+    ):
         image = Image.fromarray(gray.astype(np.uint16) << (bits - 8))
         image.save(tmp_path / "deep.png")
         assert counter.predict(image).note == counter.predict(tmp_path / "deep.png").note == note

@@ -69,8 +69,8 @@ class FolderDatasetConfig(DatasetConfig):
     side_multiple: int = number(32, 1)
     """Both sides are resized to a multiple of this many pixels."""
     exif_orientation: bool = False
-    """Turn images upright by their EXIF orientation, so that positions are those in the upright image; False reads the
-    pixels as stored, to which the annotations of published datasets refer."""
+    """Turn images upright by their EXIF orientation, as annotation tools show them; False reads them as stored, as the
+    annotations of published datasets expect."""
     cache: Cache = Cache.none
     """``decoded`` stores the uncompressed pixels of all images in ``cache_dir`` and reads only the crop; ``none``
     decodes each image again."""

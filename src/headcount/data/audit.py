@@ -319,7 +319,10 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
         ("without colors", [i.name for i in split.usable if i.gray]),
-        ("of 16 bits without a value above 4095, nearly black", [i.name for i in split.usable if i.dark]),
+        (
+            "nearly black, of 16 bits without a value above 4095; multiply 12-bit values by 16",
+            [i.name for i in split.usable if i.dark],
+        ),
     ):
         if names:
             yield f"{split.name}: {_many(len(names), 'image')} {what}: {first_names(names)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
@@ -92,7 +92,7 @@ def image_size(path: Path, *, upright: bool) -> tuple[int, int]:
     """
     with open_pillow(path) as image:
         size = image.size
-        if image.format == "TIFF":  # Pillow gives the upright size.
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow gives the upright size.
             size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         if not upright:
             return size
@@ -140,7 +140,7 @@ def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> P
     bits = 12 if "I;12" in layout else 16
     orientation = _orientation(image)
     turn = orientation if upright else 1
-    if image.format == "TIFF":  # Pillow turns it when loading.
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow turns it when loading.
         turn = 1 if upright else _OPPOSITE.get(orientation, orientation)
     pixels = _decode_jpeg(path) if path is not None and turn == 1 and image.format in ("JPEG", "MPO") else None
     if pixels is None:  # Another format, a damaged JPEG, or CMYK, which Pillow converts better.

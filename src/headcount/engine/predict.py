@@ -34,6 +34,7 @@ _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
 # A strip of a few pixels would be enlarged to thousands of megapixels.
 _MAX_ENLARGED_PIXELS = 100_000_000
+_DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -108,7 +109,7 @@ class PhotoCounter:
             photo_size=photo_size,
             mode=counted.mode,
             reason=counted.reason,
-            note="16 bits without a value above 4095, nearly black" if picture.dark else "",
+            note=_DARK if picture.dark else "",
         )
 
     def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
