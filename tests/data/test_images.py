@@ -169,6 +169,37 @@ def test_twelve_bits_in_sixteen_are_noted(channels: int, bits: int, tmp_path: Pa
     assert picture.dark == (bits == 12)
 
 
+def tiff_of_sixteen_bits(values: np.ndarray, order: str, *, planar: bool) -> bytes:
+    """An RGB TIFF of 16 bits per channel, with one strip or one for each channel."""
+    height, width, _ = values.shape
+    strips = [values[..., k] for k in range(3)] if planar else [values]
+    data = [strip.astype(f"{order}u2").tobytes() for strip in strips]
+    n, size, lists = len(data), len(data[0]), 8 + 2 + 12 * 10 + 4  # The entries are followed by three lists.
+    first = lists + 6 + 8 * n
+    offsets, lengths = [first + k * size for k in range(n)], [size] * n
+    places = [(lists + 6, lists + 6 + 4 * n), (first, size)][n == 1]
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, lists), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, n, places[0]), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, n, places[1])]
+    entries += [(284, 3, 1, 2 if planar else 1)]
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        head += struct.pack(f"{order}HHI", tag, kind, count)
+        head += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+    ends = struct.pack(f"{order}I3H{2 * n}I", 0, 16, 16, 16, *offsets, *lengths)
+    return head + ends + b"".join(data)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_sixteen_bits_per_color_is_scaled_or_refused(order: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3))
+    (tmp_path / "a.tif").write_bytes(tiff_of_sixteen_bits(values, order, planar=False))
+    assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0), values >> 8)
+    (tmp_path / "b.tif").write_bytes(tiff_of_sixteen_bits(values, order, planar=True))
+    with pytest.raises(DataError, match=r"b\.tif .*its channels are stored apart, with more than 8 bits"):
+        read_image(tmp_path / "b.tif")
+
+
 def test_eight_bits_are_never_taken_for_twelve(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     assert not read_picture(tmp_path / "black.png", upright=True).dark

@@ -190,9 +190,13 @@ def _as_rgb(image: Image.Image, *, bits: int) -> Image.Image:
     if image.mode in _REFUSED_PIXELS and not (image.mode == "I" and image.format in ("PPM", "PNG")):
         pixels = _REFUSED_PIXELS[image.mode]
         raise ValueError(f"its pixels are {pixels}, whose range is unknown; save it with 8 or 16 bits")
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
+        # Pillow reads the bytes of such a channel as pixels.
+        raise ValueError("its channels are stored apart, with more than 8 bits; save it with interleaved channels")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255.
         values = np.asarray(image) >> bits - 8
-        if getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0:
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
             values = 255 - values  # Zero is white, which Pillow heeds in 8 bits only.
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     # Pillow warns if a palette with transparency is converted to RGB directly.
