@@ -82,6 +82,7 @@ def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:
     rgb.convert("1").save(folder / "bits.png")
     Image.fromarray(noise(channels=4)).save(folder / "rgba.png")
     Image.fromarray(noise(channels=1).astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(noise(channels=1).astype(np.uint16) * 16).save(folder / "dark.png")
     rgb.save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(noise(seed=1))], duration=9)
     exif = rgb.getexif()
     exif[0x0112] = 6
@@ -101,9 +102,9 @@ def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:
     assert bad == {"short.jpg", "empty.png", "bomb.png", "gone.jpg", "phone.heic"}
     assert {Path(name).name for name in good} == {
         *("a [1], b=c.jpg", "a [1], b=c.png", "cmyk.jpg", "palette.png", "bits.png", "rgba.png", "deep.png"),
-        *("moving.gif", "turned.jpg", "turned.tif"),
+        *("dark.png", "moving.gif", "turned.jpg", "turned.tif"),
     }
-    assert "failed: 5 of 15" in err
+    assert "failed: 5 of 16" in err
     failed = err.split("failed:")[1]
     for name in bad:
         assert name in failed
@@ -111,6 +112,8 @@ def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:
         assert words in failed
     told = records(tmp_path / "out")
     assert told["my pictures/moving.gif"]["note"] == "first of 2 frames"
+    assert told["my pictures/dark.png"]["note"].startswith("nearly black: 16 bits without a value above 4095")
+    assert told["my pictures/deep.png"]["note"] == ""
     for name in ("my pictures/turned.jpg", "my pictures/turned.tif"):
         assert (told[name]["width"], told[name]["height"]) == (60, 90)
     # Two files of one stem keep a map each, and a map sums to the count.

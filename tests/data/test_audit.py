@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.folders import make_jhu, make_mall, make_nwpu, make_shanghaitech, make_ucf_cc_50, write_image, write_info_mat
 from headcount.config import CustomConfig, FolderDatasetConfig, SyntheticConfig, UcfCc50Config
@@ -163,6 +165,17 @@ def test_a_clean_folder_has_nothing_to_say(tmp_path: Path) -> None:
     audit = audit_dataset(config(tmp_path))
     assert (audit.errors, audit.warnings) == ([], [])
     assert not (tmp_path.parent / "cache").exists()  # an audit resizes nothing
+
+
+def test_dark_images_of_sixteen_bits_are_named(tmp_path: Path) -> None:
+    for k, bits in enumerate((12, 16)):
+        pixels = np.random.default_rng(0).integers(0, 2**bits, (64, 64), dtype=np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"i{bits}.png")
+        (tmp_path / f"i{bits}.csv").write_text(f"{k},1\n")
+    warnings = audit_dataset(CustomConfig(root=str(tmp_path), val_fraction=0, test_fraction=0)).warnings
+    assert [line for line in warnings if "16 bits" in line] == [
+        "train: 1 image nearly black, of 16 bits without a value above 4095; multiply 12-bit values by 16: i12"
+    ]
 
 
 def test_a_split_that_is_not_there_is_an_error_beside_the_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from headcount.config import ConfigError
 from headcount.data import decoded
 from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.images import read_image
-from headcount.data.prepare import PreparedImage, ResizeRule, prepare_images
+from headcount.data.prepare import PreparedImage, ResizeRule, plan_image, prepare_images
 from headcount.errors import DataError
 
 
@@ -47,12 +47,13 @@ def test_a_changed_source_is_decoded_anew_and_a_run_that_reads_the_old_one_conti
 def test_a_second_run_on_the_same_folder_takes_nothing_from_the_first(tmp_path: Path) -> None:
     """Both find the cache empty and fill it; the slower one writes everything again, the resized copies too."""
     source, cache = image_in(tmp_path, "a.jpg").path, tmp_path / "cache"
-    first = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
-    of_first = decode_images(first, cache / "decoded", label="x")
+    images = [plan_image(source, cache, rule=ResizeRule(64, None, 32))]
+    prepare_images(images, label="x")
+    of_first = decode_images(images, cache / "decoded", label="x")
     (cache / "a.jpg").unlink()
-    second = prepare_images([source], cache, rule=ResizeRule(64, None, 32), label="x")
-    decoded._decode(second[0], decode_images(second, cache / "decoded", label="x")[0])
-    assert torch.equal(open_decoded(of_first[0]), read_image(second[0].path))
+    prepare_images(images, label="x")
+    decoded._decode(images[0], decode_images(images, cache / "decoded", label="x")[0])
+    assert torch.equal(open_decoded(of_first[0]), read_image(images[0].path))
 
 
 def test_what_another_run_has_written_meanwhile_is_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from data.folders import make_qnrf, write_ann_mat
 from headcount.config import CustomConfig, FolderDatasetConfig
 from headcount.data.crowd import CrowdDataset
-from headcount.data.images import check_image, read_image
+from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.loading import evaluation_samples
 from headcount.data.open import list_split, open_split
@@ -28,7 +28,7 @@ def heads_and_image(folder: Path, index: int) -> None:
     config = FolderDatasetConfig(name="qnrf", root=str(folder.parent))
     item = list_split(config, "train", data_root=None)[1][index]
     item.heads()
-    check_image(item.image)
+    read_image(item.image)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from headcount.config import ConfigError
 from headcount.data import prepare
-from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, check_cache_dir, prepare_images
+from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, check_cache_dir, plan_image, prepare_images
 
 RULE = ResizeRule(min_side=64, max_side=128, multiple=32)
 GOLDEN = Path(__file__).parents[1] / "golden" / "calc_size.json"
@@ -51,7 +51,9 @@ def sources(tmp_path: Path) -> list[Path]:
 def prepare_all(sources: list[Path], tmp_path: Path) -> Callable[..., list[PreparedImage]]:
     def run(files: list[Path] | None = None) -> list[PreparedImage]:
         chosen = sources if files is None else files
-        return prepare_images(chosen, tmp_path / "cache", rule=RULE, label="test")
+        images = [plan_image(file, tmp_path / "cache", rule=RULE) for file in chosen]
+        assert not prepare_images(images, label="test")
+        return images
 
     return run
 
@@ -119,8 +121,9 @@ def test_a_file_cut_short_is_made_again(prepare_all: Callable[..., list[Prepared
 
 def test_a_folder_that_cannot_be_created_is_reported(sources: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    images = [plan_image(file, tmp_path / "file" / "x", rule=RULE) for file in sources]
     with pytest.raises(ConfigError, match=r"choose another with dataset\.cache_dir="):
-        prepare_images(sources, tmp_path / "file" / "x", rule=RULE, label="test")
+        prepare_images(images, label="test")
 
 
 def test_a_changed_source_is_prepared_again(

@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.oriented import ENDINGS, oriented
 from engine.test_checkpoint import write_checkpoint
 from headcount.bins import CountBins
 from headcount.config import (
     AugmentConfig,
     ConfigError,
+    CustomConfig,
     FolderDatasetConfig,
     SlidingWindowConfig,
     Strategy,
@@ -25,7 +27,8 @@ from headcount.config import (
     WholeImageConfig,
 )
 from headcount.data.images import read_image
-from headcount.data.prepare import ResizeRule, prepare_images
+from headcount.data.open import open_split
+from headcount.data.prepare import ResizeRule, plan_image, prepare_images
 from headcount.engine.predict import PhotoCounter, load
 from headcount.errors import DataError
 from headcount.models.build import build_model
@@ -55,7 +58,8 @@ def photo(tmp_path: Path) -> Path:
 def test_prediction_and_evaluation_agree_on_an_image_that_is_resized(
     counter: PhotoCounter, photo: Path, tmp_path: Path
 ) -> None:
-    (prepared,) = prepare_images([photo], tmp_path / "cache", rule=ResizeRule(**LIMITS), label="test")
+    prepared = plan_image(photo, tmp_path / "cache", rule=ResizeRule(**LIMITS))
+    assert not prepare_images([prepared], label="test")
     assert prepared.size == (144 // 32 * 32 + 32 * (144 % 32 > 16), 96)
     evaluated = counter.network.count(read_image(prepared.path)).blocks
     assert evaluated is not None
@@ -73,6 +77,33 @@ def test_files_arrays_and_tensors_are_counted_alike(counter: PhotoCounter, photo
     array = np.array(Image.open(photo))
     counts = [counter.count(p) for p in (photo, str(photo), array, torch.from_numpy(array).permute(2, 0, 1))]
     assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_evaluation_and_a_prediction_of_a_file_agree_in_every_orientation(
+    ending: str, counter: PhotoCounter, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    (tmp_path / "set").mkdir()
+    for orientation in range(1, 9):
+        file = tmp_path / "set" / f"i{orientation}.{ending}"
+        oriented(file, Image.fromarray(noise), orientation)
+        file.with_suffix(".csv").write_text("1,1\n")
+    dataset = CustomConfig(root=str(tmp_path / "set"), val_fraction=0, test_fraction=0, min_side=96)
+    dataset.cache_dir = str(tmp_path / "cache")
+    counter.config.dataset = dataset
+    samples = open_split(dataset, "train")
+    counts = []
+    for k in range(8):
+        evaluated = counter.network.count(samples[k].image).count
+        file = tmp_path / "set" / f"i{k + 1}.{ending}"
+        prediction = counter.predict(file)
+        assert torch.equal(prediction.image, samples[k].image)
+        assert prediction.photo_size == samples.sizes[k] == ((128, 96) if k < 4 else (96, 128))
+        with Image.open(file) as image:
+            assert prediction.count == counter.count(image) == evaluated
+        counts.append(evaluated)
+    assert len(set(counts)) == 8
 
 
 def test_exif_orientation_is_respected(counter: PhotoCounter, photo: Path, tmp_path: Path) -> None:
@@ -186,6 +217,26 @@ def test_a_pillow_image_is_counted_as_its_file(counter: PhotoCounter, photo: Pat
         with Image.open(file) as image:
             assert counter.count(image) == counter.count(file)
     assert counter.predict(turned).photo_size == (60, 90)
+
+
+def test_pixels_of_unknown_depth_are_refused_and_dark_ones_noted(
+    counter: PhotoCounter, photo: Path, tmp_path: Path
+) -> None:
+    gray = np.asarray(Image.open(photo).convert("L"))
+    for dtype in (np.int32, np.float32):
+        image = Image.fromarray(gray.astype(dtype))
+        image.save(tmp_path / "deep.tif")
+        for given in (image, tmp_path / "deep.tif"):
+            with pytest.raises(ValueError, match="save it with 8 or 16 bits"):
+                counter.count(given)
+    for bits, note in (
+        (16, ""),
+        (12, "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"),
+    ):
+        image = Image.fromarray(gray.astype(np.uint16) << (bits - 8))
+        image.save(tmp_path / "deep.png")
+        assert counter.predict(image).note == counter.predict(tmp_path / "deep.png").note == note
+    assert counter.predict(photo).note == ""
 
 
 def test_a_strip_that_would_be_enlarged_beyond_measure_is_refused(counter: PhotoCounter) -> None:

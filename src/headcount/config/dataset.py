@@ -68,6 +68,9 @@ class FolderDatasetConfig(DatasetConfig):
     """Images are shrunk until the long side has at most this many pixels; None sets no limit."""
     side_multiple: int = number(32, 1)
     """Both sides are resized to a multiple of this many pixels."""
+    exif_orientation: bool = False
+    """Turn images upright by their EXIF orientation, as annotation tools show them; False reads them as stored, as the
+    annotations of published datasets expect."""
     cache: Cache = Cache.none
     """``decoded`` stores the uncompressed pixels of all images in ``cache_dir`` and reads only the crop; ``none``
     decodes each image again."""
@@ -88,6 +91,7 @@ class CustomConfig(FolderDatasetConfig):
     """Your own images and head positions, in one folder or one per split."""
 
     name: str = "custom"
+    exif_orientation: bool = True
     train: str | None = None
     """Folder of the training images; None splits ``root`` by ``split_file`` or by the fractions below."""
     val: str | None = None

@@ -1,6 +1,6 @@
 """Read head positions from annotation files: one function per format.
 
-A reader takes a path and returns (n, 2) float32 positions (x, y) in pixels of the stored image: for one image or, if
+A reader takes a path and returns (n, 2) float32 positions (x, y) in pixels of the image: for one image or, if
 the file is about several, for each of them. Which files belong to which image is known to ``data.layouts`` and
 ``data.custom``.
 """

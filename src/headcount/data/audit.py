@@ -1,13 +1,14 @@
 """Check every annotation and image file of a dataset before training on it.
 
-Heads are audited as annotated, in pixels of the stored image; blocks as in training, after the dataset's resize rule.
-Images are opened, but nothing is resized or written. Damage in the middle of a JPEG is not found, because no decoder
-reports it.
+Heads are audited as annotated, in pixels of the image, upright if ``dataset.exif_orientation`` says so; blocks as in
+training, after the dataset's resize rule. Images are decoded, but nothing is resized or written. Damage in the middle
+of a JPEG is not found, because no decoder reports it.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -23,11 +24,11 @@ from headcount.data.catalogue import HOLDOUT, dataset_info, selection_split, spl
 from headcount.data.crowd import CrowdDataset
 from headcount.data.custom import images_in_no_split
 from headcount.data.histograms import block_histogram
-from headcount.data.images import check_image, open_pillow, read_image
+from headcount.data.images import read_image, read_picture
 from headcount.data.kinds import DataErrorKind
 from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
-from headcount.data.prepare import ResizeRule, check_cache_dir
+from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, run_in_threads
 from headcount.errors import DataError, HeadcountError
 from headcount.wording import first_names
 
@@ -63,17 +64,21 @@ class AuditedImage:
     file: Path | None
     """The image file; None for images that are drawn by code."""
     pixels: Callable[[], UInt8[Tensor, "3 height width"]]
-    """Decodes the stored image; raises DataError if that is not possible."""
+    """Decodes the image; raises DataError if that is not possible."""
     width: int = 0
-    """Width of the stored image, pixels; 0 if it was not read."""
+    """Width of the image before resizing, pixels; 0 if it was not read."""
     height: int = 0
-    """Height of the stored image, pixels; 0 if it was not read."""
+    """Height of the image before resizing, pixels; 0 if it was not read."""
     mode: str = ""
     """Pillow's color mode: RGB, L for grayscale, ..."""
+    orientation: int = 1
+    """Its EXIF orientation, 1 to 8; 1 is upright."""
+    dark: bool = False
+    """Whether it has 16 bits and no value above 4095."""
     size_bytes: int = 0
     """Size of the file, or of the pixels of an image drawn by code."""
     points: Float[Tensor, "n 2"] = field(default_factory=lambda: torch.zeros(0, 2))
-    """(x, y) in pixels of the stored image."""
+    """(x, y) in pixels of the image before resizing."""
     fault: Fault | None = None
     """None if it can be used."""
     problem: str | None = None
@@ -175,6 +180,7 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
             message, stops = _describe_unusable(config, found, reasons)
             (audit.errors if stops else audit.warnings).append(message)
         audit.warnings += _warnings(found)
+        audit.warnings += _orientation_warnings(config, found)
     names = images_in_no_split(config) if isinstance(config, CustomConfig) else []
     if names:
         audit.warnings.append(f"{len(names)} images are in no split of dataset.split_file: {first_names(names)}")
@@ -211,20 +217,37 @@ def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit
     audit.root = str(root)
     annotated = split != dataset_info(config.name).unannotated
     found = AuditedSplit(split, annotated, [])
-    for item in tqdm(listed, desc=f"auditing {config.name} {split}", unit="image"):
-        image = AuditedImage(item.name, item.image, partial(read_image, item.image))
+    for item in tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000):
+        pixels = partial(read_image, item.image, upright=config.exif_orientation)
+        image = AuditedImage(item.name, item.image, pixels)
         found.images.append(image)
-        try:
+        with _recorded_fault(image):
             if annotated:
                 image.points = item.heads()
-            check_image(item.image)
-            with open_pillow(item.image) as opened:
-                (image.width, image.height), image.mode = opened.size, opened.mode
-            image.size_bytes = item.image.stat().st_size
-        except DataError as error:
-            image.problem = str(error)
-            image.fault = _FAULTS.get(error.kind, Fault.annotation)
+    sound = [image for image in found.images if image.problem is None]
+    run_in_threads(partial(_audit_image, config), sound, label=f"auditing {config.name} {split}")
     return found
+
+
+def _audit_image(config: FolderDatasetConfig, image: AuditedImage) -> None:
+    """Decode an image as training does, and record what is known of it or its fault."""
+    assert image.file is not None
+    with _recorded_fault(image):
+        picture = read_picture(image.file, upright=config.exif_orientation)
+        image.height, image.width = picture.pixels.shape[1:]
+        image.mode, image.orientation, image.dark = picture.mode, picture.orientation, picture.dark
+        image.size_bytes = image.file.stat().st_size
+        resized_size(image.file, (image.width, image.height), rule=ResizeRule.from_config(config))
+
+
+@contextmanager
+def _recorded_fault(image: AuditedImage) -> Iterator[None]:
+    """Record a DataError as the reason why an image cannot be used."""
+    try:
+        yield
+    except DataError as error:
+        image.problem = str(error)
+        image.fault = _FAULTS.get(error.kind, Fault.annotation)
 
 
 def _combined(failures: Sequence[HeadcountError]) -> HeadcountError:
@@ -244,7 +267,16 @@ def _drawn(dataset: CrowdDataset) -> list[AuditedImage]:
     for index, (name, (width, height)) in enumerate(zip(dataset.names, dataset.sizes, strict=True)):
         points = dataset[index].points
         images.append(
-            AuditedImage(name, None, partial(pixels, index), width, height, "RGB", 3 * width * height, points)
+            AuditedImage(
+                name,
+                None,
+                partial(pixels, index),
+                width=width,
+                height=height,
+                mode="RGB",
+                size_bytes=3 * width * height,
+                points=points,
+            )
         )
     return images
 
@@ -287,9 +319,23 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
         ("without colors", [i.name for i in split.usable if i.gray]),
+        (
+            "nearly black, of 16 bits without a value above 4095; multiply 12-bit values by 16",
+            [i.name for i in split.usable if i.dark],
+        ),
     ):
         if names:
             yield f"{split.name}: {_many(len(names), 'image')} {what}: {first_names(names)}"
+
+
+def _orientation_warnings(config: DatasetConfig, split: AuditedSplit) -> Iterator[str]:
+    """Yield a warning about images that are not stored upright: annotations may refer to either."""
+    names = [image.name for image in split.usable if image.orientation != 1]
+    if names and isinstance(config, FolderDatasetConfig):
+        done = "turned upright" if config.exif_orientation else "read as stored"
+        setting = f"dataset.exif_orientation={str(config.exif_orientation).lower()}"
+        images = _many(len(names), "image")
+        yield f"{split.name}: {images} with an EXIF orientation, {done} ({setting}): {first_names(names)}"
 
 
 def _copies(splits: Sequence[AuditedSplit]) -> list[list[tuple[str, str]]]:

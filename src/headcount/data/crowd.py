@@ -29,8 +29,8 @@ class CrowdDataset(Dataset[Sample]):
     Args:
         names: name of each image.
         images: returns the pixels of an index; called in worker processes.
-        annotated: head positions of each image, in pixels of the stored image.
-        source_sizes: (width, height) of each stored image, pixels.
+        annotated: head positions of each image, in pixels before resizing.
+        source_sizes: (width, height) of each image before resizing, pixels.
         sizes: (width, height) of each image as ``images`` returns it, pixels.
         outside, one_head_per_pixel: see ``DatasetConfig``; for training only.
         augment: applied to training samples; None leaves them whole.

@@ -82,7 +82,7 @@ def _decode(image: PreparedImage, target: Path) -> None:
     """
     if _is_whole(target, image.size):
         return
-    pixels = read_image(image.path).permute(1, 2, 0).contiguous().numpy()
+    pixels = read_image(image.path, upright=image.upright).permute(1, 2, 0).contiguous().numpy()
     try:
         with atomic_write(target, sync=False) as part, part.open("wb") as file:
             np.save(file, pixels)

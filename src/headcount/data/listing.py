@@ -19,7 +19,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 
 ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
-"""Reads the head positions of an annotation file, in pixels of the stored image."""
+"""Reads the head positions of an annotation file, in pixels of the image before resizing."""
 LoadHeads = Callable[[], Float[Tensor, "n 2"]]
 """The same for one particular image."""
 
@@ -35,7 +35,7 @@ class Listed:
     image: Path
     """The image file; if it is missing, the path where it was expected."""
     heads: LoadHeads
-    """Reads the head positions in pixels of the stored image; raises DataError if image or annotation is missing."""
+    """Reads the head positions, in pixels before resizing; raises DataError if image or annotation is missing."""
 
     @property
     def name(self) -> str:

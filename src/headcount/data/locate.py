@@ -97,6 +97,7 @@ def relocation_settings(trained: DatasetConfig, root: str) -> dict[str, str | in
         "dataset.min_side": trained.min_side,
         "dataset.max_side": trained.max_side,
         "dataset.side_multiple": trained.side_multiple,
+        **({"dataset.exif_orientation": True} if trained.exif_orientation else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """List the images of a split and open them as samples."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ from headcount.data.catalogue import DATASETS, HOLDOUT, check_split, source_spli
 from headcount.data.crowd import CrowdDataset
 from headcount.data.custom import images_in_no_split
 from headcount.data.decoded import decode_images, open_decoded
-from headcount.data.images import check_image, read_image
+from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, describe_folder, sort_by_hash
 from headcount.data.locate import dataset_folder
-from headcount.data.prepare import ResizeRule, cache_folder, prepare_images
+from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images
 from headcount.errors import DataError
 
 MAX_REASONS = 20
@@ -80,33 +80,29 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
         DataError: if the folder or images are missing, or images cannot be read; lists all of them.
     """
     info = check_split(config, split)
-    config = dataclasses.replace(config, max_train_images=None, max_eval_images=None)
+    # The decoded cache would take more time and space than counting every image once.
+    config = dataclasses.replace(config, max_train_images=None, max_eval_images=None, cache=Cache.none)
     root, listed = list_split(config, split, data_root=data_root)
     if info.files is not None and info.files.split_order is not None:
         place = {name: k for k, name in enumerate(info.files.split_order(root, source_split(split)))}
         listed = sorted(listed, key=lambda item: place[item.name])
-    problems = []
-    for item in listed:
-        try:
-            check_image(item.image)
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
+    cache = _cache(config, root)
+    usable, bad = _read_headers(listed, config, split, cache, annotated=False)
+    bad |= _prepare(usable, config, split)
+    if bad:
+        problems = [bad[item.name] for item in listed if item.name in bad]
         lines = "".join(f"\n  {line}" for line in problems)
         raise DataError(
             f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{lines}",
             kind=DataErrorKind.unusable_images,
             file=root,
         )
-    # The decoded cache would take more time and space than counting every image once.
-    config = dataclasses.replace(config, cache=Cache.none)
-    prepared = _prepare(config, split, root, listed)
     return CrowdDataset(
-        [item.name for item in listed],
-        prepared.pixels,
-        [torch.zeros(0, 2)] * len(listed),
-        source_sizes=prepared.source_sizes,
-        sizes=prepared.sizes,
+        [item.name for item in usable],
+        _pixels(usable, config, split, cache),
+        [item.heads for item in usable],
+        source_sizes=[item.image.source_size for item in usable],
+        sizes=[item.image.size for item in usable],
     )
 
 
@@ -158,12 +154,12 @@ def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """Pixels and sizes of the images of a split."""
+class _Usable:
+    """An image that can be used, as far as is known."""
 
-    pixels: Pixels
-    source_sizes: list[tuple[int, int]]
-    sizes: list[tuple[int, int]]
+    name: str
+    heads: Float[Tensor, "_ 2"]
+    image: PreparedImage
 
 
 def _open_folder(
@@ -171,68 +167,82 @@ def _open_folder(
 ) -> CrowdDataset:
     root, listed = list_split(config, split, data_root=data_root)
     assert isinstance(config, FolderDatasetConfig)
-    usable, heads, left_out = _read_heads(listed, config, split)
-    prepared = _prepare(config, split, root, usable)
+    cache = _cache(config, root)
+    usable, bad = _read_headers(listed, config, split, cache)
+    # All images are checked before the error: a copy may lack most of its files, not just the first.
+    _refuse(bad, listed, config, split)
+    bad |= _prepare(usable, config, split)
+    _refuse(bad, listed, config, split)
+    usable = [item for item in usable if item.name not in bad]
     return CrowdDataset(
         [item.name for item in usable],
-        prepared.pixels,
-        heads,
-        source_sizes=prepared.source_sizes,
-        sizes=prepared.sizes,
+        _pixels(usable, config, split, cache),
+        [item.heads for item in usable],
+        source_sizes=[item.image.source_size for item in usable],
+        sizes=[item.image.size for item in usable],
         outside=config.outside,
         one_head_per_pixel=config.one_head_per_pixel,
         augment=augment,
         seed=seed,
-        left_out=left_out,
+        left_out=[item.name for item in listed if item.name in bad],
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
         sources=[item.image for item in usable],
     )
 
 
-def _prepare(config: FolderDatasetConfig, split: str, root: Path, items: Sequence[Listed]) -> _Prepared:
-    """Resize, and with ``dataset.cache=decoded`` decode, the images that have not been yet."""
+def _cache(config: FolderDatasetConfig, root: Path) -> Path:
     rule = ResizeRule.from_config(config)
-    folder = cache_folder(config.cache_dir, dataset=config.name, root=root, rule=rule)
-    source, label = source_split(split), f"{config.name} {split}"
-    images = prepare_images([item.image for item in items], folder / source, rule=rule, label=label)
-    if config.cache is Cache.decoded:
-        pixels = partial(_map_image, decode_images(images, folder / "decoded" / source, label=label))
-    else:
-        pixels = partial(_decode_image, [image.path for image in images])
-    return _Prepared(pixels, [image.source_size for image in images], [image.size for image in images])
+    return cache_folder(config.cache_dir, dataset=config.name, root=root, rule=rule, upright=config.exif_orientation)
 
 
-def _read_heads(
-    listed: list[Listed], config: FolderDatasetConfig, split: str
-) -> tuple[list[Listed], list[Float[Tensor, "_ 2"]], list[str]]:
-    """Read all annotations and check all images.
+def _read_headers(
+    listed: list[Listed], config: FolderDatasetConfig, split: str, cache: Path, *, annotated: bool = True
+) -> tuple[list[_Usable], dict[str, str]]:
+    """Read the annotations and the headers of all images.
+
+    Args:
+        annotated: False reads no annotations.
 
     Returns:
-        The usable images, the heads in each, and the names of the other images.
-
-    Raises:
-        DataError: if images are unusable and may not be left out, or all are; lists the first of them.
+        The usable images, and the reason why each of the others is not, by name.
     """
-    usable: list[Listed] = []
-    heads: list[Float[Tensor, "_ 2"]] = []
+    rule = ResizeRule.from_config(config)
+    usable: list[_Usable] = []
     bad: dict[str, str] = {}
     progress = tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000)
     for item in progress:
         try:
-            points = item.heads()
-            check_image(item.image)
+            heads = item.heads() if annotated else torch.zeros(0, 2)
+            image = plan_image(item.image, cache / source_split(split), rule=rule, upright=config.exif_orientation)
         except DataError as error:
             bad[item.name] = str(error)
         else:
-            usable.append(item)
-            heads.append(points)
-    # All images are checked before the error: a copy may lack most of its files, not just the first.
-    if bad and not (config.skip_bad and usable):
+            usable.append(_Usable(item.name, heads, image))
+    return usable, bad
+
+
+def _prepare(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str) -> dict[str, str]:
+    """Resize the images that have not been yet; returns the reason for each that cannot be decoded, by name."""
+    errors = prepare_images([item.image for item in usable], label=f"{config.name} {split}")
+    return {item.name: str(errors[item.image.source]) for item in usable if item.image.source in errors}
+
+
+def _refuse(bad: Mapping[str, str], listed: Sequence[Listed], config: FolderDatasetConfig, split: str) -> None:
+    """Raise DataError if images are unusable and may not be left out, or all are; lists the first of them."""
+    if bad and not (config.skip_bad and len(bad) < len(listed)):
+        reasons = [bad[item.name] for item in listed if item.name in bad]
         raise DataError(
-            unusable_message(config, split, list(bad.values()), images=len(listed)),
-            kind=DataErrorKind.unusable_images,
+            unusable_message(config, split, reasons, images=len(listed)), kind=DataErrorKind.unusable_images
         )
-    return usable, heads, list(bad)
+
+
+def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, cache: Path) -> Pixels:
+    """Return what reads the prepared images, which ``dataset.cache=decoded`` decodes first."""
+    images = [item.image for item in usable]
+    if config.cache is Cache.decoded:
+        folder = cache / "decoded" / source_split(split)
+        return partial(_map_image, decode_images(images, folder, label=f"{config.name} {split}"))
+    return partial(_decode_image, [image.path for image in images], config.exif_orientation)
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
@@ -280,8 +290,8 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
 
 
 # Functions of the module, not closures: a CrowdDataset is pickled for worker processes that are not forked.
-def _decode_image(paths: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:
-    return read_image(paths[index])
+def _decode_image(paths: Sequence[Path], upright: bool, index: int) -> UInt8[Tensor, "3 height width"]:
+    return read_image(paths[index], upright=upright)
 
 
 def _map_image(files: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from headcount.config import ConfigError, FolderDatasetConfig
-from headcount.data.images import open_pillow, read_pillow
+from headcount.data.images import image_size, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.files import atomic_write, make_folder
@@ -29,6 +29,7 @@ from headcount.files import atomic_write, make_folder
 _CHECKED_BYTES = 16384
 _COMPRESSED = (".jpg", ".jpeg", ".png", ".webp")
 _END_OF_JPEG = b"\xff\xd9"
+_MAX_JPEG_SIDE = 65_500  # libjpeg's limit, pixels
 
 Item = TypeVar("Item")
 
@@ -77,7 +78,7 @@ class ResizeRule:
         wins.
 
         Args:
-            width, height: size of the stored image, pixels.
+            width, height: size of the image before resizing, pixels.
         """
         short, long = min(width, height), max(width, height)
         ratio = max(1.0, self.min_side / short)
@@ -100,22 +101,26 @@ class PreparedImage:
     size: tuple[int, int]
     """(width, height) of the file at ``path``, pixels."""
     source_size: tuple[int, int]
-    """(width, height) of the image as distributed, pixels."""
+    """(width, height) of the image before resizing, pixels; if ``upright``, after turning it."""
+    upright: bool = False
+    """Whether the source is turned by its EXIF orientation."""
 
 
-def cache_folder(cache_dir: str, *, dataset: str, root: Path, rule: ResizeRule) -> Path:
-    """Return the folder for the resized images of one dataset folder and one rule.
+def cache_folder(cache_dir: str, *, dataset: str, root: Path, rule: ResizeRule, upright: bool = False) -> Path:
+    """Return the folder for the resized images of one dataset folder, one rule and one way to read orientations.
 
     Args:
         cache_dir: folder of all caches.
         dataset: name of the dataset.
         root: its folder.
+        upright: whether images are turned by their EXIF orientation.
 
     Raises:
         ConfigError: if ``cache_dir`` lies inside the dataset's own folder.
     """
     base = check_cache_dir(cache_dir, root)
-    key = json.dumps({"root": str(root.resolve()), **dataclasses.asdict(rule)}, sort_keys=True)
+    facts = {"root": str(root.resolve()), **dataclasses.asdict(rule)}
+    key = json.dumps({**facts, "upright": True} if upright else facts, sort_keys=True)
     return base / f"{dataset}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -134,50 +139,93 @@ def check_cache_dir(cache_dir: str, root: Path) -> Path:
     return base
 
 
-def prepare_images(sources: Sequence[Path], folder: Path, *, rule: ResizeRule, label: str) -> list[PreparedImage]:
-    """Resize the images that need it into ``folder``, only those that are missing or out of date.
+def plan_image(source: Path, folder: Path, *, rule: ResizeRule, upright: bool = False) -> PreparedImage:
+    """Find out from an image's header what it is resized to, and where; nothing is decoded or written.
 
     Args:
-        sources: image files; their names without endings must differ.
-        folder: created if a file is written there.
+        folder: of the resized images.
+        upright: turn the image by its EXIF orientation.
+
+    Raises:
+        DataError: if the image is missing, its header cannot be read, or it cannot be resized by the rule.
+    """
+    source_size = image_size(source, upright=upright)
+    size = resized_size(source, source_size, rule=rule)
+    path = source if size == source_size else folder / f"{source.stem}.jpg"
+    return PreparedImage(source, path, size, source_size, upright)
+
+
+def resized_size(source: Path, size: tuple[int, int], *, rule: ResizeRule) -> tuple[int, int]:
+    """Return the (width, height) that an image of this size is resized to, pixels.
+
+    Raises:
+        DataError: if it is too narrow: enlarged, it would be longer than the cache can store.
+    """
+    new = rule.size(*size)
+    if new != size and max(new) > _MAX_JPEG_SIDE:
+        raise DataError(
+            f"{source} is too narrow: its {size[0]} x {size[1]} pixels would become {new[0]} x {new[1]}, and no side "
+            f"may have more than {_MAX_JPEG_SIDE}; crop it, or lower dataset.min_side={rule.min_side}",
+            kind=DataErrorKind.image,
+            file=source,
+        )
+    return new
+
+
+def prepare_images(images: Sequence[PreparedImage], *, label: str) -> dict[Path, DataError]:
+    """Resize the images that need it, only those that are missing or out of date, and try to decode the others.
+
+    Args:
+        images: from :func:`plan_image`; the names of their sources without endings must differ.
         label: name of the images in the progress bar.
 
     Returns:
-        One item per source.
+        The errors of the images that cannot be decoded, by source.
 
     Raises:
         ConfigError: if the folder cannot be created.
-        DataError: if an image cannot be read or written.
+        DataError: if a resized image cannot be written.
     """
-    prepared: list[PreparedImage] = []
-    due: list[PreparedImage] = []
-    for source in sources:
-        with open_pillow(source) as image:
-            source_size = image.size
-        size = rule.size(*source_size)
-        cached = folder / f"{source.stem}.jpg"
-        item = PreparedImage(source, source if size == source_size else cached, size, source_size)
-        prepared.append(item)
-        if size != source_size and not _is_current(cached, image_origin(source, size)):
-            due.append(item)
-    if due:
+    bad: dict[Path, DataError] = {}
+    unchanged = [image for image in images if image.path == image.source]
+    due = [
+        image
+        for image in images
+        if image.path != image.source and not _is_current(image.path, image_origin(image.source, image.size))
+    ]
+
+    def prepare(image: PreparedImage) -> None:
+        try:
+            if image.path == image.source:
+                read_image(image.source, upright=image.upright)
+            else:
+                _resize(image)
+        except DataError as error:
+            if error.kind == DataErrorKind.cache:
+                raise
+            bad[image.source] = error
+
+    for folder in {image.path.parent for image in due}:
         make_folder(folder, "dataset.cache_dir")
-        run_in_threads(_resize, due, label=f"resizing {label} once")
-    return prepared
+    run_in_threads(prepare, due, label=f"resizing {label} once")
+    run_in_threads(prepare, unchanged, label=f"checking {label}", silent_images=1000)
+    return bad
 
 
-def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label: str) -> None:
+def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label: str, silent_images: int = 0) -> None:
     """Call ``work`` on every item in a few threads, with a progress bar; the first error cancels what has not begun.
 
     Threads are enough: Pillow, torchvision and NumPy decode, resize, encode and write without Python's lock.
 
     Args:
         label: text of the progress bar.
+        silent_images: so many items or fewer have no progress bar.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         tasks = [pool.submit(work, item) for item in items]
-        for task in tqdm(as_completed(tasks), total=len(tasks), desc=label, unit="image"):
+        silent = len(tasks) <= silent_images
+        for task in tqdm(as_completed(tasks), total=len(tasks), desc=label, unit="image", disable=silent):
             task.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -215,9 +263,10 @@ def _is_current(cached: Path, origin: bytes) -> bool:
 def _resize(image: PreparedImage) -> None:
     """Write the resized image."""
     origin = image_origin(image.source, image.size)  # Before reading: a source changed meanwhile is then out of date.
+    pixels = read_image(image.source, upright=image.upright)
     # Released code: OpenCV's bicubic, which skips pixels when it shrinks; here: antialiased, because skipped pixels
     # change how heads look.
-    resized = read_pillow(image.source).resize(image.size, Image.Resampling.BICUBIC)
+    resized = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(image.size, Image.Resampling.BICUBIC)
     try:
         # JPEG, not PNG, which takes far longer to decode. Full color resolution and quality 95 keep the loss of the
         # second compression below that of the first one.

@@ -21,7 +21,7 @@ from headcount.config import (
     WholeImageConfig,
     counting_mode,
 )
-from headcount.data.images import as_rgb, read_pillow
+from headcount.data.images import Picture, read_picture, upright_picture
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
@@ -34,6 +34,7 @@ _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
 # A strip of a few pixels would be enlarged to thousands of megapixels.
 _MAX_ENLARGED_PIXELS = 100_000_000
+_DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -58,6 +59,8 @@ class PhotoCount:
     """How it was counted: whole, or in windows."""
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
+    note: str = ""
+    """What is odd about the picture, so that its count may be wrong; otherwise empty."""
 
 
 @dataclass
@@ -90,7 +93,8 @@ class PhotoCounter:
             MemoryError: if the picture does not fit into memory.
             FloatingPointError: if the count is not finite.
         """
-        image = _as_image(photo)
+        picture = _as_picture(photo)
+        image = picture.pixels
         photo_size = (image.shape[2], image.shape[1])
         image = self._resized(image)
         counted = self._count_image(image)
@@ -105,6 +109,7 @@ class PhotoCounter:
             photo_size=photo_size,
             mode=counted.mode,
             reason=counted.reason,
+            note=_DARK if picture.dark else "",
         )
 
     def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
@@ -177,14 +182,17 @@ def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
     return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins)
 
 
-def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:
+def _as_picture(photo: Photo) -> Picture:
     """A picture of any kind as RGB bytes, upright."""
     if isinstance(photo, str | Path):
-        photo = read_pillow(Path(os.path.expanduser(photo)), upright=True)
-    elif isinstance(photo, Image.Image):
-        photo = as_rgb(photo, upright=True)
+        return read_picture(Path(os.path.expanduser(photo)), upright=True)
     if isinstance(photo, Image.Image):
-        return _as_tensor(np.array(photo))
+        return upright_picture(photo)
+    return Picture(_as_image(photo), "RGB", orientation=1, dark=False)
+
+
+def _as_image(photo: np.ndarray | Tensor) -> UInt8[Tensor, "3 height width"]:
+    """Bytes of gray or RGB as RGB bytes, channels first."""
     gray_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[0 if isinstance(photo, Tensor) else 2] == 3)
     if not gray_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
         kind, shape = (

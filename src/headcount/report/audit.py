@@ -105,6 +105,7 @@ def _split_numbers(split: AuditedSplit) -> dict[str, Any]:
         "faults": {fault.name: split.faults[fault] for fault in Fault},
         **(annotated if split.annotated else dict.fromkeys(annotated)),
         "grayscale": sum(image.gray for image in usable),
+        "exif_orientation": sum(image.orientation != 1 for image in usable),
         "least_median_most_heads": _min_median_max(counts),
         "least_median_most_shorter_side": _min_median_max([min(image.width, image.height) for image in usable]),
         "least_median_most_longer_side": _min_median_max(longer),
@@ -118,6 +119,8 @@ def _image_numbers(image: AuditedImage, *, annotated: bool) -> dict[str, Any]:
     if image.problem is not None:
         return {"name": image.name, "problem": image.problem}
     numbers: dict[str, Any] = {"name": image.name, "width": image.width, "height": image.height}
+    if image.orientation != 1:
+        numbers["exif_orientation"] = image.orientation
     if annotated:
         numbers |= {"heads": len(image.points), "duplicates": image.duplicates, "outside": image.outside}
     return numbers
@@ -205,6 +208,7 @@ def _split_rows(splits: Sequence[AuditedSplit]) -> list[list[str]]:
         ("images with duplicates", "images_with_duplicates"),
         ("heads outside their image", "outside"),
         ("images without colors", "grayscale"),
+        ("images with an EXIF orientation", "exif_orientation"),
     ):
         row(label, [n[key] for n in numbers])
     for label, key in (
