@@ -380,7 +380,7 @@ def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path
         (
             "a.txt",
             "0 0.5 0.5 0.1 0.1\n",
-            r"a\.txt, line 1: '0 0\.5.*' has 5 columns, .* name the columns x,y in a first",
+            r"a\.txt, line 1: '0 0\.5.*' has 5 columns, .* as YOLO writes them; convert the heads to pixels",
         ),
         ("a.csv", "0,10,20\n", r"a\.csv, line 1: '0,10,20' has 3 columns, .* name the columns x,y in a first line"),
         ("a.csv", "10\n", "has 1 columns, .* name the columns x,y"),

@@ -1,7 +1,6 @@
 """Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Set
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from headcount.data.listing import (
     report_when_read,
     sort_by_hash,
 )
+from headcount.data.textfile import load_json, read_text
 from headcount.errors import DataError
 
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
@@ -303,13 +303,13 @@ def _read_split_file(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise DataError(f"dataset.split_file={path}: no such file", kind=DataErrorKind.missing, file=path)
+    is_json = path.suffix.lower() == ".json"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else None
-    except (OSError, ValueError) as error:
+        content = load_json(path) if is_json else read_text(path)
+    except DataError as error:
         raise _invalid_split_file(path, f" cannot be read: {error}") from error
-    if content is None:
-        rows = _split_rows_of_csv(text, path)
+    if not is_json:
+        rows = _split_rows_of_csv(content, path)
     elif isinstance(content, dict):
         rows = _split_rows_of_json(content)
     else:
