@@ -21,6 +21,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.data.matfile import load_mat
 from headcount.data.textfile import is_number, load_json, read_text
 from headcount.errors import DataError
+from headcount.files import quoted
 
 # Shapes of arrays that mean an image without people: an empty list, MATLAB's [], no rows of x and y.
 _EMPTY_SHAPES = ((0,), (0, 0), (0, 2))
@@ -242,6 +243,33 @@ def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.aut
     )
 
 
+def describe_table(path: Path) -> str | None:
+    """Say how to read a file that seems to hold the heads of many images; None for any other file.
+
+    Its name is that of no image; it is recognized by a column or key with names of images.
+    """
+    try:
+        if path.suffix.lower() in (".csv", ".txt"):
+            rows = _read_rows(path)
+            columns = {field.lower() for field in rows[0].fields} if rows else set()
+            found = {"x", "y"} <= columns and not columns.isdisjoint(NAME_KEYS)
+        else:
+            found = path.suffix.lower() == ".json" and _is_table(load_json(path), path)
+    except DataError as error:  # A file of COCO says so.
+        return str(error) if error.kind == DataErrorKind.other_format else None
+    return f"{path} holds the heads of many images; read it with dataset.points={quoted(path)}" if found else None
+
+
+def _is_table(content: Any, path: Path) -> bool:
+    _refuse_other_tools(content, path)
+    if isinstance(content, list):
+        return bool(content) and all(isinstance(i, dict) and not i.keys().isdisjoint(NAME_KEYS) for i in content)
+    if not isinstance(content, dict) or not content.keys().isdisjoint(POINTS_KEYS):
+        return False
+    values = [value if isinstance(value, list) else [value] for value in content.values()]
+    return bool(values) and all(isinstance(item, list | dict) for value in values for item in value)
+
+
 def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
     rows = _read_rows(path)
     header = rows.pop(0) if rows else _Row(1, "", [])
@@ -357,11 +385,12 @@ def _refuse_other_tools(content: Any, path: Path) -> None:
     """Refuse the files of COCO and LabelMe, whose keys must not be taken for the names of images."""
     for tool, keys in (("COCO", {"images", "annotations"}), ("LabelMe", {"shapes", "imagePath"})):
         if isinstance(content, dict) and keys <= content.keys():
-            raise _invalid(
-                path,
+            raise DataError(
                 f"{path} is a {tool} file, which is not read, as its boxes or shapes may be something else than heads; "
                 "write the positions of the heads as [[x, y], ...] in pixels, for all images in one file as "
                 "{name: [[x, y], ...]}",
+                kind=DataErrorKind.other_format,
+                file=path,
             )
 
 
