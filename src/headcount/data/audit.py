@@ -201,7 +201,7 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
 
 
 def capped(histogram: dict[int, int], m: int) -> tuple[int, int]:
-    """Count what label correction caps.
+    """Count what label correction caps, or puts into the last bin with ``bins.last=open``.
 
     Args:
         histogram: number of blocks by number of heads.
