@@ -153,6 +153,25 @@ def test_an_annotation_that_two_images_could_have_is_refused(table: bool, config
     assert open_split(config, "train").names == ["train"]
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_an_annotation_linked_to_two_images_is_refused_unless_it_is_empty(
+    link: Callable[..., None], config: CustomConfig, tmp_path: Path
+) -> None:
+    d = tmp_path / "d"
+    write_folder(d, 1)
+    for k in range(1, 4):
+        write_image(d / f"img{k}.jpg", seed=k)
+    link(d / "img0.csv", d / "img1.csv")
+    (d / "img2.csv").write_text("x,y\n")
+    link(d / "img2.csv", d / "img3.csv")
+    config.val_fraction, config.skip_bad = 0, True
+    dataset = open_split(config, "train")
+    assert (dataset.names, dataset.left_out) == (["img2", "img3"], ["img0", "img1"])
+    config.skip_bad = False
+    with pytest.raises(DataError, match=r"img1\.csv, which is the same file as that of img0; each image needs its own"):
+        open_split(config, "train")
+
+
 # ------------------------------------------------------------------------ one file for all images
 
 
@@ -266,4 +285,6 @@ def test_training_without_any_head_is_refused(tmp_path: Path) -> None:
         open_data(config)
     assert any("none of the" in error for error in audit_dataset(config.dataset).errors)
     val = open_split(config.dataset, "val")
-    assert val.describe_left_out() == ["none of the 1 images has an annotated head; check the annotations"]
+    assert val.describe_left_out() == [
+        "none of the 1 images has an annotated head, so the best count is 0; check the annotations"
+    ]

@@ -17,6 +17,7 @@ from headcount.data.listing import (
     Listed,
     LoadHeads,
     describe_folder,
+    file_identity,
     find_files,
     find_folder,
     find_folders,
@@ -265,6 +266,10 @@ def _annotations_in_files(
 ) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file per image; see :func:`_find_annotations`."""
     files, tables = _files_by_image(config, folders, known=known)
+    owners: dict[tuple[int, int] | None, list[str]] = {}
+    for name in files.keys() & known:
+        for path in files[name]:
+            owners.setdefault(file_identity(path), []).append(name)
 
     def heads_of(image: Path) -> LoadHeads:
         paths = files.get(image.stem, [])
@@ -281,11 +286,21 @@ def _annotations_in_files(
                 "with dataset.points or dataset.points_format"
             )
             return report_when_read(message, DataErrorKind.ambiguous, image)
-        return partial(READERS[paths[0].suffix.lower()][1], paths[0])
+        others = [name for name in owners[file_identity(paths[0])] if name != image.stem]
+        return partial(_read_own, paths[0], image, sorted(others, key=natural_key))
 
     return heads_of, {
         name: f"annotation {' and '.join(map(str, paths))}" for name, paths in files.items() if name not in known
     }
+
+
+def _read_own(path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
+    """Read the annotation of an image; ``others`` are those whose annotation is a link to the same file."""
+    heads = READERS[path.suffix.lower()][1](path)
+    if others and len(heads):  # Images without people may share an empty annotation.
+        message = f"image {image} has the annotation {path}, which is the same file as that of {first_names(others)}"
+        raise DataError(f"{message}; each image needs its own", kind=DataErrorKind.ambiguous, file=image)
+    return heads
 
 
 def _endings(config: CustomConfig) -> list[str]:
@@ -418,7 +433,10 @@ def _split_rows_of_json(content: dict[str, object]) -> list[tuple[str, str]]:
 
 def _split_rows_of_csv(text: str, path: Path) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
-    lines = [line for line in csv.reader(text.splitlines()) if any(field.strip() for field in line)]
+    try:
+        lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(field.strip() for field in line)]
+    except csv.Error as error:
+        raise _invalid_split_file(path, f" cannot be read: {error}; correct the quotation marks") from error
     for k, fields in enumerate(lines):
         if len(fields) != 2:
             raise _invalid_split_file(path, f": {','.join(fields)!r} is not name,split")

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import file_identity
 from headcount.errors import DataError
 from headcount.wording import first_names
 
@@ -46,16 +47,20 @@ def doubtful_positions(
     """
     annotated = [item for item in zip(names, heads, sizes, strict=True) if len(item[1])]
     if not annotated:
-        return [f"none of the {len(names)} images has an annotated head; check the annotations"] if names else []
+        reason = f"none of the {len(names)} images has an annotated head, so the best count is 0; check the annotations"
+        return [reason] if names else []
     lines = []
     heaped = [name for name, points, _ in annotated if _is_heaped(points)]
     if heaped:
         lines.append(
             f"{_images(heaped)} at least half of the heads in one pixel: {first_names(heaped)}; check the positions"
         )
-    shares = [name for name, points, _ in annotated if bool((points.abs() <= _MAX_SHARE).all())]
-    if len(shares) == len(annotated) and any(bool((points != points.round()).any()) for _, points, _ in annotated):
-        lines.append(f"{_images(shares)} all heads within 0 and 1: these may be shares of the image instead of pixels")
+    shares = [name for name, points, _ in annotated if _may_be_shares(points)]
+    if len(shares) > 1 or len(shares) == len(annotated):
+        lines.append(
+            f"{_images(shares)} all heads within 0 and 1: {first_names(shares)}; these may be shares of the image "
+            "instead of pixels"
+        )
     percent = [(name, len(points)) for name, points, size in annotated if _may_be_percent(points, size)]
     in_all = len(percent) == len(annotated) and sum(number for _, number in percent) >= _MIN_HEAP
     shown = [name for name, number in percent if in_all or number >= _MANY]
@@ -77,6 +82,11 @@ def _is_heaped(points: Float[Tensor, "n 2"]) -> bool:
     return int(numbers.max()) >= max(_MIN_HEAP, len(points) / 2)
 
 
+def _may_be_shares(points: Float[Tensor, "n 2"]) -> bool:
+    """Whether all positions are within one pixel of the corner, and not in whole numbers."""
+    return bool((points.abs() <= _MAX_SHARE).all()) and bool((points != points.round()).any())
+
+
 def _may_be_percent(points: Float[Tensor, "n 2"], size: tuple[int, int]) -> bool:
     """Whether the heads fill a corner of 100 pixels, and no more, of a far larger image."""
     fill = bool((points >= -1).all()) and 50 < float(points.max()) <= 101
@@ -94,11 +104,9 @@ def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
     """
     places: dict[tuple[int, int], list[tuple[str, str]]] = {}
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
-        try:
-            status = path.stat()
-        except OSError:  # Reported when the image is read.
-            continue
-        places.setdefault((status.st_dev, status.st_ino), []).append((split, path.stem))
+        file = file_identity(path)
+        if file is not None:  # A missing one is reported when it is read.
+            places.setdefault(file, []).append((split, path.stem))
     return [
         " = ".join(f"{split}/{name}" for split, name in group)
         for group in places.values()
