@@ -59,7 +59,7 @@ def test_everything_wrong_is_found_at_once(faulty: Path) -> None:
     assert audit.copies == [[("train", "IMG_2"), ("test", "IMG_1")]]
     said = "\n".join(audit.warnings)
     assert "train: 2 heads at exactly the place of another, in 1 image (most in IMG_1: 2)" in said
-    assert "train: 2 heads outside the image, in 1 image (most in IMG_2: 2)" in said
+    assert "train: 2 heads outside the image, in 1 image: IMG_2 (2, up to 300 px)" in said
     assert "train: 1 image without people: IMG_3" in said
     assert "train: 1 image without colors: IMG_3" in said
     assert "1 image the same byte for byte in more than one split" in said
@@ -123,7 +123,7 @@ def test_images_without_public_annotations_are_counted_alone(tmp_path: Path) -> 
     assert audit.errors == []  # none of these are needed
     said = "\n".join(audit.warnings)
     assert "test: 1 of 2 images cannot be read: " in said
-    assert "1 image listed in more than one split: train/val 0001" in said
+    assert "1 image is in more than one split: train/0001 = val/0001" in said
     assert "test: 1 image without people" not in said
 
 

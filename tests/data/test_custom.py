@@ -380,7 +380,7 @@ def test_two_images_of_one_name_are_refused(config: CustomConfig, tmp_path: Path
         (
             "a.txt",
             "0 0.5 0.5 0.1 0.1\n",
-            r"a\.txt, line 1: '0 0\.5.*' has 5 columns, .* name the columns x,y in a first",
+            r"a\.txt, line 1: '0 0\.5.*' has 5 columns, .* as YOLO writes them; convert the heads to pixels",
         ),
         ("a.csv", "0,10,20\n", r"a\.csv, line 1: '0,10,20' has 3 columns, .* name the columns x,y in a first line"),
         ("a.csv", "10\n", "has 1 columns, .* name the columns x,y"),
@@ -505,9 +505,9 @@ def test_an_error_about_many_images_has_few_lines(config: CustomConfig, tmp_path
     with pytest.raises(DataError, match="50 of 50 images of train") as error:
         open_split(config, "train")
     lines = str(error.value).splitlines()
-    assert len(lines) == 22
-    assert "19.jpg" in lines[20]
-    assert lines[21] == "  and 30 more"
+    assert len(lines) == 12
+    assert "9.jpg" in lines[10]
+    assert lines[11] == "  and 40 more"
 
 
 def test_folders_that_are_not_there_or_empty_are_named(config: CustomConfig, tmp_path: Path) -> None:

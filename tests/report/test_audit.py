@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from headcount.bins import build_bins
-from headcount.config import BinsConfig, BlocksConfig
+from headcount.config import BinsConfig, BlocksConfig, Last
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
 from headcount.errors import DataError
 from headcount.report.audit import (
@@ -76,7 +76,18 @@ def test_the_page_keeps_the_lines_of_an_error_and_tells_of_missing_annotations(a
     assert "The annotations of test are not public" in page
     (heads,) = [line for line in page.splitlines() if "annotated heads" in line]
     assert [cell.strip() for cell in heads.split("|")[2:4]] == ["3", "-"]
-    assert "m = 4: 1 blocks (1.0000%), 3 heads above it" in page
+    assert "after the dataset's resize rule" in page
+
+
+@pytest.mark.parametrize(("last", "words"), [(Last.open, "share the last bin, uncapped"), (Last.clipped, "are capped")])
+def test_heads_are_called_capped_only_if_the_bins_cap_them(audit: Audit, last: Last, words: str) -> None:
+    config = BinsConfig(block_size=8, last=last)
+    bins = build_bins(config, HISTOGRAM)
+    page = audit_page(audit, config, bins)
+    (line,) = [line for line in page.splitlines() if "m = 4" in line]
+    assert words in line
+    assert line.endswith(": 1 blocks (1.0000%), 3 heads above it.")
+    assert ("capped at" in page) == audit_numbers(audit, config, bins)["bins"]["capped"] == (last is Last.clipped)
 
 
 def test_pictures_of_an_earlier_audit_do_not_stay(audit: Audit, tmp_path: Path) -> None:
@@ -105,6 +116,15 @@ def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, gray: int)
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     for color in ((255, 221, 0), (255, 79, 216), (255, 0, 0)):
         assert (pixels == color).all(2).sum() >= 5, color
+
+
+@pytest.mark.parametrize(("points", "red"), [([(20, 20)], False), ([(20, 20), (20, 20)], True)])
+def test_a_gray_image_is_not_marked_as_a_fault(tmp_path: Path, points: list[tuple[float, float]], red: bool) -> None:
+    gray = image("a", points)
+    gray.mode = "L"
+    contact_sheet([AuditedSplit("train", True, [gray])], tmp_path / "sheet.png", title="mine")
+    title = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3)
+    assert bool((title == (192, 0, 0)).all(1).any()) == red
 
 
 def test_the_sheet_spans_all_and_prefers_the_odd() -> None:

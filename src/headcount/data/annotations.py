@@ -6,20 +6,22 @@ the file is about several, for each of them. Which files belong to which image i
 """
 
 import csv
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import PointsFormat
 from headcount.data.kinds import DataErrorKind
+from headcount.data.matfile import load_mat
+from headcount.data.textfile import is_number, load_json, read_text
 from headcount.errors import DataError
+from headcount.files import quoted
 
 # Shapes of arrays that mean an image without people: an empty list, MATLAB's [], no rows of x and y.
 _EMPTY_SHAPES = ((0,), (0, 0), (0, 2))
@@ -44,7 +46,7 @@ def read_shanghaitech_mat(path: Path) -> Float[Tensor, "n 2"]:
     Raises:
         DataError: if there are no positions; names the content of the file.
     """
-    content = _load_mat(path)
+    content = _load_mat(path, "image_info")
     found = f"it holds {_keys(content)}, expected image_info with a field location"
     return _as_points(_unpacked(content.get("image_info"), "location"), path, found)
 
@@ -55,7 +57,7 @@ def read_ann_points_mat(path: Path) -> Float[Tensor, "n 2"]:
     Raises:
         DataError: if there are no positions; names the content of the file.
     """
-    content = _load_mat(path)
+    content = _load_mat(path, "annPoints")
     found = f"it holds {_keys(content)}, expected annPoints"
     return _as_points(content.get("annPoints"), path, found)
 
@@ -66,7 +68,7 @@ def read_mall_mat(path: Path) -> list[Float[Tensor, "_ 2"]]:
     Raises:
         DataError: if there are none; names the content of the file.
     """
-    content = _load_mat(path)
+    content = _load_mat(path, "frame")
     frames = content.get("frame")
     if not isinstance(frames, np.ndarray) or not frames.size:
         raise _invalid(path, f"{path} has no frames: it holds {_keys(content)}, expected frame")
@@ -80,16 +82,18 @@ def read_mat_points(path: Path) -> Float[Tensor, "n 2"]:
     """Read a .mat file of either form: ``annPoints``, or ``image_info`` as in ShanghaiTech.
 
     Raises:
-        DataError: if it has neither; names the content of the file.
+        DataError: if it has neither or both; names the content of the file.
     """
-    content = _load_mat(path)
+    content = _load_mat(path, "annPoints", "image_info")
+    if {"annPoints", "image_info"} <= content.keys():
+        raise _invalid(path, f"{path} holds annPoints and image_info, either of which could be meant; remove one")
     values = content["annPoints"] if "annPoints" in content else _unpacked(content.get("image_info"), "location")
     return _as_points(values, path, f"it holds {_keys(content)}, expected annPoints or image_info")
 
 
-def _load_mat(path: Path) -> dict[str, Any]:
+def _load_mat(path: Path, *wanted: str) -> dict[str, Any]:
     try:
-        return scipy.io.loadmat(path)
+        return load_mat(path, *wanted)
     except Exception as error:  # scipy raises half a dozen types of errors on damaged files.
         raise _invalid(path, f"{path} is not a readable .mat file: {error}") from error
 
@@ -120,17 +124,28 @@ def read_text_points(path: Path) -> Float[Tensor, "n 2"]:
     rows = _read_rows(path)
     columns: tuple[int, ...] = (0, 1)
     width = 2
-    if rows and not any(_is_number(field) for field in rows[0].fields):
+    if rows and not any(is_number(field) for field in rows[0].fields):
         width = len(rows[0].fields)
         columns = _columns(rows.pop(0), path, "x", "y")
     elif rows and len(rows[0].fields) != width:
         # The first two columns may be something else: an index, a class, or a box.
+        what_to_do = "without names only x and y are allowed; name the columns x,y in a first line"
+        if len(rows[0].fields) > width and _are_shares(rows):
+            what_to_do = (
+                "those after the first from 0 to 1: these are shares of the image, as YOLO writes them; convert the "
+                "heads to pixels, and write one x,y per line"
+            )
         raise _invalid(
             path,
-            f"{path}, line {rows[0].line}: {rows[0].text[:80]!r} has {len(rows[0].fields)} columns, without names only "
-            "x and y are allowed; name the columns x,y in a first line",
+            f"{path}, line {rows[0].line}: {rows[0].text[:80]!r} has {len(rows[0].fields)} columns, {what_to_do}",
         )
     return _as_points(_positions(rows, columns, width, path), path, "its lines hold no x,y")
+
+
+def _are_shares(rows: Sequence["_Row"]) -> bool:
+    """Whether all columns after the first hold numbers from 0 to 1."""
+    fields = [field for row in rows for field in row.fields[1:]]
+    return all(is_number(field) and 0 <= float(field) <= 1 for field in fields)
 
 
 def read_jhu_text(path: Path) -> Float[Tensor, "n 2"]:
@@ -152,7 +167,9 @@ def read_json_points(path: Path) -> Float[Tensor, "n 2"]:
     Raises:
         DataError: if there are no positions; names the content of the file.
     """
-    return _json_points(_load_json(path), path)
+    content = load_json(path)
+    _refuse_other_tools(content, path)
+    return _json_points(content, path)
 
 
 def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
@@ -162,10 +179,26 @@ def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
         DataError: if the file cannot be read or holds another array.
     """
     try:
-        array = np.load(path, allow_pickle=False)  # A pickle could run code.
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = _read_array(file)
+    except Exception as error:  # NumPy raises half a dozen types of errors on damaged files.
         raise _invalid(path, f"{path} is not a readable .npy file: {error}") from error
     return _as_points(array, path, f"it holds an array of {array.dtype} of shape {array.shape}")
+
+
+def _read_array(file: BinaryIO) -> np.ndarray:
+    """Read an array whose header agrees with the size of the file: NumPy reserves whatever memory a header names."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    start = file.tell()
+    stored, expected = file.seek(0, 2) - start, math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:  # A pickle, which could run code.
+        raise ValueError("it holds Python objects, expected numbers")
+    if stored != expected:
+        raise ValueError(f"an array of {dtype} of shape {shape} takes {expected} bytes, but the file has {stored}")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 READERS: dict[str, tuple[PointsFormat, Callable[[Path], Float[Tensor, "n 2"]]]] = {
@@ -210,6 +243,33 @@ def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.aut
     )
 
 
+def describe_table(path: Path) -> str | None:
+    """Say how to read a file that seems to hold the heads of many images; None for any other file.
+
+    Its name is that of no image; it is recognized by a column or key with names of images.
+    """
+    try:
+        if path.suffix.lower() in (".csv", ".txt"):
+            rows = _read_rows(path)
+            columns = {field.lower() for field in rows[0].fields} if rows else set()
+            found = {"x", "y"} <= columns and not columns.isdisjoint(NAME_KEYS)
+        else:
+            found = path.suffix.lower() == ".json" and _is_table(load_json(path), path)
+    except DataError as error:  # A file of COCO says so.
+        return str(error) if error.kind == DataErrorKind.other_format else None
+    return f"{path} holds the heads of many images; read it with dataset.points={quoted(path)}" if found else None
+
+
+def _is_table(content: Any, path: Path) -> bool:
+    _refuse_other_tools(content, path)
+    if isinstance(content, list):
+        return bool(content) and all(isinstance(i, dict) and not i.keys().isdisjoint(NAME_KEYS) for i in content)
+    if not isinstance(content, dict) or not content.keys().isdisjoint(POINTS_KEYS):
+        return False
+    values = [value if isinstance(value, list) else [value] for value in content.values()]
+    return bool(values) and all(isinstance(item, list | dict) for value in values for item in value)
+
+
 def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
     rows = _read_rows(path)
     header = rows.pop(0) if rows else _Row(1, "", [])
@@ -217,6 +277,7 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
     key = next((key for key in NAME_KEYS if key in names), NAME_KEYS[0])
     name, x, y = _columns(header, path, key, "x", "y")
     points: dict[str, list[_Row]] = {}
+    empty: dict[str, _Row] = {}
     for row in rows:
         if len(row.fields) != len(names) or not row.fields[name]:
             raise _invalid(
@@ -227,6 +288,15 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
         heads = points.setdefault(row.fields[name], [])
         if row.fields[x] or row.fields[y]:
             heads.append(row)
+        else:
+            empty[row.fields[name]] = row
+    for image, row in empty.items():
+        if points[image]:
+            raise _invalid(
+                path,
+                f"{path}, line {row.line}: {row.text[:80]!r} says that {image} has no people, but line "
+                f"{points[image][0].line} has a head of it; remove one of them",
+            )
     return {
         image: _as_points(_positions(heads, (x, y), len(names), path), path, f"those of {image}")
         for image, heads in points.items()
@@ -234,7 +304,8 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
 
 
 def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
-    content = _load_json(path)
+    content = load_json(path)
+    _refuse_other_tools(content, path)
     if isinstance(content, list):
         table: dict[str, Any] = {}
         for k, item in enumerate(content):
@@ -298,7 +369,7 @@ def _columns(header: _Row, path: Path, *wanted: str) -> tuple[int, ...]:
 def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path: Path) -> np.ndarray:
     """Convert two columns of a table of ``width`` columns to numbers."""
     for row in rows:
-        if len(row.fields) != width or not all(_is_number(row.fields[column]) for column in columns):
+        if len(row.fields) != width or not all(is_number(row.fields[column]) for column in columns):
             raise _invalid(
                 path,
                 f"{path}, line {row.line}: {row.text[:80]!r} is not a position: {width} columns expected, as in the "
@@ -307,55 +378,48 @@ def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path:
     return np.array([[float(row.fields[column]) for column in columns] for row in rows])
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8.
-
-    Raises:
-        DataError: if it does not exist or is not text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")  # Spreadsheets write a byte order mark.
-    except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(path, f"{path} is not readable as text: {error}") from error
-
-
 # ---------------------------------------------------------------------------------------- conversions
+
+
+def _refuse_other_tools(content: Any, path: Path) -> None:
+    """Refuse the files of COCO and LabelMe, whose keys must not be taken for the names of images."""
+    for tool, keys in (("COCO", {"images", "annotations"}), ("LabelMe", {"shapes", "imagePath"})):
+        if isinstance(content, dict) and keys <= content.keys():
+            raise DataError(
+                f"{path} is a {tool} file, which is not read, as its boxes or shapes may be something else than heads; "
+                "write the positions of the heads as [[x, y], ...] in pixels, for all images in one file as "
+                "{name: [[x, y], ...]}",
+                kind=DataErrorKind.other_format,
+                file=path,
+            )
 
 
 def _json_points(value: Any, path: Path, image: str = "") -> Float[Tensor, "n 2"]:
     if isinstance(value, dict):
-        key = next((key for key in POINTS_KEYS if key in value), None)
-        if key is None:
+        keys = [key for key in POINTS_KEYS if key in value]
+        if not keys:
             raise _invalid(
                 path,
                 f"{path} has no head positions: {image}it holds {_keys(value)}, expected {' or '.join(POINTS_KEYS)}",
             )
-        value = value[key]
-    found = f"{image}expected a list of [x, y]"
+        if len(keys) > 1:
+            raise _invalid(
+                path, f"{path}: {image}it holds {' and '.join(keys)}, either of which could be meant; remove one"
+            )
+        value = value[keys[0]]
+    found = f"{path} has no (n, 2) head positions: {image}expected a list of [x, y]"
     if not isinstance(value, list):
-        raise _invalid(path, f"{path} has no (n, 2) head positions: {found}")
-    if all(isinstance(item, dict) and {"x", "y"} <= item.keys() for item in value):
-        value = [[item["x"], item["y"]] for item in value]
+        raise _invalid(path, found)
+    pairs = [[item.get("x"), item.get("y")] if isinstance(item, dict) else item for item in value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not {type(number) for number in pair} <= {int, float}:
+            raise _invalid(path, found)
     try:
-        array = np.array(value)
-    except ValueError as error:  # Lists of different lengths.
-        raise _invalid(path, f"{path} has no (n, 2) head positions: {found}") from error
+        array = np.array(pairs, dtype=np.float64)
+    except OverflowError as error:  # An integer of hundreds of digits.
+        message = f"{path} has head positions that are not finite: {image}{error}; correct or remove them"
+        raise DataError(message, kind=DataErrorKind.not_finite, file=path) from error
     return _as_points(array, path, found)
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _invalid(path, f"{path} is not a readable .json file: {error}") from error
 
 
 def _keys(content: Mapping[str, Any]) -> list[str] | str:
@@ -372,6 +436,8 @@ def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
         DataError: if ``values`` are not n finite pairs of numbers.
     """
     array = np.asarray(values)
+    if array.dtype == bool:
+        raise _invalid(path, f"{path} has no (n, 2) head positions: its values are true and false")
     if array.dtype.kind in "iuf" and array.shape in _EMPTY_SHAPES:
         return torch.zeros(0, 2)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":

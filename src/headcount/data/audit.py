@@ -26,8 +26,9 @@ from headcount.data.custom import images_in_no_split
 from headcount.data.histograms import block_histogram
 from headcount.data.images import read_image, read_picture
 from headcount.data.kinds import DataErrorKind
-from headcount.data.open import list_split, open_split, unusable_message
-from headcount.data.points import inside
+from headcount.data.open import list_split, no_heads_error, open_split, reason_lines, split_faults, unusable_message
+from headcount.data.plausible import doubtful_positions
+from headcount.data.points import clamp_into, inside
 from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, run_in_threads
 from headcount.errors import DataError, HeadcountError
 from headcount.wording import first_names
@@ -93,6 +94,12 @@ class AuditedImage:
     def outside(self) -> int:
         """Number of heads outside the image."""
         return int((~inside(self.points, width=self.width, height=self.height)).sum())
+
+    @property
+    def distance_outside(self) -> float:
+        """Largest distance of a head from the image, pixels; 0 if all are inside."""
+        nearest = clamp_into(self.points, width=self.width, height=self.height)
+        return float((self.points - nearest).norm(dim=1).max()) if len(self.points) else 0.0
 
     @property
     def gray(self) -> bool:
@@ -172,6 +179,9 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
     if not audit.splits:  # There is no folder at all, so there is nothing to audit.
         raise _combined(failures)
     audit.errors += _settings_errors(config, Path(audit.root))
+    errors, warnings = split_faults(config, data_root=data_root)
+    audit.errors += errors
+    audit.warnings += warnings
     for found in audit.splits:
         reasons = [image.problem for image in found.images if image.problem is not None]
         if not found.images:
@@ -179,6 +189,8 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
         elif reasons and isinstance(config, FolderDatasetConfig):
             message, stops = _describe_unusable(config, found, reasons)
             (audit.errors if stops else audit.warnings).append(message)
+        if found.name == "train" and found.usable and not found.heads:
+            audit.errors.append(str(no_heads_error(config, len(found.usable))))
         audit.warnings += _warnings(found)
         audit.warnings += _orientation_warnings(config, found)
     names = images_in_no_split(config) if isinstance(config, CustomConfig) else []
@@ -195,7 +207,7 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
 
 
 def capped(histogram: dict[int, int], m: int) -> tuple[int, int]:
-    """Count what label correction caps.
+    """Count what label correction caps, or puts into the last bin with ``bins.last=open``.
 
     Args:
         histogram: number of blocks by number of heads.
@@ -300,22 +312,29 @@ def _describe_unusable(config: FolderDatasetConfig, split: AuditedSplit, reasons
     if not split.annotated:
         return f"{number} cannot be read: {first_names(reasons)}", False
     if config.skip_bad and split.usable:
-        lines = "".join(f"\n  {reason}" for reason in reasons)
-        return f"{number} are left out with dataset.skip_bad=true:{lines}", False
+        return f"{number} are left out with dataset.skip_bad=true:{reason_lines(reasons)}", False
     return unusable_message(config, split.name, reasons, images=len(split.images)), True
 
 
 def _warnings(split: AuditedSplit) -> Iterator[str]:
     """Yield one line per kind of oddity of the usable images of a split."""
-    for what, numbers in (
-        ("at exactly the place of another", [image.duplicates for image in split.usable]),
-        ("outside the image", [image.outside for image in split.usable]),
-    ):
-        total = sum(numbers)
-        if total:
-            worst = split.usable[numbers.index(max(numbers))].name
-            images = _many(sum(number > 0 for number in numbers), "image")
-            yield f"{split.name}: {_many(total, 'head')} {what}, in {images} (most in {worst}: {max(numbers)})"
+    if split.annotated:
+        points, sizes = [i.points for i in split.usable], [(i.width, i.height) for i in split.usable]
+        for line in doubtful_positions([i.name for i in split.usable], points, sizes):
+            yield f"{split.name}: {line}"
+    numbers = [image.duplicates for image in split.usable]
+    if any(numbers):
+        worst = split.usable[numbers.index(max(numbers))].name
+        images = _many(sum(number > 0 for number in numbers), "image")
+        yield (
+            f"{split.name}: {_many(sum(numbers), 'head')} at exactly the place of another, in {images} "
+            f"(most in {worst}: {max(numbers)})"
+        )
+    outside = sorted((i for i in split.usable if i.outside), key=lambda i: i.distance_outside, reverse=True)
+    if outside:
+        heads = _many(sum(image.outside for image in outside), "head")
+        shown = [f"{image.name} ({image.outside}, up to {image.distance_outside:.4g} px)" for image in outside]
+        yield f"{split.name}: {heads} outside the image, in {_many(len(outside), 'image')}: {first_names(shown)}"
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
         ("without colors", [i.name for i in split.usable if i.gray]),
@@ -350,15 +369,7 @@ def _copies(splits: Sequence[AuditedSplit]) -> list[list[tuple[str, str]]]:
 
 
 def _copy_warnings(audit: Audit) -> Iterator[str]:
-    """Yield warnings about images in several splits, which make an evaluation look too good, and about copies."""
-    files: dict[Path, list[str]] = {}
-    for split in audit.splits:
-        for image in split.usable:
-            if image.file is not None:
-                files.setdefault(image.file, []).append(split.name)
-    listed = [f"{'/'.join(names)} {file.stem}" for file, names in files.items() if len(names) > 1]
-    if listed:
-        yield f"{_many(len(listed), 'image')} listed in more than one split: {first_names(listed)}"
+    """Yield warnings about copies of images, which make an evaluation look too good in another split."""
     across = [group for group in audit.copies if len({split for split, _ in group}) > 1]
     within = [group for group in audit.copies if group not in across]
     for groups, where in (

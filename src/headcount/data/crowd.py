@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from headcount.config import Outside
 from headcount.data.augment import TrainAugment
+from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
 from headcount.types import Sample
 from headcount.wording import first_names
@@ -67,6 +68,8 @@ class CrowdDataset(Dataset[Sample]):
         """File of each image as distributed; empty if the images are not files."""
         self.one_head_per_pixel = one_head_per_pixel
         """Whether training counts the heads of one pixel once in block counts."""
+        self.doubts = doubtful_positions(names, annotated, source_sizes)
+        """What may be wrong with the images and annotations although they can be used, one line each."""
         self._images = images
         self._outside_rule = outside
         self._augment, self._seed = augment, seed
@@ -130,8 +133,11 @@ class CrowdDataset(Dataset[Sample]):
         ]
 
     def describe_left_out(self) -> list[str]:
-        """Report images that are left out, one line per reason: they change what an error means. Empty without any."""
-        lines = []
+        """Report images that are left out and doubtful positions, one line per reason: they change what an error means.
+
+        Empty without any.
+        """
+        lines = list(self.doubts)
         if self.left_out:
             total = len(self) + len(self.left_out)
             lines.append(

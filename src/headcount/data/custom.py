@@ -1,8 +1,7 @@
 """Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, PointsFormat
-from headcount.data.annotations import NAME_KEYS, READERS, read_points_table
+from headcount.data.annotations import NAME_KEYS, READERS, describe_table, read_points_table
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
     IMAGE_ENDINGS,
@@ -18,10 +17,12 @@ from headcount.data.listing import (
     Listed,
     LoadHeads,
     describe_folder,
+    file_identity,
     find_files,
     find_folder,
     find_folders,
     find_images,
+    find_images_below,
     loaded_heads,
     name_hash,
     natural_key,
@@ -29,7 +30,9 @@ from headcount.data.listing import (
     report_when_read,
     sort_by_hash,
 )
+from headcount.data.textfile import load_json, read_text
 from headcount.errors import DataError
+from headcount.wording import first_names
 
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
 """Folders that are searched for annotations, in this order, if ``dataset.points`` is not set."""
@@ -107,10 +110,18 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
     of_splits = [config.train, config.val, config.test] if config.train is not None else []
     folders = [_resolve(folder, config.root) for folder in of_splits if folder is not None]
     known = {*names, *images, *(name for folder in folders for name in find_images(_images_in(folder) or folder))}
-    heads_of, orphans = _find_annotations(config, root, images_in, split, known=known)
+    places = _annotation_places(config, root, images_in, split)
+    heads_of, orphans = _find_annotations(config, places, known=known)
+    others = _same_names(config, split, places)
     listed = []
     for name in sorted(names, key=natural_key):
-        if name in images:
+        if name in images and name in others:
+            message = (
+                f"images {images[name]} and {others[name]} have the same name, and an annotation in "
+                f"{', '.join(map(str, places))} could belong to either; rename one, or keep their annotations apart"
+            )
+            listed.append(Listed(images[name], report_when_read(message, DataErrorKind.ambiguous, images[name])))
+        elif name in images:
             listed.append(Listed(images[name], heads_of(images[name])))
         else:
             expected = images_in / f"{name}.jpg"
@@ -135,6 +146,34 @@ def images_in_no_split(config: CustomConfig) -> list[str]:
     return sorted(set(find_images(images_in)) - set(named), key=natural_key) if images_in else []
 
 
+def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Describe files that are not read although they may be meant, one line each.
+
+    These are images in subfolders, of which only ``images`` is read, and only if its parent has none; and files with
+    the heads of many images beside annotations of each image.
+
+    Args:
+        used: the image files of each split.
+    """
+    roots = {split: custom_folder(config, split) for split in used}
+    images_in = {split: _images_in(root) or root for split, root in roots.items()}
+    # Images of no split are in these folders too, and have their own message.
+    images = {name: path for folder in images_in.values() for name, path in find_images(folder).items()}
+    known = {path.resolve() for paths in (*used.values(), images.values()) for path in paths}
+    lines = []
+    for split, root in roots.items():
+        below = [path for path in find_images_below(root) if path.resolve() not in known]
+        if below:
+            shown = first_names([str(path.relative_to(root)) for path in below])
+            number = "1 image is" if len(below) == 1 else f"{len(below)} images are"
+            lines.append(f"{number} left out, being in a subfolder: {shown}; only those in {images_in[split]} are read")
+        places = _annotation_places(config, root, images_in[split], split)
+        if not any(place.is_file() for place in places):
+            _, tables = _files_by_image(config, places, known=images.keys())
+            lines += [f"{message}; now it is not read" for message in tables]
+    return list(dict.fromkeys(lines))
+
+
 def _images_in(root: Path) -> Path | None:
     """Return the folder or its subfolder ``images``, whichever has images."""
     return next((folder for folder in (root, find_folder(root, "images")) if folder and find_images(folder)), None)
@@ -150,20 +189,15 @@ def _resolve(path: str, root: str | None) -> Path:
 # ----------------------------------------------------------------------------------------- annotations
 
 
-def _find_annotations(
-    config: CustomConfig, root: Path, images_in: Path, split: str, *, known: Set[str]
-) -> tuple[HeadsOf, dict[str, str]]:
-    """Find the annotation of each image.
+def _annotation_places(config: CustomConfig, root: Path, images_in: Path, split: str) -> list[Path]:
+    """Return the file with all annotations, or the folders to search for them.
 
-    Args:
-        known: names of all images that annotations may belong to.
-
-    Returns:
-        What reads an image's heads, and descriptions of annotations that belong to no known image, by name.
+    Raises:
+        DataError: if ``dataset.points`` does not exist.
     """
     points = _resolve(config.points, config.root) if config.points is not None else None
     if points is not None and points.is_file():
-        return _annotations_in_table(points, config.points_format, known=known)
+        return [points]
     if points is not None:
         if not points.is_dir():
             raise DataError(
@@ -172,33 +206,79 @@ def _find_annotations(
                 file=points,
             )
         # Three folders of images may have three folders of annotations, with the same names in each.
-        folders = [(config.train is not None and find_folder(points, split)) or points]
-    else:
-        # A folder called images has its annotations beside it; beside any other folder there may be another split's.
-        bases = [root, root.parent] if images_in == root and root.name.lower() == "images" else [root]
-        folders = [images_in, *(folder for base in bases for folder in find_folders(base, *POINTS_FOLDERS))]
-    return _annotations_in_files(config, folders, known=known)
+        return [(config.train is not None and find_folder(points, split)) or points]
+    # A folder called images has its annotations beside it; beside any other folder there may be another split's.
+    bases = [root, root.parent] if images_in == root and root.name.lower() == "images" else [root]
+    return [images_in, *(folder for base in bases for folder in find_folders(base, *POINTS_FOLDERS))]
+
+
+def _same_names(config: CustomConfig, split: str, places: list[Path]) -> dict[str, Path]:
+    """Find the images of other splits whose annotations are searched in the same places, by name."""
+    found: dict[str, Path] = {}
+    for other in SPLITS if config.train is not None else ():
+        folder = getattr(config, other)
+        root = _resolve(folder, config.root) if folder is not None and other != split else None
+        if root is None or not root.is_dir():
+            continue
+        images_in = _images_in(root) or root
+        theirs = {place.resolve() for place in _annotation_places(config, root, images_in, other)}
+        if not theirs.isdisjoint(place.resolve() for place in places):
+            found |= find_images(images_in)
+    return found
+
+
+def _find_annotations(config: CustomConfig, places: list[Path], *, known: Set[str]) -> tuple[HeadsOf, dict[str, str]]:
+    """Find the annotation of each image.
+
+    Args:
+        places: from :func:`_annotation_places`.
+        known: names of all images that annotations may belong to.
+
+    Returns:
+        What reads an image's heads, and descriptions of annotations that belong to no known image, by name.
+    """
+    if any(place.is_file() for place in places):
+        return _annotations_in_table(places[0], config.points_format, known=known)
+    return _annotations_in_files(config, places, known=known)
+
+
+def _files_by_image(
+    config: CustomConfig, folders: list[Path], *, known: Set[str]
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the annotation files by name of their image, and descriptions of files about many images."""
+    split_file = _resolve(config.split_file, config.root) if config.split_file is not None else None
+    files: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(folders):
+        for ending in _endings(config):
+            for stem, path in find_files(folder, ending).items():
+                if split_file is None or not split_file.exists() or not path.samefile(split_file):
+                    files.setdefault(_annotated_image(stem, known), []).append(path)
+    tables = []
+    for name in [name for name in files if name not in known]:
+        messages = [describe_table(path) for path in files[name]]
+        tables += [message for message in messages if message is not None]
+        files[name] = [path for path, message in zip(files[name], messages, strict=True) if message is None]
+    return {name: paths for name, paths in files.items() if paths}, tables
 
 
 def _annotations_in_files(
     config: CustomConfig, folders: list[Path], *, known: Set[str]
 ) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file per image; see :func:`_find_annotations`."""
-    wanted = config.points_format
-    endings = [ending for ending, (kind, _) in READERS.items() if wanted in (PointsFormat.auto, kind)]
-    split_file = _resolve(config.split_file, config.root) if config.split_file is not None else None
-    files: dict[str, list[Path]] = {}
-    for folder in dict.fromkeys(folders):
-        for ending in endings:
-            for stem, path in find_files(folder, ending).items():
-                if split_file is None or not split_file.exists() or not path.samefile(split_file):
-                    files.setdefault(_annotated_image(stem, known), []).append(path)
+    files, tables = _files_by_image(config, folders, known=known)
+    owners: dict[tuple[int, int] | None, list[str]] = {}
+    for name in files.keys() & known:
+        for path in files[name]:
+            owners.setdefault(file_identity(path), []).append(name)
 
     def heads_of(image: Path) -> LoadHeads:
         paths = files.get(image.stem, [])
         if not paths:
             where = ", ".join(str(folder) for folder in folders)
-            message = f"image {image} has no annotation {image.stem}{{{','.join(endings)}}} in {where}"
+            wanted = f"{image.stem}{{{','.join(_endings(config))}}}"
+            message = f"image {image} has no annotation {wanted} in {where}"
+            if tables:  # Once for all images.
+                message = f"images without an annotation of their own in {where}, but {tables[0]}"
             return report_when_read(message, DataErrorKind.missing_annotation, image)
         if len(paths) > 1:
             message = (
@@ -206,11 +286,25 @@ def _annotations_in_files(
                 "with dataset.points or dataset.points_format"
             )
             return report_when_read(message, DataErrorKind.ambiguous, image)
-        return partial(READERS[paths[0].suffix.lower()][1], paths[0])
+        others = [name for name in owners[file_identity(paths[0])] if name != image.stem]
+        return partial(_read_own, paths[0], image, sorted(others, key=natural_key))
 
     return heads_of, {
         name: f"annotation {' and '.join(map(str, paths))}" for name, paths in files.items() if name not in known
     }
+
+
+def _read_own(path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
+    """Read the annotation of an image; ``others`` are those whose annotation is a link to the same file."""
+    heads = READERS[path.suffix.lower()][1](path)
+    if others and len(heads):  # Images without people may share an empty annotation.
+        message = f"image {image} has the annotation {path}, which is the same file as that of {first_names(others)}"
+        raise DataError(f"{message}; each image needs its own", kind=DataErrorKind.ambiguous, file=image)
+    return heads
+
+
+def _endings(config: CustomConfig) -> list[str]:
+    return [ending for ending, (kind, _) in READERS.items() if config.points_format in (PointsFormat.auto, kind)]
 
 
 def _annotated_image(stem: str, known: Set[str]) -> str:
@@ -303,13 +397,13 @@ def _read_split_file(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise DataError(f"dataset.split_file={path}: no such file", kind=DataErrorKind.missing, file=path)
+    is_json = path.suffix.lower() == ".json"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else None
-    except (OSError, ValueError) as error:
+        content = load_json(path) if is_json else read_text(path)
+    except DataError as error:
         raise _invalid_split_file(path, f" cannot be read: {error}") from error
-    if content is None:
-        rows = _split_rows_of_csv(text, path)
+    if not is_json:
+        rows = _split_rows_of_csv(content, path)
     elif isinstance(content, dict):
         rows = _split_rows_of_json(content)
     else:
@@ -339,7 +433,10 @@ def _split_rows_of_json(content: dict[str, object]) -> list[tuple[str, str]]:
 
 def _split_rows_of_csv(text: str, path: Path) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
-    lines = [line for line in csv.reader(text.splitlines()) if any(field.strip() for field in line)]
+    try:
+        lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(field.strip() for field in line)]
+    except csv.Error as error:
+        raise _invalid_split_file(path, f" cannot be read: {error}; correct the quotation marks") from error
     for k, fields in enumerate(lines):
         if len(fields) != 2:
             raise _invalid_split_file(path, f": {','.join(fields)!r} is not name,split")

@@ -16,6 +16,8 @@ class DataErrorKind(StrEnum):
     """An image file is truncated, damaged or not an image."""
     annotation = "annotation"
     """An annotation file cannot be read or does not hold head positions."""
+    other_format = "other_format"
+    """An annotation file is of a format that is not read."""
     not_finite = "not_finite"
     """An annotation holds positions that are infinite or not a number."""
     ambiguous = "ambiguous"

@@ -17,7 +17,6 @@ from headcount.data.annotations import (
     read_json_points,
     read_mall_mat,
     read_shanghaitech_mat,
-    read_text,
 )
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
@@ -32,6 +31,7 @@ from headcount.data.listing import (
     plain_name,
     report_when_read,
 )
+from headcount.data.textfile import read_text
 from headcount.errors import DataError
 
 NWPU_IMAGES = {"train": (1, 3109), "val": (3110, 3609), "test": (3610, 5109)}

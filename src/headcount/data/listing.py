@@ -5,6 +5,7 @@ What the folder of a particular dataset looks like is known to ``data.layouts`` 
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -157,6 +158,31 @@ def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:
             )
         found.setdefault(path.stem, path)
     return found
+
+
+def find_images_below(folder: Path) -> list[Path]:
+    """Find image files in all subfolders, linked ones too; hidden files and folders are left out."""
+    found, visited = [], set()
+    for current, folders, files in os.walk(folder, followlinks=True):
+        here = Path(current).resolve()
+        if here in visited:  # A link to a folder above it.
+            folders.clear()
+            continue
+        visited.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if current != str(folder):
+            names = sorted(name for name in files if not name.startswith("."))
+            found += [Path(current, name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
+    return found
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return what all paths and links of a file have in common; None if it does not exist."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def find_files(folder: Path | None, ending: str) -> dict[str, Path]:

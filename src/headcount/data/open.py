@@ -13,18 +13,20 @@ from tqdm import tqdm
 
 from headcount.config import Cache, ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
 from headcount.data.augment import TrainAugment
-from headcount.data.catalogue import DATASETS, HOLDOUT, check_split, source_split
+from headcount.data.catalogue import DATASETS, HOLDOUT, check_split, source_split, split_names
 from headcount.data.crowd import CrowdDataset
-from headcount.data.custom import images_in_no_split
+from headcount.data.custom import files_left_out, images_in_no_split
 from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, describe_folder, sort_by_hash
 from headcount.data.locate import dataset_folder
+from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images
-from headcount.errors import DataError
+from headcount.errors import DataError, HeadcountError
+from headcount.wording import first_names
 
-MAX_REASONS = 20
+MAX_REASONS = 10
 """Longest list of unusable images in an error message."""
 
 Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
@@ -62,7 +64,56 @@ def open_split(
         )
     if isinstance(config, SyntheticConfig):
         return _open_synthetic(config, split, augment=augment, seed=seed)
-    return _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
+    doubts = _check_splits(config, data_root=data_root)
+    dataset = _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
+    dataset.doubts += doubts
+    return dataset
+
+
+def _check_splits(config: DatasetConfig, *, data_root: str | None) -> list[str]:
+    """Describe what is doubtful about the files of all splits together; raises DataError if it stops training."""
+    errors, warnings = split_faults(config, data_root=data_root)
+    if errors:
+        raise DataError("\n".join(errors), kind=DataErrorKind.ambiguous)
+    return warnings
+
+
+def split_faults(config: DatasetConfig, *, data_root: str | None) -> tuple[list[str], list[str]]:
+    """Find image files that belong to two splits, or to none because they are in a subfolder.
+
+    Args:
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+
+    Returns:
+        Messages of what stops training, and of what does not. The splits of published datasets are read as they are.
+    """
+    if not isinstance(config, FolderDatasetConfig):
+        return [], []
+    whole = dataclasses.replace(config, max_train_images=None, max_eval_images=None, train_fraction=1.0)
+    files = {}
+    for split in [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]:
+        try:
+            files[split] = [item.image for item in list_split(whole, split, data_root=data_root)[1]]
+        except HeadcountError:  # Reported when the split is opened.
+            continue
+    warnings = files_left_out(config, files) if isinstance(config, CustomConfig) else []
+    shared = shared_files(files)
+    if not shared:
+        return [], warnings
+    number = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
+    message = f"dataset={config.name}: {number} in more than one split: {first_names(shared)}"
+    if isinstance(config, CustomConfig):
+        return [f"{message}; an error on images of the training means nothing: remove them from one split"], warnings
+    return [], [message, *warnings]
+
+
+def no_heads_error(config: DatasetConfig, images: int) -> DataError:
+    """Return the error about training images without any head."""
+    return DataError(
+        f"dataset={config.name}: none of the {images} training images has an annotated head, so there is nothing to "
+        "learn; an empty annotation means an image without people: check the annotations",
+        kind=DataErrorKind.empty,
+    )
 
 
 def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
@@ -77,7 +128,7 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
 
     Raises:
         ConfigError: if the dataset or the split does not exist, or no folder is set.
-        DataError: if the folder or images are missing, or images cannot be read; lists all of them.
+        DataError: if the folder or images are missing, or images cannot be read; lists the first of them.
     """
     info = check_split(config, split)
     # The decoded cache would take more time and space than counting every image once.
@@ -91,7 +142,7 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
     bad |= _prepare(usable, config, split)
     if bad:
         problems = [bad[item.name] for item in listed if item.name in bad]
-        lines = "".join(f"\n  {line}" for line in problems)
+        lines = reason_lines(problems)
         raise DataError(
             f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{lines}",
             kind=DataErrorKind.unusable_images,
@@ -132,7 +183,12 @@ def list_split(config: DatasetConfig, split: str, *, data_root: str | None) -> t
             kind=DataErrorKind.empty,
             file=root,
         )
-    return root, [listed[k] for k in _choose([item.name for item in listed], config, split)]
+    chosen = [listed[k] for k in _choose([item.name for item in listed], config, split)]
+    return root, [Listed(item.image, partial(_heads_in_pixels, item)) for item in chosen]
+
+
+def _heads_in_pixels(item: Listed) -> Float[Tensor, "n 2"]:
+    return check_pixels(item.heads(), item.image)
 
 
 def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[str], *, images: int) -> str:
@@ -142,15 +198,20 @@ def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[
         reasons: one for each unusable image.
         images: number of all images of the split.
     """
-    lines = "".join(f"\n  {reason}" for reason in reasons[:MAX_REASONS])
-    if len(reasons) > MAX_REASONS:
-        lines += f"\n  and {len(reasons) - MAX_REASONS} more"
+    lines = reason_lines(reasons)
     if len(reasons) == images and config.skip_bad:
         return f"dataset={config.name}: none of the {images} images of {split} can be used:{lines}"
     return (
         f"dataset={config.name}: {len(reasons)} of {images} images of {split} cannot be used; correct them, or "
         f"leave them out with dataset.skip_bad=true:{lines}"
     )
+
+
+def reason_lines(reasons: Sequence[str]) -> str:
+    """Write each of the first ``MAX_REASONS`` reasons on a line of its own, and how many more there are."""
+    once = list(dict.fromkeys(reasons))  # Many images may have one reason.
+    lines = "".join(f"\n  {reason}" for reason in once[:MAX_REASONS])
+    return lines + (f"\n  and {len(once) - MAX_REASONS} more" if len(once) > MAX_REASONS else "")
 
 
 @dataclass(frozen=True)
@@ -186,7 +247,7 @@ def _open_folder(
         seed=seed,
         left_out=[item.name for item in listed if item.name in bad],
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
-        sources=[item.image for item in usable],
+        sources=[item.image.source for item in usable],
     )
 
 

@@ -27,7 +27,7 @@ from headcount.data.catalogue import selection_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
-from headcount.data.open import open_split
+from headcount.data.open import no_heads_error, open_split
 from headcount.data.points import Smoothing
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
 from headcount.engine.runtime import Runtime
@@ -141,6 +141,8 @@ def open_data(config: TrainConfig) -> TrainingData:
     train = open_split(
         config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
     )
+    if not any(train.count(k) for k in range(len(train))):
+        raise no_heads_error(config.dataset, len(train))
     selection = open_split(config.dataset, split, data_root=config.data_root)
     return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size))
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from headcount.bins import CountBins
-from headcount.config import BinsConfig, BlocksConfig
+from headcount.config import BinsConfig, BlocksConfig, Last
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault, capped
 from headcount.data.points import clamp_into, inside
 from headcount.errors import DataError
@@ -139,7 +139,8 @@ def _bin_numbers(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> 
     }
     if isinstance(config, BinsConfig) and config.label_correction:
         blocks, heads = capped(histogram, config.m)
-        numbers |= {"m": config.m, "blocks_above_m": blocks, "heads_above_m": heads}
+        numbers |= {"m": config.m, "capped": config.last is Last.clipped}
+        numbers |= {"blocks_above_m": blocks, "heads_above_m": heads}
     return numbers
 
 
@@ -175,10 +176,14 @@ def _block_lines(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> 
         return []
     blocks = sum(audit.blocks[config.block_size].values())
     lines = ["", f"## Blocks of {config.block_size} px in training", ""]
-    lines.append(f"{blocks} blocks, at most {numbers['largest_block_count']} heads in one.")
+    lines.append(
+        f"{blocks} blocks, at most {numbers['largest_block_count']} heads in one. They are counted in the images as "
+        "training reads them, after the dataset's resize rule (docs/data.md)."
+    )
     if "m" in numbers:
+        above = "are capped at m" if numbers["capped"] else "share the last bin, uncapped (bins.last=open)"
         lines.append(
-            f"Label correction caps counts above m = {numbers['m']}: {numbers['blocks_above_m']} blocks "
+            f"Counts above m = {numbers['m']} {above}: {numbers['blocks_above_m']} blocks "
             f"({numbers['blocks_above_m'] / blocks:.4%}), {numbers['heads_above_m']} heads above it."
         )
     shown = list(zip(numbers["names"], numbers["representative_counts"], numbers["shares"], strict=True))
@@ -316,10 +321,11 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
             largest = max(largest, m + 1)
             axis.axvline(m + 0.5, color=_COLORS[1], linestyle="--")
             above, heads = capped(dict(histogram), m)
+            what = "capped" if config.last is Last.clipped else "above it, none capped"
             axis.text(
                 0.97,
                 0.95,
-                f"m = {m} (dashed): {above} blocks above,\n{heads} heads capped",
+                f"m = {m} (dashed): {above} blocks above,\n{heads} heads {what}",
                 transform=axis.transAxes,
                 ha="right",
                 va="top",
@@ -327,7 +333,7 @@ def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig,
             )
         axis.set_xlim(-0.8, largest + 0.8)
         axis.set_ylim(top=10)  # space for the text
-    figure.suptitle(f"{title}: heads in the blocks of the training images", parse_math=False)
+    figure.suptitle(f"{title}: heads in the blocks of the training images, after resizing", parse_math=False)
     save_figure(figure, path)
 
 
@@ -430,7 +436,8 @@ def _draw(axis: Axes, split: str, image: AuditedImage) -> None:
     title = f"{split}/{name}: {len(image.points)}"
     if unusual:
         title += f"\n{', '.join(unusual)}"
-    axis.set_title(title, fontsize=8, color="#c00000" if unusual else "black", parse_math=False)
+    color = "#c00000" if image.duplicates or image.outside else "black"  # A gray image is not at fault.
+    axis.set_title(title, fontsize=8, color=color, parse_math=False)
 
 
 def _sides(split: AuditedSplit) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,114 @@
+"""Find head positions and image files that are readable but cannot be meant: refuse them, or describe them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import file_identity
+from headcount.errors import DataError
+from headcount.wording import first_names
+
+_MAX_SHARE = 1.1
+"""Positions that are shares of the image may lie a little outside it."""
+_MIN_HEAP = 3
+"""Heads in one pixel; two may be a click that was counted twice."""
+_MIN_SIDE_FOR_PERCENT, _MANY = 300, 10
+"""Pixels, and heads: fewer heads of a true image may lie in a corner of 100 pixels."""
+
+
+def check_pixels(points: Float[Tensor, "n 2"], image: Path) -> Float[Tensor, "n 2"]:
+    """Return the positions of an image, unless they are shares of its size instead of pixels.
+
+    Raises:
+        DataError: if there are several heads and all are within one pixel of the corner.
+    """
+    if len(points) > 1 and bool((points.abs() <= _MAX_SHARE).all()):
+        raise DataError(
+            f"image {image}: all {len(points)} annotated heads lie within 0 and 1, so they are shares of the image "
+            "as YOLO and others write them, not pixels; multiply x by its width and y by its height",
+            kind=DataErrorKind.annotation,
+            file=image,
+        )
+    return points
+
+
+def doubtful_positions(
+    names: Sequence[str], heads: Sequence[Float[Tensor, "_ 2"]], sizes: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Describe positions that are probably not pixels of their image, one line per reason.
+
+    Args:
+        names: of the images of a split.
+        heads: positions in each image.
+        sizes: (width, height) of each image, pixels.
+    """
+    annotated = [item for item in zip(names, heads, sizes, strict=True) if len(item[1])]
+    if not annotated:
+        reason = f"none of the {len(names)} images has an annotated head, so the best count is 0; check the annotations"
+        return [reason] if names else []
+    lines = []
+    heaped = [name for name, points, _ in annotated if _is_heaped(points)]
+    if heaped:
+        lines.append(
+            f"{_images(heaped)} at least half of the heads in one pixel: {first_names(heaped)}; check the positions"
+        )
+    shares = [name for name, points, _ in annotated if _may_be_shares(points)]
+    if len(shares) > 1 or len(shares) == len(annotated):
+        lines.append(
+            f"{_images(shares)} all heads within 0 and 1: {first_names(shares)}; these may be shares of the image "
+            "instead of pixels"
+        )
+    percent = [(name, len(points)) for name, points, size in annotated if _may_be_percent(points, size)]
+    in_all = len(percent) == len(annotated) and sum(number for _, number in percent) >= _MIN_HEAP
+    shown = [name for name, number in percent if in_all or number >= _MANY]
+    if shown:
+        lines.append(
+            f"{_images(shown)} all heads within the first 100 pixels of a far larger image: {first_names(shown)}; "
+            "these may be percent of the image instead of pixels"
+        )
+    return lines
+
+
+def _images(names: Sequence[str]) -> str:
+    return "1 image has" if len(names) == 1 else f"{len(names)} images have"
+
+
+def _is_heaped(points: Float[Tensor, "n 2"]) -> bool:
+    """Whether one pixel has several heads and at least half of all."""
+    _, numbers = points.floor().unique(dim=0, return_counts=True)
+    return int(numbers.max()) >= max(_MIN_HEAP, len(points) / 2)
+
+
+def _may_be_shares(points: Float[Tensor, "n 2"]) -> bool:
+    """Whether all positions are within one pixel of the corner, and not in whole numbers."""
+    return bool((points.abs() <= _MAX_SHARE).all()) and bool((points != points.round()).any())
+
+
+def _may_be_percent(points: Float[Tensor, "n 2"], size: tuple[int, int]) -> bool:
+    """Whether the heads fill a corner of 100 pixels, and no more, of a far larger image."""
+    fill = bool((points >= -1).all()) and 50 < float(points.max()) <= 101
+    return fill and min(size) >= _MIN_SIDE_FOR_PERCENT
+
+
+def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Find files that several splits have in common, by whatever path, symbolic or hard link.
+
+    Args:
+        files: image files by split; missing ones are ignored.
+
+    Returns:
+        The places of each such file, such as ``train/a = val/b``.
+    """
+    places: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    for split, path in ((split, path) for split, paths in files.items() for path in paths):
+        file = file_identity(path)
+        if file is not None:  # A missing one is reported when it is read.
+            places.setdefault(file, []).append((split, path.stem))
+    return [
+        " = ".join(f"{split}/{name}" for split, name in group)
+        for group in places.values()
+        if len({split for split, _ in group}) > 1
+    ]
