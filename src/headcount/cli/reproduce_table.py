@@ -25,7 +25,8 @@ from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, TrainConfig, check
-from headcount.files import make_folder, quoted
+from headcount.files import make_folder, quoted, write_text
+from headcount.wording import printable
 
 if TYPE_CHECKING:
     from headcount.report.tables import ReproducedTable
@@ -192,11 +193,11 @@ def write_table(filled: "ReproducedTable", typed: Typed) -> None:
     page = markdown(filled)
     stem = f"table{typed.table}" if typed.table.isdigit() else typed.table
     files = [typed.output / f"{stem}{ending}" for ending in (".md", ".tex", ".png")]
-    files[0].write_text(page)
-    files[1].write_text(latex(filled))
+    write_text(files[0], page)
+    write_text(files[1], latex(filled))
     table_picture(filled, files[2])
-    print(page)
-    print("\n".join(map(str, files)))
+    print(printable(page, keep="\n"))
+    print("\n".join(printable(str(file)) for file in files))
 
 
 @cache

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headcount.errors import HeadcountError
+from headcount.wording import printable
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
@@ -21,5 +22,16 @@ def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print_error(program, error)
         sys.exit(REFUSED)
+
+
+def print_error(program: str, error: Exception) -> None:
+    """Print the message of an error, which may name files and contents of files, on the error stream."""
+    print(printable(f"{program}: {error}", keep="\n"), file=sys.stderr)
+
+
+def print_any_name() -> None:
+    """Let the output streams escape characters that their encoding lacks, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -90,7 +90,7 @@ class SweepLog:
 
     def write(self, number: int, *, status: int, results: dict[str, float] | None) -> None:
         """Append the outcome of a job."""
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"job": number, "status": status, "results": results}) + "\n")
 
     def close(self) -> int:
@@ -99,7 +99,7 @@ class SweepLog:
         Returns:
             The exit status of the whole sweep.
         """
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
         outcomes: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda outcome: outcome["job"])
         typed = [list(map(as_typed, job)) for job in self.jobs]

@@ -25,11 +25,12 @@ from headcount.data.custom import images_in_no_split
 from headcount.data.histograms import block_histogram
 from headcount.data.images import check_image, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import image_name
 from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
 from headcount.data.prepare import ResizeRule, check_cache_dir
 from headcount.errors import DataError, HeadcountError
-from headcount.wording import first_names
+from headcount.wording import first_names, printable
 
 BLOCK_SIZES = (8, 16, 32)
 """The paper's block sizes, pixels; their block counts are compared."""
@@ -266,9 +267,9 @@ def _describe_unusable(config: FolderDatasetConfig, split: AuditedSplit, reasons
     """Describe the images of a split that cannot be used, and say whether they stop training or evaluation."""
     number = f"{split.name}: {len(reasons)} of {_many(len(split.images), 'image')}"
     if not split.annotated:
-        return f"{number} cannot be read: {first_names(reasons)}", False
+        return f"{number} cannot be read: {first_names(list(map(printable, reasons)))}", False
     if config.skip_bad and split.usable:
-        lines = "".join(f"\n  {reason}" for reason in reasons)
+        lines = "".join(f"\n  {printable(reason)}" for reason in reasons)
         return f"{number} are left out with dataset.skip_bad=true:{lines}", False
     return unusable_message(config, split.name, reasons, images=len(split.images)), True
 
@@ -310,7 +311,7 @@ def _copy_warnings(audit: Audit) -> Iterator[str]:
         for image in split.usable:
             if image.file is not None:
                 files.setdefault(image.file, []).append(split.name)
-    listed = [f"{'/'.join(names)} {file.stem}" for file, names in files.items() if len(names) > 1]
+    listed = [f"{'/'.join(names)} {image_name(file)}" for file, names in files.items() if len(names) > 1]
     if listed:
         yield f"{_many(len(listed), 'image')} listed in more than one split: {first_names(listed)}"
     across = [group for group in audit.copies if len({split for split, _ in group}) > 1]

@@ -23,6 +23,7 @@ from headcount.data.listing import Listed, describe_folder, sort_by_hash
 from headcount.data.locate import dataset_folder
 from headcount.data.prepare import ResizeRule, cache_folder, prepare_images
 from headcount.errors import DataError
+from headcount.wording import printable
 
 MAX_REASONS = 20
 """Longest list of unusable images in an error message."""
@@ -92,7 +93,7 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
         except DataError as error:
             problems.append(str(error))
     if problems:
-        lines = "".join(f"\n  {line}" for line in problems)
+        lines = "".join(f"\n  {printable(line)}" for line in problems)
         raise DataError(
             f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{lines}",
             kind=DataErrorKind.unusable_images,
@@ -146,7 +147,7 @@ def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[
         reasons: one for each unusable image.
         images: number of all images of the split.
     """
-    lines = "".join(f"\n  {reason}" for reason in reasons[:MAX_REASONS])
+    lines = "".join(f"\n  {printable(reason)}" for reason in reasons[:MAX_REASONS])
     if len(reasons) > MAX_REASONS:
         lines += f"\n  and {len(reasons) - MAX_REASONS} more"
     if len(reasons) == images and config.skip_bad:

@@ -23,7 +23,7 @@ from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.data.images import open_pillow, read_pillow
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
-from headcount.files import atomic_write, make_folder
+from headcount.files import atomic_write, make_folder, name_text, short_name
 
 # This many bytes at both ends, and the length, identify the version of a compressed image; other files are read whole.
 _CHECKED_BYTES = 16384
@@ -155,7 +155,7 @@ def prepare_images(sources: Sequence[Path], folder: Path, *, rule: ResizeRule, l
         with open_pillow(source) as image:
             source_size = image.size
         size = rule.size(*source_size)
-        cached = folder / f"{source.stem}.jpg"
+        cached = folder / short_name(source.stem, ".jpg")
         item = PreparedImage(source, source if size == source_size else cached, size, source_size)
         prepared.append(item)
         if size != source_size and not _is_current(cached, image_origin(source, size)):
@@ -197,7 +197,7 @@ def image_origin(source: Path, size: tuple[int, int]) -> bytes:
         if source.suffix.lower() in _COMPRESSED:
             file.seek(max(0, length - _CHECKED_BYTES))
         checked = zlib.crc32(file.read(), checked)
-    return json.dumps({"source": source.name, "bytes": length, "crc32": checked, "size": size}).encode()
+    return json.dumps({"source": name_text(source.name), "bytes": length, "crc32": checked, "size": size}).encode()
 
 
 def _is_current(cached: Path, origin: bytes) -> bool:

@@ -42,7 +42,7 @@ class Records:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the numbers of one epoch; ``record["epoch"]`` counts from 1."""
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for key, value in record.items():
             if isinstance(value, (int, float)) and key != "epoch":
