@@ -21,7 +21,7 @@ from headcount.wording import printable
 # File systems end at 255 bytes; a temporary name is longer than that of the file.
 _MAX_NAME_BYTES = 200
 # A spreadsheet computes a cell that begins with one of these.
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+_FORMULA_STARTS = tuple("=+-@＝＋－＠")
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -167,7 +167,8 @@ def _cell(value: Any) -> Any:
     """A value as a spreadsheet shows it without computing it."""
     if not isinstance(value, str):
         return value
-    return f"'{printable(value)}" if _is_computed(value) else printable(value)
+    text = printable(value)
+    return f"'{text}" if _is_computed(text) else text
 
 
 def _uncell(text: str) -> str:

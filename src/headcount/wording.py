@@ -11,7 +11,7 @@ _JOINERS = "\u200c\u200d"
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:
     """List names in a message, separated by commas; ``...`` stands for those after the first ``limit``."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(map(printable, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -267,7 +267,7 @@ def _describe_unusable(config: FolderDatasetConfig, split: AuditedSplit, reasons
     """Describe the images of a split that cannot be used, and say whether they stop training or evaluation."""
     number = f"{split.name}: {len(reasons)} of {_many(len(split.images), 'image')}"
     if not split.annotated:
-        return f"{number} cannot be read: {first_names(list(map(printable, reasons)))}", False
+        return f"{number} cannot be read: {first_names(reasons)}", False
     if config.skip_bad and split.usable:
         lines = "".join(f"\n  {printable(reason)}" for reason in reasons)
         return f"{number} are left out with dataset.skip_bad=true:{lines}", False
