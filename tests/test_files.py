@@ -1,11 +1,13 @@
 """A file changes completely or not at all, and the reports are written no other way."""
 
+import ast
 import csv
 import json
 import math
 import os
 import re
 import resource
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,11 @@ from headcount.files import (
     append_bytes,
     atomic_write,
     make_folder,
+    name_text,
+    read_csv,
+    read_text,
     remove_leftovers,
+    short_name,
     temporary_name,
     write_csv,
     write_json,
@@ -26,7 +32,8 @@ from headcount.files import (
 )
 from headcount.report.pictures import save_figure
 
-REPORT = Path(__file__).resolve().parent.parent / "src" / "headcount" / "report"
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "src" / "headcount" / "report"
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
@@ -154,3 +161,85 @@ def test_reports_are_written_atomically(file: Path) -> None:
         assert [line.strip().partition("(")[0] for line in direct] == ["figure.savefig"]
     else:
         assert direct == []
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("IMG_1", "IMG_1"),
+        (unicodedata.normalize("NFD", "\u00e9t\u00e9"), "\u00e9t\u00e9"),
+        (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
+        ("\u00e9\udce9", "\u00e9\\udce9"),
+        ("\u00e9".encode().decode("ascii", "surrogateescape"), "\u00e9"),  # read in the C locale
+        ("\ud800", r"\ud800"),  # half of a pair, from JSON or Windows
+        ("a\x1b\n\u202e", r"a\x1b\n\u202e"),
+    ],
+)
+def test_a_name_is_one_text_on_every_system(name: str, text: str) -> None:
+    assert name_text(name) == text
+    assert name_text(text) == text
+    text.encode()
+
+
+def test_a_long_name_is_shortened_and_stays_its_own(tmp_path: Path) -> None:
+    assert short_name("a" * 190, ".npy") == "a" * 190 + ".npy"
+    names = [
+        short_name(stem, "-0123.npy")
+        for stem in ("\u00e9" * 125 + "a", "\u00e9" * 125 + "b", os.fsdecode(b"\xe9" * 250))
+    ]
+    assert len(set(names)) == 3
+    for name in names:
+        assert name.endswith("-0123.npy")
+        assert len(name.encode()) <= 200
+    longest = tmp_path / ("x" * 251 + ".txt")
+    write_text(longest, "content")
+    assert longest.read_text() == "content"
+
+
+def test_a_spreadsheet_computes_nothing_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "@SUM(1)", "+a", "-b", "'=c", "''=d", "'e", "\uff1d1", "plain", "-5", "1e5"]
+    write_csv(tmp_path / "a.csv", [["image", "error"], *([name, "-1.2500"] for name in names)])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.reader(file))[1:]
+    assert all(error == "-1.2500" for _, error in cells)
+    computed = [name for name, _ in cells if name[0] in "=+-@\uff1d" and name != "-5"]
+    assert computed == []
+    assert [row["image"] for row in read_csv(tmp_path / "a.csv")] == names
+    write_csv(tmp_path / "b.csv", [["image"], ["\t=1\x1b\r\n"]])
+    assert read_csv(tmp_path / "b.csv") == [{"image": r"\t=1\x1b\r\n"}]
+
+
+def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_text(tmp_path / "large", max_bytes=10)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_text(tmp_path / "pipe")
+
+
+def _opened_as_text_without_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in whatever encoding the machine has."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if function not in ("open", "read_text", "write_text", "fdopen", "NamedTemporaryFile"):
+        return False
+    constants = [v.value for v in (*call.args, *(word.value for word in call.keywords)) if isinstance(v, ast.Constant)]
+    if any(re.fullmatch(r"[rwxa+]*b[rwxa+]*", str(constant)) for constant in constants):
+        return False
+    return not any(word.arg == "encoding" for word in call.keywords)
+
+
+def test_text_is_utf_8_whatever_the_machine_prefers() -> None:
+    # open_image, Image.open and the like have other names or owners; our own read_text and write_text are UTF-8.
+    found = []
+    for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _opened_as_text_without_encoding(node):
+                owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+                ours = owner is None and getattr(node.func, "id", "") != "open"
+                if not ours and getattr(owner, "id", "") not in ("Image", "RunFolder", "SweepLog"):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert found == []

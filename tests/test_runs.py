@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,40 @@ def test_a_damaged_record_is_named_and_nothing_is_lost(line: str, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 "):
         Records(folder, start_epoch=3)
     assert (folder / "metrics.jsonl").read_text() == damaged
+
+
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.yaml", ALIASES, "line 2 refers to another setting"),
+        ("config.yaml", "seed: ${oc.env:HOME}\n", "line 1 refers to another setting"),
+        ("config.yaml", "a: " + "[" * 100_000, "line 1 is more than 20 levels deep"),
+        ("config.yaml", "a: 1\n" * 100_000, "more than 200,000 bytes"),
+        ("config.yaml", "seed: 0x" + "f" * 5000, "seed has more digits"),
+        ("config.yaml", "seed: " + "9" * 5000, "cannot be read"),
+        ("metrics.jsonl", "[" * 100_000 + "\n{}\n", "line 1 cannot be read"),
+        ("metrics.jsonl", '{"epoch": 1, "train/total": 1' + "0" * 400 + "}\n", "line 1 is not a record"),
+        ("metrics.jsonl", '{"epoch": 1' + "0" * 5000 + "}\n{}\n", "line 1 cannot be read"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1, "eval/mae": 1, "eval/rmse": 1, "eval/split": "\\u001b[2J"}\n',
+            "line 1 is not a record",
+        ),
+        ("metrics.jsonl", " " * 20_000_001, "more than 20,000,000 bytes"),
+        ("run.json", "[" * 100_000, "cannot be read"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else None,
+)
+def test_a_file_that_would_never_be_read_to_its_end_is_refused(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", epochs=1)
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*{reason}"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])

@@ -5,6 +5,8 @@ A command prints the message without a traceback and exits with status 2.
 
 from pathlib import Path
 
+from headcount.wording import printable
+
 
 class HeadcountError(ValueError):
     """An error whose message is written for the user; commands print it without a traceback and exit with 2."""
@@ -25,7 +27,8 @@ class DataError(HeadcountError):
     """
 
     def __init__(self, message: str, *, kind: str = "unknown", file: Path | None = None) -> None:
-        super().__init__(message)
+        # A line end in the name of the file would look like the next line of the message.
+        super().__init__(message if file is None else message.replace(str(file), printable(str(file))))
         self.kind = kind
         self.file = file
 

@@ -1,15 +1,19 @@
-"""Create output folders, write files atomically, and write a path as a setting.
+"""Create output folders, write files atomically, and write names of files: as text, as a setting, as another file.
 
 A temporary file names the process that writes it, so that a later one removes it if that process was killed.
 """
 
 import csv
 import errno
+import hashlib
+import io
 import json
 import math
 import os
 import re
+import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +23,7 @@ from typing import Any
 from headcount.config import ConfigError
 from headcount.errors import OutputError
 from headcount.processes import tag_has_ended, this_process
+from headcount.wording import printable
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk without room for a file, of a user's share that is used up, of a file above the allowed size."""
@@ -30,6 +35,10 @@ _MAX_NAME_LENGTH = 40
 # Temporary files, those of earlier versions included.
 _TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{32}|[0-9a-f]{8}-\d+-[0-9a-f]{8}-[0-9a-f]{8})\.part|.+\.writing")
 _SECONDS_PER_WEEK = 7 * 86_400
+# File systems end at 255 bytes.
+_MAX_NAME_BYTES = 200
+# A spreadsheet computes a cell that begins with one of these.
+_FORMULA_STARTS = tuple("=+-@＝＋－＠")
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -156,6 +165,30 @@ def quoted(path: Path | str) -> str:
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def name_text(name: str) -> str:
+    r"""A name as text that is the same on every system, and can be compared, hashed, printed and written.
+
+    A composed and a decomposed accent (Unicode's NFC, NFD) are the same, as are file names read with another locale.
+    Bytes that are not UTF-8, control characters and invisible marks become escapes such as ``\udce9`` and ``\n``.
+
+    Args:
+        name: of a file, or from a list of files.
+    """
+    with suppress(UnicodeEncodeError):  # half of a surrogate pair, which Windows and JSON allow
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return printable(unicodedata.normalize("NFC", name))
+
+
+def short_name(stem: str, suffix: str = "") -> str:
+    """``stem`` and ``suffix`` as a file name; of a very long stem only the start, and a hash of the whole."""
+    space = _MAX_NAME_BYTES - len(os.fsencode(suffix))
+    if len(os.fsencode(stem)) <= space:
+        return stem + suffix
+    digest = hashlib.sha256(name_text(stem).encode()).hexdigest()[:12]
+    start = os.fsencode(stem)[: space - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{start}-{digest}{suffix}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, with ``\\n`` as the end of each line on every system.
 
@@ -165,6 +198,22 @@ def write_text(path: Path, text: str) -> None:
     with atomic_write(path) as part:
         # File names may hold bytes that are not valid UTF-8.
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def read_text(path: Path, *, max_bytes: int = 20_000_000) -> str:
+    """Read a UTF-8 text file that may come from anywhere.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no regular file (a pipe would be waited for), has more than ``max_bytes``, or is not text.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -177,7 +226,10 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the headings first, as a CSV file in UTF-8, atomically.
+    """Write rows, the headings first, as a CSV file in UTF-8, atomically; :func:`read_csv` reads it.
+
+    Text is :func:`printable`. Text that a spreadsheet would compute, such as ``=1+1``, follows an apostrophe; numbers
+    do not.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -186,7 +238,39 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         atomic_write(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a file that :func:`write_csv` wrote: one dictionary per row, with the headings as keys.
+
+    Raises:
+        OSError, ValueError, csv.Error: if the file cannot be read.
+    """
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    return [{heading: _uncell(text) for heading, text in row.items()} for row in rows]
+
+
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet shows it without computing it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if _is_computed(text) else text
+
+
+def _uncell(text: str) -> str:
+    """The text that :func:`_cell` was given."""
+    return text[1:] if text.startswith("'") and _is_computed(text[1:]) else text
+
+
+def _is_computed(text: str) -> bool:
+    """Whether a spreadsheet may compute a cell, or the cell has apostrophes because of that."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lstrip("'").startswith(_FORMULA_STARTS)
+    return False
 
 
 def _finite(values: Any) -> Any:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from headcount.config import PLACE, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
 from headcount.errors import CheckpointError, HeadcountError
+from headcount.files import read_text
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +28,10 @@ LAST_EVALUATIONS = 5
 """Number of evaluations at the end of a run that are averaged: the error without selection by a split."""
 
 _PROVENANCE_HINT = "put it back, or delete it: it holds only the commits and images of the run"
+# Larger files were not written by a run: bytes, and levels of nested settings.
+_MAX_CONFIG_BYTES = 200_000
+_MAX_DEPTH = 20
+_MAX_INTEGER = 2**63
 # Settings that are not part of a recipe.
 _PLACE = (*PLACE, "runtime.devices", "expected")
 # Settings that name files or folders.
@@ -146,15 +151,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     file = folder / METRICS_FILE
     try:
-        lines = file.read_text().splitlines() if file.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(file).splitlines() if file.exists() else []
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 break
             raise CheckpointError(f"{file}: line {number} cannot be read ({error}); correct or remove it") from error
         if not _is_record(record):
@@ -167,12 +172,18 @@ def _is_record(record: Any) -> bool:
     """Whether a line holds what is read from it: numbers, except for the name of the split."""
     if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
         return False
-    if not all(isinstance(v, (int, float, type(None))) for key, v in record.items() if key != "eval/split"):
+    values = [value for key, value in record.items() if key != "eval/split"]
+    if not all(isinstance(value, (int, float, type(None))) for value in values):
+        return False
+    if any(isinstance(value, int) and abs(value) > _MAX_INTEGER for value in values):
         return False
     if "eval/mae" not in record:
         return True
-    return isinstance(record.get("eval/split"), str) and all(
-        isinstance(record.get(f"eval/{key}"), (int, float)) for key in ("mae", "rmse")
+    split = record.get("eval/split")
+    return (
+        isinstance(split, str)
+        and split.isidentifier()
+        and all(isinstance(record.get(f"eval/{key}"), (int, float)) for key in ("mae", "rmse"))
     )
 
 
@@ -190,10 +201,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     file = folder / PROVENANCE_FILE
     try:
-        provenance = json.loads(file.read_text())
+        provenance = json.loads(read_text(file))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); {_PROVENANCE_HINT}") from error
     if not _is_provenance(provenance):
         raise CheckpointError(f"{file} does not describe how a run was made; {_PROVENANCE_HINT}")
@@ -237,15 +248,40 @@ def read_run(folder: Path) -> RunRecord:
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no run: there is no {CONFIG_FILE}")
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(file))
-        if not isinstance(plain, dict):
-            raise TypeError("it does not hold settings")
-        config = from_plain(plain)  # type: ignore[arg-type]
+        config = from_plain(_read_settings(file))
     except HeadcountError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    except (OmegaConfBaseException, YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        *(OmegaConfBaseException, yaml.YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError),
+        *(RecursionError, ArithmeticError),
+    ) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return RunRecord(folder, config, read_metrics(folder), read_provenance(folder))
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Read config.yaml, which may come from anywhere.
+
+    Raises:
+        OSError, YAMLError, ValueError: if it cannot be read, or is not such a file as a run writes. A few lines of
+            references to each other stand for more settings than any memory holds.
+    """
+    text = read_text(file, max_bytes=_MAX_CONFIG_BYTES)
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or (isinstance(event, yaml.ScalarEvent) and "${" in event.value):
+            raise ValueError(f"line {line} refers to another setting; a run writes values only")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"line {line} is more than {_MAX_DEPTH} levels deep")
+    plain: Any = OmegaConf.to_container(OmegaConf.create(text))
+    if not isinstance(plain, dict):
+        raise TypeError("it does not hold settings")
+    for key, value in flatten(plain).items():
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise ValueError(f"{key} has more digits than any setting")
+    return plain
 
 
 def find_runs(root: Path) -> Iterator[Path]:

@@ -1,8 +1,30 @@
-"""Phrases that messages of several modules have in common."""
+"""Phrases that messages of several modules have in common, and names as they are shown."""
 
+import unicodedata
 from collections.abc import Sequence
+
+# Controls, invisible marks (some reverse the text after them), halves of characters, and line separators.
+_NOT_SHOWN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+# Persian, Indic scripts and emoji need these two.
+_JOINERS = "\u200c\u200d"
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:
     """List names in a message, separated by commas; ``...`` stands for those after the first ``limit``."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(map(printable, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Escape what a terminal would act on, or not show: ``\n``, ``\x1b``, ``\u202e``, ``\udcff`` for a byte.
+
+    For every name and text that comes from data, a checkpoint or another file, wherever it is printed, logged or drawn.
+
+    Args:
+        keep: characters that stay, such as the line ends of a message with several lines.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in _NOT_SHOWN and c not in _JOINERS and c not in keep
+        else c
+        for c in text
+    )

@@ -8,6 +8,7 @@ import pytest
 
 from headcount.cli.command import run_command
 from headcount.config import RegressionHeadConfig, TrainConfig
+from headcount.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,20 @@ def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
     assert "optim.lr=fast: optim.lr takes a number" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", [["seed=2"], ["-m", "seed=2"]], ids=["job", "sweep"])
+def test_a_name_in_an_error_does_not_reach_the_terminal(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: TrainConfig) -> None:
+        raise DataError("a\nb.csv is empty:\n  \x1b[2J\u202e\udce9", file=Path("a\nb.csv"))
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed, f"output_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(task, "train")
+    assert stop.value.code == 2
+    assert "train.py: a\\nb.csv is empty:\n  \\x1b[2J\\u202e\\udce9\n" in capsys.readouterr().err
 
 
 def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(

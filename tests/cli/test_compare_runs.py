@@ -66,3 +66,28 @@ def test_an_output_that_is_a_file_is_refused(script: Script, runs: Path, tmp_pat
     assert status == 2
     assert "--output file: cannot be written" in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_somebody_sent_acts_on_nothing(script: Script, runs: Path, tmp_path: Path) -> None:
+    evil = "a\x1b]0;owned\x07\nb <b>|** `c`"
+    for seed, run_name in ((1, evil), (2, "mine")):
+        file = runs / f"seed{seed}" / "config.yaml"
+        config = OmegaConf.load(file)
+        config.run_name, config.optim.lr = run_name, 0.001 * seed
+        OmegaConf.save(config, file)
+    bomb = tmp_path / "runs" / "bomb"
+    bomb.mkdir()
+    lines = ["a0: &a0 [x]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 40))]
+    (bomb / "config.yaml").write_text("\n".join(lines))
+    (bomb / "metrics.jsonl").write_text((runs / "seed1" / "metrics.jsonl").read_text())
+    status, out, err = script("scripts/compare_runs.py", "runs")
+    assert status == 1
+    assert err.count("\n") == 2
+    assert "runs/bomb/config.yaml cannot be read: line 2 refers to another setting" in err
+    assert "6.00 / 9.00" in out
+    assert r"a\x1b]0;owned\x07\nb <b>|** `c`" in out
+    page = (tmp_path / "comparison" / "runs.md").read_text()
+    for text in (out, page):
+        assert not set(text) & set("\x1b\x07")
+    assert r"| a\x1b]0;owned\x07\nb &lt;b&gt;\|\*\* \`c\` |" in page
+    assert "<b>" not in page

@@ -1,6 +1,9 @@
 """Custom datasets: every annotation format and way to split them, and every mistake is reported with its file."""
 
+import dataclasses
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,7 @@ from data.folders import (
     write_nwpu_json,
 )
 from headcount.cli.compose import compose, to_config
-from headcount.config import ConfigError, CustomConfig, PointsFormat, check
+from headcount.config import Cache, ConfigError, CustomConfig, PointsFormat, check
 from headcount.data.catalogue import selection_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.listing import SPLITS
@@ -46,6 +49,99 @@ def write_images(folder: Path, names: object = tuple(IMAGES), ending: str = "jpg
 
 def heads_of(dataset: CrowdDataset) -> dict[str, Heads]:
     return {name: [(x, y) for x, y in dataset[k].points.tolist()] for k, name in enumerate(dataset.names)}
+
+
+# ------------------------------------------------------------------------------------------- names
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+LATIN_1 = os.fsdecode(b"caf\xe9")
+LONG = "x" * 251
+
+
+def write_named(folder: Path, image: str, how: str, name: str) -> None:
+    """An image and its head at (3, 4), annotated in one of the ways."""
+    try:
+        write_image(folder / f"{image}.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    if how == "file":
+        (folder / f"{name}.csv").write_text("3,4\n", encoding="utf-8")
+    elif how == "csv":
+        (folder / "points.csv").write_text(f"image,x,y\n{name}.png,3,4\n", encoding="utf-8")
+    else:
+        (folder / "points.json").write_text(json.dumps({f"images/{name}.png": [[3, 4]]}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["file", "csv", "json"])
+@pytest.mark.parametrize(
+    ("image", "name", "text"),
+    [
+        (DECOMPOSED, COMPOSED, COMPOSED),
+        (COMPOSED, DECOMPOSED, COMPOSED),
+        (LATIN_1, r"caf\udce9", r"caf\udce9"),  # as our tables write it
+        ("=a\u202eb", "=a\u202eb", r"=a\u202eb"),
+    ],
+    ids=["decomposed", "composed", "latin 1", "reversed"],
+)
+def test_names_match_however_they_are_encoded(
+    image: str, name: str, text: str, how: str, config: CustomConfig, tmp_path: Path
+) -> None:
+    write_named(tmp_path / "mine", image, how, name)
+    config.points = None if how == "file" else f"points.{how}"
+    assert heads_of(open_split(config, "train")) == {text: [(3, 4)]}
+    # A list names it the same way.
+    (tmp_path / "mine" / "splits.json").write_text(json.dumps({"val": [f"{name}.png"]}), encoding="utf-8")
+    config.split_file = "splits.json"
+    assert open_split(config, "val").names == [text]
+
+
+def test_the_split_of_an_image_does_not_depend_on_how_its_name_is_encoded(config: CustomConfig, tmp_path: Path) -> None:
+    splits = []
+    for folder, accent in (("nfc", "\u00e9"), ("nfd", "e\u0301")):
+        write_images(tmp_path / folder, [f"{accent}{k}" for k in range(9)])
+        half = dataclasses.replace(config, root=str(tmp_path / folder), val_fraction=0.5)
+        listed = [list_split(half, split, data_root=None)[1] for split in ("train", "val")]
+        splits.append([[item.name for item in items] for items in listed])
+    assert splits[0] == splits[1]
+    assert len(splits[0][0]) in range(1, 9)
+
+
+@pytest.mark.parametrize("twice", ["image", "annotation", "table"])
+def test_two_encodings_of_one_name_are_refused_and_told_apart(twice: str, config: CustomConfig, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    write_named(mine, COMPOSED, "csv" if twice == "table" else "file", COMPOSED)
+    if twice == "image":
+        write_image(mine / f"{DECOMPOSED}.png")
+    elif twice == "annotation":
+        (mine / f"{DECOMPOSED}.csv").write_text("5,6\n")
+    else:
+        config.points = "points.csv"
+        with (mine / "points.csv").open("a", encoding="utf-8") as file:
+            file.write(f"{DECOMPOSED}.png,5,6\n")
+    spelled = "encodings of accents" if twice == "table" else re.escape(r"cafe\u0301")
+    with pytest.raises(DataError, match=spelled):
+        open_split(config, "train")
+
+
+def test_names_as_long_as_they_may_be_are_resized_and_decoded(config: CustomConfig, tmp_path: Path) -> None:
+    for k, name in enumerate((LONG[:-1] + "a", LONG[:-1] + "b", LATIN_1)):
+        write_named(tmp_path / "mine", name, "file", name)
+        (tmp_path / "mine" / f"{name}.csv").write_text(f"{k},0\n")
+    config.min_side, config.cache = 96, Cache.decoded
+    for _ in range(2):  # made, then found
+        assert len({heads[0] for heads in heads_of(open_split(config, "train")).values()}) == 3
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(list((tmp_path / "cache").rglob("*.jpg"))) == 3
+
+
+def test_no_line_of_a_message_is_made_up_by_a_name(config: CustomConfig, tmp_path: Path) -> None:
+    try:
+        write_image(tmp_path / "mine" / "a\n  b: all is well\x1b[2J.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(DataError, match="cannot be used") as error:
+        open_split(config, "train")
+    assert len(str(error.value).splitlines()) == 2
+    assert r"a\n  b: all is well\x1b[2J.png has no annotation" in str(error.value)
 
 
 # ------------------------------------------------------------------------- a file for each image

@@ -1,6 +1,7 @@
 """The audit's page, numbers and pictures say what was found, of images drawn by code and of broken ones."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_heads_are_called_capped_only_if_the_bins_cap_them(audit: Audit, last: L
     assert words in line
     assert line.endswith(": 1 blocks (1.0000%), 3 heads above it.")
     assert ("capped at" in page) == audit_numbers(audit, config, bins)["bins"]["capped"] == (last is Last.clipped)
+
+
+def test_names_act_neither_on_the_page_nor_on_a_terminal(tmp_path: Path) -> None:
+    name = "caf\udce9\x1b[2J\n```\n<img src=x> **b** |"
+    train = AuditedSplit("train", True, [image(name, [(1, 1)]), broken(name)])
+    found = Audit("mine", f"/{name}", [train], None, {8: HISTOGRAM}, [], [f"{name} cannot be read\n  why"], [name])
+    page = write_audit(found, BlocksConfig(block_size=8), None, tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == page
+    assert not set(page) & set("\x1b\udce9")
+    inside = re.search(r"^(`{4,})\n(.*?)\n\1$", page, re.DOTALL | re.MULTILINE)
+    assert inside is not None
+    assert inside[2].splitlines()[-1] == "  why"
+    outside = page.replace(inside[0], "")
+    assert "<img" not in outside
+    assert "**b**" not in outside
+    assert r"* caf\udce9\x1b[2J" in outside
 
 
 def test_pictures_of_an_earlier_audit_do_not_stay(audit: Audit, tmp_path: Path) -> None:

@@ -85,6 +85,23 @@ def test_everything_is_drawn_and_listed(
     ]
 
 
+def test_names_and_facts_act_on_nothing(
+    tmp_path: Path, evaluation: Evaluation, dataset: CrowdDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["=cmd|' /C calc'!A0", "a\x1b[2J\nb", "caf\udce9\u202e"]
+    for image, name in zip(evaluation.images, names, strict=True):
+        image.name = name
+    facts = replace(FACTS, trained_on="mine (/\x1b]0;owned\x07)", selected_on="\x9b2J", pictures=3)
+    write_evaluation(evaluation, dataset, tmp_path / "caf\u00e9", facts=facts)
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert r"trained on mine (/\x1b]0;owned\x07), not on sha" in out
+    content = (tmp_path / "caf\u00e9" / "counts.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(content.splitlines()))
+    assert [row["image"] for row in rows] == ["'=cmd|' /C calc'!A0", r"a\x1b[2J\nb", r"caf\udce9\u202e"]
+    assert [float(row["error"]) for row in rows] == [2, 1, 0]
+
+
 @pytest.mark.parametrize("seen", [None, Reliability(["{0}", "[1, inf)"])], ids=["no bins", "no blocks"])
 def test_without_probabilities_there_is_no_reliability(
     seen: Reliability | None, tmp_path: Path, evaluation: Evaluation, dataset: CrowdDataset

@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 
 from headcount.cli import hydra_private
 from headcount.cli.overrides import written_out
+from headcount.cli.status import print_any_name
 from headcount.config import ConfigError
 from headcount.files import quoted
 
@@ -60,7 +61,8 @@ class Arguments:
 
 
 def script_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with a module's docstring as its help page."""
+    """A parser with a module's docstring as its help page, for a script that may print any name."""
+    print_any_name()
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

@@ -17,6 +17,7 @@ from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, TrainConfig, check
 from headcount.files import make_folder
+from headcount.wording import printable
 
 
 def main() -> None:
@@ -56,5 +57,7 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
         else build_count_bins(config.bins, found.train, found.blocks[config.bins.block_size])
     )
     print(write_audit(found, config.bins, bins, folder))
-    print("\n".join(str(file) for file in sorted(folder.iterdir()) if file.suffix in (".md", ".json", ".png")))
+    print(
+        "\n".join(printable(str(file)) for file in sorted(folder.iterdir()) if file.suffix in (".md", ".json", ".png"))
+    )
     return not found.errors

@@ -117,5 +117,5 @@ def _group_of(file: Path, nested: set[str]) -> str:
 def _kind_in(group: str, choice: str) -> str | None:
     """The kind of schema that a choice's file names in its defaults list; None without a file or a schema."""
     file = config_dir() / group / f"{choice}.yaml"
-    named = re.search(rf"/schema/{group}/(\w+)@", file.read_text()) if file.is_file() else None
+    named = re.search(rf"/schema/{group}/(\w+)@", file.read_text(encoding="utf-8")) if file.is_file() else None
     return named[1] if named else None

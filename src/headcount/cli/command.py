@@ -15,7 +15,7 @@ from headcount.cli.choices import config_dir
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import written_out
-from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, refusing
+from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, print_any_name, print_error, refusing
 from headcount.cli.sweep import SweepLog, check_jobs
 from headcount.config import TrainConfig, register_schemas
 
@@ -37,6 +37,7 @@ def run_command(task: Task, config_name: str) -> None:
     fails, however, does not stop the others: it is listed at the end, and the status is that of a failure.
     """
     program = f"{config_name}.py"
+    print_any_name()
     register_schemas()
     # Hydra reads sys.argv again, and so does each process that is started.
     sys.argv = [sys.argv[0], *map(written_out, sys.argv[1:])]
@@ -86,7 +87,7 @@ def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, numbe
     try:
         results = run()
     except HeadcountError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print_error(program, error)
         status = REFUSED
     except Exception:
         traceback.print_exc()

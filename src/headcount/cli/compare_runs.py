@@ -14,6 +14,7 @@ from pathlib import Path
 from headcount.cli.arguments import script_parser
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError
+from headcount.wording import printable
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def compare_runs(folders: list[Path], output: Path) -> bool:
         print(write_comparison(comparison, output))
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error}); choose another folder") from error
-    print(f"  {output / MARKDOWN_FILE}\n  {output / PICTURE_FILE}")
+    print(f"  {printable(str(output / MARKDOWN_FILE))}\n  {printable(str(output / PICTURE_FILE))}")
     if comparison.broken:
-        print("not compared:", *(f"  {line}" for line in comparison.broken), sep="\n", file=sys.stderr)
+        print("not compared:", *(f"  {printable(line)}" for line in comparison.broken), sep="\n", file=sys.stderr)
     return not comparison.broken

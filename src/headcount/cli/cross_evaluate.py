@@ -25,6 +25,7 @@ from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation, from_plain
 from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
+from headcount.wording import printable
 
 if TYPE_CHECKING:
     from headcount.config import TrainConfig
@@ -178,11 +179,11 @@ def cross_evaluate(
     matrix = CrossMatrix(columns, [_read_row(row, overrides) for row in rows])
     _evaluate_all(matrix, rows, output)
     print()
-    print(write_cross(matrix, output))
+    print(printable(write_cross(matrix, output), keep="\n"))
     for file in (MARKDOWN_FILE, CSV_FILE, JSON_FILE, PICTURE_FILE):
         print(f"  {output / file}")
     if failures := matrix.failures():
-        print("failed:", *(f"  {line}" for line in failures), sep="\n", file=sys.stderr)
+        print(printable("\n  ".join(["failed:", *failures]), keep="\n"), file=sys.stderr)
     return not failures
 
 
@@ -218,4 +219,4 @@ def _evaluate_all(matrix: "CrossMatrix", rows: Sequence[Sequence[EvalCommandConf
                 outcome = "failed: " + str(cell.error).split("\n")[0]
             else:
                 outcome = f"MAE {cell.mae:.2f}, RMSE {cell.rmse:.2f}"
-            print(f"[{done}/{total}] {name} on {column}: {outcome}", flush=True)
+            print(printable(f"[{done}/{total}] {name} on {column}: {outcome}"), flush=True)

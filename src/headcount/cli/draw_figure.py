@@ -19,8 +19,8 @@ from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
-from headcount.files import make_folder
-from headcount.wording import first_names
+from headcount.files import make_folder, name_text
+from headcount.wording import first_names, printable
 
 if TYPE_CHECKING:
     from headcount.data.crowd import CrowdDataset
@@ -69,10 +69,10 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
         if not 1 <= images <= len(dataset):
             raise ConfigError(f"--images {images}: must be 1 to {len(dataset)}, the number of images in {split}")
         return spread_over_ranks([dataset.count(index) for index in range(len(dataset))], images)
-    for name in names:
+    for name in map(name_text, names):
         if name not in dataset.names:
             raise ConfigError(f"--names {name}: {split} has no image of this name; it has {first_names(dataset.names)}")
-    return [dataset.names.index(name) for name in names]
+    return [dataset.names.index(name_text(name)) for name in names]
 
 
 def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
         )
     name = (config.dataset or loaded.config.dataset).name
     title = f"{name} {config.split}, counted by {loaded.config.model.name} (trained on {loaded.config.dataset.name})"
-    density_figure(columns, output, title=title)
-    print(f"  {output}")
+    density_figure(columns, output, title=printable(title))
+    print(printable(f"  {output}"))
     for line in dataset.describe_left_out():
         print(f"  {line}")

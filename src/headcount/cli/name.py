@@ -12,6 +12,7 @@ from headcount.cli.choices import all_choices, default_choices, dotted
 from headcount.cli.compose import chosen, compose
 from headcount.cli.overrides import Setting, parse
 from headcount.config import PLACE
+from headcount.files import name_text
 
 MAX_NAME_LENGTH = 120
 # Settings that do not change what is learned are not part of a run's name.
@@ -39,7 +40,7 @@ def run_name(overrides: Sequence[str], *, config_name: str = "train") -> str:
             parts.append(f"{group}-{choice}")
     name = "_".join(parts + _changes(settings, groups, config_name)).replace("/", "-")
     if len(name) > MAX_NAME_LENGTH:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        digest = hashlib.sha256(name_text(name).encode()).hexdigest()[:8]
         name = f"{name[: MAX_NAME_LENGTH - 9]}-{digest}"
     return name
 
@@ -69,4 +70,4 @@ def _slug(value: str) -> str:
     """A value as part of a name; a hash distinguishes values that lose something, such as a path's folders."""
     plain = value.strip("[]").replace(", ", "-")
     short = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(plain).stem if "/" in plain else plain)
-    return short if short == plain else f"{short}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+    return short if short == plain else f"{short}-{hashlib.sha256(name_text(value).encode()).hexdigest()[:6]}"

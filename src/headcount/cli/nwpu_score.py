@@ -17,6 +17,8 @@ from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.errors import DataError
+from headcount.files import short_name
+from headcount.wording import printable
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
         if split not in ("val", "train"):
             raise ConfigError(f"split={split}: must be val or train; other annotations are not public")
         path = arguments.options.file.expanduser()
-        output = arguments.options.output or path.with_name(f"{path.stem}_scores.json")
+        output = arguments.options.output or path.with_name(short_name(path.stem, "_scores.json"))
         good = score_file(path, settings.get("data_root"), split, output.expanduser())
     sys.exit(0 if good else FAILED)
 
@@ -62,7 +64,7 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
         except DataError as error:
             bad.append(str(error))
     if bad:
-        lines = "".join(f"\n  {reason}" for reason in bad)
+        lines = "".join(f"\n  {printable(reason)}" for reason in bad)
         raise ConfigError(
             f"{root}: {len(bad)} of {len(listed)} images of {split} have no annotation to score against:{lines}"
         )

@@ -44,8 +44,8 @@ from headcount.report.predictions import (
     check_output,
     distinct_names,
     earlier_results,
-    printable,
 )
+from headcount.wording import printable
 
 if TYPE_CHECKING:
     from headcount.engine.predict import PhotoCounter
@@ -55,8 +55,6 @@ _SAVE_EVERY = 30  # seconds
 
 def main() -> None:
     """Read the command line and count."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = script_parser(__doc__)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
     parser.add_argument("--output", default="predictions", help="folder of the results (default: predictions)")

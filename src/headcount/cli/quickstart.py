@@ -28,7 +28,7 @@ def main() -> None:
         if status:
             sys.exit(status)
     report = run / "eval" / "synthetic_test"
-    mae = json.loads((report / "metrics.json").read_text())["mae"]
+    mae = json.loads((report / "metrics.json").read_text(encoding="utf-8"))["mae"]
     mean, blobs = reference_errors(SyntheticConfig())
     print(
         f"\nMean absolute error on {mean.images} images used neither for training nor for selection:\n"

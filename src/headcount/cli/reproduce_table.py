@@ -26,6 +26,7 @@ from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, TrainConfig, check
 from headcount.files import make_folder, quoted, write_text
+from headcount.wording import printable
 
 if TYPE_CHECKING:
     from headcount.report.tables import ReproducedTable
@@ -195,8 +196,8 @@ def write_table(filled: "ReproducedTable", typed: Typed) -> None:
     write_text(files[0], page)
     write_text(files[1], latex(filled))
     table_picture(filled, files[2])
-    print(page)
-    print("\n".join(map(str, files)))
+    print(printable(page, keep="\n"))
+    print("\n".join(printable(str(file)) for file in files))
 
 
 @cache

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from headcount.errors import HeadcountError
 from headcount.files import NO_ROOM
+from headcount.wording import printable
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
@@ -26,10 +27,22 @@ def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print_error(program, error)
         sys.exit(REFUSED)
     except OSError as error:
         if error.errno not in (*NO_ROOM, errno.EROFS):
             raise
-        print(f"{program}: a file cannot be written: {error}; free space, or choose another folder", file=sys.stderr)
+        text = f"{program}: a file cannot be written: {error}; free space, or choose another folder"
+        print(printable(text, keep="\n"), file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def print_error(program: str, error: Exception) -> None:
+    """Print the message of an error, which may name files and contents of files, on the error stream."""
+    print(printable(f"{program}: {error}", keep="\n"), file=sys.stderr)
+
+
+def print_any_name() -> None:
+    """Let the output streams escape characters that their encoding lacks, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -96,7 +96,7 @@ class SweepLog:
         """Append the outcome of a job; a disk without room for it does not stop the others."""
         line = json.dumps({"job": number, "status": status, "results": results}) + "\n"
         try:
-            with naming_failures(self.file), self.file.open("a") as file:
+            with naming_failures(self.file), self.file.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OutputError as error:
             print(f"the outcome of job {number} is not in the table: {error}", file=sys.stderr)
@@ -107,7 +107,7 @@ class SweepLog:
         Returns:
             The exit status of the whole sweep.
         """
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
         whole = [line for line in lines if line.endswith("}")]  # not those that a full disk cut
         outcomes: list[dict[str, Any]] = sorted(map(json.loads, whole), key=lambda outcome: outcome["job"])

@@ -18,17 +18,19 @@ from headcount.data.listing import (
     LoadHeads,
     describe_folder,
     file_identity,
-    find_files,
     find_folder,
     find_folders,
     find_images,
     find_images_below,
+    image_name,
+    list_visible,
     loaded_heads,
     name_hash,
     natural_key,
     plain_name,
     report_when_read,
     sort_by_hash,
+    spelled_out,
 )
 from headcount.data.textfile import load_json, read_text
 from headcount.errors import DataError
@@ -247,12 +249,14 @@ def _files_by_image(
 ) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the annotation files by name of their image, and descriptions of files about many images."""
     split_file = _resolve(config.split_file, config.root) if config.split_file is not None else None
+    endings = _endings(config)
     files: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(folders):
-        for ending in _endings(config):
-            for stem, path in find_files(folder, ending).items():
-                if split_file is None or not split_file.exists() or not path.samefile(split_file):
-                    files.setdefault(_annotated_image(stem, known), []).append(path)
+        for path in list_visible(folder):
+            if path.suffix.lower() not in endings:
+                continue
+            if split_file is None or not split_file.exists() or not path.samefile(split_file):
+                files.setdefault(_annotated_image(image_name(path), known), []).append(path)
     tables = []
     for name in [name for name in files if name not in known]:
         messages = [describe_table(path) for path in files[name]]
@@ -272,26 +276,25 @@ def _annotations_in_files(
             owners.setdefault(file_identity(path), []).append(name)
 
     def heads_of(image: Path) -> LoadHeads:
-        paths = files.get(image.stem, [])
+        name = image_name(image)
+        paths = files.get(name, [])
         if not paths:
             where = ", ".join(str(folder) for folder in folders)
-            wanted = f"{image.stem}{{{','.join(_endings(config))}}}"
+            wanted = f"{name}{{{','.join(_endings(config))}}}"
             message = f"image {image} has no annotation {wanted} in {where}"
             if tables:  # Once for all images.
                 message = f"images without an annotation of their own in {where}, but {tables[0]}"
             return report_when_read(message, DataErrorKind.missing_annotation, image)
         if len(paths) > 1:
             message = (
-                f"image {image} has {len(paths)} annotations, {' and '.join(map(str, paths))}; keep one, or choose "
+                f"image {image} has {len(paths)} annotations, {spelled_out(paths)}; keep one, or choose "
                 "with dataset.points or dataset.points_format"
             )
             return report_when_read(message, DataErrorKind.ambiguous, image)
-        others = [name for name in owners[file_identity(paths[0])] if name != image.stem]
+        others = [other for other in owners[file_identity(paths[0])] if other != name]
         return partial(_read_own, paths[0], image, sorted(others, key=natural_key))
 
-    return heads_of, {
-        name: f"annotation {' and '.join(map(str, paths))}" for name, paths in files.items() if name not in known
-    }
+    return heads_of, {name: f"annotation {spelled_out(paths)}" for name, paths in files.items() if name not in known}
 
 
 def _read_own(path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
@@ -321,15 +324,15 @@ def _annotations_in_table(
     for name, heads in read_points_table(path, points_format).items():
         if plain_name(name) in table:
             raise DataError(
-                f"{path} names {plain_name(name)} twice, with different endings or folders",
+                f"{path} names {plain_name(name)} twice, with different endings, folders or encodings of accents",
                 kind=DataErrorKind.ambiguous,
                 file=path,
             )
         table[plain_name(name)] = heads
 
     def heads_of(image: Path) -> LoadHeads:
-        if image.stem in table:
-            return loaded_heads(table[image.stem])
+        if image_name(image) in table:
+            return loaded_heads(table[image_name(image)])
         empty = f'"{image.name}": []' if path.suffix.lower() == ".json" else f'"{image.name},,"'
         message = f"image {image} has no annotation in {path}; one without people is written {empty}"
         return report_when_read(message, DataErrorKind.missing_annotation, image)
@@ -409,16 +412,17 @@ def _read_split_file(path: Path) -> dict[str, str]:
     else:
         raise _invalid_split_file(path, " holds neither {name: split} nor {split: [name, ...]}")
     splits: dict[str, str] = {}
-    for name, split in rows:
+    for named, split in rows:
+        name = plain_name(named)
         if split.lower() not in SPLITS:
             raise _invalid_split_file(
                 path,
                 f": {name} is in split {split!r}; there are {', '.join(SPLITS)} (a first line with names of columns is "
                 "image,split)",
             )
-        if plain_name(name) in splits:
-            raise _invalid_split_file(path, f" names {plain_name(name)} twice")
-        splits[plain_name(name)] = split.lower()
+        if name in splits:
+            raise _invalid_split_file(path, f" names {name} twice")
+        splits[name] = split.lower()
     if not splits:
         raise _invalid_split_file(path, " names no images")
     return splits

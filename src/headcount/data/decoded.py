@@ -20,7 +20,7 @@ from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import PreparedImage, image_origin, run_in_threads
 from headcount.errors import DataError
-from headcount.files import atomic_write, make_folder
+from headcount.files import atomic_write, make_folder, short_name
 
 
 def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) -> list[Path]:
@@ -37,7 +37,7 @@ def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) 
         ConfigError: if the folder cannot be created, or the disk has no room for the missing files.
         DataError: if an image cannot be read or written.
     """
-    files = [folder / f"{image.path.stem}-{_origin(image)}.npy" for image in images]
+    files = [folder / short_name(image.path.stem, f"-{_origin(image)}.npy") for image in images]
     due = [(image, file) for image, file in zip(images, files, strict=True) if not _is_whole(file, image.size)]
     if not due:
         return files

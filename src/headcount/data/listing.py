@@ -7,7 +7,7 @@ What the folder of a particular dataset looks like is known to ``data.layouts`` 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
+from headcount.files import name_text
+from headcount.wording import printable
 
 ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
 """Reads the head positions of an annotation file, in pixels of the image before resizing."""
@@ -26,6 +28,7 @@ LoadHeads = Callable[[], Float[Tensor, "n 2"]]
 
 SPLITS = ("train", "val", "test")
 # In order of preference, for datasets that hold an image several times, such as copies in PNG.
+_ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -40,8 +43,8 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending, which identifies the image in all outputs."""
-        return self.image.stem
+        """The file's name without its ending as text, which identifies the image in all outputs."""
+        return image_name(self.image)
 
 
 def pair_files(
@@ -109,14 +112,25 @@ def sort_by_hash(names: Iterable[str], *, salt: str = "") -> list[str]:
 
 
 def name_hash(name: str, *, salt: str) -> bytes:
-    """Hash a name: 32 bytes, the same on every machine."""
+    """Hash a name as :func:`image_name` returns it: 32 bytes, the same on every machine."""
     return hashlib.sha256(f"{salt}{name}".encode()).digest()
 
 
+def image_name(file: Path) -> str:
+    """Return the name that an image and its annotation have in common: without ending, as :func:`name_text`."""
+    return name_text(file.stem)
+
+
 def plain_name(name: str) -> str:
-    """Remove folder and image ending from a name in a list: ``images/a.jpg`` and ``a`` are the same image."""
+    """Remove folder and image ending from a name in a list: ``images/a.jpg`` and ``a`` are the same image.
+
+    Returns:
+        The name in the form of :func:`image_name`.
+    """
+    # As our tables write a byte that is not UTF-8; the backslash does not end a folder.
+    name = _ESCAPED_BYTE.sub(lambda byte: chr(int(byte[1], 16)), name)
     file = re.split(r"[/\\]", name)[-1]
-    return file[: file.rindex(".")] if file.lower().endswith(IMAGE_ENDINGS) else file
+    return name_text(file[: file.rindex(".")] if file.lower().endswith(IMAGE_ENDINGS) else file)
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -131,7 +145,7 @@ def describe_folder(folder: Path) -> str:
     """Say what a folder contains, for error messages."""
     if not folder.is_dir():
         return f"{folder} does not exist"
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(printable(path.name) for path in folder.iterdir())
     if not names:
         return f"{folder} holds nothing"
     shown = ", ".join(names[:8])
@@ -139,7 +153,7 @@ def describe_folder(folder: Path) -> str:
 
 
 def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:
-    """Find image files, by name without ending; endings may have any case.
+    """Find image files, by :func:`image_name`; endings may have any case.
 
     Args:
         unique: refuse a name that belongs to several files; otherwise the first ending of ``IMAGE_ENDINGS`` wins.
@@ -150,13 +164,10 @@ def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:
     found: dict[str, Path] = {}
     files = [path for folder in folders for path in list_visible(folder) if path.suffix.lower() in IMAGE_ENDINGS]
     for path in sorted(files, key=lambda p: IMAGE_ENDINGS.index(p.suffix.lower())):
-        if unique and path.stem in found:
-            raise DataError(
-                f"{found[path.stem]} and {path} have the same name; an annotation could belong to either",
-                kind=DataErrorKind.ambiguous,
-                file=path,
-            )
-        found.setdefault(path.stem, path)
+        name = image_name(path)
+        if unique and name in found:
+            raise _same_name(found[name], path, "an annotation could belong to either")
+        found.setdefault(name, path)
     return found
 
 
@@ -186,10 +197,27 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def find_files(folder: Path | None, ending: str) -> dict[str, Path]:
-    """Find files with an ending (lower case, such as ``.mat``), by name; empty if ``folder`` is None."""
-    if folder is None:
-        return {}
-    return {path.stem: path for path in list_visible(folder) if path.suffix.lower() == ending}
+    """Find files with an ending (lower case, such as ``.mat``), by :func:`image_name`; empty if ``folder`` is None.
+
+    Raises:
+        DataError: if two files have the same name.
+    """
+    found: dict[str, Path] = {}
+    for path in list_visible(folder) if folder is not None else ():
+        if path.suffix.lower() == ending and found.setdefault(image_name(path), path) != path:
+            raise _same_name(found[image_name(path)], path, "each could be that of an image")
+    return found
+
+
+def _same_name(one: Path, other: Path, why: str) -> DataError:
+    message = f"{spelled_out([one, other])} have the same name; {why}: rename or remove one"
+    return DataError(message, kind=DataErrorKind.ambiguous, file=other)
+
+
+def spelled_out(files: Sequence[Path]) -> str:
+    """List files in a message; names that look the same, such as an accent in two encodings, are spelled in ASCII."""
+    alike = len({name_text(file.name) for file in files}) < len({file.name for file in files})
+    return " and ".join(f"{file} ({file.name!a})" if alike else str(file) for file in files)
 
 
 def find_folder(base: Path, *names: str) -> Path | None:

@@ -24,7 +24,7 @@ from headcount.data.locate import dataset_folder
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images
 from headcount.errors import DataError, HeadcountError
-from headcount.wording import first_names
+from headcount.wording import first_names, printable
 
 MAX_REASONS = 10
 """Longest list of unusable images in an error message."""
@@ -210,7 +210,7 @@ def unusable_message(config: FolderDatasetConfig, split: str, reasons: Sequence[
 def reason_lines(reasons: Sequence[str]) -> str:
     """Write each of the first ``MAX_REASONS`` reasons on a line of its own, and how many more there are."""
     once = list(dict.fromkeys(reasons))  # Many images may have one reason.
-    lines = "".join(f"\n  {reason}" for reason in once[:MAX_REASONS])
+    lines = "".join(f"\n  {printable(reason)}" for reason in once[:MAX_REASONS])
     return lines + (f"\n  and {len(once) - MAX_REASONS} more" if len(once) > MAX_REASONS else "")
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import file_identity
+from headcount.data.listing import file_identity, image_name
 from headcount.errors import DataError
 from headcount.wording import first_names
 
@@ -106,7 +106,7 @@ def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
         file = file_identity(path)
         if file is not None:  # A missing one is reported when it is read.
-            places.setdefault(file, []).append((split, path.stem))
+            places.setdefault(file, []).append((split, image_name(path)))
     return [
         " = ".join(f"{split}/{name}" for split, name in group)
         for group in places.values()

@@ -23,7 +23,7 @@ from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.data.images import image_size, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
-from headcount.files import atomic_write, make_folder
+from headcount.files import atomic_write, make_folder, name_text, short_name
 
 # This many bytes at both ends, and the length, identify the version of a compressed image; other files are read whole.
 _CHECKED_BYTES = 16384
@@ -151,7 +151,7 @@ def plan_image(source: Path, folder: Path, *, rule: ResizeRule, upright: bool = 
     """
     source_size = image_size(source, upright=upright)
     size = resized_size(source, source_size, rule=rule)
-    path = source if size == source_size else folder / f"{source.stem}.jpg"
+    path = source if size == source_size else folder / short_name(source.stem, ".jpg")
     return PreparedImage(source, path, size, source_size, upright)
 
 
@@ -245,7 +245,7 @@ def image_origin(source: Path, size: tuple[int, int]) -> bytes:
         if source.suffix.lower() in _COMPRESSED:
             file.seek(max(0, length - _CHECKED_BYTES))
         checked = zlib.crc32(file.read(), checked)
-    return json.dumps({"source": source.name, "bytes": length, "crc32": checked, "size": size}).encode()
+    return json.dumps({"source": name_text(source.name), "bytes": length, "crc32": checked, "size": size}).encode()
 
 
 def _is_current(cached: Path, origin: bytes) -> bool:

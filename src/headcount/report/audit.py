@@ -18,7 +18,7 @@ from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault, cappe
 from headcount.data.points import clamp_into, inside
 from headcount.errors import DataError
 from headcount.files import write_json, write_text
-from headcount.report.markdown import pipe_table
+from headcount.report.markdown import code_block, pipe_table, plain
 from headcount.report.pictures import save_figure, shorten
 
 REPORT_FILE, NUMBERS_FILE = "report.md", "report.json"
@@ -152,13 +152,13 @@ def audit_page(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> st
         config: the chosen block size and bins.
         bins: those bins with their representative counts, if any.
     """
-    lines = [f"# {audit.dataset}", "", f"{audit.root}", ""]
+    lines = [f"# {audit.dataset}", "", plain(audit.root), ""]
     if audit.errors:
         # The messages of train.py, with their line breaks.
         lines += ["## Errors: training or evaluation stops at these", ""]
-        lines += [line for error in audit.errors for line in ("```", error, "```", "")]
+        lines += [line for error in audit.errors for line in (*code_block(error), "")]
     if audit.warnings:
-        lines += ["## Warnings", "", *(f"* {warning}" for warning in audit.warnings), ""]
+        lines += ["## Warnings", "", *(f"* {_lines(warning)}" for warning in audit.warnings), ""]
     lines += pipe_table(_split_rows(audit.splits), numbers_from=1)
     lines += [
         f"\nThe annotations of {split.name} are not public: its images alone were audited."
@@ -167,6 +167,11 @@ def audit_page(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> st
     ]
     lines += _block_lines(audit, config, bins)
     return "\n".join(lines) + "\n"
+
+
+def _lines(message: str) -> str:
+    """A message of one or several lines within a list."""
+    return "\n".join(map(plain, message.split("\n")))
 
 
 def _block_lines(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> list[str]:

@@ -20,9 +20,10 @@ from tabulate import tabulate
 
 from headcount.errors import ConfigError, HeadcountError
 from headcount.files import write_text
-from headcount.report.markdown import pipe_table
+from headcount.report.markdown import code, pipe_table, plain
 from headcount.report.pictures import save_figure, shorten
 from headcount.runs import CONFIG_FILE, LAST_EVALUATIONS, METRICS_FILE, RunRecord, read_run, recipe
+from headcount.wording import printable
 
 MARKDOWN_FILE, PICTURE_FILE = "runs.md", "runs.png"
 
@@ -161,6 +162,7 @@ def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
         names.append(common or run_names[0])
     if len({run.config.dataset.name for runs in groups for run in runs}) > 1:
         names = [f"{runs[0].config.dataset.name} {name}" for runs, name in zip(groups, names, strict=True)]
+    names = list(map(printable, names))
     # Runs with different settings may have the same name.
     return [f"{name} ({names[:k].count(name) + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
@@ -237,7 +239,7 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_value, value)) + "]"
-    return "null" if value is None else str(value)
+    return "null" if value is None else printable(str(value))
 
 
 def terminal_report(comparison: Comparison) -> str:
@@ -245,7 +247,7 @@ def terminal_report(comparison: Comparison) -> str:
     runs = comparison.runs
     settings = [[key, *(shorten(v, _MAX_VALUE_LENGTH) for v in values)] for key, *values in settings_table(comparison)]
     results = [[row[0], shorten(row[1], _MAX_NAME_LENGTH), *row[2:]] for row in results_table(comparison)]
-    folders = [f"[{k}] {run.folder}" for k, run in enumerate(runs, start=1)]
+    folders = [f"[{k}] {printable(str(run.folder))}" for k, run in enumerate(runs, start=1)]
     differences = _aligned(settings) if settings else _no_difference(comparison)
     return "\n".join([*folders, "", differences, "", _aligned(results), *_notes(comparison)])
 
@@ -254,17 +256,23 @@ def markdown(comparison: Comparison) -> str:
     """Format the same as a page of Markdown, unshortened, with the folders that could not be read."""
     runs = comparison.runs
     settings = settings_table(comparison)
-    lines = ["# Runs", "", *(f"* [{k}] `{run.folder}`" for k, run in enumerate(runs, start=1)), ""]
+    lines = ["# Runs", "", *(f"* [{k}] {code(str(run.folder))}" for k, run in enumerate(runs, start=1)), ""]
     lines += [
         "## Settings that differ",
         "",
         *(pipe_table(settings) if settings else [_no_difference(comparison)]),
         "",
     ]
-    lines += ["## Errors", "", *pipe_table(results_table(comparison), numbers_from=2), "", *_notes(comparison)]
+    lines += [
+        "## Errors",
+        "",
+        *pipe_table(results_table(comparison), numbers_from=2),
+        "",
+        *map(plain, _notes(comparison)),
+    ]
     lines += ["", f"![training loss and MAE]({PICTURE_FILE})"]
     if comparison.broken:
-        lines += ["", "## Not compared", "", *(f"* {line}" for line in comparison.broken)]
+        lines += ["", "## Not compared", "", *(f"* {plain(line)}" for line in comparison.broken)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from tabulate import tabulate
 
 from headcount.files import write_csv, write_json, write_text
-from headcount.report.markdown import pipe_table
+from headcount.report.markdown import code, pipe_table, plain
 from headcount.report.pictures import save_figure
 
 MARKDOWN_FILE, CSV_FILE, JSON_FILE, PICTURE_FILE = "cross.md", "cross.csv", "cross.json", "cross.png"
@@ -145,9 +145,9 @@ def markdown(matrix: CrossMatrix) -> str:
     lines = ["# Evaluation across datasets", "", *pipe_table(_texts(matrix), numbers_from=1), "", *_notes(matrix)]
     failures = matrix.failures()
     if failures:
-        lines += ["", "## Failed", "", *("* " + failure.split("\n")[0] for failure in failures)]
+        lines += ["", "## Failed", "", *("* " + plain(failure.split("\n")[0]) for failure in failures)]
     checkpoints = zip(matrix.row_names(), matrix.rows, strict=True)
-    lines += ["", "## Checkpoints", "", *(f"* {name}: `{row.checkpoint}`" for name, row in checkpoints)]
+    lines += ["", "## Checkpoints", "", *(f"* {plain(name)}: {code(row.checkpoint)}" for name, row in checkpoints)]
     return "\n".join(lines) + "\n"
 
 

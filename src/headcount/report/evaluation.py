@@ -15,6 +15,7 @@ from headcount.report.diagnostics import levels_picture, reliability_picture, sc
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
 from headcount.types import Evaluation
+from headcount.wording import printable
 
 METRICS_FILE = "metrics.json"
 WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE = "worst.png", "scatter.png", "levels.png", "reliability.png"
@@ -53,14 +54,14 @@ def write_evaluation(
         rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals)])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability)
-    print(
+    lines = [
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
-        f"selected on '{facts.selected_on}'), {facts.mode}\n{summary(metrics)}"
-    )
-    for name in (METRICS_FILE, COUNTS_FILE, *drawn):
-        print(f"  {folder / name}")
-    for line in [*_caveats(facts), *dataset.describe_left_out()]:
-        print(f"  {line}")
+        f"selected on '{facts.selected_on}'), {facts.mode}",
+        *summary(metrics).splitlines(),
+        *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
+        *(f"  {line}" for line in (*_caveats(facts), *dataset.describe_left_out())),
+    ]
+    print("\n".join(map(printable, lines)))
 
 
 def _caveats(facts: EvaluationFacts) -> list[str]:

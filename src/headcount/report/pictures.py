@@ -22,6 +22,7 @@ from torch import Tensor
 from headcount.data.points import spread_blocks
 from headcount.files import atomic_write
 from headcount.types import Sample
+from headcount.wording import printable
 
 COLORS = "inferno"
 # Lowest maximum of a color scale, in heads per block: noise in an empty image stays dark.
@@ -214,8 +215,8 @@ def save_figure(figure: Figure, path: Path, **options: Any) -> None:
 
 
 def shorten(name: str, max_length: int = _MAX_NAME_LENGTH) -> str:
-    """Replace the middle of a name that has more than ``max_length`` letters by ``...``."""
-    half = max_length // 2
+    """Replace the middle of a printable name that has more than ``max_length`` letters by ``...``."""
+    name, half = printable(name), max_length // 2
     return name if len(name) <= max_length else f"{name[:half]}...{name[-half:]}"
 
 

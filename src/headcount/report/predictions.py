@@ -15,7 +15,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from headcount.config import ConfigError
-from headcount.files import write_csv, write_json
+from headcount.files import name_text, write_csv, write_json
+from headcount.wording import printable
 
 NOT_YET = "not counted yet"
 # Windows and shells limit a path's length; endings and numbers are added to it.
@@ -109,18 +110,13 @@ class Results:
             colalign=("left", "right", "left", "left"),
         )
         print("\n".join(line.rstrip() for line in table.splitlines()))
-        print(self.csv_file)
+        print(printable(str(self.csv_file)))
         failed = [picture for picture in self.pictures if picture.error]
         if failed:
             print(f"failed: {len(failed)} of {len(self.pictures)}", file=sys.stderr)
             for picture in failed:
                 words = picture.error if picture.file in picture.error else f"{picture.file}: {picture.error}"
                 print(f"  {printable(words)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    r"""The text on one line: line ends, control characters and invalid bytes as \n, \x1b, \udcff."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def distinct_names(files: list[Path]) -> list[str]:
@@ -132,10 +128,10 @@ def distinct_names(files: list[Path]) -> list[str]:
         while len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = stem[:-1]
         name, number = stem, 1
-        while name.lower() in taken:
+        while name_text(name).lower() in taken:
             number += 1
             name = f"{stem}_{number}"
-        taken.add(name.lower())
+        taken.add(name_text(name).lower())
         names.append(name)
     return names
 
@@ -150,9 +146,9 @@ def earlier_results(output: Path) -> set[Path]:
     if not record.exists():
         return set()
     try:
-        pictures = json.loads(record.read_text())["pictures"]
+        pictures = json.loads(record.read_text(encoding="utf-8"))["pictures"]
         named = [str(picture[key]) for picture in pictures for key in ("density", "picture") if picture[key]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{record} is not a result of an earlier run; choose another folder with --output") from error
     return {output / name for name in ("counts.json", "counts.csv", *filter(_RESULT.fullmatch, named))}
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.errors import HeadcountError
-from headcount.files import quoted
+from headcount.files import quoted, read_csv
 from headcount.metrics import Interval, bootstrap_interval
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
 from headcount.runs import (
@@ -327,8 +327,7 @@ def image_errors(run: RunRecord) -> dict[str, float] | None:
     """
     file = evaluation_folder(run.folder, run.config.dataset.name, run.selection) / COUNTS_FILE
     try:
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-        errors = {row["image"]: abs(float(row["error"])) for row in rows}
+        errors = {row["image"]: abs(float(row["error"])) for row in read_csv(file)}
     except (OSError, csv.Error, KeyError, TypeError, ValueError):
         return None
     if not errors or run.best is None:

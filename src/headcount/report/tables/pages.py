@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from headcount.report.markdown import pipe_table
+from headcount.report.markdown import pipe_table, plain
 from headcount.report.pictures import save_figure
 from headcount.report.tables.cells import IMPORTANT_SETTINGS, ReproducedTable, TableCell, improvement, verdict
 from headcount.report.tables.paper import PaperRow
@@ -29,9 +29,9 @@ def markdown(table: ReproducedTable) -> str:
     """Format a page: ours, published, improvements, the runs, what is missing and what was refused."""
     headings = ["", *table.columns]
     lines = [f"# {table.paper.title}", "", *_warnings(table), "## Ours, MAE / RMSE", ""]
-    lines += pipe_table([headings, *_grid(table, _ours(table, bold=("**", "**")))])
+    lines += pipe_table([headings, *_grid(table, _ours(table, bold=("**", "**")))], markup=True)
     lines += ["", _how_selected(table), "", "## Published, MAE / RMSE", ""]
-    lines += pipe_table([headings, *_grid(table, _published(table))])
+    lines += pipe_table([headings, *_grid(table, _published(table))], markup=True)
     if _any_otherwise(table):
         lines += ["", _OTHERWISE_NOTE.replace(_OTHERWISE, "\\" + _OTHERWISE)]
     improvements, notes = _improvements(table)
@@ -46,7 +46,7 @@ def markdown(table: ReproducedTable) -> str:
         lines += [table.command(cell, seed) for cell, seed in missing] + ["```"]
     refused = dict.fromkeys(reason for cell in table.cells.values() for reason in cell.refused)
     if refused:
-        lines += ["", "## Refused", "", *(f"* {reason}" for reason in refused)]
+        lines += ["", "## Refused", "", *(f"* {plain(reason)}" for reason in refused)]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +150,7 @@ def _warnings(table: ReproducedTable) -> list[str]:
     if not table.changed:
         return []
     keys = sorted(table.changed, key=lambda key: key not in IMPORTANT_SETTINGS)
-    shown = [f"{key} {table.changed[key][1]} for {table.changed[key][0]}" for key in keys[:_MAX_CHANGES]]
+    shown = [plain(f"{key} {table.changed[key][1]} for {table.changed[key][0]}") for key in keys[:_MAX_CHANGES]]
     more = f", and {len(keys) - _MAX_CHANGES} more" if len(keys) > _MAX_CHANGES else ""
     return [
         f"**Not the published recipe, so no number below reproduces one of the paper's.** {', '.join(shown)}{more}.",
