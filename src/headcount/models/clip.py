@@ -8,9 +8,8 @@ import dataclasses
 import json
 import math
 import os
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -34,6 +33,7 @@ from headcount.config import (
     PromptsConfig,
 )
 from headcount.errors import CheckpointError
+from headcount.models.archives import is_torchscript
 from headcount.models.backbones import residual_decoder
 from headcount.models.weights import read_state_dict
 
@@ -298,7 +298,7 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
                 f"{ARCHITECTURES[config.name]}; tags: {known}"
             )
         return bool(tag.get("quick_gelu", False))
-    if _is_torchscript(file):  # only OpenAI published weights in this format
+    if is_torchscript(Path(file)):  # only OpenAI published weights in this format
         return True
     beside = os.path.join(os.path.dirname(file), "open_clip_config.json")
     if not os.path.isfile(beside):
@@ -390,27 +390,12 @@ def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, 
 # -------------------------------------------------------------------------------------------- weights
 
 
-def _is_torchscript(file: str) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def _read(config: ClipConfig) -> Mapping[str, Tensor]:
     """Read the weights of a tag (downloaded if necessary) or a file, with open_clip's names."""
     file = os.path.expanduser(config.weights)
     if not os.path.isfile(file):
         file = _download(config)
-    if _is_torchscript(file):
-        # torch warns that this format is deprecated, but OpenAI's weights have no other.
-        try:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
-        except RuntimeError as error:
-            raise CheckpointError(f"model.weights={config.weights}: a damaged archive; download it again") from error
-    else:
-        state = read_state_dict(file)
+    state = read_state_dict(file)
     # Checkpoints of distributed runs, and models with a separate text tower, add a prefix to the names.
     return {k.removeprefix("module.").removeprefix("text."): v for k, v in state.items()}
 
