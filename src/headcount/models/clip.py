@@ -35,6 +35,7 @@ from headcount.config import (
 from headcount.errors import CheckpointError
 from headcount.models.archives import is_torchscript
 from headcount.models.backbones import residual_decoder
+from headcount.models.hub import quick_hub
 from headcount.models.weights import read_state_dict
 
 ARCHITECTURES = {
@@ -221,8 +222,10 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         ConfigError: if weights are missing, do not fit, or were trained with another activation.
         CheckpointError: if the file of weights is damaged.
     """
-    if pretrained or config.quick_gelu is None:  # else it is recorded, and the file of weights may no longer exist
+    if pretrained or (config.quick_gelu is None and config.weights == "none"):
         config = follow_weights(config)
+    if config.quick_gelu is None:  # a checkpoint records it, and the file of weights that it names is never read
+        raise ConfigError(f"model.quick_gelu is not recorded for model.weights={config.weights}")
     sizes = _sizes(config)
     image = _image_tower(config, sizes)
     text = text_tower(config) if pretrained else None
@@ -404,7 +407,8 @@ def _download(config: ClipConfig) -> str:
     architecture = ARCHITECTURES[config.name]
     tag = get_pretrained_cfg(architecture, config.weights)
     try:
-        return str(download_pretrained(tag))
+        with quick_hub():
+            return str(download_pretrained(tag))
     except Exception as error:  # the hub raises many kinds of errors when offline
         source = f"https://huggingface.co/{tag.get('hf_hub', '')}".rstrip("/")
         archive = f" (or {tag['url']})" if tag.get("url") else ""
