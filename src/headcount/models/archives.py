@@ -101,7 +101,7 @@ class _ModuleReader(pickle.Unpickler):
         self._records: dict[str, Tensor] = {}
         content = archive.read(f"{self._folder}data.pkl")
         # The unpickler allocates a table up to the largest index.
-        indices = (arg for code, arg, _ in pickletools.genops(content) if code.name in ("PUT", "LONG_BINPUT"))
+        indices = (int(arg or 0) for code, arg, _ in pickletools.genops(content) if code.name in ("PUT", "LONG_BINPUT"))
         if any(index > len(content) for index in indices):
             raise pickle.UnpicklingError("an index exceeds the size of the archive")
         super().__init__(io.BytesIO(content))

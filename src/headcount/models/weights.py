@@ -4,6 +4,7 @@ If a file does not fit, the error names the first layer that does not, and no we
 released checkpoints use other names, which ``clip`` and ``released`` handle.
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -93,6 +94,7 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
     file = os.path.join(folder, os.path.basename(url))
     try:
         if os.path.isfile(file):
+            _check_hash(Path(file))
             return read_state_dict(file)
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a wrong hash, or an unreadable file in that folder
@@ -101,6 +103,19 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
             f"connection, copy the file from {url} to {file}, set model.weights=FILE (a state dict), or train from "
             "scratch with model.weights=none"
         ) from error
+
+
+def _check_hash(path: Path) -> None:
+    """Compare a published file with the start of its SHA-256, which its name contains; old files have no checksums.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected is not None and not found.startswith(expected[1]):
+        raise CheckpointError(f"{path} is damaged, or another file: its SHA-256 begins with {found[:8]}; remove it")
 
 
 def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
