@@ -412,3 +412,12 @@ def test_settings_that_contradict_are_refused_early(overrides: list[str], messag
 
 def test_no_maximum_is_no_error_without_label_correction() -> None:
     assert check(config_of("bins.block_size=2", "bins.label_correction=false")) == []
+
+
+@pytest.mark.parametrize("wrong", [7.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_a_representative_outside_its_bin_is_refused(wrong: float, smoothed: bool) -> None:
+    edges = ((0.0, 0.0), (0.0, 1.0), (1.0, math.inf)) if smoothed else ((0.0, 0.0), (1.0, 1.0), (2.0, math.inf))
+    CountBins(BlockGrid(8), edges, (0.0, 1.0, 2.5), smoothed=smoothed)
+    with pytest.raises(ValueError, match=r"do not fit the 3 bins: one finite number is needed inside each"):
+        CountBins(BlockGrid(8), edges, (0.0, wrong, 2.5), smoothed=smoothed)

@@ -76,6 +76,8 @@ class CountBins:
             raise ValueError(f"the first bin of smoothed counts must be {{0}}, not {names[0]}")
         if self.edges[-1][1] != math.inf:
             raise ValueError(f"the last bin {names[-1]} must end at inf")
+        if wrong := representatives_error(self.representatives, self.edges):
+            raise ValueError(f"representatives={list(self.representatives)}: {wrong}")
 
     def __len__(self) -> int:
         return len(self.edges)

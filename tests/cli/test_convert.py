@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from headcount.bins import CountBins
 from headcount.cli.convert_checkpoint import convert
 from headcount.config import ConfigError, ImageNetConfig, RegressionHeadConfig
+from headcount.engine import checkpoint
 from headcount.errors import CheckpointError
 from headcount.models.build import build_model
 from headcount.types import BlockGrid
@@ -45,7 +47,7 @@ def test_a_training_checkpoint_converts_and_evaluates(
     assert done.returncode == 0, done.stderr
     assert "next: python eval.py ckpt=converted/csrnet.pt" in done.stdout
     saved = torch.load(tmp_path / "converted" / "csrnet.pt", weights_only=True)
-    assert saved["epoch"] == 12
+    assert saved["epoch"] == 11  # the released code stores the next one
     assert saved["bins"]["representatives"] == [0, 1, 2, 3, 4.2]
     assert saved["config"]["model"]["mean"] == [0.485, 0.456, 0.406]
     done = run_command("eval.py", "ckpt=converted/csrnet.pt", "max_images=2", "runtime=cpu")
@@ -78,6 +80,8 @@ def test_what_cannot_be_converted(
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:10000])
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb()))
     torch.save([1, 2], tmp_path / "list.pth")
+    sparse = {"backbone.features.0.weight": released["backbone.features.0.weight"].to_sparse()}
+    torch.save({**released, **sparse}, tmp_path / "sparse.pth")
     cases = {
         ("extra.pth", "model=csrnet", COUNTS): "extra.weight is unknown",
         ("whole.pth", "model=dmcount", COUNTS): " is unknown",
@@ -85,6 +89,9 @@ def test_what_cannot_be_converted(
         ("bomb.pth", "model=csrnet", COUNTS): "holds code, which is never run",
         ("list.pth", "model=csrnet", COUNTS): "not a checkpoint of the released code",
         ("none.pth", "model=csrnet", COUNTS): "none.pth: no such file",
+        ("sparse.pth", "model=csrnet", COUNTS): "backbone.features.0.weight is not a dense tensor",
+        ("none.pth", "model=vgg19_ae", COUNTS): "none.pth: no such file",
+        ("none.pth", "model=clip_resnet50", COUNTS): "none.pth: no such file",
         ("whole.pth", "model=csrnett", COUNTS): "did you mean csrnet?",
         ("whole.pth", "model=csrnet", "bins.representative_counts=[0,1,2]"): "do not fit the 5 bins",
     }
@@ -92,8 +99,39 @@ def test_what_cannot_be_converted(
         with pytest.raises((ConfigError, CheckpointError)) as caught:
             convert(Path(file), Path("out.pt"), settings)
         assert message in str(caught.value)
+    with pytest.raises(ConfigError, match=r"whole\.pth/out\.pt: its folder cannot be created"):
+        convert(Path("whole.pth"), Path("whole.pth/out.pt"), ["model=csrnet", COUNTS])
     assert not (tmp_path / "out.pt").exists()
     assert not (tmp_path / "bomb-went-off").exists()
+
+
+def test_the_strides_of_the_released_code_are_part_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For blocks above 16 px, the released MobileNetV2 keeps its stride of 32."""
+    torch.manual_seed(0)
+    encoder = timm.create_model("mobilenetv2_100", pretrained=False, features_only=True, out_indices=[-1]).eval()
+    state = {f"backbone.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    state |= {"regressor.0.weight": torch.randn(1, 320, 1, 1), "regressor.0.bias": torch.ones(1)}
+    torch.save({"epoch": 12, "model_state_dict": state}, tmp_path / "ckpt.pth")
+    settings = ["model=mobilenetv2_100", "model.head=regression", "bins=none", "bins.block_size=32", "loss=dm"]
+    convert(tmp_path / "ckpt.pth", tmp_path / "new" / "out.pt", settings)
+    loaded = checkpoint.load(tmp_path / "new" / "out.pt")
+    assert (loaded.content["epoch"], loaded.counter.stride) == (11, 32)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.counter.backbone(images), encoder(images)[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ignored", ["bins.counted=windows", "bins.representatives=middle"])
+def test_a_setting_of_computed_counts_does_not_make_the_checkpoint_unreadable(
+    tmp_path: Path, released: dict[str, torch.Tensor], ignored: str
+) -> None:
+    torch.save(released, tmp_path / "best_mae.pth")
+    convert(tmp_path / "best_mae.pth", tmp_path / "out.pt", ["model=csrnet", "dataset=sha", ignored])
+    bins = checkpoint.load(tmp_path / "out.pt").bins
+    assert bins is not None
+    assert bins.representatives == (0, 1, 2, 3, 4.29992)
 
 
 class Bomb:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
 from headcount.cli.compose import compose
-from headcount.config import TrainConfig, to_plain
+from headcount.config import FolderDatasetConfig, TrainConfig, to_plain
 from headcount.engine import checkpoint
 from headcount.errors import CheckpointError, OutputError
 from headcount.models.build import build_model, follow_weights
@@ -132,6 +132,100 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: dict[str, objec
     file = write_checkpoint(tmp_path)
     checkpoint.save({**checkpoint.read(file), **damage}, file)
     with pytest.raises(CheckpointError, match=r"best_mae\.pt"):
+        checkpoint.load(file)
+
+
+def change(file: Path, key: str, value: object) -> None:
+    """Change a value of a checkpoint, such as ``epoch`` or ``config.model.width``; None removes it."""
+    content = node = checkpoint.read(file)
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node[name]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize("key", ["format_version", "commit", "config", "bins", "model", "epoch", "best", "selection"])
+def test_a_checkpoint_without_a_key_is_refused_when_it_is_read(tmp_path: Path, key: str) -> None:
+    file = write_checkpoint(tmp_path)
+    change(file, key, None)
+    with pytest.raises(CheckpointError, match=rf"best_mae\.pt: the checkpoint is damaged: .*'{key}'"):
+        checkpoint.read(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("epoch", value) for value in (-1, True, 2.5, "3", 2**70)],
+        *[("selection", value) for value in ("val", {}, {"split": 3, "dataset": "sha", "metric": "mae"})],
+        *[("commit", 3), ("best", [1]), ("model", {"weight": 3}), ("bins", [1])],
+    ],
+)
+def test_a_checkpoint_with_an_impossible_value_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    file = write_checkpoint(tmp_path)
+    change(file, key, value)
+    with pytest.raises(CheckpointError, match=rf"best_mae\.pt: the checkpoint is damaged: its '{key}' is"):
+        checkpoint.read(file)
+
+
+def bomb(depth: int) -> list[object]:
+    """Nested lists that hold 10^depth values and take a few bytes."""
+    inner: list[object] = [1]
+    for _ in range(depth):
+        inner = [inner] * 10
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scale", "${oc.env:SECRET}", "holds an interpolation, which is never resolved from a file"),
+        ("model.mean", ["${seed}", 0.1, 0.1], "holds an interpolation"),
+        ("dataset.name", "../../elsewhere", "there is no dataset"),
+        ("dataset.name", "sha", "of another kind"),
+        ("epochs", 0, "epochs=0: must be"),
+        ("augment.crop_size", 100, "must be a multiple of 8"),
+        ("model.width", 10**7, "best_mae"),
+        ("seed", 2**70, "best_mae"),
+        ("bins.representative_counts", bomb(9), "more than 10000 values"),
+        ("kinds", {"model": ["tiny"]}, "another version of headcount"),
+        ("kinds", {"../model": "tiny"}, "another version of headcount"),
+        ("model.name", torch.zeros(1), "holds a Tensor, not a plain value"),
+        ("bins.block_size", 16, "its bins are not those of its settings"),
+    ],
+)
+def test_settings_in_a_file_are_not_trusted(
+    tmp_path: Path, key: str, value: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "topsecret")
+    file = write_checkpoint(tmp_path)
+    change(file, f"config.{key}", value)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(file)
+    assert "best_mae.pt" in str(caught.value)
+    assert "topsecret" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_no_folder_to_write_to_is_taken_from_a_file(tmp_path: Path) -> None:
+    file = write_checkpoint(
+        tmp_path, "dataset=shb", f"dataset.cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/out"
+    )
+    trained = checkpoint.load(file).config
+    assert isinstance(trained.dataset, FolderDatasetConfig)
+    assert trained.dataset.cache_dir == "~/.cache/headcount"
+    assert str(tmp_path) not in str(to_plain(trained))
+
+
+def test_a_checkpoint_of_clip_does_not_read_the_weights_that_it_names(tmp_path: Path) -> None:
+    options = f"model=clip_rn50 model.layers=[1,1,1,1] {SMALL} model.weights=none".split()
+    file = write_checkpoint(tmp_path, *options)
+    change(file, "config.model.quick_gelu", None)
+    change(file, "config.model.weights", str(file))
+    with pytest.raises(CheckpointError, match=r"model\.quick_gelu is not recorded"):
         checkpoint.load(file)
 
 

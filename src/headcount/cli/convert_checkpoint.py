@@ -4,12 +4,13 @@
   python scripts/convert_checkpoint.py ckpt.pth out.pt model=clip_vit_b16 dataset=nwpu bins.block_size=8
   python scripts/convert_checkpoint.py released.pth out.pt model=csrnet model.head=regression bins=none loss=dm
 
-Both layouts are read: a bare state dict, and a training checkpoint. Settings are those of train.py. The bins are those
-of the settings; their representative counts are the published ones for the dataset, or
-bins.representative_counts=[...].
+Both layouts are read: a bare state dict, and a training checkpoint. Settings are those of train.py; model= also takes
+the names of the released code, such as clip_resnet50 or vgg19_ae. The bins are those of the settings; their
+representative counts are the published ones for the dataset, or bins.representative_counts=[...].
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
 from headcount.config import BinsConfig, ConfigError, PretrainedConfig, TrainConfig, check, to_plain
+from headcount.config.model import RELEASED_NAMES
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: if a setting is invalid, the file cannot be read, or does not fit the settings.
     """
-    config: TrainConfig = to_config(compose(overrides, config_name="train"))
+    config: TrainConfig = to_config(compose([_with_our_name(text) for text in overrides], config_name="train"))
     if isinstance(config.model, PretrainedConfig):
         config.model.weights = "none"
     if not released.is_file():
@@ -48,6 +50,10 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{out}: exists; name another file, or remove it")
     if errors := check(config):
         raise ConfigError("\n  ".join(errors))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: its folder cannot be created ({error}); name a file elsewhere") from error
 
     # Heavy imports after the checks.
     from headcount.bins import build_bins
@@ -56,24 +62,38 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
     from headcount.models.released import convert_released, released_config
 
     if isinstance(config.bins, BinsConfig) and config.bins.representative_counts is None:
-        config.bins.representative_counts = _published(config, config.bins)
+        counts = _published(config, config.bins)
+        # Settings of computed counts have no effect beside given ones.
+        config.bins = replace(
+            config.bins,
+            representative_counts=counts,
+            representatives=BinsConfig.representatives,
+            counted=BinsConfig.counted,
+        )
     bins = build_bins(config.bins, {})
     content = checkpoint.read_plain(released, setting="released")
-    config.model = released_config(config.model)
+    config.model = released_config(config.model, block_size=config.bins.block_size)
     counter = convert_released(content, config.model, bins=bins, block_size=config.bins.block_size)
+    # The released code stores the number of the next epoch.
+    epoch = content.get("epoch")
     converted: dict[str, Any] = {
         "commit": checkpoint.commit(),
         "config": to_plain(config),
         "bins": None if bins is None else bins.to_dict(),
-        "epoch": content["epoch"] if isinstance(content.get("epoch"), int) else None,
+        "epoch": epoch - 1 if type(epoch) is int and epoch > 0 else None,
         "best": None,
         "selection": {"split": selection_split(config.dataset), "dataset": config.dataset.name, "metric": "mae"},
         "converted_from": released.name,
         "model": counter.state_dict(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(converted, out)
     print(f"{out}: {config.model.name}, blocks of {config.bins.block_size} px; next: python eval.py ckpt={out}")
+
+
+def _with_our_name(override: str) -> str:
+    """The setting with our name of a model in place of the released one."""
+    key, _, value = override.partition("=")
+    return f"model={RELEASED_NAMES.get(value, value)}" if key == "model" else override
 
 
 def _published(config: TrainConfig, bins: BinsConfig) -> list[float]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
-from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation, from_plain
+from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation
 from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
 from headcount.wording import printable
@@ -195,8 +195,8 @@ def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) ->
     ckpt = configs[0].ckpt
     cells = [CrossCell(error="not evaluated yet") for _ in configs]
     try:
-        trained = from_plain(checkpoint.read(ckpt)["config"])
-    except (HeadcountError, KeyError) as error:
+        trained = checkpoint.recorded_config(checkpoint.read(ckpt), ckpt)
+    except HeadcountError as error:
         return CrossRow(ckpt, None, None, None, [CrossCell(error=str(error)) for _ in configs])
     for config, cell in zip(configs, cells, strict=True):
         cell.own = own_dataset(config, trained, overrides)

@@ -148,6 +148,9 @@ class TimmConfig(PretrainedConfig):
     """``pretrained`` (timm's default for the name), ``none`` (random), or the path of a state dict."""
     max_stride: int = number(16, 1)
     """Maximum stride, in pixels; the stride is reduced to it if the architecture allows that."""
+    dilate: bool = True
+    """Dilate the layers after a reduced stride (timm's ``output_stride``). False (released code) removes the stride of
+    the last stage alone and dilates nothing; only for ResNets, MobileNetV2s and DenseNets."""
 
 
 @dataclass
@@ -253,6 +256,18 @@ MODELS: dict[str, type[ModelConfig]] = {
     "clip_vit": ClipViTConfig,
 }
 """Kind -> schema."""
+RELEASED_NAMES: dict[str, str] = {
+    "clip_resnet50": "clip_rn50",
+    "clip_resnet101": "clip_rn101",
+    "clip_resnet50x4": "clip_rn50x4",
+    "clip_resnet50x16": "clip_rn50x16",
+    "clip_vit_b_16": "clip_vit_b16",
+    "clip_vit_b_32": "clip_vit_b32",
+    "clip_vit_l_14": "clip_vit_l14",
+    "vgg19_ae": "dmcount",
+    "mobilenetv2_100": "mobilenet_v2",
+}
+"""Names of networks in the released code -> ours, where they differ."""
 
 
 def errors(model: ModelConfig) -> list[str]:

@@ -133,16 +133,49 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 def from_plain(plain: dict[str, Any]) -> TrainConfig:
     """The config that :func:`to_plain` wrote, in this version or an earlier one; ``plain`` is not changed.
 
+    A key that was added since takes its default. Nothing in ``plain`` is resolved: a file may come from anywhere.
+
     Raises:
-        ConfigError: if this version knows no such key, value or kind.
+        ConfigError: if this version knows no such key, value or kind, or a value refers to another one or to the
+            environment.
     """
-    plain = upgrade_config(plain)
-    values = {key: value for key, value in plain.items() if key != "kinds"}
+    _refuse_other_values(plain)
     try:
+        plain = upgrade_config(plain)
+        values = {key: value for key, value in plain.items() if key != "kinds"}
         config = OmegaConf.structured(TrainConfig)
         for group in sorted(plain["kinds"], key=lambda path: path.count("/")):
             node = SCHEMAS[group][plain["kinds"][group]]
             OmegaConf.update(config, group.replace("/", "."), OmegaConf.structured(node), merge=False)
         return OmegaConf.to_object(OmegaConf.merge(config, values))  # type: ignore[return-value]
-    except (OmegaConfBaseException, KeyError) as error:
-        raise ConfigError(f"this configuration was written by another version of headcount: {error}") from error
+    except (OmegaConfBaseException, LookupError, TypeError, AttributeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"this configuration was written by another version of headcount: {first}") from error
+
+
+# The largest config has about 150 values. A file may refer to one list a thousand times, and in it to another.
+_MAX_VALUES = 10_000
+
+
+def _refuse_other_values(plain: Any) -> None:
+    """Refuse what :func:`to_plain` never writes.
+
+    Raises:
+        ConfigError: if a value is not plain, holds an interpolation, or there are far too many.
+    """
+    waiting: list[tuple[str, Any]] = [("", plain)]
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
+        key, value = waiting.pop()
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            waiting += [(f"{key}.{name}".removeprefix("."), item) for name, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]
+        elif isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}={value}: holds an interpolation, which is never resolved from a file")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise ConfigError(f"{key}: holds a number above {2**63}")
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise ConfigError(f"{key or 'the configuration'}: holds a {type(value).__name__}, not a plain value")
+    raise ConfigError(f"the configuration holds more than {_MAX_VALUES} values")

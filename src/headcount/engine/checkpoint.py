@@ -5,8 +5,8 @@ checkpoints/README.md for its keys.
 """
 
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,20 @@ from torch import Tensor
 from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
+    CustomConfig,
     EvalConfig,
+    FolderDatasetConfig,
     SlidingWindowConfig,
+    SyntheticConfig,
     TrainConfig,
     WholeImageConfig,
+    check,
     counting_mode,
     from_plain,
     missing_checkpoint,
     window_error,
 )
+from headcount.data.catalogue import dataset_info
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write
 from headcount.models.build import build_model
@@ -85,15 +90,64 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"ckpt={path}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
+    for key, is_valid in _KEYS.items():
+        if key not in content:
+            raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: it has no {key!r}")
+        if not is_valid(content[key]):
+            raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
     return content
 
 
-# What a resumed run needs, and of which type.
-_TRAINING: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "model", "optimizer", "schedule", "average", "scaler"), Mapping),
-    "best": (Mapping, type(None)),
-    "epoch": int,
+def _is_selection(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("split", "dataset", "metric"))
+
+
+def _short(value: Any) -> str:
+    """A value for a message: nothing that fills a screen."""
+    plain = isinstance(value, (str, int, float, type(None))) and not (isinstance(value, int) and abs(value) >= 2**63)
+    return repr(value)[:60] if plain else f"a {type(value).__name__} of another kind"
+
+
+# What every reader of a checkpoint uses -> whether a value of it is possible.
+_KEYS: dict[str, Callable[[Any], bool]] = {
+    "commit": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "bins": lambda value: isinstance(value, (dict, type(None))),
+    "model": lambda value: isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values()),
+    # Imported checkpoints of the released code may not state their epoch.
+    "epoch": lambda value: value is None or (type(value) is int and 0 <= value < 2**63),
+    "best": lambda value: isinstance(value, (dict, type(None))),
+    "selection": _is_selection,
 }
+
+
+def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:
+    """The settings of the training that a checkpoint records, checked like typed ones.
+
+    Folders to write to are those of this machine's defaults, not those of the file, which may come from anywhere.
+
+    Raises:
+        CheckpointError: if they are invalid; names every error.
+    """
+    try:
+        config = from_plain(content["config"])
+        errors = check(config, weights=False)
+        dataset_info(config.dataset.name)  # a name is part of a path
+    except HeadcountError as error:
+        raise CheckpointError(f"ckpt={path}: {error}") from error
+    if errors:
+        raise CheckpointError(f"ckpt={path}: its settings are invalid:\n  " + "\n  ".join(errors))
+    dataset = config.dataset
+    fixed = {CustomConfig: "custom", SyntheticConfig: "synthetic"}
+    if fixed.get(type(dataset)) != (dataset.name if dataset.name in fixed.values() else None):
+        raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its dataset {dataset.name} is of another kind")
+    if isinstance(dataset, FolderDatasetConfig):
+        dataset = replace(dataset, cache_dir=FolderDatasetConfig.cache_dir)
+    return replace(config, dataset=dataset, output_dir=TrainConfig.output_dir)
+
+
+# What a resumed run needs beyond the keys of every checkpoint.
+_TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -104,16 +158,15 @@ def read_training(path: Path) -> dict[str, Any]:
     """
     content = read(path)
     hint = "put the run's own file back, or start another run with run_name=NAME"
-    if missing := [key for key in _TRAINING if key not in content]:
+    if missing := [key for key in _TRAINING_KEYS if key not in content]:
         raise CheckpointError(
             f"{path}: cannot be resumed from, because it has no {', '.join(map(repr, missing))}; a checkpoint such as "
             f"{BEST} holds the weights only: {hint}"
         )
-    for key, kind in _TRAINING.items():
-        value = content[key]
-        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
-            found = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
-            raise CheckpointError(f"{path}: the checkpoint is damaged: its {key!r} is {found}; {hint}")
+    valid = {key: isinstance(content[key], Mapping) for key in _TRAINING_KEYS} | {"epoch": content["epoch"] is not None}
+    if wrong := [key for key, is_valid in valid.items() if not is_valid]:
+        found = _short(content[wrong[0]])
+        raise CheckpointError(f"{path}: the checkpoint is damaged: its {wrong[0]!r} is {found}; {hint}")
     return content
 
 
@@ -157,16 +210,44 @@ def load(path: str | Path) -> LoadedCheckpoint:
         CheckpointError: as :func:`read`, or if the weights do not fit the network.
     """
     content = read(path)
+    config = recorded_config(content, path)
+    grid = BlockGrid(config.bins.block_size)
     try:
-        config = from_plain(content["config"])
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
-        counter = build_model(config.model, BlockGrid(config.bins.block_size), bins, pretrained=False)
+        if (bins is not None) != config.bins.has_bins or (bins is not None and bins.grid != grid):
+            raise ValueError("its bins are not those of its settings")
+        with torch.device("meta"):  # allocates nothing
+            shapes = build_model(config.model, grid, bins, pretrained=False).state_dict()
+        _refuse_other_shapes(content["model"], shapes, path)
+        counter = build_model(config.model, grid, bins, pretrained=False)
     except HeadcountError as error:
         raise CheckpointError(f"ckpt={path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
-    try:
-        counter.load_state_dict(content["model"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
+    counter.load_state_dict(content["model"])
     return LoadedCheckpoint(counter.eval(), config, bins, content)
+
+
+def _refuse_other_shapes(weights: Mapping[str, Tensor], network: Mapping[str, Tensor], path: str | Path) -> None:
+    """Compare the weights of a file with those of the network that it describes, before that is allocated.
+
+    Raises:
+        CheckpointError: names the first ones that differ.
+    """
+    problems = [f"{name} is missing" for name in network if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in network]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+        for name, value in network.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    problems += [
+        f"{name} is {value.dtype} and {value.layout}"
+        for name, value in weights.items()
+        if value.is_complex() or value.is_quantized or value.layout is not torch.strided
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"ckpt={path}: the weights do not fit the network it describes: {'; '.join(problems[:3])}{more}"
+        )

@@ -10,7 +10,9 @@ import difflib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from torchvision.models import (
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from headcount.config import ConfigError
+from headcount.models.hub import quick_hub
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -363,7 +366,22 @@ def check_timm_name(name: str) -> None:
         raise ConfigError(f"model.name={name}: timm has no such model; similar names: {', '.join(near) or 'none'}")
 
 
-def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
+# Where the networks of timm whose last stride can be removed have it, by a part of their names.
+LAST_STRIDES = {"resnet": "layer4.0", "mobilenetv2": "blocks.5.0", "densenet": "features_transition3"}
+
+
+def _remove_last_stride(network: nn.Module, name: str) -> None:
+    """Remove the stride before or in the last stage of a network in :data:`LAST_STRIDES`, without dilation."""
+    where = next(module for part, module in LAST_STRIDES.items() if part in name)
+    block: Any = network.get_submodule(where)
+    if hasattr(block, "pool"):  # DenseNet's transition
+        block.pool = nn.Identity()
+    for layer in block.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+
+
+def timm_backbone(name: str, *, max_stride: int, pretrained: bool, dilate: bool = True) -> Backbone:
     """Build a timm network that returns feature maps for images of any size.
 
     Args:
@@ -371,6 +389,7 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
         max_stride: maximum pixels between two features. The stride is reduced to this value, or to the next possible
             power of two above it, if the architecture supports timm's ``output_stride``; else it is not changed.
         pretrained: whether timm downloads and loads its weights.
+        dilate: False removes the stride of the last stage, once, and dilates nothing.
 
     Raises:
         ConfigError: if timm has no such model, the network does not return such feature maps, or its weights could not
@@ -379,9 +398,10 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
     import timm  # late: takes seconds to load, and most models do not need it
 
     check_timm_name(name)
-    options, last = _timm_options(name, max_stride)
+    options, last = _timm_options(name, max_stride, dilate)
     try:
-        features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+        with quick_hub() if pretrained else nullcontext():
+            features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except Exception as error:  # the hub raises many kinds of errors when offline
         if not pretrained:
             raise
@@ -390,6 +410,8 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
             "Without a network connection, set model.weights=FILE (a state dict), or train from scratch with "
             "model.weights=none"
         ) from error
+    if not dilate and last["stride"] < features.feature_info.reduction()[-1]:
+        _remove_last_stride(features, name)
     trained = features.pretrained_cfg
     return TimmBackbone(
         features,
@@ -400,7 +422,8 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool) -> Backbone:
     )
 
 
-def _timm_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str, Any]]:
+@cache  # a checkpoint builds its network twice
+def _timm_options(name: str, max_stride: int, dilate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options for ``timm.create_model``, and the channels, stride and layout of the last feature map with them.
 
     Found by building on the meta device, which computes shapes but no values.
@@ -414,6 +437,8 @@ def _timm_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str,
         except Exception as error:  # timm raises TypeError, AssertionError, RuntimeError, ...
             reasons.append(_first_line(error))
             continue
+        if not dilate:
+            return size, last if last["stride"] <= max_stride else _probe_without_last_stride(name, **size)
         stride = 1 << (max_stride.bit_length() - 1)
         while stride < last["stride"]:
             try:
@@ -428,13 +453,31 @@ def _timm_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str,
     raise ConfigError(f"model.name={name}: not usable as a backbone for images of any size: {reasons[0]}")
 
 
-def _probe(name: str, **options: Any) -> dict[str, Any]:
+def _probe_without_last_stride(name: str, **options: Any) -> dict[str, Any]:
+    """As :func:`_probe`, for the network without the stride of its last stage.
+
+    Raises:
+        ConfigError: if it has none that can be removed.
+    """
+    try:
+        return _probe(name, remove_last_stride=True, **options)
+    except Exception as error:  # AttributeError, RuntimeError, ...
+        raise ConfigError(
+            f"model.dilate=False: the stride of the last stage of {name} cannot be removed; only those of ResNets, "
+            "MobileNetV2s and DenseNets can. Set model.dilate=true, or raise model.max_stride"
+        ) from error
+
+
+def _probe(name: str, *, remove_last_stride: bool = False, **options: Any) -> dict[str, Any]:
     """Channels, stride and layout of the last feature map: as timm describes them, checked with images of two sizes."""
     import timm
 
     with torch.device("meta"), torch.no_grad():
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options).eval()
         channels, stride = network.feature_info.channels()[-1], network.feature_info.reduction()[-1]
+        if remove_last_stride:
+            _remove_last_stride(network, name)
+            stride //= 2
         # Two sizes, because some networks attend within windows that happen to divide the first.
         for height, width in ((64, 96), (160, 224)):
             rows, cols = height // stride, width // stride

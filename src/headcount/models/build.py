@@ -98,7 +98,9 @@ def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones
                 return backbone, network.decoder(), network.decoder_channels
         case TimmConfig():
             published = pretrained and config.weights == "pretrained"
-            backbone = backbones.timm_backbone(config.name, max_stride=config.max_stride, pretrained=published)
+            backbone = backbones.timm_backbone(
+                config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published
+            )
             if pretrained and config.weights not in ("pretrained", "none"):
                 load_backbone(backbone, config.weights, None)
         case _:

@@ -8,9 +8,8 @@ import dataclasses
 import json
 import math
 import os
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -34,7 +33,9 @@ from headcount.config import (
     PromptsConfig,
 )
 from headcount.errors import CheckpointError
+from headcount.models.archives import is_torchscript
 from headcount.models.backbones import residual_decoder
+from headcount.models.hub import quick_hub
 from headcount.models.weights import read_state_dict
 
 ARCHITECTURES = {
@@ -221,8 +222,10 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         ConfigError: if weights are missing, do not fit, or were trained with another activation.
         CheckpointError: if the file of weights is damaged.
     """
-    if pretrained or config.quick_gelu is None:  # else it is recorded, and the file of weights may no longer exist
+    if pretrained or (config.quick_gelu is None and config.weights == "none"):
         config = follow_weights(config)
+    if config.quick_gelu is None:  # a checkpoint records it, and the file of weights that it names is never read
+        raise ConfigError(f"model.quick_gelu is not recorded for model.weights={config.weights}")
     sizes = _sizes(config)
     image = _image_tower(config, sizes)
     text = text_tower(config) if pretrained else None
@@ -298,7 +301,7 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
                 f"{ARCHITECTURES[config.name]}; tags: {known}"
             )
         return bool(tag.get("quick_gelu", False))
-    if _is_torchscript(file):  # only OpenAI published weights in this format
+    if is_torchscript(Path(file)):  # only OpenAI published weights in this format
         return True
     beside = os.path.join(os.path.dirname(file), "open_clip_config.json")
     if not os.path.isfile(beside):
@@ -390,27 +393,12 @@ def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, 
 # -------------------------------------------------------------------------------------------- weights
 
 
-def _is_torchscript(file: str) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def _read(config: ClipConfig) -> Mapping[str, Tensor]:
     """Read the weights of a tag (downloaded if necessary) or a file, with open_clip's names."""
     file = os.path.expanduser(config.weights)
     if not os.path.isfile(file):
         file = _download(config)
-    if _is_torchscript(file):
-        # torch warns that this format is deprecated, but OpenAI's weights have no other.
-        try:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
-        except RuntimeError as error:
-            raise CheckpointError(f"model.weights={config.weights}: a damaged archive; download it again") from error
-    else:
-        state = read_state_dict(file)
+    state = read_state_dict(file)
     # Checkpoints of distributed runs, and models with a separate text tower, add a prefix to the names.
     return {k.removeprefix("module.").removeprefix("text."): v for k, v in state.items()}
 
@@ -419,7 +407,8 @@ def _download(config: ClipConfig) -> str:
     architecture = ARCHITECTURES[config.name]
     tag = get_pretrained_cfg(architecture, config.weights)
     try:
-        return str(download_pretrained(tag))
+        with quick_hub():
+            return str(download_pretrained(tag))
     except Exception as error:  # the hub raises many kinds of errors when offline
         source = f"https://huggingface.co/{tag.get('hf_hub', '')}".rstrip("/")
         archive = f" (or {tag['url']})" if tag.get("url") else ""

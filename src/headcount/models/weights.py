@@ -4,6 +4,7 @@ If a file does not fit, the error names the first layer that does not, and no we
 released checkpoints use other names, which ``clip`` and ``released`` handle.
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from torchvision.models import WeightsEnum
 
 from headcount.config import ConfigError
 from headcount.errors import CheckpointError
+from headcount.models.archives import DamagedRecord, check_archive, is_torchscript, read_torchscript
 from headcount.models.backbones import Backbone
 
 _scalar: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]
@@ -91,13 +93,29 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     file = os.path.join(folder, os.path.basename(url))
     try:
-        return published.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # no network, a wrong hash, or a truncated file in that folder
+        if os.path.isfile(file):
+            _check_hash(Path(file))
+            return read_state_dict(file)
+        return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a wrong hash, or an unreadable file in that folder
         raise ConfigError(
             f"model.weights=imagenet: {os.path.basename(url)} could not be downloaded ({error}). Without a network "
             f"connection, copy the file from {url} to {file}, set model.weights=FILE (a state dict), or train from "
             "scratch with model.weights=none"
         ) from error
+
+
+def _check_hash(path: Path) -> None:
+    """Compare a published file with the start of its SHA-256, which its name contains; old files have no checksums.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected is not None and not found.startswith(expected[1]):
+        raise CheckpointError(f"{path} is damaged, or another file: its SHA-256 begins with {found[:8]}; remove it")
 
 
 def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
@@ -120,17 +138,22 @@ def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
     if not path.exists():
         raise ConfigError(f"{setting}={path}: no such file")
     try:
+        check_archive(path)
         # torch's warnings about foreign files add nothing to the errors below. NumPy's scalars (losses) run no code.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{setting}={path}: not {what}, or it holds code, which is never run") from error
+    except DamagedRecord as error:
+        raise CheckpointError(f"{setting}={path}: the file is damaged: {error}; copy or download it again") from error
     except Exception as error:  # many kinds, for a file that is truncated or foreign
         raise CheckpointError(f"{setting}={path}: the file is truncated or not {what}") from error
 
 
 def read_state_dict(file: str) -> Mapping[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` file or of a file that torch saved, without running code in it.
+    """Read the tensors of a ``.safetensors`` file, a TorchScript archive or a file that torch saved.
+
+    Code in the file is never run.
 
     Args:
         file: path; a training checkpoint that contains the tensors as ``state_dict`` is accepted as well.
@@ -148,6 +171,14 @@ def read_state_dict(file: str) -> Mapping[str, Tensor]:
             state = safetensors.torch.load_file(path)
         except Exception as error:  # many kinds, for a file that is truncated or foreign
             raise CheckpointError(f"model.weights={file}: not a readable .safetensors file: {error}") from error
+    elif path.is_file() and is_torchscript(path):
+        try:
+            state = read_torchscript(path)
+        except Exception as error:  # as above
+            raise CheckpointError(
+                f"model.weights={file}: a damaged archive, or one that holds more than modules and tensors; download "
+                f"it again ({error})"
+            ) from error
     else:
         state = read_plain(path, setting="model.weights", what="a state dict")
     if isinstance(state, Mapping):
