@@ -33,7 +33,7 @@ def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
 
     status, out, told = script("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
     assert status == 0, told
-    report = run / "eval" / "synthetic_test"
+    (report,) = (run / "eval").glob("synthetic_test_max_images-3_*")
     errors = json.loads((report / "metrics.json").read_text())
     rows = list(csv.DictReader((report / "counts.csv").read_text().splitlines()))
     assert len(rows) == errors["images"] == 3

@@ -11,7 +11,7 @@ from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
-from headcount.config.dataset import DatasetConfig
+from headcount.config.dataset import DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
@@ -119,9 +119,9 @@ class EvalCommandConfig:
     max_images: int | None = number(None, 1)
     """Evaluate only the first N images; None evaluates all."""
     output_dir: str | None = None
-    """Folder for the results; None uses eval/<dataset>_<split> beside the checkpoint."""
-    dataset: DatasetConfig | None = None
-    """Another dataset than the one the counter was trained on; None uses that one."""
+    """Folder for the results; None uses one below eval/ beside the checkpoint, named by what is evaluated and how."""
+    dataset: DatasetChoice | None = None
+    """A dataset; the default, as None, is the one the counter was trained on (``TrainedDatasetConfig``)."""
     eval: EvalConfig = MISSING
     runtime: RuntimeConfig = MISSING
 
