@@ -60,6 +60,19 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+FileIdentity = tuple[int, int] | str
+"""What distinguishes a file from all others, whatever its paths are called."""
+
+
+def file_identity(path: Path | str) -> FileIdentity:
+    """Device and number of a file, equal for all its links; its absolute path if there is no file, or no number."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.abspath(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+
+
 def quoted(path: Path | str) -> str:
     """A path as Hydra reads it on a command line: in quotes where it holds more than plain characters."""
     if re.fullmatch(r"[A-Za-z0-9._+/~-]+", str(path)):
