@@ -24,6 +24,7 @@ from headcount.config import (
     TrainedDatasetConfig,
     WholeImageConfig,
 )
+from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate_checkpoint
 from headcount.runs import evaluation_folder
 
@@ -99,6 +100,19 @@ def test_a_part_of_a_split_does_not_replace_the_whole(script: Script, tmp_path: 
     script("eval.py", *usual, "output_dir=out")
     _, out, _ = script("eval.py", *usual, "output_dir=out", "max_images=2")
     assert "Replaced an earlier evaluation in this folder: images 3." in out
+
+
+def test_counts_that_are_not_finite_name_the_images(script: Script, tmp_path: Path) -> None:
+    """Of weights that are: they overflow."""
+    ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
+    content = checkpoint.read(ckpt)
+    for value in content["model"].values():
+        value.copy_(value * 1e30 if value.is_floating_point() and value.ndim == 4 else value)
+    checkpoint.save(content, ckpt)
+    status, _, err = script("eval.py", f"ckpt={ckpt}", "runtime=cpu", "runtime.workers=0")
+    assert status == 2
+    assert f"ckpt={ckpt}: the predicted counts are not finite on 3 of 3 images: test_0000 (" in err
+    assert "bincount" not in err
 
 
 def test_names_of_checkpoints_that_are_no_plain_text_do_not_meet() -> None:

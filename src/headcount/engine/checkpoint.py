@@ -105,7 +105,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
     """Rebuild the counter of a checkpoint, in evaluation mode on the CPU, from this file alone.
 
     Raises:
-        CheckpointError: as :func:`read`, or if the weights do not fit the network.
+        CheckpointError: as :func:`read`, or if the weights do not fit the network or are not finite.
     """
     content = read(path)
     try:
@@ -120,4 +120,21 @@ def load(path: str | Path) -> LoadedCheckpoint:
         counter.load_state_dict(content["model"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
+    check_finite(counter, path)
     return LoadedCheckpoint(counter.eval(), config, bins, content)
+
+
+def check_finite(counter: Counter, path: str | Path) -> None:
+    """Check that no weight of a checkpoint is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the first tensor that holds such values, and how many it holds.
+    """
+    for name, tensor in counter.state_dict().items():
+        finite = tensor.isfinite()
+        if not finite.all():
+            raise CheckpointError(
+                f"ckpt={path}: the weights are not finite: {int((~finite).sum())} of {tensor.numel()} values of {name} "
+                "are NaN or infinite, first of all tensors; the training diverged, or the file was changed: choose "
+                "another checkpoint"
+            )

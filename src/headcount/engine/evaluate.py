@@ -30,6 +30,7 @@ from headcount.data.open import open_split
 from headcount.engine import checkpoint
 from headcount.engine.evaluators import BinReliability, Evaluator, Game, empty_blocks
 from headcount.engine.runtime import Runtime
+from headcount.errors import CheckpointError
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
@@ -75,16 +76,19 @@ def evaluate(
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
-            for evaluator in evaluators:
+            # A count that is not finite is reported once all processes are here; evaluators cannot use it.
+            for evaluator in evaluators if math.isfinite(counted.count) else ():
                 image.numbers |= evaluator(sample, counted)
             mine.append(image)
             progress.update(runtime.world)
     counter.train(was_training)
     images = sorted(runtime.gather(mine), key=lambda image: image.index)
+    wrong = [f"{image.name} ({image.predicted})" for image in images if not math.isfinite(image.predicted)]
+    if wrong:
+        raise FloatingPointError(
+            f"the predicted counts are not finite on {len(wrong)} of {len(images)} images: {first_names(wrong)}"
+        )
     errors = CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
-    if not math.isfinite(errors.mae):
-        wrong = [image.name for image in images if not math.isfinite(image.predicted)]
-        raise FloatingPointError(f"the predicted counts are not finite on {first_names(wrong)}")
     return Evaluation(errors=errors, images=images)
 
 
@@ -132,15 +136,18 @@ def evaluate_checkpoint(
     # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
     reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]
-    evaluation = evaluate(
-        runtime,
-        counter,
-        dataset,
-        mode,
-        workers=config.runtime.workers,
-        evaluators=evaluators,
-        probabilities=reliability is not None,
-    )
+    try:
+        evaluation = evaluate(
+            runtime,
+            counter,
+            dataset,
+            mode,
+            workers=config.runtime.workers,
+            evaluators=evaluators,
+            probabilities=reliability is not None,
+        )
+    except FloatingPointError as error:
+        raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
     merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None

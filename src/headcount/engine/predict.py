@@ -95,7 +95,11 @@ class PhotoCounter:
         image = self._resized(image)
         counted = self._count_image(image)
         if not math.isfinite(counted.count):
-            raise FloatingPointError(f"the predicted count is {counted.count}; the counter's weights are unusable")
+            what = f"{photo}: " if isinstance(photo, str | Path) else ""
+            raise FloatingPointError(
+                f"{what}the predicted count is {counted.count}; the counter's weights are unusable, choose another "
+                "checkpoint"
+            )
         return PhotoCount(
             count=counted.count,
             block_counts=counted.blocks,
