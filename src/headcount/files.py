@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.config import ConfigError
+from headcount.wording import url_hint
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -22,8 +23,10 @@ def make_folder(folder: Path, setting: str) -> None:
         setting: the setting or option that chose the folder; named in the error.
 
     Raises:
-        ConfigError: if the folder cannot be created.
+        ConfigError: if the folder cannot be created, or is a URL.
     """
+    if url_hint(str(folder)) and not folder.exists():
+        raise ConfigError(f"{folder}: is a URL, and results are written to a folder; name one with {setting}=...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headcount.config import ConfigError
 from headcount.files import FileIdentity, file_identity
-from headcount.wording import first_names
+from headcount.wording import first_names, url_hint
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm"),
@@ -109,7 +109,7 @@ def _walk(folder: Path, unreadable: list[Path], again: list[str]) -> Iterator[li
         unreadable: folders that cannot be read are added here.
         again: links to folders that were listed under another path are added here.
     """
-    folders, links = [str(folder)], []
+    folders, links = [str(folder)], list[str]()
     seen: set[FileIdentity] = set()
     while folders or links:
         # Links last: a folder that is also below ``folder`` itself is listed by its own path.
@@ -189,7 +189,7 @@ def check_file(file: Path) -> None:
 
 def _why_no_file(file: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and not os.path.lexists(file):
-        return "no such file, and no file matches it as a pattern"
+        return f"no such file, and no file matches it as a pattern{url_hint(str(file))}"
     if file.is_symlink():
         return f"a link to {os.readlink(file)}, which cannot be read ({error.strerror})"
     return f"cannot be read ({error.strerror})"

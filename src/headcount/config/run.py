@@ -17,6 +17,7 @@ from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
 from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig
 from headcount.config.optim import OptimConfig
+from headcount.wording import url_hint
 
 
 class Accelerator(Enum):
@@ -234,4 +235,4 @@ def missing_checkpoint(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     beside = sorted(str(file) for file in folder.glob("*.pt")) if folder.is_dir() else []
     problem = "is a folder" if path.is_dir() else "no such file"
-    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else "")
+    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else url_hint(str(path)))

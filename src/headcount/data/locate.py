@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headcount.config import (
     ConfigError,
@@ -172,7 +173,7 @@ def _placed(trained: DatasetConfig, typed: TrainedDatasetConfig) -> DatasetConfi
 
 def _in_other_root(trained: CustomConfig, root: str) -> CustomConfig:
     """Return a copy with another root; the files and folders that lay below the old root are moved with it."""
-    below = {}
+    below: dict[str, Any] = {}
     for key in _OWN_FILES:
         path = getattr(trained, key)
         if path and trained.root and Path(path).is_relative_to(trained.root):
