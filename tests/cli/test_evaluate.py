@@ -1,5 +1,6 @@
 """eval.py as typed: every evaluation keeps its results, and a dataset that moved is named without its settings."""
 
+import csv
 import json
 import os
 import shutil
@@ -113,6 +114,19 @@ def test_counts_that_are_not_finite_name_the_images(script: Script, tmp_path: Pa
     assert status == 2
     assert f"ckpt={ckpt}: the predicted counts are not finite on 3 of 3 images: test_0000 (" in err
     assert "bincount" not in err
+
+
+def test_images_far_outside_the_training_are_noted(script: Script, tmp_path: Path) -> None:
+    ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
+    seen = {"shortest_side": 300, "longest_side": 400, "most_heads": 1000}
+    checkpoint.save({**checkpoint.read(ckpt), "seen": seen}, ckpt)
+    status, out, err = script("eval.py", f"ckpt={ckpt}", *USUAL)
+    assert status == 0, err
+    assert "3 images are far outside the training images (note in counts.csv): test_0000, test_0001, test_0002" in out
+    rows = list(csv.DictReader((tmp_path / "eval" / "synthetic_test" / "counts.csv").read_text().splitlines()))
+    assert list(rows[0])[:4] == ["image", "true", "predicted", "error"]
+    note = "far outside the training images: shorter side 64 px, in training at least 300 px"
+    assert [(row["width"], row["height"], row["note"]) for row in rows] == [("64", "64", note)] * 3
 
 
 def test_names_of_checkpoints_that_are_no_plain_text_do_not_meet() -> None:

@@ -232,6 +232,23 @@ def test_a_file_is_counted_once_whatever_its_paths_and_nothing_below_a_folder_is
         assert words in err
 
 
+def test_pictures_far_outside_the_training_are_noted(predict: Predict, tmp_path: Path) -> None:
+    """On the terminal, in counts.csv and in counts.json, of a checkpoint that knows only its crops of 224 px."""
+    picture(tmp_path / "a.png")
+    for name, size in (("dot.png", (1, 1)), ("long.png", (5000, 40))):
+        Image.new("RGB", size).save(tmp_path / name)
+    status, out, _ = predict("a.png", "dot.png", "long.png", "--no-pictures")
+    assert status == 0
+    rows = list(csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines()))
+    assert [row["note"] for row in rows] == [
+        "",
+        "far outside the training images: shorter side 1 px, trained on crops of 224 px",
+        "far outside the training images: longer side 5000 px, trained on crops of 224 px",
+    ]
+    assert [record["note"] for record in records(tmp_path / "predictions").values()] == [row["note"] for row in rows]
+    assert all(row["note"] in out for row in rows)
+
+
 def test_two_links_to_a_folder_in_itself_are_searched_in_no_time(tmp_path: Path) -> None:
     """Each folder is visited once: their paths are without number."""
     picture(tmp_path / "f" / "a.png")

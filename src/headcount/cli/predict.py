@@ -192,7 +192,7 @@ def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "
         result.width, result.height = prediction.photo_size
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
-        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction)]))
+        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction), prediction.note]))
         if prediction.block_counts is None:
             result.density = result.picture = None
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))

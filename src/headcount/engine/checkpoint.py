@@ -28,7 +28,7 @@ from headcount.files import atomic_write
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
-from headcount.types import BlockGrid
+from headcount.types import BlockGrid, SeenImages
 
 FORMAT = "headcount checkpoint"
 FORMAT_VERSION = 2
@@ -87,6 +87,8 @@ class LoadedCheckpoint:
     bins: CountBins | None
     """None for a counter without bins."""
     content: dict[str, Any]
+    seen: SeenImages
+    """Limits of the images it was trained on."""
 
     def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
         """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
@@ -111,6 +113,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
     try:
         config = from_plain(content["config"])
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
+        seen = SeenImages.from_plain(content.get("seen"), crop_size=config.augment.crop_size)
         counter = build_model(config.model, BlockGrid(config.bins.block_size), bins, pretrained=False)
     except HeadcountError as error:
         raise CheckpointError(f"ckpt={path}: {error}") from error
@@ -121,7 +124,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
     except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"ckpt={path}: the weights do not fit the network it describes: {error}") from error
     check_finite(counter, path)
-    return LoadedCheckpoint(counter.eval(), config, bins, content)
+    return LoadedCheckpoint(counter.eval(), config, bins, content, seen)
 
 
 def check_finite(counter: Counter, path: str | Path) -> None:

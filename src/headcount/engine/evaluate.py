@@ -148,6 +148,8 @@ def evaluate_checkpoint(
         )
     except FloatingPointError as error:
         raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
+    for image in evaluation.images:
+        image.note = dataset.note(image.index, loaded.seen, predicted=image.predicted)
     merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None

@@ -30,7 +30,7 @@ from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
 from headcount.errors import DataError
 from headcount.models.counter import Counter
-from headcount.types import Counted
+from headcount.types import Counted, SeenImages
 from headcount.wording import url_hint
 
 # Counting a larger image as a whole would take several GB.
@@ -67,6 +67,8 @@ class PhotoCount:
     """How it was counted: whole, or in windows."""
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
+    note: str = ""
+    """In what the picture lies far outside the images that the counter was trained on; empty if it does not."""
 
     def __repr__(self) -> str:
         width, height = self.photo_size
@@ -74,7 +76,8 @@ class PhotoCount:
         if self.block_counts is not None:
             rows, cols = self.block_counts.shape
             blocks = f"{rows} x {cols} blocks of {self.block_size} px"
-        return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks})"
+        note = f", {self.note}" if self.note else ""
+        return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks}{note})"
 
 
 @dataclass(repr=False)
@@ -89,6 +92,8 @@ class PhotoCounter:
     mode: WholeImageConfig | SlidingWindowConfig | None = None
     """Windows or whole images. None counts as the counter was evaluated in training, except that a picture of more
     than 8 million pixels, or one that does not fit into memory, is counted in windows of about 1024 px."""
+    seen: SeenImages | None = None
+    """Limits of the training images; None knows only the side of a training crop."""
 
     def __repr__(self) -> str:
         config, grid = self.config, self.network.grid
@@ -126,6 +131,8 @@ class PhotoCounter:
                 f"{what}the predicted count is {counted.count}; the counter's weights are unusable, choose another "
                 "checkpoint"
             )
+        seen = self.seen or SeenImages.from_plain(None, crop_size=self.config.augment.crop_size)
+        prepared = (image.shape[2], image.shape[1])
         return PhotoCount(
             count=counted.count,
             block_counts=counted.blocks,
@@ -135,6 +142,7 @@ class PhotoCounter:
             photo_size=photo_size,
             mode=counted.mode,
             reason=counted.reason,
+            note=seen.note(stored=photo_size, prepared=prepared, heads=counted.count),
         )
 
     def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
@@ -207,7 +215,7 @@ def load(path: FilePath, *, device: Device = "cpu") -> PhotoCounter:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     loaded = checkpoint.load(os.fsdecode(path))
-    return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins)
+    return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins, seen=loaded.seen)
 
 
 def _as_image(photo: Photo) -> UInt8[Tensor, "3 height width"]:

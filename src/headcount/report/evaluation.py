@@ -16,7 +16,8 @@ from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
-from headcount.types import Evaluation
+from headcount.types import FAR_OUTSIDE, Evaluation
+from headcount.wording import first_names
 
 METRICS_FILE = "metrics.json"
 # What makes two evaluations in one folder different ones.
@@ -52,10 +53,11 @@ def write_evaluation(
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
-    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured]]
+    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured, "width", "height", "note"]]
     for image in evaluation.images:
         decimals = [image.predicted, image.predicted - image.true, *(image.numbers[name] for name in measured)]
-        rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals)])
+        size = dataset.source_sizes[image.index]
+        rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals), *size, image.note])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability)
     print(
@@ -64,7 +66,9 @@ def write_evaluation(
     )
     for name in (METRICS_FILE, COUNTS_FILE, *drawn):
         print(f"  {folder / name}")
-    for line in [*replaced, *_caveats(facts), *dataset.describe_left_out()]:
+    far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
+    notes = [f"{len(far)} images are {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
+    for line in [*replaced, *_caveats(facts), *notes, *dataset.describe_left_out()]:
         print(f"  {line}")
 
 

@@ -101,10 +101,11 @@ class Results:
         pictures = [asdict(picture) for picture in self.pictures]
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
         write_json(self.json_file, content)
-        rows = [["file", "count", "width", "height", "error"]]
+        rows = [["file", "count", "width", "height", "note", "error"]]
         for picture in self.pictures:
             count = "" if picture.count is None else f"{picture.count:.4f}"
-            rows.append([picture.file, count, str(picture.width or ""), str(picture.height or ""), picture.error])
+            size = [str(picture.width or ""), str(picture.height or "")]
+            rows.append([picture.file, count, *size, picture.note, picture.error])
         write_csv(self.csv_file, rows)
         self.saved = time.monotonic()
 
