@@ -84,7 +84,7 @@ def test_every_evaluation_keeps_its_results(tmp_path: Path) -> None:
     # What changes no count changes no name.
     assert folder_of(ckpt, eval=WholeImageConfig(pictures=1), dataset=TrainedDatasetConfig()) == "synthetic_test"
     root = Path(os.path.relpath(roots[0]))
-    assert folder_of(ckpt, dataset=CustomConfig(root=f"{root}/.", **sizes), **custom) == found[7]
+    assert folder_of(ckpt, dataset=CustomConfig(root=f"{root}/.", **sizes), **custom) == found[6]
 
 
 def test_a_part_of_a_split_does_not_replace_the_whole(script: Script, tmp_path: Path) -> None:

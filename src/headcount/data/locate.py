@@ -188,7 +188,7 @@ def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
     if before and not now and not located.data_root:
         raise DataError(
             f"{before}, the folder of the images in training, no longer exists; type data_root=FOLDER, the folder "
-            f"of all datasets, or dataset={trained.name} dataset.root=FOLDER",
+            "of all datasets, or dataset.root=FOLDER",
             kind=DataErrorKind.missing,
             file=Path(before),
         )
