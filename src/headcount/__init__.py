@@ -6,7 +6,11 @@
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["PhotoCounter", "convert_released", "load"]
+__all__ = ["PhotoCount", "PhotoCounter", "convert_released", "load"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

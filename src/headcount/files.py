@@ -23,7 +23,7 @@ from typing import Any
 from headcount.config import ConfigError
 from headcount.errors import OutputError
 from headcount.processes import tag_has_ended, this_process
-from headcount.wording import printable
+from headcount.wording import printable, url_hint
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk without room for a file, of a user's share that is used up, of a file above the allowed size."""
@@ -49,8 +49,10 @@ def make_folder(folder: Path, setting: str) -> None:
         setting: the setting or option that chose the folder; named in the error.
 
     Raises:
-        ConfigError: if the folder cannot be created.
+        ConfigError: if the folder cannot be created, or is a URL.
     """
+    if url_hint(str(folder)) and not folder.exists():
+        raise ConfigError(f"{folder}: is a URL, and results are written to a folder; name one with {setting}=...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,6 +158,19 @@ def append_bytes(path: Path, data: bytes) -> None:
                 else:
                     os.truncate(path, before)
             raise
+
+
+FileIdentity = tuple[int, int] | str
+"""What distinguishes a file from all others, whatever its paths are called."""
+
+
+def file_identity(path: Path | str) -> FileIdentity:
+    """Device and number of a file, equal for all its links; its absolute path if there is no file, or no number."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.abspath(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def quoted(path: Path | str) -> str:

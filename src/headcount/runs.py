@@ -3,11 +3,12 @@
 Reads text files only; needs neither torch nor the checkpoint.
 """
 
+import hashlib
 import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 PROVENANCE_FILE = "run.json"
 COUNTS_FILE = "counts.csv"
+MAX_EVALUATION_NAME = 60
+"""Longest readable part of the name of an evaluation's folder."""
 LAST_EVALUATIONS = 5
 """Number of evaluations at the end of a run that are averaged: the error without selection by a split."""
 
@@ -66,6 +69,8 @@ class EvaluationFacts:
     """Side of a block, in pixels."""
     pictures: int
     """Number of images to draw, largest absolute errors first; 0 draws no pictures at all."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The settings that differ from those of the plain evaluation (:func:`evaluation_folder`)."""
 
 
 @dataclass
@@ -225,14 +230,35 @@ def _is_provenance(value: Any) -> bool:
     )
 
 
-def evaluation_folder(run: Path, dataset: str, split: str) -> Path:
+def evaluation_folder(
+    run: Path,
+    dataset: str,
+    split: str,
+    *,
+    checkpoint: str = "best_mae.pt",
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
     """Default folder of the evaluation of a run's checkpoint.
+
+    The plain evaluation, of the best checkpoint on all images of a split as in training, is in ``<dataset>_<split>``.
+    Everything else that an evaluation depends on is added to that name, so that no evaluation replaces another.
 
     Args:
         run: folder of the run.
         dataset, split: what is evaluated.
+        checkpoint: name of the checkpoint's file.
+        settings: the settings that differ from those of the plain evaluation, by their names.
     """
-    return run / "eval" / f"{dataset}_{split}"
+    settings = settings or {}
+    stem = checkpoint.removesuffix(".pt")
+    parts = [dataset, split, *([] if checkpoint == "best_mae.pt" else [stem])]
+    parts += [f"{key.rpartition('.')[2]}-{Path(str(value)).name}" for key, value in settings.items()]
+    name = "_".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part) for part in parts)
+    if settings or len(name) > MAX_EVALUATION_NAME or "_".join(parts) != name:
+        everything = json.dumps([dataset, split, checkpoint, dict(settings)], sort_keys=True, default=str)
+        digest = hashlib.sha256(everything.encode(errors="surrogatepass")).hexdigest()[:8]
+        name = f"{name[:MAX_EVALUATION_NAME]}_{digest}"
+    return run / "eval" / name
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -177,6 +177,83 @@ class CountErrors:
         )
 
 
+# A picture is far outside beyond this multiple of what the training images had.
+_FAR, _FAR_FROM_CROP_SMALL, _FAR_FROM_CROP_LARGE = 2, 8, 16
+_FEW_HEADS = 10
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """Limits of the images that a counter was trained on: its counts of other images are extrapolation."""
+
+    shortest_side: int
+    """Shorter side of the smallest image as stored, in pixels."""
+    longest_side: int
+    """Longer side of the largest image as prepared by the dataset's resize rule, in pixels."""
+    most_heads: int | None
+    """Largest number of heads in an image; None if it is not known."""
+    only_crop: bool = False
+    """Whether both sides are only that of a training crop, because an early checkpoint does not record its images."""
+
+    @classmethod
+    def from_images(
+        cls, stored: Sequence[tuple[int, int]], prepared: Sequence[tuple[int, int]], heads: Sequence[float]
+    ) -> "SeenImages":
+        """The limits of training images.
+
+        Args:
+            stored, prepared: (width, height) of each image before and after the dataset's resize rule, in pixels.
+            heads: annotated heads of each.
+        """
+        return cls(min(map(min, stored)), max(map(max, prepared)), int(max(heads)))
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any] | None, *, crop_size: int) -> "SeenImages":
+        """What a checkpoint records, or what follows from the side of a training crop, in pixels.
+
+        Raises:
+            ValueError: if the record is damaged.
+        """
+        if plain is None:
+            return cls(crop_size, crop_size, None, only_crop=True)
+        numbers = [plain.get(key) for key in ("shortest_side", "longest_side", "most_heads")]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"its record of the training images is {plain}")
+        return cls(*numbers)  # type: ignore[arg-type]
+
+    def to_plain(self) -> dict[str, int | None]:
+        """The limits as plain values, for a checkpoint."""
+        return {
+            "shortest_side": self.shortest_side,
+            "longest_side": self.longest_side,
+            "most_heads": self.most_heads,
+        }
+
+    def note(self, *, stored: tuple[int, int], prepared: tuple[int, int], heads: float) -> str:
+        """Say in what a picture lies far outside the training images; empty if it does not.
+
+        Args:
+            stored, prepared: (width, height) of the picture before and after it was resized, in pixels.
+            heads: counted or annotated in it.
+        """
+        small, large = (_FAR_FROM_CROP_SMALL, _FAR_FROM_CROP_LARGE) if self.only_crop else (_FAR, _FAR)
+        least, most = "in training at least", "in training at most"
+        if self.only_crop:
+            least = most = "trained on crops of"
+        found = []
+        if min(stored) * small < self.shortest_side:
+            found.append(f"shorter side {min(stored)} px, {least} {self.shortest_side} px")
+        if max(prepared) > self.longest_side * large:
+            found.append(f"longer side {max(prepared)} px, {most} {self.longest_side} px")
+        if self.most_heads is not None and heads > _FAR * max(self.most_heads, _FEW_HEADS):
+            found.append(f"{heads:.0f} heads, {most} {self.most_heads}")
+        return f"{FAR_OUTSIDE}: {'; '.join(found)}" if found else ""
+
+
+FAR_OUTSIDE = "far outside the training images"
+"""How the note begins on a picture whose count is not to be trusted."""
+
+
 @dataclass
 class Best:
     """The best evaluation of a run so far."""
@@ -208,6 +285,8 @@ class ImageCount:
     """Expected heads per block, on the host; None for a prediction head that predicts one number per image."""
     numbers: dict[str, float] = field(default_factory=dict)
     """What the evaluators measured on this image, by name (``headcount.metrics``)."""
+    note: str = ""
+    """What to know about this image, such as that it lies far outside the training images; usually empty."""
 
 
 @dataclass

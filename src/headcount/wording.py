@@ -1,5 +1,6 @@
 """Phrases that messages of several modules have in common, and names as they are shown."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -28,3 +29,10 @@ def printable(text: str, *, keep: str = "") -> str:
         else c
         for c in text
     )
+
+
+def url_hint(path: str) -> str:
+    """What to do about a URL that was given as a path; empty for anything else."""
+    # A Path has one slash after the scheme. One letter and a colon are a drive of Windows.
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path)
+    return "; this is a URL: download the file, and give the path of the copy" if is_url else ""

@@ -33,7 +33,7 @@ def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
 
     status, out, told = script("eval.py", f"ckpt={FOLDER}/best_mae.pt", "max_images=3", "runtime=cpu")
     assert status == 0, told
-    report = run / "eval" / "synthetic_test"
+    (report,) = (run / "eval").glob("synthetic_test_max_images-3_*")
     errors = json.loads((report / "metrics.json").read_text())
     rows = list(csv.DictReader((report / "counts.csv").read_text().splitlines()))
     assert len(rows) == errors["images"] == 3
@@ -48,6 +48,12 @@ def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
     counter = headcount.load(run / "best_mae.pt")
     prediction = counter.predict(report / "worst.png")
     assert prediction.count == pytest.approx(float(prediction.block_counts.sum()), rel=1e-5)
+    for file in ("best_mae.pt", "last.pt"):
+        seen = headcount.load(run / file).seen
+        assert (seen.shortest_side, seen.longest_side) == (96, 96)
+        assert 0 < seen.most_heads <= 150
+    assert "longer side" in prediction.note
+    assert "far outside the training images: longer side" in repr(prediction)
 
     status, _, told = script("train.py", *SMALL)
     assert status == 2

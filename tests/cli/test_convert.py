@@ -52,7 +52,7 @@ def test_a_training_checkpoint_converts_and_evaluates(
     assert saved["config"]["model"]["mean"] == [0.485, 0.456, 0.406]
     done = run_command("eval.py", "ckpt=converted/csrnet.pt", "max_images=2", "runtime=cpu")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "converted" / "eval" / "synthetic_test" / "metrics.json").is_file()
+    assert len(list((tmp_path / "converted" / "eval").glob("synthetic_test_csrnet_max_images-2_*/metrics.json"))) == 1
     again = run_command(SCRIPT, "ckpt.pth", "converted/csrnet.pt", "model=csrnet", COUNTS)
     assert again.returncode == 2
     assert "exists; name another file" in again.stderr

@@ -60,6 +60,19 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     assert read(tmp_path / "out" / "sub.txt") == counts
 
 
+def test_images_that_moved_are_found_by_their_folder_alone(script: Script, data: Path, tmp_path: Path) -> None:
+    """The rule stays that of the checkpoint, 64 px: one image is resized, not all to 448 px."""
+    ckpt = write_checkpoint(tmp_path, "dataset=nwpu", *SMALL, "dataset.root=/gone", "dataset.cache_dir=/gone/cache")
+    where = ("dataset.root=data/NWPU-Crowd", "dataset.cache_dir=cache", "runtime=cpu", "runtime.workers=0")
+    status, _, err = script("scripts/nwpu_submit.py", f"ckpt={ckpt}", "--output", "sub.txt", *where)
+    assert status == 0, err
+    assert [p.name for p in (tmp_path / "cache").rglob("*.jpg")] == ["0010.jpg"]
+    cross = ("scripts/cross_evaluate.py", str(ckpt), "--datasets", "nwpu:val", "--output", "out")
+    status, _, err = script(*cross, *where)
+    assert status == 0, err
+    assert json.loads((tmp_path / "out" / "cross.json").read_text())["rows"][0]["cells"][0]["own"]
+
+
 def test_published_ids_are_valid(script: Script, tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text("".join(f"{k} {k / 7:.4f}\n" for k in range(3610, 5110)))
     status, out, _ = script("scripts/nwpu_submit.py", "--validate", "s.txt")

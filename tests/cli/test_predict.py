@@ -19,8 +19,8 @@ from PIL import Image
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import predict as command
-from headcount.cli.photos import expand
-from headcount.files import quoted
+from headcount.cli.photos import find_pictures
+from headcount.files import file_identity, quoted
 from headcount.report.predictions import earlier_results
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -194,14 +194,111 @@ def test_what_exists_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         picture(tmp_path / name)
 
     def found(*typed: str) -> list[str]:
-        return [str(p) for p in expand(list(typed), leave_out=set())]
+        return [str(p) for p in find_pictures(list(typed), leave_out=set()).files]
 
     assert found("a[1].png") == ["a[1].png"]
     assert found("a[12].png") == ["a1.png", "a2.png"]
     assert found("~b.png", "~nobody here.png") == ["~b.png", "~nobody here.png"]
     assert found("d[1]") == ["d[1]/x, y=z.jpg"]
-    assert found("d1/../a1.png", "a1.png", "a?.png") == ["d1/../a1.png", "a1.png", "a2.png"]
+    assert found("d1/../a1.png", "a1.png", "a?.png") == ["d1/../a1.png", "a2.png"]
     assert found("d?", "**/no.jpg") == ["d1/no.jpg"]
+    assert found("**/a*.png") == ["a1.png", "a2.png", "a[1].png"]
+    assert found("d*/**") == ["d1/no.jpg", "d[1]/x, y=z.jpg"]
+
+
+def test_a_file_is_counted_once_whatever_its_paths_and_nothing_below_a_folder_is_left_out_unsaid(
+    predict: Predict, tmp_path: Path
+) -> None:
+    for k, name in enumerate(("p/b.png", "p/day1/c.png", "else/d.png", "else/deep/e.png", "p/.hidden/f.png", "g.png")):
+        picture(tmp_path / name, seed=k)
+    (tmp_path / "p" / "notes.txt").touch()
+    links = {"a.png": "b.png", "day0": "day1", "day2": tmp_path / "else", "up": "..", "me": ".", "loop": "loop"}
+    links |= {"loop.png": "loop.png", "gone.png": "nowhere", "else.png": "../else/d.png"}
+    for name, target in links.items():
+        (tmp_path / "p" / name).symlink_to(target)
+    (tmp_path / "p" / "hard.png").hardlink_to(tmp_path / "else" / "deep" / "e.png")
+    status, _, err = predict("p", "p/day0", "**/e.png", "./p/b.png")
+    assert status == 1
+    rows = records(tmp_path / "predictions")
+    counted = [name for name, row in rows.items() if row["count"] is not None]
+    there = [tmp_path / name for name in ("p/b.png", "p/day1/c.png", "else/d.png", "p/hard.png", "g.png")]
+    assert sorted(map(file_identity, counted)) == sorted(map(file_identity, there))
+    assert {"p/b.png", "p/day1/c.png", "p/day2/d.png"} < set(counted)  # by their own paths, not by a link beside them
+    failed = {name: row["error"] for name, row in rows.items() if row["error"]}
+    assert set(failed) == {"p/loop.png", "p/gone.png"}
+    assert "a link to loop.png, which cannot be read (Too many" in failed["p/loop.png"]
+    assert "a link to nowhere, which cannot be read (No such file" in failed["p/gone.png"]
+    assert "left out of p: 1 hidden: p/.hidden\n" in err
+    assert "without the ending of a picture: p/loop, p/notes.txt" in err
+    assert "links to folders that are searched already: " in err
+    for words in ("p/a.png is p/b.png", "p/else.png is p/day2/d.png", "p/day0/c.png is p/day1/c.png"):
+        assert words in err
+
+
+def test_pictures_far_outside_the_training_are_noted(predict: Predict, tmp_path: Path) -> None:
+    """On the terminal, in counts.csv and in counts.json, of a checkpoint that knows only its crops of 224 px."""
+    picture(tmp_path / "a.png")
+    for name, size in (("dot.png", (1, 1)), ("long.png", (5000, 40))):
+        Image.new("RGB", size).save(tmp_path / name)
+    status, out, _ = predict("a.png", "dot.png", "long.png", "--no-pictures")
+    assert status == 0
+    rows = list(csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines()))
+    assert [row["note"] for row in rows] == [
+        "",
+        "far outside the training images: shorter side 1 px, trained on crops of 224 px",
+        "far outside the training images: longer side 5000 px, trained on crops of 224 px",
+    ]
+    assert [record["note"] for record in records(tmp_path / "predictions").values()] == [row["note"] for row in rows]
+    assert all(row["note"] in out for row in rows)
+
+
+def test_two_links_to_a_folder_in_itself_are_searched_in_no_time(tmp_path: Path) -> None:
+    """Each folder is visited once: their paths are without number."""
+    picture(tmp_path / "f" / "a.png")
+    for name in ("x", "y", "z"):
+        (tmp_path / "f" / name).symlink_to(".")
+    for typed in (tmp_path / "f", tmp_path / "**" / "a.png", tmp_path / "f" / "**" / "**" / "*.png"):
+        found = find_pictures([str(typed)], leave_out=set())
+        assert [path.name for path in found.files] == ["a.png"]
+
+
+def test_a_subfolder_that_cannot_be_read_is_a_row(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("f/a.png", "f/closed/b.png"):
+        picture(tmp_path / name)
+    scan = os.scandir
+
+    def denied(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    status, _, err = predict("f", "**/b.png")
+    assert status == 1
+    assert "failed: 1 of 3\n  f/closed: cannot be read (Permission denied)\n" in err  # not a row for each pattern
+    assert records(tmp_path / "predictions")["f/a.png"]["count"] is not None
+
+
+@pytest.mark.parametrize("typed", ["nope.jpg", "empty.png", "text.png", "loop.png", "folder", "no*.jpg"])
+def test_where_nothing_can_be_counted_the_earlier_results_stay(typed: str, predict: Predict, tmp_path: Path) -> None:
+    picture(tmp_path / "p.png")
+    assert predict("p.png", "--output", "out")[0] == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert len(files) == 4
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder").mkdir()
+    status, out, err = predict(typed, "--output", "out")
+    assert status == 1
+    assert typed in err
+    assert "nothing was counted; out still holds the results of an earlier run" in err
+    assert "counts.csv" not in out
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == files
+    assert predict(typed, "p.png", "--output", "out")[0] == 1  # a row of its own, beside one that is counted
+    assert [row["count"] is None for row in records(tmp_path / "out").values()] == [True, False]
 
 
 def test_of_a_folder_all_pictures_but_hidden_ones_and_our_own(predict: Predict, tmp_path: Path) -> None:

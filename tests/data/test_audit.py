@@ -217,3 +217,17 @@ def test_shanghaitech_a(data_dir: Path) -> None:
     assert max(audit.blocks[8]) == 8
     assert capped(audit.blocks[8], 4) == (111, 137)
     assert audit.errors == []
+
+
+def test_images_far_outside_those_of_the_training_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "part_A"
+    heads = [(float(k), 1.0) for k in range(21)]
+    make_shanghaitech(root, {"train": {"IMG_1": heads[:4]}, "test": {"IMG_1": heads, "IMG_2": [], "IMG_3": []}})
+    write_image(root / "test_data" / "images" / "IMG_2.jpg", width=31, height=60)
+    audit = audit_dataset(config(root))
+    (said,) = [warning for warning in audit.warnings if "far outside" in warning]
+    assert said == (
+        "test: 2 images far outside the training images: IMG_1 (21 heads, in training at most 4), IMG_2 (shorter side "
+        "31 px, in training at least 64 px)"
+    )
+    assert [bool(image.note) for split in audit.splits for image in split.images] == [False, True, True, False]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headcount.config import CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
-from headcount.data.locate import LocatedDataset, default_data_root, locate, relocation_settings
+from headcount.data.locate import LocatedDataset, default_data_root, locate
 from headcount.errors import DataError
 
 
@@ -108,16 +108,3 @@ def test_a_folder_that_no_longer_exists_is_named(tmp_path: Path, monkeypatch: py
         locate(FolderDatasetConfig(name="sha", root=str(gone)))
     assert (error.value.kind, error.value.file) == ("missing", gone)
     assert root_of(locate(CustomConfig(root=str(gone)))) == str(gone)  # named when its folder is opened
-
-
-def test_settings_that_find_a_dataset_elsewhere() -> None:
-    assert relocation_settings(CustomConfig(root="here"), "there") == {"data_root": "there"}
-    assert relocation_settings(SyntheticConfig(), "there") == {}
-    assert relocation_settings(FolderDatasetConfig(name="sha", cache_dir="c", max_side=None), "there") == {
-        "dataset": "sha",
-        "dataset.root": "there",
-        "dataset.cache_dir": "c",
-        "dataset.min_side": 448,
-        "dataset.max_side": None,
-        "dataset.side_multiple": 32,
-    }

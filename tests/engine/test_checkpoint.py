@@ -244,6 +244,19 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         checkpoint.load(file)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["weight", "running_var"])
+def test_weights_that_are_not_finite_are_refused_on_loading(tmp_path: Path, value: float, which: str) -> None:
+    file = write_checkpoint(tmp_path)
+    content = checkpoint.read(file)
+    key = [name for name in content["model"] if name.endswith(which)][-1]
+    content["model"][key].view(-1)[0] = value
+    checkpoint.save(content, file)
+    size = content["model"][key].numel()
+    with pytest.raises(CheckpointError, match=rf"the weights are not finite: 1 of {size} values of {key} "):
+        checkpoint.load(file)
+
+
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_checkpoint(tmp_path)
     before = file.read_bytes()

@@ -1,5 +1,6 @@
 """A photo is counted as the evaluation counts it."""
 
+import io
 import math
 import sys
 import warnings
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import headcount
 from data.oriented import ENDINGS, oriented
 from engine.test_checkpoint import write_checkpoint
 from headcount.bins import CountBins
@@ -30,7 +32,7 @@ from headcount.data.images import read_image
 from headcount.data.open import open_split
 from headcount.data.prepare import ResizeRule, plan_image, prepare_images
 from headcount.engine.predict import PhotoCounter, load
-from headcount.errors import DataError
+from headcount.errors import CheckpointError, DataError
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.types import BlockGrid, Counted
@@ -196,6 +198,86 @@ def test_other_arrays_are_refused_with_what_is_expected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         counter.count(photo)
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        ([[1]], r"a picture is a path, a file opened with 'rb', .*, not <class 'list'>; count the pictures of a list"),
+        (["a.jpg", "b.jpg"], "not <class 'list'>; count the pictures of a list one by one"),
+        (("a.jpg",), "not <class 'tuple'>; count the pictures one by one"),
+        (None, "not <class 'NoneType'>$"),
+        (7, "not <class 'int'>$"),
+        (b"\xff\xd8", "not <class 'bytes'>; wrap the content of a file in io.BytesIO"),
+        (np.uint8(3), "not <class 'numpy.uint8'>"),
+        (io.BytesIO(b"x"), "cannot be read as an image: cannot identify"),
+        (io.BytesIO(), "cannot be read as an image"),
+        (io.StringIO("x"), "was opened as text; open it with mode 'rb'"),
+        (np.zeros((1, 4, 5, 3), np.uint8), "count the pictures of a batch one by one"),
+        (np.zeros((3, 4, 5), np.uint8), r"to move the channels, call transpose\(1, 2, 0\)"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), r"to move the channels, call permute\(2, 0, 1\)"),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8).to_sparse(), "must be dense, not torch.sparse_coo"),
+        (np.zeros((4, 5), bool), r"not \(4, 5\) bool"),
+        ("https://example.org/a.jpg", r"^https://example.org/a.jpg: no such file; this is a URL: download"),
+        (Path("https://example.org/a.jpg"), "this is a URL: download"),
+        (Image.new("F", (4, 4)), "cannot be read as an image: its pixels are floating-point numbers"),
+    ],
+)
+def test_what_is_no_picture_of_any_kind_is_refused_with_what_is_taken(
+    counter: PhotoCounter, photo: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        counter.count(photo)
+
+
+def test_files_of_any_kind_are_counted_alike(counter: PhotoCounter, photo: Path, tmp_path: Path) -> None:
+    class OwnPath:
+        def __fspath__(self) -> str:
+            return str(photo)
+
+    expected = counter.count(photo)
+    with photo.open("rb") as file, Image.open(photo) as image:
+        assert counter.count(file) == expected
+        assert counter.count(file) == expected  # it is read from its start again
+        for other in (OwnPath(), io.BytesIO(photo.read_bytes()), image):
+            assert counter.count(other) == expected
+        assert not file.closed
+    with pytest.raises(DataError, match="closed file"):
+        counter.count(file)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).save(tmp_path / "turned.png", exif=exif)
+    turned = io.BytesIO((tmp_path / "turned.png").read_bytes())
+    assert counter.count(turned) == counter.count(tmp_path / "turned.png")
+
+
+@pytest.mark.parametrize("path", [None, 3, {}, io.BytesIO(b"x"), b"x.pt", ["x.pt"]])
+def test_a_checkpoint_is_loaded_from_a_path_alone(path: Any) -> None:
+    with pytest.raises(ConfigError, match=f"load takes the path of a checkpoint, not {type(path)}"):
+        load(path)
+
+
+def test_a_checkpoint_and_a_device_of_any_kind(tmp_path: Path) -> None:
+    class OwnPath:
+        def __fspath__(self) -> str:
+            return str(write_checkpoint(tmp_path))
+
+    assert load(OwnPath(), device=torch.device("cpu")).network.mean.device == torch.device("cpu")
+    for device in (torch.device("meta"), None, 7.5):
+        with pytest.raises(ConfigError, match=f"device={device}: must be cpu, cuda, cuda:N or auto"):
+            load(tmp_path / "x.pt", device=device)
+    with pytest.raises(CheckpointError, match="no such file; this is a URL: download the file"):
+        load("https://example.org/x.pt")
+
+
+def test_what_a_notebook_shows_is_short(counter: PhotoCounter, photo: Path) -> None:
+    assert repr(counter) == "PhotoCounter(tiny, 5 bins, blocks of 8 px, trained on sha, on cpu)"
+    prediction = counter.predict(photo)
+    shape = " x ".join(map(str, prediction.block_counts.shape))
+    expected = f"PhotoCount(count={prediction.count:.2f}, picture of 90 x 60 px, {shape} blocks of 8 px)"
+    assert repr(prediction) == f"{prediction}" == expected
+    assert {"load", "PhotoCounter", "PhotoCount", "convert_released"} <= set(dir(headcount))
+    assert all(getattr(headcount, name) is not None for name in dir(headcount))
 
 
 def test_views_that_torch_does_not_take_are_copied(counter: PhotoCounter) -> None:

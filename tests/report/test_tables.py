@@ -23,7 +23,7 @@ from headcount.report.tables import (
     table_picture,
     verdict,
 )
-from headcount.runs import read_run
+from headcount.runs import evaluation_folder, read_run
 from test_runs import write_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -322,3 +322,41 @@ def test_a_table_that_compares_datasets_is_picked_from(tmp_path: Path) -> None:
         fill("1", ["dataset=jhu"], tmp_path)
     with pytest.raises(ConfigError, match="table=9: no such table; there are 1, 2"):
         fill("9", [], tmp_path)
+
+
+def test_a_difference_that_is_not_evaluated_says_why(tmp_path: Path) -> None:
+    """Nothing there, a part of the images, another checkpoint, other images in the other row."""
+    against = ("label_correction", "lambda_1")
+    folders = [run_of(tmp_path, f"table3/{name}", *SHORT, name=name, mae=10.0) for name in against]
+    for folder in folders:
+        (folder / "run.json").write_text(json.dumps({"images": {"train": 160, "selection": 2}}))
+    filled = fill("3", SHORT, tmp_path)
+
+    def reasons() -> str:
+        page = markdown(filled)
+        return page.split("## Not evaluated")[1].split("## Runs")[0] if "[not evaluated]" in page else ""
+
+    said = reasons()
+    for folder in folders:
+        assert f"{folder}/eval/synthetic_val/counts.csv is missing; python eval.py ckpt={folder}/best_mae.pt" in said
+        write_counts(folder, [10.0, -10.0])
+    assert reasons() == ""
+    write_counts(folders[1], [10.0])
+    assert "counts.csv holds 1 of the 2 images that selected the checkpoint" in reasons()
+    assert image_errors(read_run(folders[1])) is None
+    write_counts(folders[1], [9.0, 9.0])
+    assert "counts.csv has MAE 9.00, and the best checkpoint 10.00" in reasons()
+    counts = folders[1] / "eval" / "synthetic_val" / "counts.csv"
+    counts.write_text("image,error\ni0,10\nother,10\n")
+    assert "lambda 1 and + label correction: the evaluated images differ" in reasons()
+
+
+def test_the_evaluation_of_a_run_that_selected_on_a_part_is_found(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "table3/lambda_1", *SHORT, "dataset.max_eval_images=2", mae=10.0)
+    write_counts(folder, [10.0, 10.0])  # as earlier versions wrote it
+    run = read_run(folder)
+    assert image_errors(run) == {"i0": 10.0, "i1": 10.0}
+    part = evaluation_folder(folder, "synthetic", "val", settings={"max_images": 2})
+    (folder / "eval" / "synthetic_val").rename(part)
+    write_counts(folder, [3.0, 4.0, 5.0])  # and the whole split beside it
+    assert image_errors(run) == {"i0": 10.0, "i1": 10.0}

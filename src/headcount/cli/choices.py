@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import headcount
-from headcount.config import SCHEMAS, ConfigError
+from headcount.config import SCHEMAS, ConfigError, DatasetConfig
 
 
 def config_dir() -> Path:
@@ -77,6 +77,16 @@ def schemas(group: str) -> dict[str, type]:
         if kind in kinds:
             found[choice] = kinds[kind]
     return found
+
+
+def default_dataset(name: str) -> DatasetConfig:
+    """The dataset that ``dataset=name`` chooses, with the settings of its file."""
+    file = config_dir() / "dataset" / f"{name}.yaml"
+    written = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(written, dict)
+    values = {key: value for key, value in written.items() if key != "defaults"}
+    dataset: DatasetConfig = OmegaConf.to_object(OmegaConf.merge(schemas("dataset")[name], values))  # type: ignore[assignment]
+    return dataset
 
 
 def owners(group: str, setting: str) -> list[str]:

@@ -20,9 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcount.cli.arguments import one_process, read_arguments, script_parser
+from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import FAILED, refusing
-from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation
+from headcount.config import (
+    ConfigError,
+    CustomConfig,
+    DatasetConfig,
+    EvalCommandConfig,
+    TrainedDatasetConfig,
+    check_evaluation,
+)
 from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
 from headcount.wording import printable
@@ -90,13 +98,21 @@ def evaluation_configs(
     for ckpt in checkpoints:
         row = []
         for dataset, split in columns:
-            typed = [f"ckpt={quoted(ckpt)}", f"dataset={dataset}", f"split={split}", *pictures, *overrides]
+            fitting = [text for text in overrides if not _is_foreign_place(text, dataset)]
+            typed = [f"ckpt={quoted(ckpt)}", f"dataset={dataset}", f"split={split}", *pictures, *fitting]
             config: EvalCommandConfig = to_config(compose(typed, config_name="eval"))
             if errors := check_evaluation(config) + one_process(config, "one evaluation after the other takes"):
                 raise ConfigError("\n  ".join(errors))
             row.append(config)
         rows.append(row)
     return rows
+
+
+def _is_foreign_place(text: str, dataset: str) -> bool:
+    """Whether a setting says where files are (``dataset.cache_dir=...``) that this dataset does not have."""
+    group, _, key = text.partition("=")[0].partition(".")
+    schema = schemas("dataset").get(dataset)
+    return schema is not None and group == "dataset" and hasattr(TrainedDatasetConfig, key) and not hasattr(schema, key)
 
 
 def check_splits(row: Sequence[EvalCommandConfig]) -> None:
@@ -108,7 +124,7 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
     from headcount.data.catalogue import dataset_info, split_names
 
     for config in row:
-        assert config.dataset is not None
+        assert isinstance(config.dataset, DatasetConfig)
         if isinstance(config.dataset, CustomConfig):
             continue  # the splits of a custom dataset depend on its folders
         name, closed = config.dataset.name, dataset_info(config.dataset.name).unannotated
@@ -123,15 +139,9 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
 
 def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Sequence[str]) -> bool:
     """Whether a column is the dataset that the counter was trained on; if so, it is resized as the checkpoint says."""
-    from headcount.data.locate import locate
+    from headcount.engine.evaluate import locate_evaluated
 
-    located = locate(
-        trained.dataset,
-        typed=config.dataset,
-        overrides=overrides,
-        data_root=config.data_root,
-        trained_root=trained.data_root,
-    )
+    located = locate_evaluated(config, trained, overrides=overrides)
     if located.own:
         config.dataset, config.data_root = located.config, located.data_root
     return located.own

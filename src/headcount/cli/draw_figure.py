@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import one_process, read_arguments, script_parser
 from headcount.cli.compose import compose, to_config
 from headcount.cli.status import refusing
-from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
+from headcount.config import ConfigError, DatasetConfig, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
 from headcount.files import make_folder, name_text
 from headcount.wording import first_names, printable
@@ -120,7 +120,8 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
                 name=sample.name,
             )
         )
-    name = (config.dataset or loaded.config.dataset).name
+    typed = config.dataset
+    name = typed.name if isinstance(typed, DatasetConfig) else loaded.config.dataset.name
     title = f"{name} {config.split}, counted by {loaded.config.model.name} (trained on {loaded.config.dataset.name})"
     density_figure(columns, output, title=printable(title))
     print(printable(f"  {output}"))

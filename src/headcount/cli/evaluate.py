@@ -1,7 +1,8 @@
 """``eval.py``: evaluate a checkpoint."""
 
+from headcount.cli.choices import default_dataset
 from headcount.cli.command import run_command
-from headcount.config import EvalCommandConfig
+from headcount.config import DatasetConfig, EvalCommandConfig
 
 
 def main() -> None:
@@ -14,7 +15,9 @@ def evaluate_job(config: EvalCommandConfig) -> None:
     from headcount.engine.evaluate import evaluate_checkpoint  # imports torch: only once the settings are valid
     from headcount.report.evaluation import write_evaluation
 
-    if result := evaluate_checkpoint(config):
+    typed = config.dataset
+    defaults = default_dataset(typed.name) if isinstance(typed, DatasetConfig) else None
+    if result := evaluate_checkpoint(config, defaults=defaults):
         write_evaluation(
             result.evaluation, result.dataset, result.folder, facts=result.facts, reliability=result.reliability
         )

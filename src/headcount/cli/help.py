@@ -23,7 +23,7 @@ Evaluate a checkpoint on whole images: MAE, RMSE, NAE, a table and a picture.
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt split=val
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/last.pt output_dir=/tmp/last
-  python eval.py ckpt=checkpoints/sha/mobilenet_v2_fine/seed1/best_mae.pt data_root=~/data
+  python eval.py ckpt=checkpoints/sha/mobilenet_v2_fine/seed1/best_mae.pt data_root=~/data    the images moved
   python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt eval.pictures=20
 """,
 }

@@ -3,8 +3,9 @@
   python scripts/predict.py photo.jpg ckpt=best_mae.pt
   python scripts/predict.py holiday/ "more/*.png" ckpt=best_mae.pt --output out
 
-A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden) or a pattern
-with *, ? or [abc]; ** stands for any folders between. The name of an existing file is never read as a pattern.
+A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden; links to other
+folders are followed) or a pattern with *, ? or [abc]; ** stands for any folders between. The name of an existing file
+is never read as a pattern. What is left out of a folder is listed, and a file with several paths is counted once.
 
 Counts are written to the terminal, counts.csv and counts.json; people per block to density/<name>.npy; the density over
 the photo to pictures/<name>.png. Where files share a name, <name> is numbered: photo, photo_2; counts.json says which
@@ -12,8 +13,8 @@ is which. In the resized picture, block (row, col) covers block_size x block_siz
 y = row * block_size; multiply by width / resized_width for pixels of the photo (width and height are those of the
 upright picture).
 
-The output folder holds one run: results of an earlier run there are removed once a new one starts. Other files
-are never overwritten.
+The output folder holds one run: results of an earlier run there are removed once a new one has counted a picture. Other
+files are never overwritten.
 
 A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
 ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
@@ -32,11 +33,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
+from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
-from headcount.files import atomic_write, make_folder
+from headcount.files import atomic_write, file_identity, make_folder
 from headcount.report.predictions import (
     NOT_YET,
     PictureResult,
@@ -48,7 +49,7 @@ from headcount.report.predictions import (
 from headcount.wording import printable
 
 if TYPE_CHECKING:
-    from headcount.engine.predict import PhotoCounter
+    from headcount.engine.predict import PhotoCount, PhotoCounter
 
 _SAVE_EVERY = 30  # seconds
 
@@ -88,7 +89,8 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
         raise ConfigError(missing_checkpoint(ckpt))
     output = Path(options.output).expanduser()
     earlier = earlier_results(output)
-    files = expand(options.pictures, leave_out={path.resolve() for path in earlier})
+    found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
+    files = found.files
     results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
@@ -102,11 +104,12 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     choose_windows(counter, options)
     for folder in (output, *{path.parent for path in results.files()}):
         make_folder(folder, "--output ")
-    for path in earlier:
-        path.unlink(missing_ok=True)
+    for line in found.left_out:
+        print(printable(line), file=sys.stderr)
+    results.earlier = earlier
     results.save()
     interrupted = count_all(counter, files, results)
-    results.save()
+    results.finish()
     results.print_table()
     if interrupted:
         return INTERRUPTED
@@ -163,7 +166,12 @@ def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) 
     interrupted = False
     try:
         for k, file in enumerate(progress):
-            pictures[k] = count_one(counter, file, replace(pictures[k], error=""), results.output)
+            result = replace(pictures[k], error="")
+            prediction = predict_one(counter, file, result)
+            pictures[k] = result
+            if prediction is not None:
+                results.begin()
+                write_one(file, prediction, result, results.output)
             results.save(every=_SAVE_EVERY)
     except KeyboardInterrupt:
         interrupted = True
@@ -173,12 +181,8 @@ def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) 
     return interrupted
 
 
-def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output: Path) -> PictureResult:
-    """Count one picture and write its files; an error is recorded in the result."""
-    import numpy as np
-
-    from headcount.report.overlay import overlay_picture
-
+def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "PhotoCount | None":
+    """Count one picture; an error is recorded in the result, and None is returned."""
     try:
         check_file(file)
         prediction = counter.predict(file)
@@ -186,11 +190,25 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
         result.width, result.height = prediction.photo_size
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
-        result.note = "; ".join(filter(None, [first_frame(file), prediction.note, _windows(prediction)]))
+        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction), prediction.note]))
         if prediction.block_counts is None:
             result.density = result.picture = None
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
-        elif result.density:
+        return prediction
+    except Exception as error:  # one bad file never stops the others
+        result.error = explain(file, error)
+        result.density = result.picture = None
+        return None
+
+
+def write_one(file: Path, prediction: "PhotoCount", result: PictureResult, output: Path) -> None:
+    """Write the files of one picture; an error is recorded in the result."""
+    import numpy as np
+
+    from headcount.report.overlay import overlay_picture
+
+    try:
+        if result.density and prediction.block_counts is not None:
             with atomic_write(output / result.density) as part, part.open("wb") as density:
                 np.save(density, prediction.block_counts.numpy())
         if result.picture and prediction.block_counts is not None:
@@ -207,7 +225,6 @@ def count_one(counter: "PhotoCounter", file: Path, result: PictureResult, output
             written = getattr(result, name)
             if written and not (output / written).exists():
                 setattr(result, name, None)
-    return result
 
 
 def _windows(prediction: Any) -> str:

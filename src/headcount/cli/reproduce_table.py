@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
-from headcount.config import ConfigError, TrainConfig, check
+from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
 from headcount.wording import printable
 
@@ -213,14 +213,9 @@ def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
     Returns:
         Whether that succeeded.
     """
-    from headcount.data.locate import relocation_settings
-
-    kept = [o for o in overrides if o.startswith(("data_root=", "runtime"))]
-    dataset, max_images = run.config.dataset, run.config.dataset.max_eval_images
-    roots = [o.removeprefix("dataset.root=") for o in overrides if o.startswith("dataset.root=")]
-    if roots:  # where the images are now, with the run's own sizes
-        for key, value in relocation_settings(dataset, roots[-1]).items():
-            kept.append(f"{key}={'null' if value is None else quoted(str(value))}")
+    places = tuple(f"dataset.{key}=" for key in vars(TrainedDatasetConfig()))  # where the images are now
+    kept = [o for o in overrides if o.startswith(("data_root=", "runtime", *places))]
+    max_images = run.config.dataset.max_eval_images
     if max_images:
         kept += [f"max_images={max_images}"]
     checkpoint = quoted(run.folder / "best_mae.pt")

@@ -33,11 +33,13 @@ from headcount.config.counting import (
 from headcount.config.dataset import (
     Cache,
     CustomConfig,
+    DatasetChoice,
     DatasetConfig,
     FolderDatasetConfig,
     Outside,
     PointsFormat,
     SyntheticConfig,
+    TrainedDatasetConfig,
     UcfCc50Config,
 )
 from headcount.config.fields import (
@@ -148,6 +150,7 @@ __all__ = [
     "DaceBlockErrorConfig",
     "DaceConfig",
     "DataError",
+    "DatasetChoice",
     "DatasetConfig",
     "Decoder",
     "DmConfig",
@@ -190,6 +193,7 @@ __all__ = [
     "TimmConfig",
     "TinyConfig",
     "TrainConfig",
+    "TrainedDatasetConfig",
     "TransportConfig",
     "UcfCc50Config",
     "WholeImageConfig",

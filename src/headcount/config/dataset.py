@@ -34,7 +34,32 @@ class PointsFormat(Enum):
 
 
 @dataclass
-class DatasetConfig:
+class DatasetChoice:
+    """What can be evaluated: the dataset that the counter was trained on, or any dataset."""
+
+
+@dataclass
+class TrainedDatasetConfig(DatasetChoice):
+    """The dataset that the counter was trained on; only where its files are now can be set."""
+
+    root: str | None = None
+    """Folder of the dataset now; None is that of the training."""
+    cache_dir: str | None = None
+    """Folder for resized images; None is that of the training."""
+    cache: Cache | None = None
+    """As ``FolderDatasetConfig.cache``; None is that of the training."""
+    train: str | None = None
+    """Folder of a custom dataset's training images now, as those below; None is that of the training."""
+    val: str | None = None
+    test: str | None = None
+    points: str | None = None
+    """Folder or file of a custom dataset's head positions now; None is that of the training."""
+    split_file: str | None = None
+    """File with the split of each image of a custom dataset now; None is that of the training."""
+
+
+@dataclass
+class DatasetConfig(DatasetChoice):
     """Fields that every dataset has."""
 
     name: str = MISSING
@@ -131,7 +156,7 @@ class SyntheticConfig(DatasetConfig):
     """Seed of the drawn crowds; independent of the training seed."""
 
 
-def errors(config: DatasetConfig) -> list[str]:
+def errors(config: DatasetChoice) -> list[str]:
     """Find settings of the dataset that contradict each other; one message each."""
     found = []
     if isinstance(config, FolderDatasetConfig):

@@ -11,12 +11,13 @@ from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
-from headcount.config.dataset import DatasetConfig
+from headcount.config.dataset import DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
 from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig
 from headcount.config.optim import OptimConfig
+from headcount.wording import url_hint
 
 
 class Accelerator(Enum):
@@ -119,9 +120,9 @@ class EvalCommandConfig:
     max_images: int | None = number(None, 1)
     """Evaluate only the first N images; None evaluates all."""
     output_dir: str | None = None
-    """Folder for the results; None uses eval/<dataset>_<split> beside the checkpoint."""
-    dataset: DatasetConfig | None = None
-    """Another dataset than the one the counter was trained on; None uses that one."""
+    """Folder for the results; None uses one below eval/ beside the checkpoint, named by what is evaluated and how."""
+    dataset: DatasetChoice | None = None
+    """A dataset; the default, as None, is the one the counter was trained on (``TrainedDatasetConfig``)."""
     eval: EvalConfig = MISSING
     runtime: RuntimeConfig = MISSING
 
@@ -234,4 +235,4 @@ def missing_checkpoint(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     beside = sorted(str(file) for file in folder.glob("*.pt")) if folder.is_dir() else []
     problem = "is a folder" if path.is_dir() else "no such file"
-    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else "")
+    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else url_hint(str(path)))

@@ -11,7 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 from headcount.config.augment import AugmentConfig
 from headcount.config.bins import BinsConfig, BlocksConfig, BlockwiseConfig
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, WholeImageConfig
-from headcount.config.dataset import CustomConfig, FolderDatasetConfig, SyntheticConfig, UcfCc50Config
+from headcount.config.dataset import (
+    CustomConfig,
+    FolderDatasetConfig,
+    SyntheticConfig,
+    TrainedDatasetConfig,
+    UcfCc50Config,
+)
 from headcount.config.loss import KERNELS, LOSSES, TRANSPORTS
 from headcount.config.method import SupervisedConfig
 from headcount.config.model import HEADS, MODELS
@@ -49,6 +55,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=_node("", TrainConfig))
     store.store(group="schema", name="eval", node=EvalCommandConfig)
+    # The default of eval.yaml; not one of SCHEMAS, because nothing can be trained on it.
+    store.store(group="dataset", name="as_trained", node=TrainedDatasetConfig)
     for group, schemas in SCHEMAS.items():
         for kind, schema in schemas.items():
             store.store(group=f"schema/{group}", name=kind, node=_node(group, schema))

@@ -31,6 +31,7 @@ from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside
 from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, run_in_threads
 from headcount.errors import DataError, HeadcountError
+from headcount.types import FAR_OUTSIDE, SeenImages
 from headcount.wording import first_names
 
 BLOCK_SIZES = (8, 16, 32)
@@ -84,6 +85,8 @@ class AuditedImage:
     """None if it can be used."""
     problem: str | None = None
     """The message with which training would stop; None if it can be used."""
+    note: str = ""
+    """In what it lies far outside the training images; empty if it does not."""
 
     @property
     def duplicates(self) -> int:
@@ -203,6 +206,8 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
         audit.train = _as_training_counts(config, train.usable)
         for size in sorted({*BLOCK_SIZES, *([block_size] if block_size else [])}):
             audit.blocks[size] = block_histogram(audit.train, size)
+        for found in audit.splits:
+            audit.warnings += _far_outside(config, found, audit.train.seen())
     return audit
 
 
@@ -355,6 +360,18 @@ def _orientation_warnings(config: DatasetConfig, split: AuditedSplit) -> Iterato
         setting = f"dataset.exif_orientation={str(config.exif_orientation).lower()}"
         images = _many(len(names), "image")
         yield f"{split.name}: {images} with an EXIF orientation, {done} ({setting}): {first_names(names)}"
+
+
+def _far_outside(config: DatasetConfig, split: AuditedSplit, seen: SeenImages) -> Iterator[str]:
+    """Note in what images of a split lie far outside the training images, and yield one line about all of them."""
+    for image in split.usable:
+        stored = prepared = (image.width, image.height)
+        if isinstance(config, FolderDatasetConfig):
+            prepared = ResizeRule.from_config(config).size(*stored)
+        image.note = seen.note(stored=stored, prepared=prepared, heads=len(image.points))
+    far = [f"{image.name} ({image.note.removeprefix(FAR_OUTSIDE + ': ')})" for image in split.usable if image.note]
+    if far:
+        yield f"{split.name}: {_many(len(far), 'image')} {FAR_OUTSIDE}: {first_names(far)}"
 
 
 def _copies(splits: Sequence[AuditedSplit]) -> list[list[tuple[str, str]]]:

@@ -13,7 +13,7 @@ from headcount.config import Outside
 from headcount.data.augment import TrainAugment
 from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
-from headcount.types import Sample
+from headcount.types import Sample, SeenImages
 from headcount.wording import first_names
 
 Key = int | tuple[int, int]
@@ -66,6 +66,8 @@ class CrowdDataset(Dataset[Sample]):
         """(width, height) of each prepared image, pixels."""
         self.sources = list(sources)
         """File of each image as distributed; empty if the images are not files."""
+        self.source_sizes = list(source_sizes)
+        """(width, height) of each image before resizing, pixels."""
         self.one_head_per_pixel = one_head_per_pixel
         """Whether training counts the heads of one pixel once in block counts."""
         self.doubts = doubtful_positions(names, annotated, source_sizes)
@@ -106,6 +108,20 @@ class CrowdDataset(Dataset[Sample]):
     def _training_heads(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
         return heads if self._outside_rule is Outside.clamp else heads[self._inside[index]]
+
+    def seen(self) -> SeenImages:
+        """Return the limits of the sizes and counts of these images."""
+        return SeenImages.from_images(self.source_sizes, self.sizes, [len(heads) for heads in self._heads])
+
+    def note(self, index: int, seen: SeenImages, *, predicted: float = 0) -> str:
+        """Say in what an image lies far outside the images of a training; empty if it does not.
+
+        Args:
+            seen: limits of the training images.
+            predicted: heads that were counted in it.
+        """
+        heads = max(predicted, self.count(index))
+        return seen.note(stored=self.source_sizes[index], prepared=self.sizes[index], heads=heads)
 
     @property
     def heads_outside(self) -> int:

@@ -17,7 +17,6 @@ from headcount.data.listing import (
     Listed,
     LoadHeads,
     describe_folder,
-    file_identity,
     find_folder,
     find_folders,
     find_images,
@@ -34,6 +33,7 @@ from headcount.data.listing import (
 )
 from headcount.data.textfile import load_json, read_text
 from headcount.errors import DataError
+from headcount.files import FileIdentity, file_identity
 from headcount.wording import first_names
 
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
@@ -270,7 +270,7 @@ def _annotations_in_files(
 ) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file per image; see :func:`_find_annotations`."""
     files, tables = _files_by_image(config, folders, known=known)
-    owners: dict[tuple[int, int] | None, list[str]] = {}
+    owners: dict[FileIdentity, list[str]] = {}
     for name in files.keys() & known:
         for path in files[name]:
             owners.setdefault(file_identity(path), []).append(name)

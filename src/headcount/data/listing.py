@@ -187,15 +187,6 @@ def find_images_below(folder: Path) -> list[Path]:
     return found
 
 
-def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return what all paths and links of a file have in common; None if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def find_files(folder: Path | None, ending: str) -> dict[str, Path]:
     """Find files with an ending (lower case, such as ``.mat``), by :func:`image_name`; empty if ``folder`` is None.
 

@@ -9,8 +9,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
+from headcount.config import (
+    ConfigError,
+    CustomConfig,
+    DatasetChoice,
+    DatasetConfig,
+    FolderDatasetConfig,
+    TrainedDatasetConfig,
+)
 from headcount.data.catalogue import DATASETS, FileSet
 from headcount.data.custom import custom_folder
 from headcount.data.kinds import DataErrorKind
@@ -21,6 +29,8 @@ DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
 """Environment variable with the folder of all datasets."""
 # Settings that say which custom dataset is meant.
 _OWN_FOLDERS = ("root", "train", "val", "test")
+# Settings of a custom dataset that name files or folders, which may lie below its root.
+_OWN_FILES = ("train", "val", "test", "points", "split_file")
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ def default_data_root() -> str | None:
 def locate(
     trained: DatasetConfig,
     *,
-    typed: DatasetConfig | None = None,
+    typed: DatasetChoice | None = None,
     overrides: Sequence[str] | None = None,
     data_root: str | None = None,
     trained_root: str | None = None,
@@ -52,7 +62,8 @@ def locate(
 
     Args:
         trained: the dataset in the checkpoint.
-        typed: the dataset that the user typed; None is the one the counter was trained on.
+        typed: the dataset that the user typed; None is the one the counter was trained on, and so is a
+            ``TrainedDatasetConfig``, which may say where its files are now.
         overrides: the user's settings, such as ``dataset.max_side=1024``. If given and ``typed`` is the dataset of the
             training, it is read by the settings of the checkpoint except for these. None reads ``typed`` as it is.
         data_root: folder of all datasets that the user typed. Without ``typed``, a custom dataset is looked for there.
@@ -62,43 +73,21 @@ def locate(
         New values; no argument is changed.
 
     Raises:
+        ConfigError: if a place is typed that the dataset of the training does not have.
         DataError: if the folder of the training no longer exists and there is no other place to look.
     """
-    if typed is None:
-        located = LocatedDataset(_moved(trained, data_root), _data_root(data_root, trained_root, own=True), own=True)
+    if typed is None or isinstance(typed, TrainedDatasetConfig):
+        config = _placed(_moved(trained, data_root), typed or TrainedDatasetConfig())
+        located = LocatedDataset(config, _data_root(data_root, trained_root, own=True), own=True)
         _check_still_known(trained, located)
         return located
+    assert isinstance(typed, DatasetConfig)
     if overrides is not None and _is_own(trained, typed, overrides):
-        keys = _dataset_keys(overrides)
+        keys = [key for key in _dataset_keys(overrides) if hasattr(typed, key)]
         config = trained if isinstance(trained, CustomConfig) else _moved(trained, data_root)
         config = dataclasses.replace(config, **{key: getattr(typed, key) for key in keys})
         return LocatedDataset(config, _data_root(data_root, trained_root, own=True), own=True)
     return LocatedDataset(dataclasses.replace(typed), _data_root(data_root, trained_root, own=False), own=False)
-
-
-def relocation_settings(trained: DatasetConfig, root: str) -> dict[str, str | int | None]:
-    """Return the settings of eval.py that count the dataset of a training in another folder.
-
-    Args:
-        trained: the dataset in the checkpoint.
-        root: where its folder is now.
-
-    Returns:
-        Values by setting, such as ``dataset.max_side``; None is written ``null``. Empty for a dataset without files.
-    """
-    if isinstance(trained, CustomConfig):
-        return {"data_root": root}
-    if not isinstance(trained, FolderDatasetConfig):
-        return {}
-    return {
-        "dataset": trained.name,
-        "dataset.root": root,
-        "dataset.cache_dir": trained.cache_dir,
-        "dataset.min_side": trained.min_side,
-        "dataset.max_side": trained.max_side,
-        "dataset.side_multiple": trained.side_multiple,
-        **({"dataset.exif_orientation": True} if trained.exif_orientation else {}),
-    }
 
 
 def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> Path:
@@ -155,11 +144,42 @@ def _moved(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
     """Return a copy without a folder that no longer applies: ``data_root`` is typed now, or the folder is gone."""
     if isinstance(trained, CustomConfig):
         # A custom dataset is not in a folder of datasets, so a typed data root is the folder of its images.
-        return dataclasses.replace(trained, root=data_root or trained.root)
+        return _in_other_root(trained, data_root) if data_root else dataclasses.replace(trained)
     if not isinstance(trained, FolderDatasetConfig) or trained.root is None:
         return dataclasses.replace(trained)
     keep = not data_root and Path(trained.root).expanduser().is_dir()
     return dataclasses.replace(trained, root=trained.root if keep else None)
+
+
+def _placed(trained: DatasetConfig, typed: TrainedDatasetConfig) -> DatasetConfig:
+    """Return a copy with the places that were typed.
+
+    Raises:
+        ConfigError: if the dataset has no such setting.
+    """
+    places = {key: value for key, value in vars(typed).items() if value is not None}
+    if not isinstance(trained, FolderDatasetConfig):  # without files, nothing can be cached
+        places = {key: value for key, value in places.items() if key not in ("cache_dir", "cache")}
+    for key, value in places.items():
+        if not hasattr(trained, key):
+            raise ConfigError(
+                f"dataset.{key}={value}: the counter was trained on {trained.name}, which has no {key}; leave it out, "
+                "or name another dataset with dataset=NAME"
+            )
+    if isinstance(trained, CustomConfig) and typed.root:
+        trained = _in_other_root(trained, typed.root)
+    return dataclasses.replace(trained, **places)
+
+
+def _in_other_root(trained: CustomConfig, root: str) -> CustomConfig:
+    """Return a copy with another root; the files and folders that lay below the old root are moved with it."""
+    below: dict[str, Any] = {}
+    for key in _OWN_FILES:
+        path = getattr(trained, key)
+        if path and trained.root and Path(path).is_relative_to(trained.root):
+            moved = Path(root, Path(path).relative_to(trained.root))
+            below |= {key: str(moved)} if moved.expanduser().exists() else {}
+    return dataclasses.replace(trained, root=root, **below)
 
 
 def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
@@ -168,7 +188,7 @@ def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
     if before and not now and not located.data_root:
         raise DataError(
             f"{before}, the folder of the images in training, no longer exists; type data_root=FOLDER, the folder "
-            f"of all datasets, or dataset={trained.name} dataset.root=FOLDER",
+            "of all datasets, or dataset.root=FOLDER",
             kind=DataErrorKind.missing,
             file=Path(before),
         )

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import file_identity, image_name
+from headcount.data.listing import image_name
 from headcount.errors import DataError
+from headcount.files import FileIdentity, file_identity
 from headcount.wording import first_names
 
 _MAX_SHARE = 1.1
@@ -97,16 +98,14 @@ def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
     """Find files that several splits have in common, by whatever path, symbolic or hard link.
 
     Args:
-        files: image files by split; missing ones are ignored.
+        files: image files by split.
 
     Returns:
         The places of each such file, such as ``train/a = val/b``.
     """
-    places: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    places: dict[FileIdentity, list[tuple[str, str]]] = {}
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
-        file = file_identity(path)
-        if file is not None:  # A missing one is reported when it is read.
-            places.setdefault(file, []).append((split, image_name(path)))
+        places.setdefault(file_identity(path), []).append((split, image_name(path)))
     return [
         " = ".join(f"{split}/{name}" for split, name in group)
         for group in places.values()

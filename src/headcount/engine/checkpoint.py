@@ -35,7 +35,7 @@ from headcount.files import atomic_write
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
-from headcount.types import BlockGrid
+from headcount.types import BlockGrid, SeenImages
 
 FORMAT = "headcount checkpoint"
 FORMAT_VERSION = 2
@@ -189,6 +189,8 @@ class LoadedCheckpoint:
     bins: CountBins | None
     """None for a counter without bins."""
     content: dict[str, Any]
+    seen: SeenImages
+    """Limits of the images it was trained on."""
 
     def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
         """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
@@ -207,13 +209,14 @@ def load(path: str | Path) -> LoadedCheckpoint:
     """Rebuild the counter of a checkpoint, in evaluation mode on the CPU, from this file alone.
 
     Raises:
-        CheckpointError: as :func:`read`, or if the weights do not fit the network.
+        CheckpointError: as :func:`read`, or if the weights do not fit the network or are not finite.
     """
     content = read(path)
     config = recorded_config(content, path)
     grid = BlockGrid(config.bins.block_size)
     try:
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
+        seen = SeenImages.from_plain(content.get("seen"), crop_size=config.augment.crop_size)
         if (bins is not None) != config.bins.has_bins or (bins is not None and bins.grid != grid):
             raise ValueError("its bins are not those of its settings")
         with torch.device("meta"):  # allocates nothing
@@ -225,7 +228,8 @@ def load(path: str | Path) -> LoadedCheckpoint:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
     counter.load_state_dict(content["model"])
-    return LoadedCheckpoint(counter.eval(), config, bins, content)
+    check_finite(counter, path)
+    return LoadedCheckpoint(counter.eval(), config, bins, content, seen)
 
 
 def _refuse_other_shapes(weights: Mapping[str, Tensor], network: Mapping[str, Tensor], path: str | Path) -> None:
@@ -251,3 +255,19 @@ def _refuse_other_shapes(weights: Mapping[str, Tensor], network: Mapping[str, Te
         raise CheckpointError(
             f"ckpt={path}: the weights do not fit the network it describes: {'; '.join(problems[:3])}{more}"
         )
+
+
+def check_finite(counter: Counter, path: str | Path) -> None:
+    """Check that no weight of a checkpoint is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the first tensor that holds such values, and how many it holds.
+    """
+    for name, tensor in counter.state_dict().items():
+        finite = tensor.isfinite()
+        if not finite.all():
+            raise CheckpointError(
+                f"ckpt={path}: the weights are not finite: {int((~finite).sum())} of {tensor.numel()} values of {name} "
+                "are NaN or infinite, first of all tensors; the training diverged, or the file was changed: choose "
+                "another checkpoint"
+            )

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,17 +15,22 @@ from headcount.config import (
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
+    Precision,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
+    counting_mode,
 )
+from headcount.data.catalogue import source_split
 from headcount.data.crowd import CrowdDataset
+from headcount.data.listing import SPLITS
 from headcount.data.loading import evaluation_samples
-from headcount.data.locate import locate
+from headcount.data.locate import LocatedDataset, locate
 from headcount.data.open import open_split
 from headcount.engine import checkpoint
 from headcount.engine.evaluators import BinReliability, Evaluator, Game, empty_blocks
 from headcount.engine.runtime import Runtime
+from headcount.errors import CheckpointError
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
@@ -69,16 +76,19 @@ def evaluate(
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
-            for evaluator in evaluators:
+            # A count that is not finite is reported once all processes are here; evaluators cannot use it.
+            for evaluator in evaluators if math.isfinite(counted.count) else ():
                 image.numbers |= evaluator(sample, counted)
             mine.append(image)
             progress.update(runtime.world)
     counter.train(was_training)
     images = sorted(runtime.gather(mine), key=lambda image: image.index)
+    wrong = [f"{image.name} ({image.predicted})" for image in images if not math.isfinite(image.predicted)]
+    if wrong:
+        raise FloatingPointError(
+            f"the predicted counts are not finite on {len(wrong)} of {len(images)} images: {first_names(wrong)}"
+        )
     errors = CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
-    if not math.isfinite(errors.mae):
-        wrong = [image.name for image in images if not math.isfinite(image.predicted)]
-        raise FloatingPointError(f"the predicted counts are not finite on {first_names(wrong)}")
     return Evaluation(errors=errors, images=images)
 
 
@@ -94,8 +104,14 @@ class CheckpointEvaluation:
     """Probabilities against observed fractions of the blocks; None for a counter without bins of integers."""
 
 
-def evaluate_checkpoint(config: EvalCommandConfig) -> CheckpointEvaluation | None:
+def evaluate_checkpoint(
+    config: EvalCommandConfig, *, defaults: DatasetConfig | None = None
+) -> CheckpointEvaluation | None:
     """Evaluate a checkpoint on a split of the dataset it was trained on, or of another.
+
+    Args:
+        defaults: the default settings of ``config.dataset``; the folder of the report is named after those that
+            differ. Not needed for the dataset that the counter was trained on.
 
     Returns:
         None on all ranks but the first.
@@ -107,31 +123,59 @@ def evaluate_checkpoint(config: EvalCommandConfig) -> CheckpointEvaluation | Non
     loaded = checkpoint.load(config.ckpt)
     trained = loaded.config
     mode = loaded.counting_mode(config.eval)
-    folder = _report_folder(config, (config.dataset or trained.dataset).name)
+    located = locate_evaluated(config, trained)
+    settings = _other_settings(config, loaded, located.config, mode, defaults=defaults)
+    folder = _report_folder(config, located.config.name, settings)
     if config.output_dir and runtime.is_main:  # before the work, if it is given
         make_folder(folder, "output_dir")
     with runtime.main_first():
-        dataset = open_evaluated(config, trained)
+        dataset = _open_located(config, located)
     if runtime.is_main:
         make_folder(folder, "output_dir")
     counter = runtime.place(loaded.counter)
     # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
     reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]
-    evaluation = evaluate(
-        runtime,
-        counter,
-        dataset,
-        mode,
-        workers=config.runtime.workers,
-        evaluators=evaluators,
-        probabilities=reliability is not None,
-    )
+    try:
+        evaluation = evaluate(
+            runtime,
+            counter,
+            dataset,
+            mode,
+            workers=config.runtime.workers,
+            evaluators=evaluators,
+            probabilities=reliability is not None,
+        )
+    except FloatingPointError as error:
+        raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
+    for image in evaluation.images:
+        image.note = dataset.note(image.index, loaded.seen, predicted=image.predicted)
     merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None
-    facts = _facts(config, loaded, images=len(dataset), mode=mode)
+    facts = _facts(config, loaded, located, images=len(dataset), mode=mode, settings=settings)
     return CheckpointEvaluation(evaluation, dataset, folder, facts, merged)
+
+
+def locate_evaluated(
+    config: EvalCommandConfig, trained: TrainConfig, *, overrides: Sequence[str] | None = None
+) -> LocatedDataset:
+    """The dataset that ``config`` names, and where its files are now.
+
+    Args:
+        overrides: the settings as typed. If given and the dataset is the one of the training, it is read by the
+            settings of the checkpoint except for these (:func:`headcount.data.locate.locate`).
+
+    Raises:
+        ConfigError, DataError: if there is no place to look for it.
+    """
+    return locate(
+        trained.dataset,
+        typed=config.dataset,
+        overrides=overrides,
+        data_root=config.data_root,
+        trained_root=trained.data_root,
+    )
 
 
 def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdDataset:
@@ -140,35 +184,91 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     Raises:
         ConfigError, DataError: if it does not exist or is unusable.
     """
-    located = locate(trained.dataset, typed=config.dataset, data_root=config.data_root, trained_root=trained.data_root)
+    return _open_located(config, locate_evaluated(config, trained))
+
+
+def _open_located(config: EvalCommandConfig, located: LocatedDataset) -> CrowdDataset:
     limited = dataclasses.replace(located.config, max_train_images=config.max_images, max_eval_images=config.max_images)
     return open_split(limited, config.split, data_root=located.data_root)
 
 
-def _report_folder(config: EvalCommandConfig, dataset: str) -> Path:
-    """Where the report goes: the typed folder, or one beside the checkpoint named after dataset and split."""
+def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[str, Any]) -> Path:
+    """Where the report goes: the typed folder, or one beside the checkpoint named by all that makes the results."""
     if config.output_dir:
         return Path(config.output_dir).expanduser()
     path = Path(config.ckpt).expanduser()
-    # The evaluation of the best weights is not overwritten by that of the last ones.
-    last = "_last" if path.name == checkpoint.LAST else ""
-    return evaluation_folder(path.parent, dataset, f"{config.split}{last}")
+    return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
+
+
+def _other_settings(
+    config: EvalCommandConfig,
+    loaded: checkpoint.LoadedCheckpoint,
+    evaluated: DatasetConfig,
+    mode: WholeImageConfig | SlidingWindowConfig,
+    *,
+    defaults: DatasetConfig | None,
+) -> dict[str, Any]:
+    """The settings, by name, in which an evaluation differs from the plain one.
+
+    The plain one counts all images as in training; of the training's dataset by the settings in the checkpoint, of
+    another one by its default settings.
+    """
+    trained = loaded.config
+    same = type(evaluated) is type(trained.dataset) and evaluated.name == trained.dataset.name
+    usual_dataset = trained.dataset if same else defaults or type(evaluated)(name=evaluated.name)
+    plain = _identity(usual_dataset, config.split)
+    identity = _identity(evaluated, config.split)
+    found = {f"dataset.{key}": value for key, value in identity.items() if value != plain.get(key)}
+    usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
+    if _mode_name(mode) != _mode_name(usual):
+        found["eval"] = _mode_name(mode)
+    if config.max_images is not None:
+        found["max_images"] = config.max_images
+    if config.runtime.precision is not Precision.float32:
+        found["runtime.precision"] = config.runtime.precision.name
+    return found
+
+
+def _mode_name(mode: WholeImageConfig | SlidingWindowConfig) -> str:
+    """What changes the counts, in one word."""
+    if isinstance(mode, WholeImageConfig):
+        return "whole_image"
+    return f"windows_{mode.window}_{mode.stride}_{mode.border.name}"
+
+
+def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
+    """The settings that determine which images of a split are counted, and at which size.
+
+    Published datasets are the same in every folder; custom datasets are distinguished by their folders and files.
+    """
+    ignored = {*("cache_dir", "cache", "outside", "one_head_per_pixel", "max_train_images", "max_eval_images")}
+    paths = {"root", "train", "val", "test", "points", "split_file"} if isinstance(dataset, CustomConfig) else set()
+    ignored |= set() if paths else {"root"}
+    ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
+    plain: dict[str, Any] = {}
+    for key, value in vars(dataset).items():
+        if key in paths and value is not None:
+            plain[key] = os.path.abspath(os.path.expanduser(value))
+        elif key not in ignored:
+            plain[key] = value.name if isinstance(value, Enum) else value
+    return plain
 
 
 def _facts(
     config: EvalCommandConfig,
     loaded: checkpoint.LoadedCheckpoint,
+    located: LocatedDataset,
     *,
     images: int,
     mode: WholeImageConfig | SlidingWindowConfig,
+    settings: dict[str, Any],
 ) -> EvaluationFacts:
-    trained, content = loaded.config, loaded.content
-    evaluated = config.dataset or trained.dataset
+    trained, content, evaluated = loaded.config, loaded.content, located.config
     return EvaluationFacts(
         checkpoint=str(config.ckpt),
         dataset=evaluated.name,
         split=config.split,
-        trained_on=_trained_on(trained.dataset, evaluated),
+        trained_on=trained.dataset.name if located.own else _trained_on(trained.dataset, evaluated),
         images=images,
         mode=_describe(mode),
         epoch=content["epoch"],
@@ -178,6 +278,7 @@ def _facts(
         commit=content["commit"],
         block_size=trained.bins.block_size,
         pictures=config.eval.pictures,
+        settings=settings,
     )
 
 

@@ -1,10 +1,13 @@
 """Count the people in pictures with a trained counter, in three lines of Python."""
 
 import dataclasses
+import io
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +30,8 @@ from headcount.data.prepare import ResizeRule
 from headcount.engine import checkpoint
 from headcount.errors import DataError
 from headcount.models.counter import Counter
-from headcount.types import Counted
+from headcount.types import Counted, SeenImages
+from headcount.wording import url_hint
 
 # Counting a larger image as a whole would take several GB.
 _MAX_WHOLE_PIXELS = 8_000_000
@@ -36,10 +40,15 @@ _WINDOW = 1024
 _MAX_ENLARGED_PIXELS = 100_000_000
 _DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
-Photo = str | Path | Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:
+    FilePath = str | os.PathLike[str]
+    Photo = FilePath | IO[bytes] | Image.Image | np.ndarray | Tensor
+    Device = str | torch.device
+else:  # anything may be passed; what is not taken is refused with an error of our own
+    FilePath = Photo = Device = Any
 
 
-@dataclass
+@dataclass(repr=False)
 class PhotoCount:
     """The people in one picture."""
 
@@ -60,10 +69,19 @@ class PhotoCount:
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
     note: str = ""
-    """What is odd about the picture, so that its count may be wrong; otherwise empty."""
+    """What is odd about the picture, so that its count may be wrong; empty if nothing is."""
+
+    def __repr__(self) -> str:
+        width, height = self.photo_size
+        blocks = "no blocks"
+        if self.block_counts is not None:
+            rows, cols = self.block_counts.shape
+            blocks = f"{rows} x {cols} blocks of {self.block_size} px"
+        note = f", {self.note}" if self.note else ""
+        return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks}{note})"
 
 
-@dataclass
+@dataclass(repr=False)
 class PhotoCounter:
     """A counter and the settings it was trained with; build with ``load``."""
 
@@ -75,6 +93,16 @@ class PhotoCounter:
     mode: WholeImageConfig | SlidingWindowConfig | None = None
     """Windows or whole images. None counts as the counter was evaluated in training, except that a picture of more
     than 8 million pixels, or one that does not fit into memory, is counted in windows of about 1024 px."""
+    seen: SeenImages | None = None
+    """Limits of the training images; None knows only the side of a training crop."""
+
+    def __repr__(self) -> str:
+        config, grid = self.config, self.network.grid
+        bins = "without bins" if self.bins is None else f"{len(self.bins)} bins"
+        return (
+            f"PhotoCounter({config.model.name}, {bins}, blocks of {grid.block_size} px, trained on "
+            f"{config.dataset.name}, on {self.network.mean.device})"
+        )
 
     def predict(self, photo: Photo) -> PhotoCount:
         """Count the people in a picture of any size.
@@ -84,12 +112,13 @@ class PhotoCounter:
         picture; multiply by ``photo_size`` over that picture's size for pixels of the photo.
 
         Args:
-            photo: a file or a Pillow image (both are turned upright by their EXIF orientation), or bytes: a NumPy
-                array (height, width, 3) or a tensor (3, height, width), RGB, or (height, width), gray.
+            photo: a path, a file opened with ``"rb"``, an ``io.BytesIO`` or a Pillow image (all are turned upright by
+                their EXIF orientation), or bytes: a NumPy array (height, width, 3) or a tensor (3, height, width),
+                RGB, or (height, width), gray. OpenCV's arrays are BGR: pass ``array[..., ::-1]``.
 
         Raises:
-            ValueError: if an array does not have that shape and type.
-            DataError: if the file is missing or not a picture, or the picture is too narrow to be enlarged.
+            DataError: if the file is missing or not a picture, the picture is too narrow to be enlarged, or an array
+                does not have that shape and type.
             MemoryError: if the picture does not fit into memory.
             FloatingPointError: if the count is not finite.
         """
@@ -99,7 +128,14 @@ class PhotoCounter:
         image = self._resized(image)
         counted = self._count_image(image)
         if not math.isfinite(counted.count):
-            raise FloatingPointError(f"the predicted count is {counted.count}; the counter's weights are unusable")
+            what = f"{os.fsdecode(photo)}: " if isinstance(photo, str | os.PathLike) else ""
+            raise FloatingPointError(
+                f"{what}the predicted count is {counted.count}; the counter's weights are unusable, choose another "
+                "checkpoint"
+            )
+        seen = self.seen or SeenImages.from_plain(None, crop_size=self.config.augment.crop_size)
+        prepared = (image.shape[2], image.shape[1])
+        far = seen.note(stored=photo_size, prepared=prepared, heads=counted.count)
         return PhotoCount(
             count=counted.count,
             block_counts=counted.blocks,
@@ -109,7 +145,7 @@ class PhotoCounter:
             photo_size=photo_size,
             mode=counted.mode,
             reason=counted.reason,
-            note=_DARK if picture.dark else "",
+            note="; ".join(filter(None, [_DARK if picture.dark else "", far])),
         )
 
     def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
@@ -159,16 +195,19 @@ class PhotoCounter:
         return SlidingWindowConfig(window=window, stride=stride, window_batch=1)
 
 
-def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
+def load(path: FilePath, *, device: Device = "cpu") -> PhotoCounter:
     """The counter of a checkpoint; no other file is needed.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
+        device: a ``torch.device``, or ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
 
     Raises:
         CheckpointError: if the file is missing, truncated or not a checkpoint of headcount.
-        ConfigError: if the device does not exist.
+        ConfigError: if the device does not exist, or ``path`` is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"load takes the path of a checkpoint, not {type(path)}; save what it holds to a file")
+    device = str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
@@ -178,34 +217,85 @@ def load(path: str | Path, *, device: str = "cpu") -> PhotoCounter:
         raise ConfigError(f"device={device}: PyTorch finds no GPU; use cpu or auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
-    loaded = checkpoint.load(path)
-    return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins)
+    loaded = checkpoint.load(os.fsdecode(path))
+    return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins, seen=loaded.seen)
 
 
 def _as_picture(photo: Photo) -> Picture:
     """A picture of any kind as RGB bytes, upright."""
-    if isinstance(photo, str | Path):
-        return read_picture(Path(os.path.expanduser(photo)), upright=True)
-    if isinstance(photo, Image.Image):
-        return upright_picture(photo)
-    return Picture(_as_image(photo), "RGB", orientation=1, dark=False)
-
-
-def _as_image(photo: np.ndarray | Tensor) -> UInt8[Tensor, "3 height width"]:
-    """Bytes of gray or RGB as RGB bytes, channels first."""
-    gray_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[0 if isinstance(photo, Tensor) else 2] == 3)
-    if not gray_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
-        kind, shape = (
-            ("a tensor", "(3, height, width)") if isinstance(photo, Tensor) else ("an array", "(height, width, 3)")
+    if isinstance(photo, np.ndarray | Tensor):
+        return Picture(_from_array(photo), "RGB", orientation=1, dark=False)
+    if isinstance(photo, str | os.PathLike):
+        return read_picture(_path(photo), upright=True)
+    if isinstance(photo, io.TextIOBase):
+        raise _no_picture(f"{photo!r} was opened as text; open it with mode 'rb'")
+    if not isinstance(photo, Image.Image) and not hasattr(photo, "read"):
+        raise _no_picture(
+            f"a picture is a path, a file opened with 'rb', a Pillow image, an array or a tensor, not {type(photo)}"
+            + _KIND_HINTS.get(type(photo), "")
         )
-        floats = photo.is_floating_point() if isinstance(photo, Tensor) else photo.dtype.kind == "f"
-        hint = "; to convert values of 0 to 1 to bytes, multiply by 255 and round" if floats else ""
-        raise ValueError(
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of large images and damaged EXIF, as for a path
+            opened = photo if isinstance(photo, Image.Image) else Image.open(photo)
+            return upright_picture(opened)
+    except MemoryError as error:
+        raise MemoryError(f"{photo!r} does not fit into memory") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types of errors
+        raise _no_picture(f"{photo!r} cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+_KIND_HINTS: dict[type, str] = {
+    list: "; count the pictures of a list one by one, or convert its numbers with numpy.array(..., dtype=numpy.uint8)",
+    tuple: "; count the pictures one by one",
+    bytes: "; wrap the content of a file in io.BytesIO",
+    bytearray: "; wrap the content of a file in io.BytesIO",
+}
+
+
+def _path(path: FilePath) -> Path:
+    """A path that was typed.
+
+    Raises:
+        DataError: if it is a URL.
+    """
+    found = Path(os.path.expanduser(os.fsdecode(path)))
+    hint = url_hint(os.fsdecode(path))
+    if hint and not found.exists():
+        raise _no_picture(f"{os.fsdecode(path)}: no such file{hint}")
+    return found
+
+
+def _no_picture(message: str) -> DataError:
+    return DataError(message, kind=DataErrorKind.image)
+
+
+def _from_array(photo: np.ndarray | Tensor) -> UInt8[Tensor, "3 height width"]:
+    """An array or tensor of bytes as RGB bytes.
+
+    Raises:
+        DataError: if it has another shape or type.
+    """
+    tensor = isinstance(photo, Tensor)
+    channels, wrong = (0, 2) if tensor else (2, 0)
+    gray_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[channels] == 3)
+    if isinstance(photo, Tensor) and photo.layout != torch.strided:
+        raise _no_picture(f"a picture as a tensor must be dense, not {photo.layout}; call to_dense()")
+    if not gray_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
+        kind, shape = ("a tensor", "(3, height, width)") if tensor else ("an array", "(height, width, 3)")
+        hint = ""
+        if photo.ndim == 4:
+            hint = "; count the pictures of a batch one by one"
+        elif photo.ndim == 3 and not gray_or_rgb and photo.shape[wrong] == 3:
+            order = "permute(2, 0, 1)" if tensor else "transpose(1, 2, 0)"
+            hint = f"; to move the channels, call {order}"
+        if photo.is_floating_point() if isinstance(photo, Tensor) else photo.dtype.kind == "f":
+            hint += "; to convert values of 0 to 1 to bytes, multiply by 255 and round"
+        raise _no_picture(
             f"a picture as {kind} is {shape} bytes, not {tuple(photo.shape)} {photo.dtype}; "
             f"(height, width) bytes are gray{hint}"
         )
     if 0 in photo.shape:
-        raise ValueError(f"a picture must not be empty; its shape is {tuple(photo.shape)}")
+        raise _no_picture(f"a picture must not be empty; its shape is {tuple(photo.shape)}")
     if isinstance(photo, Tensor):
         photo = photo.cpu()
         return photo if photo.ndim == 3 else photo.expand(3, -1, -1).contiguous()

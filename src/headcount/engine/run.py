@@ -138,6 +138,7 @@ class RunFolder:
             "epoch": job.epoch,
             "best": None if job.best is None else dataclasses.asdict(job.best),
             "selection": {"split": job.data.selection_split, "dataset": job.config.dataset.name, "metric": "mae"},
+            "seen": job.data.train.seen().to_plain(),
         }
 
     def draw(self, pictures: dict[str, np.ndarray], epoch: int) -> None:

@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from headcount.config import EvalCommandConfig, FolderDatasetConfig
 from headcount.data.loading import evaluation_samples
-from headcount.data.locate import locate
 from headcount.data.open import open_images
 from headcount.engine import checkpoint
+from headcount.engine.evaluate import locate_evaluated
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
@@ -46,13 +46,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
     runtime = Runtime(config.runtime)
     loaded = checkpoint.load(config.ckpt)
     trained = loaded.config
-    located = locate(
-        trained.dataset,
-        typed=config.dataset,
-        overrides=overrides,
-        data_root=config.data_root,
-        trained_root=trained.data_root,
-    )
+    located = locate_evaluated(config, trained, overrides=overrides)
     assert isinstance(located.config, FolderDatasetConfig)
     counter = runtime.place(loaded.counter)
     mode = loaded.counting_mode(config.eval)

@@ -123,7 +123,7 @@ def _image_numbers(image: AuditedImage, *, annotated: bool) -> dict[str, Any]:
         numbers["exif_orientation"] = image.orientation
     if annotated:
         numbers |= {"heads": len(image.points), "duplicates": image.duplicates, "outside": image.outside}
-    return numbers
+    return numbers | ({"note": image.note} if image.note else {})
 
 
 def _bin_numbers(audit: Audit, config: BlocksConfig, bins: CountBins | None) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """Write an evaluation: metrics.json, counts.csv and pictures, and a summary on the terminal."""
 
 import dataclasses
+import json
 import math
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
-from headcount.types import Evaluation
-from headcount.wording import printable
+from headcount.types import FAR_OUTSIDE, Evaluation
+from headcount.wording import first_names, printable
 
 METRICS_FILE = "metrics.json"
+# What makes two evaluations in one folder different ones.
+_IDENTITY = ("checkpoint", "dataset", "split", "images", "mode", "epoch", "commit", "seed")
 WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE = "worst.png", "scatter.png", "levels.png", "reliability.png"
 
 
@@ -42,16 +46,18 @@ def write_evaluation(
         OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    replaced = _describe_replaced(folder / METRICS_FILE, facts)
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
     del plain["errors"]
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
-    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured]]
+    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured, "width", "height", "note"]]
     for image in evaluation.images:
         decimals = [image.predicted, image.predicted - image.true, *(image.numbers[name] for name in measured)]
-        rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals)])
+        size = dataset.source_sizes[image.index]
+        rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals), *size, image.note])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability)
     lines = [
@@ -59,20 +65,40 @@ def write_evaluation(
         f"selected on '{facts.selected_on}'), {facts.mode}",
         *summary(metrics).splitlines(),
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
-        *(f"  {line}" for line in (*_caveats(facts), *dataset.describe_left_out())),
     ]
+    far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
+    notes = [f"{len(far)} images are {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
+    lines += [f"  {line}" for line in (*replaced, *_caveats(facts), *notes, *dataset.describe_left_out())]
     print("\n".join(map(printable, lines)))
 
 
 def _caveats(facts: EvaluationFacts) -> list[str]:
-    """Reasons why the errors may not be those on unseen images of the training dataset."""
+    """Reasons why the errors may not be those on all unseen images of the training dataset."""
+    lines = []
+    if "max_images" in facts.settings:
+        lines.append(f"These are the first {facts.images} images only, not the whole split.")
+    if "runtime.precision" in facts.settings:
+        lines.append(f"runtime.precision={facts.settings['runtime.precision']}: evaluation always uses float32.")
     if facts.dataset != facts.trained_on:
-        return [f"The counter was trained on {facts.trained_on}, not on {facts.dataset}."]
-    if facts.split == "train":
-        return ["The counter was trained on these images: the error on unseen images is larger."]
-    if facts.selected_on == facts.split:
-        return ["This split selected the checkpoint: the error on unseen images is larger."]
-    return []
+        lines.append(f"The counter was trained on {facts.trained_on}, not on {facts.dataset}.")
+    elif facts.split == "train":
+        lines.append("The counter was trained on these images: the error on unseen images is larger.")
+    elif facts.selected_on == facts.split:
+        lines.append("This split selected the checkpoint: the error on unseen images is larger.")
+    return lines
+
+
+def _describe_replaced(file: Path, facts: EvaluationFacts) -> list[str]:
+    """What an evaluation that is about to be replaced was of, if it was of something else; empty without one."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        before["checkpoint"], now = os.path.abspath(before["checkpoint"]), dataclasses.asdict(facts)
+        now["checkpoint"] = os.path.abspath(facts.checkpoint)
+        changed = [key for key in _IDENTITY if before.get(key) != now[key]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    words = ", ".join(f"{key} {before.get(key)}" for key in changed)
+    return [f"Replaced an earlier evaluation in this folder: {words}."] if changed else []
 
 
 def _draw(

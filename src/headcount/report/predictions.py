@@ -9,13 +9,13 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tabulate import tabulate
 
 from headcount.config import ConfigError
-from headcount.files import name_text, write_csv, write_json
+from headcount.files import file_identity, name_text, write_csv, write_json
 from headcount.wording import printable
 
 NOT_YET = "not counted yet"
@@ -56,6 +56,8 @@ class Results:
     pictures: list[PictureResult]
     saved: float = 0.0
     """Time of the last save, seconds of a monotonic clock."""
+    earlier: set[Path] = field(default_factory=set)
+    """Files of an earlier run in the output folder, which are kept until a picture is counted."""
 
     @property
     def json_file(self) -> Path:
@@ -76,17 +78,35 @@ class Results:
         """People in all pictures that were counted."""
         return sum(picture.count for picture in self.pictures if picture.count is not None)
 
+    def begin(self) -> None:
+        """Remove the results of an earlier run, if that has not been done yet."""
+        if self.earlier:
+            for path in self.earlier - {self.json_file, self.csv_file}:  # these list what else there is
+                path.unlink(missing_ok=True)
+            self.earlier = set()
+            self.save()
+
+    def finish(self) -> None:
+        """Save for the last time, and say so if the results of an earlier run are still there."""
+        self.save()
+        if self.earlier:
+            print(f"nothing was counted; {self.output} still holds the results of an earlier run", file=sys.stderr)
+
     def save(self, *, every: float = 0) -> None:
-        """Write both files atomically, unless the last time was less than ``every`` seconds ago."""
-        if every and time.monotonic() - self.saved < every:
+        """Write both files atomically, unless the last time was less than ``every`` seconds ago.
+
+        As long as nothing is counted, results of an earlier run stay instead.
+        """
+        if self.earlier or (every and time.monotonic() - self.saved < every):
             return
         pictures = [asdict(picture) for picture in self.pictures]
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
         write_json(self.json_file, content)
-        rows = [["file", "count", "width", "height", "error"]]
+        rows = [["file", "count", "width", "height", "note", "error"]]
         for picture in self.pictures:
             count = "" if picture.count is None else f"{picture.count:.4f}"
-            rows.append([picture.file, count, str(picture.width or ""), str(picture.height or ""), picture.error])
+            size = [str(picture.width or ""), str(picture.height or "")]
+            rows.append([picture.file, count, *size, picture.note, picture.error])
         write_csv(self.csv_file, rows)
         self.saved = time.monotonic()
 
@@ -110,7 +130,8 @@ class Results:
             colalign=("left", "right", "left", "left"),
         )
         print("\n".join(line.rstrip() for line in table.splitlines()))
-        print(printable(str(self.csv_file)))
+        if not self.earlier:
+            print(printable(str(self.csv_file)))
         failed = [picture for picture in self.pictures if picture.error]
         if failed:
             print(f"failed: {len(failed)} of {len(self.pictures)}", file=sys.stderr)
@@ -159,9 +180,9 @@ def check_output(output: Path, earlier: set[Path], files: list[Path], results: I
     Raises:
         ConfigError: names what would be lost.
     """
-    old = {path.resolve() for path in earlier}
+    old = {file_identity(path) for path in earlier}
     for file in files:
-        if file.resolve() in old:
+        if file_identity(file) in old:
             raise ConfigError(f"{file} is a result of an earlier run in {output}; choose another folder with --output")
     for path in results:
         if os.path.lexists(path) and path not in earlier:

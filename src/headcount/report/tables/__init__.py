@@ -12,6 +12,7 @@ from headcount.report.tables.cells import (
     improvement,
     paired_difference,
     verdict,
+    why_not_evaluated,
 )
 from headcount.report.tables.pages import latex, markdown, table_picture
 from headcount.report.tables.paper import TABLES, PaperRow, PaperTable
@@ -30,4 +31,5 @@ __all__ = [
     "paired_difference",
     "table_picture",
     "verdict",
+    "why_not_evaluated",
 ]

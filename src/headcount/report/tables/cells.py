@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
-from headcount.errors import HeadcountError
+from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import quoted, read_csv
 from headcount.metrics import Interval, bootstrap_interval
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
@@ -322,17 +322,55 @@ def image_errors(run: RunRecord) -> dict[str, float] | None:
         run: a run whose best checkpoint was evaluated by eval.py.
 
     Returns:
-        Absolute error of each image by name, in heads; None if the evaluation is missing, damaged, or of another
-        checkpoint or other images, as its MAE differs from the run's.
+        Absolute error of each image by name, in heads; None if there is none (:func:`why_not_evaluated`).
     """
-    file = evaluation_folder(run.folder, run.config.dataset.name, run.selection) / COUNTS_FILE
+    try:
+        return _read_image_errors(run)
+    except CheckpointError:
+        return None
+
+
+def why_not_evaluated(run: RunRecord) -> str | None:
+    """Say why :func:`image_errors` finds none; None if it does."""
+    try:
+        _read_image_errors(run)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _read_image_errors(run: RunRecord) -> dict[str, float]:
+    """Read the errors of the images that selected a run.
+
+    Raises:
+        CheckpointError: if the evaluation is missing, damaged, of some of the images, or of another checkpoint or
+            other images, as its MAE differs from the run's.
+    """
+    name, limit = run.config.dataset.name, run.config.dataset.max_eval_images
+    settings = {"max_images": limit} if limit else {}
+    # Earlier versions wrote every evaluation of a split into the folder of the plain one.
+    folders = [evaluation_folder(run.folder, name, run.selection, settings=s) for s in (settings, {})]
+    file = next((folder for folder in folders if (folder / COUNTS_FILE).is_file()), folders[0]) / COUNTS_FILE
     try:
         errors = {row["image"]: abs(float(row["error"])) for row in read_csv(file)}
-    except (OSError, csv.Error, KeyError, TypeError, ValueError):
-        return None
+    except FileNotFoundError:
+        typed = [f"ckpt={quoted(run.folder / 'best_mae.pt')}", f"split={run.selection}"]
+        command = shlex.join(["python", "eval.py", *typed, *(f"{key}={value}" for key, value in settings.items())])
+        raise CheckpointError(f"{file} is missing; {command} writes it") from None
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error!r}") from error
     if not errors or run.best is None:
-        return None
-    return errors if math.isclose(statistics.mean(errors.values()), run.best["eval/mae"], rel_tol=1e-3) else None
+        words = f"{file} holds no images" if run.best else f"{run.folder} was never evaluated in training"
+        raise CheckpointError(words)
+    if run.images is not None and len(errors) != run.images[1]:
+        raise CheckpointError(f"{file} holds {len(errors)} of the {run.images[1]} images that selected the checkpoint")
+    mae, expected = statistics.mean(errors.values()), run.best["eval/mae"]
+    if not math.isclose(mae, expected, rel_tol=1e-3):
+        raise CheckpointError(
+            f"{file} has MAE {mae:.2f}, and the best checkpoint {expected:.2f}: it is of another checkpoint, counting "
+            "mode or images"
+        )
+    return errors
 
 
 def _mean_image_errors(cell: TableCell) -> dict[str, float] | None:

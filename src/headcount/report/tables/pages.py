@@ -12,7 +12,15 @@ from tabulate import tabulate
 
 from headcount.report.markdown import pipe_table, plain
 from headcount.report.pictures import save_figure
-from headcount.report.tables.cells import IMPORTANT_SETTINGS, ReproducedTable, TableCell, improvement, verdict
+from headcount.report.tables.cells import (
+    IMPORTANT_SETTINGS,
+    ReproducedTable,
+    TableCell,
+    improvement,
+    paired_difference,
+    verdict,
+    why_not_evaluated,
+)
 from headcount.report.tables.paper import PaperRow
 from headcount.runs import LAST_EVALUATIONS
 
@@ -39,6 +47,10 @@ def markdown(table: ReproducedTable) -> str:
         lines += ["", "## Improvements", "", *pipe_table(improvements)]
     if notes:
         lines += ["", *notes]
+    unevaluated = _not_evaluated(table)
+    if unevaluated:
+        lines += ["", "## Not evaluated", "", "Intervals need the error of every image.", ""]
+        lines += [f"* {reason}" for reason in unevaluated]
     lines += ["", "## Runs", "", *pipe_table(_run_rows(table))]
     missing = table.missing()
     if missing:
@@ -240,6 +252,20 @@ def _improvements(table: ReproducedTable) -> tuple[list[list[str]], list[str]]:
                     ours += _OTHERWISE
             rows.append([f"{row.label} over {row.against}", column, *published, ours, verdict(cell, base)])
     return ([headings, *rows] if rows else []), notes
+
+
+def _not_evaluated(table: ReproducedTable) -> list[str]:
+    """Why differences have no interval: an evaluation that is missing, or images that differ between two rows."""
+    reasons: dict[str, None] = {}
+    for row in table.paper.rows:
+        for column in table.columns:
+            cell, base = table.cells.get((row.label, column)), table.cells.get((row.against or "", column))
+            if cell is None or base is None or not cell.runs or not base.runs or paired_difference(cell, base):
+                continue
+            runs = [run for each in (cell, base) for run in each.runs.values()]
+            found = [reason for run in runs if (reason := why_not_evaluated(run))]
+            reasons |= dict.fromkeys(found or [f"{row.label} and {row.against}: the evaluated images differ"])
+    return list(reasons)
 
 
 def _published_improvement(cell: TableCell, base: TableCell, key: str, printed: float | None, notes: list[str]) -> str:
