@@ -100,8 +100,8 @@ def test_several_values_where_one_is_needed_are_told_as_typed() -> None:
         (["ckpt=nowhere.pt", "model=tiny"], "model=tiny: there is no setting model; allowed are ckpt, "),
         (["ckpt=nowhere.pt", "experiment=table3/lambda_1"], "there is no setting experiment"),
         (["ckpt=nowhere.pt"], "ckpt=nowhere.pt: no such file"),
-        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be at least 0"),
-        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be at least 1"),
+        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be from 0 to 10000"),
+        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be from 1 to 64"),
     ],
 )
 def test_evaluation_settings_are_checked(typed: list[str], words: str) -> None:

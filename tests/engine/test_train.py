@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from headcount.cli.compose import compose
-from headcount.config import ConfigError, TrainConfig, from_plain
+from headcount.config import Accelerator, ConfigError, RuntimeConfig, TrainConfig, from_plain
 from headcount.engine import checkpoint
 from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime, unwrap
@@ -305,3 +306,36 @@ def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -
     assert "here" in (first.folder / "config.yaml").read_text()  # what it was trained on stays written
     moved = train(typed("moved", 1))
     assert moved is not None
+
+
+def test_a_batch_larger_than_the_dataset_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config_of(tmp_path, "batch_size=64", "dry_run=true")) is None
+    described = capsys.readouterr().out
+    assert "step: 4 crops of 64 px" in described
+    assert "batches hold 4 images, not batch_size=64" in described
+    assert train(config_of(tmp_path, "batch_size=64")) is not None
+    assert "training: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [["batch_size=1"], ["dataset.train_images=1"]])
+def test_a_single_value_for_batchnorm_is_refused_before_any_work(tmp_path: Path, settings: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=\d augment.crop_size=8: a step of one crop .* at least 2 crops"):
+        train(config_of(tmp_path, *settings, "augment.crop_size=8", "augment.blur_size=5"))
+    assert not any(tmp_path.iterdir())
+    config = config_of(tmp_path, *settings, "augment.crop_size=16", "dry_run=true")
+    assert train(config) is None
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    """Lightning would compute in bf16, and the checkpoint would record fp16."""
+    settings = config_of(Path(), "runtime.precision=fp16", "runtime.accelerator=auto").runtime
+    if torch.cuda.is_available():
+        settings.accelerator = Accelerator.cpu
+    with pytest.raises(ConfigError, match=r"runtime\.precision=fp16: needs a GPU"):
+        Runtime(settings)
+
+
+def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with pytest.raises(ConfigError, match=r"runtime\.devices=64: this machine has 4 CPU cores; start at most 4"):
+        Runtime(RuntimeConfig(accelerator=Accelerator.cpu, devices=64))

@@ -5,6 +5,7 @@ several, and asks this object for sums over all of them.
 """
 
 import math
+import os
 import platform
 import random
 import shlex
@@ -19,7 +20,7 @@ from lightning_fabric import Fabric, is_wrapped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headcount.config import Accelerator, ConfigError, Precision, RuntimeConfig
+from headcount.config import FP16_ON_CPU, Accelerator, ConfigError, Precision, RuntimeConfig
 from headcount.types import Batch
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Runtime:
         """Start the processes (for ``devices`` > 1, by running the same command again).
 
         Raises:
-            ConfigError: if the machine has fewer GPUs than requested.
+            ConfigError: if the machine has fewer GPUs or CPU cores than requested, or cannot compute in this precision.
         """
         gpus = torch.cuda.device_count()
         on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
@@ -49,6 +50,14 @@ class Runtime:
             raise ConfigError(
                 f"runtime.accelerator={config.accelerator.name} runtime.devices={config.devices}: this machine has "
                 f"{gpus} GPUs; request at most that many, or set runtime.accelerator=cpu"
+            )
+        if not on_gpu and config.precision is Precision.fp16:
+            raise ConfigError(FP16_ON_CPU)
+        cores = os.cpu_count() or 1
+        if not on_gpu and config.devices > max(2, cores):
+            raise ConfigError(
+                f"runtime.devices={config.devices}: this machine has {cores} CPU cores; start at most {max(2, cores)} "
+                "processes"
             )
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",

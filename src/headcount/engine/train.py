@@ -177,7 +177,7 @@ def _finish(job: Job, folder: Path) -> FinishedRun:
 
 
 def _progress_bar(runtime: Runtime, job: Job) -> Any:
-    images = len(job.loader) * job.config.batch_size
+    images = len(job.loader) * job.loader.step_images
     return tqdm(
         total=job.config.epochs * images,
         initial=job.epoch * images,
