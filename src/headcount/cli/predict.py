@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, expand, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
@@ -59,7 +59,12 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = script_parser(__doc__)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
-    parser.add_argument("--output", default="predictions", help="folder of the results (default: predictions)")
+    parser.add_argument(
+        "--output",
+        type=to_path,
+        default=Path("predictions"),
+        help="folder of the results (default: predictions)",
+    )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
@@ -88,9 +93,10 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     """
     if not ckpt.is_file():
         raise ConfigError(missing_checkpoint(ckpt))
-    output = Path(options.output).expanduser()
+    output = options.output.expanduser()
     earlier = earlier_results(output)
     files = expand(options.pictures, leave_out={path.resolve() for path in earlier})
+    refuse_uncountable(files)
     results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
@@ -115,6 +121,24 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     return FAILED if any(picture.error for picture in results.pictures) else 0
 
 
+def refuse_uncountable(files: Sequence[Path]) -> None:
+    """Refuse if no picture can be opened, before anything is loaded or removed; if some can, the others are reported.
+
+    Raises:
+        ConfigError: says why, for the first ten.
+    """
+    problems = []
+    for file in files:
+        try:
+            check_file(file)
+        except (ConfigError, OSError) as error:
+            problems.append(str(error))
+        else:
+            return
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    raise ConfigError("\n  ".join(["there is nothing to count: " + problems[0], *problems[1:10], *more]))
+
+
 def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool, draw: bool) -> Results:
     """The results before anything is counted, with the names of the files that will be written."""
     pictures = [
@@ -135,7 +159,7 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     Raises:
         ConfigError: if they do not fit the counter.
     """
-    from headcount.config import SlidingWindowConfig, counting_mode, window_error
+    from headcount.config import SlidingWindowConfig, counting_mode, range_errors, window_error
 
     asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
     if not asked:
@@ -147,6 +171,8 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     if isinstance(usual, SlidingWindowConfig) and options.window:
         asked.setdefault("stride", None)  # the default stride belongs to the default window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
+    if errors := range_errors(chosen, "--"):
+        raise ConfigError("\n  ".join(errors).replace("--window_batch", "--window-batch"))
     counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
     if wrong := window_error(counter.mode, counter.network.grid.block_size, counter.network.stride):
         raise ConfigError(wrong.replace("eval.", "--"))

@@ -13,9 +13,9 @@ from typing import Any
 import hydra
 from hydra.errors import HydraException
 
-from headcount.cli.compose import compose, initialized, to_config
+from headcount.cli.compose import checked_config, initialized
 from headcount.cli.overrides import as_typed, parse
-from headcount.config import ConfigError, TrainConfig, check, check_evaluation
+from headcount.config import ConfigError
 
 # Jobs that differ only in these repeat one experiment.
 _REPEATS = ("seed=", "dataset.fold=")
@@ -59,16 +59,13 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
         if job in jobs[:k]:
             typed = " ".join(map(as_typed, job))
             raise ConfigError(f"{typed}: occurs twice in this sweep; name each value once")
-        config = to_config(compose(job, config_name=config_name))
-        errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
+        config = checked_config(job, config_name=config_name)
         if multirun and not launched and config.runtime.devices > 1:
-            errors.append(
+            raise ConfigError(
                 f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the jobs "
                 "one by one, or each as a job of its own on a SLURM cluster with hydra/launcher=submitit_slurm "
                 "(pip install hydra-submitit-launcher)"
             )
-        if errors:
-            raise ConfigError("\n  ".join(errors))
     return jobs
 
 
