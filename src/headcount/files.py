@@ -78,6 +78,11 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
+def json_line(values: Any) -> str:
+    """Plain values as one line of JSON with its end; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(values), allow_nan=False) + "\n"
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as an indented JSON file, atomically; NaN and infinity become null.
 

@@ -20,6 +20,7 @@ from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, refusing
 from headcount.cli.sweep import SweepLog, check_jobs
 from headcount.config import ConfigError, TrainConfig, register_schemas
+from headcount.wording import one_line
 
 Task = Callable[[Any], dict[str, float] | None]
 """Called with the typed config, ``TrainConfig`` or ``EvalCommandConfig``; may return results for a sweep's table."""
@@ -110,13 +111,13 @@ def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str
 
 def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, number: int, program: str) -> None:
     """Run a job of a sweep and log its outcome; no error stops the other jobs."""
-    results, status = None, 0
+    results, status, reason = None, 0, ""
     try:
         results = run()
     except HeadcountError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        status = REFUSED
-    except Exception:
+        status, reason = REFUSED, one_line(error)
+    except Exception as error:
         traceback.print_exc()
-        status = FAILED
-    log.write(number, status=status, results=results)
+        status, reason = FAILED, one_line(f"{type(error).__name__}: {error}")
+    log.write(number, status=status, results=results, reason=reason)

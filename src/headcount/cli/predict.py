@@ -37,6 +37,7 @@ from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
 from headcount.files import make_folder
+from headcount.progress import progress_bar
 from headcount.report.predictions import (
     NOT_YET,
     PictureResult,
@@ -184,10 +185,8 @@ def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) 
     Returns:
         Whether it was interrupted.
     """
-    from tqdm import tqdm
-
     pictures = results.pictures
-    progress = tqdm(files, desc="counting", unit="img", smoothing=0.1, dynamic_ncols=True)
+    progress = progress_bar(files, label="counting", smoothing=0.1)
     interrupted = False
     try:
         for k, file in enumerate(progress):

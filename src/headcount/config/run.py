@@ -93,6 +93,9 @@ class TrainConfig:
     """Number of crops per optimizer step, over all processes."""
     eval_every_epochs: int = number(5, 1, 1_000_000)
     """Number of epochs between evaluations; the last epoch is always evaluated."""
+    draw_every_evaluations: int = number(10, 0, 1_000_000)
+    """Number of evaluations between density maps in TensorBoard; those of the first and the last evaluation are always
+    drawn; 0 draws none at all."""
     seed: int = number(1, 0, 2**32 - 1)
     """Seed of the weights, the order of images, and the augmentation."""
     data_root: str | None = None
@@ -130,7 +133,7 @@ class EvalCommandConfig:
 
 
 PLACE = (
-    *("resume", "dry_run", "data_root", "output_dir", "run_name"),
+    *("resume", "dry_run", "data_root", "output_dir", "run_name", "draw_every_evaluations"),
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
     *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
 from headcount.data.catalogue import HOLDOUT, dataset_info, selection_split, split_names
@@ -29,6 +28,7 @@ from headcount.data.open import list_split, open_split, unusable_message
 from headcount.data.points import inside
 from headcount.data.prepare import ResizeRule, check_cache_dir
 from headcount.errors import DataError, HeadcountError
+from headcount.progress import progress_bar
 from headcount.wording import first_names
 
 BLOCK_SIZES = (8, 16, 32)
@@ -211,7 +211,7 @@ def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit
     audit.root = str(root)
     annotated = split != dataset_info(config.name).unannotated
     found = AuditedSplit(split, annotated, [])
-    for item in tqdm(listed, desc=f"auditing {config.name} {split}", unit="image"):
+    for item in progress_bar(listed, label=f"auditing {config.name} {split}"):
         image = AuditedImage(item.name, item.image, partial(read_image, item.image))
         found.images.append(image)
         try:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import Cache, ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
 from headcount.data.augment import TrainAugment
@@ -23,6 +22,7 @@ from headcount.data.listing import Listed, describe_folder, sort_by_hash
 from headcount.data.locate import dataset_folder
 from headcount.data.prepare import ResizeRule, cache_folder, prepare_images
 from headcount.errors import DataError
+from headcount.progress import progress_bar
 
 MAX_REASONS = 20
 """Longest list of unusable images in an error message."""
@@ -215,7 +215,7 @@ def _read_heads(
     usable: list[Listed] = []
     heads: list[Float[Tensor, "_ 2"]] = []
     bad: dict[str, str] = {}
-    progress = tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000)
+    progress = progress_bar(listed, label=f"reading {config.name} {split}", disable=len(listed) <= 1000)
     for item in progress:
         try:
             points = item.heads()
@@ -241,7 +241,7 @@ def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugmen
     total = {"train": config.train_images, "val": config.val_images, "test": config.test_images}[source]
     chosen = _choose([f"{source}_{k:04d}" for k in range(total)], config, split)
     # Drawn here, once: forked workers share the memory.
-    progress = tqdm(chosen, desc=f"drawing synthetic {split}", unit="image", disable=len(chosen) <= 100)
+    progress = progress_bar(chosen, label=f"drawing synthetic {split}", disable=len(chosen) <= 100)
     samples = [draw_crowd(k, config=config, split=source) for k in progress]
     sizes = [(sample.image.shape[2], sample.image.shape[1]) for sample in samples]
     return CrowdDataset(

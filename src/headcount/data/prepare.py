@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
-from tqdm import tqdm
 
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.data.images import open_pillow, read_pillow
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.files import atomic_write, make_folder
+from headcount.progress import progress_bar
 
 # This many bytes at both ends, and the length, identify the version of a compressed image; other files are read whole.
 _CHECKED_BYTES = 16384
@@ -177,7 +177,7 @@ def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         tasks = [pool.submit(work, item) for item in items]
-        for task in tqdm(as_completed(tasks), total=len(tasks), desc=label, unit="image"):
+        for task in progress_bar(as_completed(tasks), total=len(tasks), label=label):
             task.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from headcount.config import (
     CustomConfig,
     DatasetConfig,
@@ -27,6 +25,7 @@ from headcount.engine.runtime import Runtime
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
+from headcount.progress import progress_bar
 from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
@@ -59,9 +58,7 @@ def evaluate(
     was_training = counter.training
     counter.eval()
     mine = []
-    progress = tqdm(
-        total=len(dataset), desc="evaluating", unit="img", leave=False, disable=not runtime.is_main, dynamic_ncols=True
-    )
+    progress = progress_bar(total=len(dataset), label="evaluating", leave=False, disable=not runtime.is_main)
     with progress:
         for index, sample in evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=workers):
             try:

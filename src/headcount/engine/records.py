@@ -4,8 +4,10 @@ metrics.jsonl has one line per epoch. A resumed run truncates both to its checkp
 look as if it had never stopped.
 """
 
-import json
+import textwrap
 import time
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
-from headcount.files import write_text
-from headcount.runs import METRICS_FILE, read_metrics
+from headcount.files import json_line, write_text
+from headcount.runs import CONFIG_FILE, METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
 
 
@@ -37,14 +39,30 @@ class Records:
                 f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore "
                 "the whole file, or start another run with run_name=NAME"
             )
-        write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
-        self.writer = SummaryWriter(str(folder), purge_step=start_epoch + 1)
+        write_text(self.file, "".join(map(json_line, kept)))
+        self._folder = folder
+        self._start_epoch = start_epoch
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append the numbers of one epoch; ``record["epoch"]`` counts from 1."""
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """The TensorBoard file; created when it is first written to, because a finished run has nothing to add."""
+        writer = SummaryWriter(str(self._folder), purge_step=self._start_epoch + 1)
+        settings = self._folder / CONFIG_FILE
+        if settings.is_file():
+            text = settings.read_text(encoding="utf-8", errors="backslashreplace")
+            writer.add_text("settings", textwrap.indent(text, "    "), self._start_epoch)  # a code block in Markdown
+        return writer
+
+    def write(self, record: dict[str, Any], *, shown: Mapping[str, float] | None = None) -> None:
+        """Append the numbers of one epoch; ``record["epoch"]`` counts from 1.
+
+        Args:
+            record: what metrics.jsonl and TensorBoard get.
+            shown: what only TensorBoard gets, because it depends on the machine and on earlier epochs of the process.
+        """
         with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
+            file.write(json_line(record))
+        for key, value in {**record, **(shown or {})}.items():
             if isinstance(value, (int, float)) and key != "epoch":
                 self.writer.add_scalar(key, value, record["epoch"])
         self.writer.flush()
@@ -56,13 +74,14 @@ class Records:
 
     def close(self) -> None:
         """Flush and close."""
-        self.writer.close()
+        if "writer" in vars(self):  # it was written to
+            self.writer.close()
 
 
 class NoRecords:
     """Used on all ranks but the first: writes nothing."""
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], *, shown: Mapping[str, float] | None = None) -> None:
         """Do nothing."""
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:

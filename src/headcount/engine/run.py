@@ -6,6 +6,7 @@ Only rank 0 writes. A run folder is never overwritten, and never continued with 
 import dataclasses
 import hashlib
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, make_folder, write_json
-from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_run
+from headcount.runs import CONFIG_FILE, PROVENANCE_FILE, flatten, read_provenance, read_run
 from headcount.types import Best
 
 # What may change between a run and its continuation: where things are, not what is learned.
@@ -40,6 +41,9 @@ class RunFolder:
         self._commit = checkpoint.commit()
         self._images = ""
         self._records: Records | NoRecords = NoRecords()
+        self._started = time.perf_counter()
+        self._provenance: dict[str, Any] = {}
+        self._earlier_seconds = 0.0
 
     @classmethod
     def open(cls, runtime: Runtime, config: TrainConfig) -> "RunFolder":
@@ -70,6 +74,8 @@ class RunFolder:
             print(f"nothing to resume in {self.path}: starting at the first epoch", file=sys.stderr)
         if self._runtime.is_main:
             self._start(job)
+        if self.resuming and job.best and job.best.epoch == job.epoch and not (self.path / checkpoint.BEST).exists():
+            self.save(job, is_best=True)  # last.pt has the same weights
 
     def save(self, job: Job, *, is_best: bool) -> None:
         """Write last.pt, and best_mae.pt if this epoch is the best so far."""
@@ -95,10 +101,11 @@ class RunFolder:
             best = {**common, "model": job.average.evaluated(job.counter).state_dict()}
             checkpoint.save(best, self.path / checkpoint.BEST)
         checkpoint.save({**common, **training}, self.path / checkpoint.LAST)
+        self._write_provenance(worked=True)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the numbers of one epoch to metrics.jsonl and TensorBoard."""
-        self._records.write(record)
+        self._records.write(record, shown={"train/peak_memory_mib": self._runtime.peak_memory_mib()})
 
     def draw(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
         """Add pictures (3, height, width) in bytes to TensorBoard, by name."""
@@ -141,11 +148,22 @@ class RunFolder:
             "digest": f"{self._images}-{_digest(job.data.selection)}",
         }
         commits = [*(commit for commit in earlier if commit != self._commit), self._commit]
-        provenance = {"commits": commits, "images": images, **self._runtime.describe()}
+        self._earlier_seconds = read_provenance(self.path).get("seconds", 0.0) if self.resuming else 0.0
+        self._provenance = {"commits": commits, "images": images, **self._runtime.describe()}
         self._records = Records(self.path, start_epoch=job.epoch)
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
-        write_json(self.path / PROVENANCE_FILE, provenance)
+        self._write_provenance(worked=False)
+
+    def _write_provenance(self, *, worked: bool) -> None:
+        """Write run.json; ``seconds`` is the duration until the last saved epoch, over all processes that resumed it.
+
+        Args:
+            worked: whether an epoch was just saved; if not, the duration is that of the earlier processes.
+        """
+        new = time.perf_counter() - self._started if worked else 0.0
+        seconds = round(self._earlier_seconds + new, 1)
+        write_json(self.path / PROVENANCE_FILE, {**self._provenance, "seconds": seconds})
 
 
 def run_path(config: TrainConfig) -> Path:
