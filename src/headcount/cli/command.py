@@ -88,10 +88,10 @@ def _read_command_line() -> argparse.Namespace:
     for option in late:
         if option.startswith("-"):
             raise ConfigError(unknown_flag(sys.argv[sys.argv.index(option) :], ()))
-    # Hydra does not read settings on both sides of a flag.
-    if late:
-        sys.argv = [text for text in sys.argv if text not in late] + late
+    if late:  # Hydra does not read settings on both sides of a flag
         arguments.overrides += late
+        flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+        sys.argv = [sys.argv[0], *arguments.overrides, *flags]
     actions = [flag for flag in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(arguments, flag)]
     if len(actions) > 1:
         raise ConfigError(f"--{' --'.join(actions).replace('_', '-')}: exclude each other; type one of them")
