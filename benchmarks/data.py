@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.data.augment import TrainAugment, blur, jitter_colors, random_window, resize, salt_and_pepper
@@ -29,6 +28,7 @@ from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.images import read_image
 from headcount.data.loading import Targets, build_train_loader, collate
 from headcount.data.prepare import PreparedImage
+from headcount.progress import progress_bar
 from headcount.types import BlockGrid
 from textbook import load_sample
 from timing import format_table, paired_ratio, time_in_turns
@@ -62,7 +62,7 @@ class Photographs:
     def draw(cls, folder: Path, rng: np.random.Generator, *, size: tuple[int, int], images: int) -> "Photographs":
         """Generate ``images`` files in ``folder``."""
         files = [folder / f"{size[0]}_{k}.jpg" for k in range(images)]
-        for file in tqdm(files, desc="drawing", unit="image"):
+        for file in progress_bar(files, label="drawing", unit="image"):
             Image.fromarray(draw_photograph(rng, *size)).save(file, quality=90)
         points = [torch.from_numpy(rng.uniform((0, 0), size, (POINTS, 2)).astype(np.float32)) for _ in files]
         return cls(size, files, points)
@@ -135,7 +135,7 @@ def compare_pipelines(photographs: Photographs, augment: TrainAugment, folder: P
     }
     # The cost of a sample depends on its random choices, so the medians are taken over whole passes.
     passes: dict[str, list[float]] = {name: [] for name in pipelines}
-    for epoch in tqdm(range(rounds + 1), desc="timing", unit="pass"):
+    for epoch in progress_bar(range(rounds + 1), label="timing", unit="pass"):
         seconds = dict.fromkeys(pipelines, 0.0)
         for k in range(len(files)):
             functions = {name: partial(sample, (epoch, k)) for name, sample in pipelines.items()}

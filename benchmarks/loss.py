@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.cli.status import refusing
@@ -27,6 +26,7 @@ from headcount.engine.runtime import Runtime
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportSolver, transport_surrogate
+from headcount.progress import progress_bar
 from textbook import ITERATIONS, REGULARIZATION, dense_sinkhorn, log_sinkhorn
 from timing import device_name, format_table, median_ms, paired_ratio, peak_bytes, time_in_turns
 from workload import parse_config
@@ -75,7 +75,7 @@ def main() -> None:
             parser.error(f"--points {error}")
         cases = build_cases(numbers, data_root or None, device=options.device)
     rows = []
-    for case in tqdm(cases, desc="timing", unit="case"):
+    for case in progress_bar(cases, label="timing", unit="case"):
         rows += compare_solvers(case, runtime, seconds=options.seconds)
     print(f"{BATCH_SIZE} crops of {CROP_SIZE} px, blocks of {BLOCK_SIZE} px; {device_name(options.device)}\n")
     print(format_table(rows))

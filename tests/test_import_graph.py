@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
-GROUND = {"types", "bins", "config", "errors", "metrics", "runs", "files", "processes", "wording"}
+GROUND = {"types", "bins", "config", "errors", "metrics", "runs", "files", "processes", "progress", "wording"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},

@@ -231,6 +231,11 @@ def read_text(path: Path, *, max_bytes: int = 20_000_000) -> str:
     return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
+def json_line(values: Any) -> str:
+    """Plain values as one line of JSON with its end; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(values), allow_nan=False) + "\n"
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as an indented JSON file, atomically; NaN and infinity become null.
 

@@ -1,6 +1,7 @@
 """One rule for the command lines of all scripts; earlier spellings work and name the new ones."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headcount.cli.arguments import Arguments, read_arguments, script_parser, whole_number
+from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path, whole_number
 from headcount.config import ConfigError
 
 Read = Callable[..., Arguments]
@@ -93,6 +94,26 @@ def test_settings_alone_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     found = read_arguments(parser)
     assert found.settings == ["dataset=sha", "typo"]  # composing refuses it by name
     assert found.options.output == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--dataset", "sha"], "--dataset: there is no option --dataset; settings are typed as key=value: dataset=..."),
+        (["--outptu", "x"], "--outptu: there is no option --outptu; did you mean --output?"),
+        (["--output"], "--output: expected one argument; --help lists what can be typed"),
+        (["--output", ""], "--output: must not be empty; --help lists what can be typed"),
+    ],
+)
+def test_wrong_options_are_messages_of_one_line(
+    typed: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *typed])
+    parser = script_parser(None)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--output", type=to_path)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        read_arguments(parser)
 
 
 def test_files_that_begin_with_a_dash(read: Read) -> None:

@@ -60,6 +60,38 @@ def test_a_name_in_an_error_does_not_reach_the_terminal(
     assert "train.py: a\\nb.csv is empty:\n  \\x1b[2J\\u202e\\udce9\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--ckpt", "X"], "train.py: --ckpt X: there is no option --ckpt; settings are typed as key=value: ckpt=X\n"),
+        (
+            ["--epochs=3"],
+            "train.py: --epochs=3: there is no option --epochs; settings are typed as key=value: epochs=3\n",
+        ),
+        (["--cfg", "nope"], "train.py: argument --cfg/-c: invalid choice: 'nope' "),
+        (["-m", "--cfg", "job"], "train.py: --multirun --cfg: exclude each other"),
+        (["--cfg", "job", "epochs=${nope}"], "train.py: epochs=${nope}: Interpolation key 'nope' not found"),
+    ],
+)
+def test_options_that_do_not_exist_are_explained_in_one_line(
+    typed: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed])
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda config: None, "train")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert err.startswith(message)
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_settings_may_stand_on_both_sides_of_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train.py", f"output_dir={tmp_path}", "-m", "seed=1,2"])
+    run_command(lambda config: seen.append((config.output_dir, config.seed)), "train")
+    assert seen == [(str(tmp_path), 1), (str(tmp_path), 2)]
+
+
 def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,12 +36,12 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("optim=adam_cosine optim.lr=[1", ["cannot be read"]),
         ("+speed=1", ["settings can only be set, not added or removed"]),
         ("~loss", ["settings can only be set, not added or removed"]),
-        ("optim={lr:1}", ["optim={'lr': 1}: no such choice"]),
+        ("optim={lr:1}", ["optim={lr:1}: no such choice"]),
         ("model.prompts=3", ["model has no prompts", "prompts is a setting of model=clip_rn101, clip_rn50"]),
         ("model=clip_rn50 model.prompts=3", ["settings of its own: model.prompts.style"]),
         ("loss.transport=3", ["loss.transport=3: no such choice; allowed are released, stable"]),
         ("loss.transport=stabl", ["loss.transport=stabl: no such choice", "did you mean stable?"]),
-        ("model.head={name:ebc}", ["model.head={'name': 'ebc'}: no such choice; allowed are ebc, regression"]),
+        ("model.head={name:ebc}", ["model.head={name:ebc}: no such choice; allowed are ebc, regression"]),
         ("model/head=3", ["model.head=3: no such choice; allowed are ebc, regression"]),
         ("model.haed=ebc", ["model has no haed", "did you mean head?"]),
         ("loss=mse loss.transport=stable", ["loss has no transport", "transport is a setting of loss=dace, dm"]),
@@ -60,6 +60,24 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("loss=dace_mae loss.error=mse", ["loss.error=mse: is always mae; choose another with loss=..."]),
         ("model.head.name=x", ["model.head.name=x: is always ebc; choose another with model.head=..."]),
         ("method.name=x", ["method.name=x: is always supervised; choose another with method=..."]),
+        ("optim.lr=null", ["optim.lr=null: optim.lr takes a number"]),
+        ("epochs=1e-3", ["epochs=1e-3: epochs takes a whole number"]),
+        ("bins.nope=1", ["bins has no nope; allowed are block_size, counted,"]),
+        ("loss=dace_mae loss.nope=1", ["loss has no nope; allowed are weight"]),  # name and error are fixed
+        ("resume=5", ["resume=5: resume takes true or false"]),
+        ("runtime.compile=0.5", ["runtime.compile=0.5: runtime.compile takes true or false"]),
+        ("bins.last=2", ["bins.last=2: bins.last takes one of open, clipped"]),
+        ("epochs=${nope}", ["epochs=${nope}: Interpolation key 'nope' not found; type the value itself"]),
+        ("output_dir=${oc.env:NOT_SET_ANYWHERE}", ["output_dir=${oc.env:NOT_SET_ANYWHERE}: ", "not found"]),
+        ("epochs=${epochs}", ["epochs=${epochs}: Recursive interpolation"]),
+        ("epochs=${nope:1}", ["epochs=${nope:1}: Unsupported interpolation type nope"]),
+        ("model.mean=${seed}", ["model.mean=${seed}: model.mean takes a list", "not 1"]),
+        ("model.mean=[${nope},0,0]", ["model.mean=[${nope},0,0]: Interpolation key 'nope' not found"]),
+        ("bins@foo=fine", ["bins@foo=fine: a group is always in its own place"]),
+        ("hydra/launcher=nope", ["hydra/launcher=nope: ", "Could not find"]),
+        ("hydra.run.dir=${nope}", ["hydra.run.dir=${nope}: Interpolation key 'nope' not found"]),
+        ("best.pt", ["best.pt: settings are typed as key=value; did you mean ckpt=best.pt?"]),
+        ("sha", ["sha: settings are typed as key=value; did you mean dataset=sha?"]),
         ("data_root=~somebody/data", ["data_root=~somebody/data: cannot be read", "'~'", "data_root=\"'...'\""]),
     ],
 )
@@ -68,6 +86,26 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
         composed(*override.split())
     for word in words:
         assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", ["epochs=???", "optim.lr=???", "model.mean=[???,0,0]"])
+def test_a_value_that_is_left_open_is_asked_for(typed: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not set: type .*=\.\.\.$"):
+        check_jobs([typed], multirun=False, config_name="train")
+
+
+def test_errors_show_values_as_typed() -> None:
+    typed = ["optim.lr=-1e-3", "batch_size=0", "optim.max_grad_norm=1e-9", "output_dir=''"]
+    with pytest.raises(ConfigError) as caught:
+        check_jobs(typed, multirun=False, config_name="train")
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()] == [
+        *("optim.lr=-1e-3", "optim.max_grad_norm=1e-9", "batch_size=0", "output_dir=''"),
+    ]
+
+
+def test_an_interpolation_that_has_a_value_is_read() -> None:
+    assert composed("epochs=${seed}", "seed=7", "model.mean=[${seed},0,0]").epochs == 7
 
 
 def test_a_free_name_is_taken() -> None:
@@ -100,8 +138,8 @@ def test_several_values_where_one_is_needed_are_told_as_typed() -> None:
         (["ckpt=nowhere.pt", "model=tiny"], "model=tiny: there is no setting model; allowed are ckpt, "),
         (["ckpt=nowhere.pt", "experiment=table3/lambda_1"], "there is no setting experiment"),
         (["ckpt=nowhere.pt"], "ckpt=nowhere.pt: no such file"),
-        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be at least 0"),
-        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be at least 1"),
+        (["ckpt=nowhere.pt", "eval.pictures=-1"], "eval.pictures=-1: must be from 0 to 10000"),
+        (["ckpt=nowhere.pt", "runtime.devices=0"], "runtime.devices=0: must be from 1 to 64"),
     ],
 )
 def test_evaluation_settings_are_checked(typed: list[str], words: str) -> None:

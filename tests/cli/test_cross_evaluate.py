@@ -152,7 +152,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(
     [
         (["gone.pt", "--datasets", "sha"], "ckpt=gone.pt: no such file"),
         (["x.pt", "--datasets", "shc"], "dataset=shc: no such choice; allowed are"),
-        (["x.pt", "--datasets", "sha", "max_images=0"], "max_images=0: must be at least 1"),
+        (["x.pt", "--datasets", "sha", "max_images=0"], "max_images=0: must be from 1 to "),
         (["x.pt", "--datasets", "sha", "dataset=shb"], "dataset=shb: cannot be set here; type --datasets"),
         (["x.pt", "--datasets", "sha", "sha:test"], "--datasets sha sha:test: one is named twice"),
         (["x.pt", "./x.pt", "--datasets", "sha"], "a checkpoint is named twice"),

@@ -20,4 +20,4 @@ def test_help_names_every_choice(page: str) -> None:
     assert "head/ebc" not in text
     if page == "train":
         assert re.search(r"model\.head= +ebc\*  regression\n", text)
-        assert re.search(r"loss\.kernel= +adaptive  fixed   with loss=mse\n", text)
+        assert re.search(r"loss\.kernel= +adaptive  fixed\*   with loss=mse\n", text)

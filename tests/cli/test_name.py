@@ -36,6 +36,15 @@ def test_run_names(overrides: list[str], expected: str) -> None:
     assert name(*overrides) == expected
 
 
+def test_sizes_that_follow_from_a_file_of_weights_are_not_in_the_name() -> None:
+    sizes = ["model.embed_dim=32", "model.width=64", "model.layers=[1]", "model.text_width=32", "model.text_layers=1"]
+    heads = ["model.heads=2", "model.text_heads=2"]  # the file does not tell them
+    assert name("model=clip_vit_b16", "model.weights=small.pt", *sizes, *heads) == (
+        "clip_vit_b16_fine_model.heads-2_model.text_heads-2_model.weights-small.pt"
+    )
+    assert "model.width-64" in name("model=clip_vit_b16", "model.weights=none", "model.width=64")
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

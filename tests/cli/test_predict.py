@@ -464,5 +464,28 @@ def test_a_checkpoint_is_asked_for(predict: Predict, monkeypatch: pytest.MonkeyP
 
 def test_settings_that_it_does_not_have_are_pictures(predict: Predict) -> None:
     status, _, err = predict("runtime=cpu")
-    assert status == 1
+    assert status == 2
     assert "runtime=cpu: no such file" in err
+
+
+def test_nothing_to_count_is_refused_before_the_network_is_loaded_and_removes_nothing(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "p.png")
+    assert predict("p.png")[0] == 0
+    before = (tmp_path / "predictions" / "counts.csv").read_text()
+    monkeypatch.setattr(engine, "load", None)  # cannot be called
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder").mkdir()
+    status, _, err = predict("nope.jpg", "empty.png", "folder", *(f"gone{k}.png" for k in range(20)))
+    assert status == 2
+    assert err.startswith("predict.py: there is nothing to count: nope.jpg: no such file")
+    assert err.splitlines()[-1].strip() == "and 13 more"
+    assert (tmp_path / "predictions" / "counts.csv").read_text() == before
+
+
+def test_windows_have_an_upper_limit(predict: Predict, tmp_path: Path) -> None:
+    picture(tmp_path / "p.png")
+    status, _, err = predict("p.png", "--window", "1000000000000")
+    assert status == 2
+    assert "--window=1000000000000: must be from 1 to 8192" in err

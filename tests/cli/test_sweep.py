@@ -1,5 +1,6 @@
 """Sweeps: their jobs, what is refused before the first starts, and the table of results."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def test_a_sweep_over_a_nested_group_is_shown_as_typed(tmp_path: Path, capsys: p
     assert log.close() == 1  # the second never reported
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split() == ["loss.transport=released", "2.00"]
+    assert [line.strip() for line in out.splitlines()[2:]] == sorted(map(str, tmp_path.glob("sweep_*")))
     assert err == "not finished:\n  loss.transport=stable seed=1\n"
 
 
@@ -40,6 +42,33 @@ def test_the_log_of_a_killed_sweep_is_removed_by_the_next(tmp_path: Path, capsys
         file.write('{"job": 1, "sta')  # the disk was full
     assert log.close() == 1
     assert capsys.readouterr().err == "not finished:\n" + f"  output_dir={tmp_path} seed=2\n"
+
+
+def test_the_table_of_a_sweep_is_written_with_the_reasons_of_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = list_jobs(["seed=1,2,3,4", "epochs=2"], multirun=True)
+    for other in (False, True):  # another sweep keeps the table of this one
+        log = SweepLog(tmp_path / "log.jsonl", [[*job, "bins=coarse"] for job in jobs] if other else jobs)
+        log.write(0, status=0, results={"MAE": 2.0, "NAE": float("nan")})
+        log.write(1, status=0, results={"MAE": 4.0, "NAE": 0.5})
+        log.write(2, status=2, results=None, reason="the disk | is full")
+        assert log.close() == 1
+    _, err = capsys.readouterr()
+    assert "failed:\n  seed=3 epochs=2: the disk | is full\nnot finished:\n  seed=4 epochs=2\n" in err
+    tables = sorted(tmp_path.glob("sweep_*.csv"), key=lambda file: file.stat().st_mtime_ns)
+    assert len(tables) == len(list(tmp_path.glob("sweep_*.md"))) == 2
+    assert list(csv.reader(tables[0].read_text().splitlines())) == [
+        ["settings", "MAE", "NAE", "problem"],
+        ["seed=1", "2.00", "-", ""],
+        ["seed=2", "4.00", "0.50", ""],
+        ["mean of 2", "3.00 +- 1.41", "-", ""],
+        ["seed=3", "", "", "failed: the disk | is full"],
+        ["seed=4", "", "", "not finished"],
+    ]
+    page = tables[0].with_suffix(".md").read_text()
+    assert page.startswith("All jobs: `epochs=2`\n")
+    assert "| failed: the disk \\| is full |" in page
 
 
 def test_several_values_without_m_are_refused() -> None:

@@ -2,15 +2,25 @@
 
 import ast
 import dataclasses
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import headcount.config
-from headcount.config import OptimConfig, number, range_errors
+from headcount.config import (
+    EvalCommandConfig,
+    ExpectedConfig,
+    OptimConfig,
+    PromptsConfig,
+    TrainConfig,
+    number,
+    range_errors,
+)
 from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 PACKAGE = Path(headcount.config.__file__).parent
@@ -44,7 +54,28 @@ def test_numbers_outside_are_named(config: Outer, message: str) -> None:
 
 
 def test_a_group_is_checked_under_its_own_name() -> None:
-    assert range_errors(OptimConfig(lr=0.0), "optim.") == ["optim.lr=0.0: must be at least 1e-12, and finite"]
+    assert range_errors(OptimConfig(lr=0.0), "optim.") == ["optim.lr=0.0: must be from 1e-12 to 1e+30"]
+
+
+def test_every_number_has_an_upper_limit() -> None:
+    """A typing error such as 10^12 is refused instead of starting processes or allocating memory."""
+    schemas = [TrainConfig, EvalCommandConfig, ExpectedConfig, PromptsConfig]
+    schemas += [schema for group in headcount.config.SCHEMAS.values() for schema in group.values()]
+    own_check = {"mean", "std"}  # headcount.config.model.errors
+    without = [
+        f"{schema.__name__}.{item.name}"
+        for schema in schemas
+        for item in dataclasses.fields(schema)
+        if {int, float} & _inner_types(get_type_hints(schema)[item.name])
+        and item.name not in own_check
+        and not math.isfinite(item.metadata.get("range", (0, math.inf))[1])
+    ]
+    assert without == []
+
+
+def _inner_types(hint: Any) -> set[Any]:
+    """The types in a type such as ``list[float] | None``."""
+    return {hint}.union(*map(_inner_types, get_args(hint)))
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda f: f.name)

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headcount.cli.compose import compose
-from headcount.config import ConfigError, TrainConfig, from_plain
+from headcount.config import Accelerator, ConfigError, RuntimeConfig, TrainConfig, from_plain
 from headcount.engine import checkpoint
-from headcount.engine.records import Meter
+from headcount.engine.records import Meter, Records
 from headcount.engine.runtime import Runtime, unwrap
-from headcount.engine.train import train
+from headcount.engine.train import _is_drawn, train
 from headcount.errors import CheckpointError
 from headcount.losses.dace import DaceLoss
 from headcount.runs import read_metrics
@@ -305,3 +308,121 @@ def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -
     assert "here" in (first.folder / "config.yaml").read_text()  # what it was trained on stays written
     moved = train(typed("moved", 1))
     assert moved is not None
+
+
+def test_a_batch_larger_than_the_dataset_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config_of(tmp_path, "batch_size=64", "dry_run=true")) is None
+    described = capsys.readouterr().out
+    assert "step: 4 crops of 64 px" in described
+    assert "batches hold 4 images, not batch_size=64" in described
+    assert train(config_of(tmp_path, "batch_size=64")) is not None
+    assert "training: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [["batch_size=1"], ["dataset.train_images=1"]])
+def test_a_single_value_for_batchnorm_is_refused_before_any_work(tmp_path: Path, settings: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=\d augment.crop_size=8: a step of one crop .* at least 2 crops"):
+        train(config_of(tmp_path, *settings, "augment.crop_size=8", "augment.blur_size=5"))
+    assert not any(tmp_path.iterdir())
+    config = config_of(tmp_path, *settings, "augment.crop_size=16", "dry_run=true")
+    assert train(config) is None
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    """Lightning would compute in bf16, and the checkpoint would record fp16."""
+    settings = config_of(Path(), "runtime.precision=fp16", "runtime.accelerator=auto").runtime
+    if torch.cuda.is_available():
+        settings.accelerator = Accelerator.cpu
+    with pytest.raises(ConfigError, match=r"runtime\.precision=fp16: needs a GPU"):
+        Runtime(settings)
+
+
+def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with pytest.raises(ConfigError, match=r"runtime\.devices=64: this machine has 4 CPU cores; start at most 4"):
+        Runtime(RuntimeConfig(accelerator=Accelerator.cpu, devices=64))
+
+
+def strict(line: str) -> Any:
+    """One line of JSON; NaN and Infinity, which Python writes and reads, are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_records_are_json_where_a_number_is_undefined(tmp_path: Path) -> None:
+    records = Records(tmp_path, start_epoch=0)
+    records.write({"epoch": 1, "eval/nae": math.nan, "train/gradient_norm": math.inf})
+    records.close()
+    file = tmp_path / "metrics.jsonl"
+    assert strict(file.read_text()) == {"epoch": 1, "eval/nae": None, "train/gradient_norm": None}
+    file.write_text('{"epoch": 1, "eval/nae": NaN}\n')  # as earlier versions wrote it
+    Records(tmp_path, start_epoch=1).close()
+    assert strict(file.read_text()) == {"epoch": 1, "eval/nae": None}
+
+
+def test_tensorboard_holds_more_than_losses(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    events = EventAccumulator(str(run.folder)).Reload()
+    tags = events.Tags()
+    norms = [event.value for event in events.Scalars("train/gradient_norm")]
+    assert len(norms) == 2
+    assert all(norm > 0 for norm in norms)
+    assert [event.value for event in events.Scalars("eval/game1")] == pytest.approx(
+        [record["eval/game1"] for record in run.metrics]
+    )
+    assert all(record["eval/game3"] >= record["eval/game1"] >= record["eval/mae"] for record in run.metrics)
+    assert events.Scalars("train/peak_memory_mib")[0].value > 10
+    assert "train/peak_memory_mib" not in run.metrics[0]  # a resumed run repeats its records bit for bit
+    assert {"train/transport_surrogate", "train/transport_cost"} <= set(tags["scalars"])
+    (text,) = events.Tensors("settings/text_summary")
+    assert b"output_dir: " in text.tensor_proto.string_val[0]
+
+
+def test_resuming_a_finished_run_adds_no_files_and_keeps_its_duration(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path))
+    assert run is not None
+    before = sorted(file.name for file in run.folder.iterdir())
+    made = json.loads((run.folder / "run.json").read_text())
+    assert made["seconds"] > 0
+    assert made["cpu"]
+    assert train(config_of(tmp_path, "resume=true")) is not None
+    assert sorted(file.name for file in run.folder.iterdir()) == before
+    assert json.loads((run.folder / "run.json").read_text())["seconds"] == made["seconds"]
+
+
+@pytest.mark.parametrize("best_epoch", [1, 2])
+def test_the_next_command_names_a_checkpoint_that_exists(
+    tmp_path: Path, best_epoch: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maes = iter([1.0, 2.0] if best_epoch == 1 else [2.0, 1.0])
+    measure = CountErrors.from_counts
+
+    def errors(*counts: Any) -> CountErrors:
+        return dataclasses.replace(measure(*counts), mae=next(maes))
+
+    monkeypatch.setattr(CountErrors, "from_counts", errors)
+    run = train(config_of(tmp_path))
+    assert run is not None
+    expected = weights(run.folder, checkpoint.BEST)
+    (run.folder / checkpoint.BEST).unlink()
+    capsys.readouterr()
+    assert train(config_of(tmp_path, "resume=true")) is not None
+    told = capsys.readouterr().err
+    named = Path(told.split("ckpt=")[1].split()[0].strip("'"))
+    assert named.is_file()
+    if best_epoch == 2:  # last.pt has the same weights
+        assert named.name == checkpoint.BEST
+        assert all(torch.equal(value, expected[key]) for key, value in weights(run.folder, checkpoint.BEST).items())
+    else:
+        assert named.name == checkpoint.LAST
+        assert "best_mae.pt is missing" in told
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 2, 4, 5]), (10, [1, 5])])
+def test_density_maps_are_drawn_at_intervals(tmp_path: Path, every: int, epochs: list[int]) -> None:
+    config = config_of(tmp_path, "epochs=5", "eval_every_epochs=1", f"draw_every_evaluations={every}")
+    assert [epoch for epoch in range(1, 6) if _is_drawn(config, epoch)] == epochs

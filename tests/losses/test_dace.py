@@ -104,7 +104,7 @@ def test_half_precision_predictions_are_taken_in_float32():
 def test_all_parts_are_reported_detached():
     logits, batch = prediction_and_batch()
     terms = build_loss(DaceConfig(), BINS.grid, BINS)(predict(logits), batch)
-    assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport"}
+    assert set(terms.parts) == {"cross_entropy", "count", "total_variation", "transport_surrogate"}
     assert set(terms.logged) == {"transport_cost"}
     assert not any(v.requires_grad for v in (*terms.parts.values(), *terms.logged.values()))
     assert float(terms.total.detach()) == pytest.approx(sum(map(float, terms.parts.values())), rel=1e-6)

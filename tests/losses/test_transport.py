@@ -41,7 +41,7 @@ def test_parts_by_hand():
     parts = transport_loss(tv_weight=0.5, count_weight=2.0)(predicted, points, true).parts
     assert float(parts["count"]) == pytest.approx(2 * (1 + 0.5) / 2)
     assert float(parts["total_variation"]) == pytest.approx(0.5 * (3 * (1 / 12 + 1 / 12) + 0) / 2)
-    assert float(parts["transport"]) == pytest.approx(0, abs=1e-9)
+    assert float(parts["transport_surrogate"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_total_is_the_sum_of_the_weighted_parts():

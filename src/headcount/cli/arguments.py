@@ -19,12 +19,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 
 from headcount.cli import hydra_private
-from headcount.cli.overrides import written_out
+from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import print_any_name
 from headcount.config import ConfigError
 from headcount.files import quoted
@@ -60,10 +60,20 @@ class Arguments:
         return found
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are messages of one line; argparse's own print the usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and unknown.startswith("-"):
+            raise ConfigError(unknown_flag(unknown.split(" "), re.findall(r"--[\w-]+", self.format_help())))
+        raise ConfigError(f"{message.removeprefix('argument ')}; --help lists what can be typed")
+
+
 def script_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with a module's docstring as its help page, for a script that may print any name."""
     print_any_name()
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
 def read_arguments(
@@ -85,7 +95,7 @@ def read_arguments(
         old_settings: flags that used to be settings, without their dashes -> whether they take a value.
 
     Raises:
-        ConfigError: if a flag in its earlier spelling has a wrong value.
+        ConfigError: if an argument is missing, unknown, or has a wrong value.
     """
     for key in old_flags:
         parser.add_argument(_flag(key), dest=f"old_{key}", help=argparse.SUPPRESS)
@@ -145,6 +155,13 @@ def _as_flags(typed: Sequence[str], old_settings: Mapping[str, bool]) -> tuple[l
         elif value != "false":
             raise ConfigError(f"{text}: must be true or false; true is now typed {_flag(key)}")
     return arguments, renamed
+
+
+def to_path(text: str) -> Path:
+    """The type of an argument that names a file or folder."""
+    if not text.strip():  # would be the working folder
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def whole_number(text: str) -> int:

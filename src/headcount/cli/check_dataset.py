@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headcount.cli.arguments import read_arguments, script_parser
-from headcount.cli.compose import compose, to_config
+from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.compose import checked_config
 from headcount.cli.status import FAILED, refusing
-from headcount.config import ConfigError, TrainConfig, check
+from headcount.config import TrainConfig
 from headcount.files import make_folder
 from headcount.wording import printable
 
@@ -24,7 +24,7 @@ def main() -> None:
     """Read the command line and audit."""
     parser = script_parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="dataset=, bins=, ..., as for train.py")
-    parser.add_argument("--output", type=Path, help="folder of the report; default audit/<dataset>")
+    parser.add_argument("--output", type=to_path, help="folder of the report; default audit/<dataset>")
     with refusing(parser.prog):
         arguments = read_arguments(parser)
         sys.exit(0 if audit(arguments.settings, arguments.options.output) else FAILED)
@@ -39,9 +39,7 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
     Raises:
         ConfigError: if a setting is invalid or the dataset's folder is missing.
     """
-    config: TrainConfig = to_config(compose(overrides, config_name="train"))
-    if errors := check(config):
-        raise ConfigError("\n  ".join(errors))
+    config: TrainConfig = checked_config(overrides, config_name="train")
 
     # Heavy imports after the checks.
     from headcount.data.audit import audit_dataset

@@ -104,10 +104,15 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def no_choice(group: str, value: Any, choices: Sequence[str]) -> str:
-    """The message for a value that a group does not offer."""
-    key = dotted(group)
-    return f"{key}={value}: no such choice; allowed are {', '.join(choices)}{nearest(str(value), choices)}"
+def no_choice(typed: str, choices: Sequence[str]) -> str:
+    """The message for a choice that a group does not offer.
+
+    Args:
+        typed: ``group=choice`` as typed.
+        choices: what the group offers.
+    """
+    hint = nearest(typed.partition("=")[2], choices)
+    return f"{typed}: no such choice; allowed are {', '.join(choices)}{hint}"
 
 
 @cache

@@ -1,5 +1,6 @@
 """Run train.py or eval.py: every job of the command line is composed and checked before torch is imported."""
 
+import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import config_dir
+from headcount.cli.compose import compose
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
-from headcount.cli.overrides import written_out
+from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, print_any_name, print_error, refusing
 from headcount.cli.sweep import SweepLog, check_jobs
-from headcount.config import TrainConfig, register_schemas
+from headcount.config import ConfigError, TrainConfig, register_schemas
+from headcount.wording import one_line
 
 Task = Callable[[Any], dict[str, float] | None]
 """Called with the typed config, ``TrainConfig`` or ``EvalCommandConfig``; may return results for a sweep's table."""
@@ -39,9 +42,8 @@ def run_command(task: Task, config_name: str) -> None:
     program = f"{config_name}.py"
     print_any_name()
     register_schemas()
-    # Hydra reads sys.argv again, and so does each process that is started.
-    sys.argv = [sys.argv[0], *map(written_out, sys.argv[1:])]
-    arguments = hydra_private.command_line()
+    with refusing(program):
+        arguments = _read_command_line()
     if arguments.help:
         print(help_page(config_name))
         return
@@ -58,7 +60,9 @@ def run_command(task: Task, config_name: str) -> None:
 
     try:
         with refusing(program):
-            if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
+            if any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
+                compose(arguments.overrides, config_name=config_name)
+            else:
                 jobs = check_jobs(arguments.overrides, multirun=bool(arguments.multirun), config_name=config_name)
                 if arguments.multirun:
                     log = SweepLog.open(jobs, config_name)
@@ -73,6 +77,31 @@ def run_command(task: Task, config_name: str) -> None:
         sys.exit(status)
 
 
+def _read_command_line() -> argparse.Namespace:
+    """Read ``sys.argv``, and rewrite it for Hydra, which reads it again, as does each process that is started.
+
+    Raises:
+        ConfigError: if there is an option that does not exist.
+    """
+    sys.argv = [sys.argv[0], *map(written_out, sys.argv[1:])]
+    arguments = hydra_private.command_line()
+    late = arguments.unknown
+    for option in late:
+        if option.startswith("-"):
+            raise ConfigError(unknown_flag(sys.argv[sys.argv.index(option) :], ()))
+    if late:  # Hydra does not read settings on both sides of a flag
+        arguments.overrides += late
+        flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+        sys.argv = [sys.argv[0], *arguments.overrides, *flags]
+    actions = [flag for flag in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(arguments, flag)]
+    if len(actions) > 1:
+        raise ConfigError(f"--{' --'.join(actions).replace('_', '-')}: exclude each other; type one of them")
+    for flag in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: cannot be used here; type key=value")
+    return arguments
+
+
 def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str) -> dict[str, float] | None:
     """Run the task with the typed config of one job."""
     config: Any = OmegaConf.to_object(cfg)
@@ -83,13 +112,13 @@ def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str
 
 def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, number: int, program: str) -> None:
     """Run a job of a sweep and log its outcome; no error stops the other jobs."""
-    results, status = None, 0
+    results, status, reason = None, 0, ""
     try:
         results = run()
     except HeadcountError as error:
         print_error(program, error)
-        status = REFUSED
-    except Exception:
+        status, reason = REFUSED, one_line(error)
+    except Exception as error:
         traceback.print_exc()
-        status = FAILED
-    log.write(number, status=status, results=results)
+        status, reason = FAILED, one_line(f"{type(error).__name__}: {error}")
+    log.write(number, status=status, results=results, reason=reason)

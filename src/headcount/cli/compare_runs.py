@@ -11,7 +11,7 @@ could not be read (the others are compared), 2 if there is nothing to compare.
 import sys
 from pathlib import Path
 
-from headcount.cli.arguments import script_parser
+from headcount.cli.arguments import script_parser, to_path
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError
 from headcount.wording import printable
@@ -20,10 +20,10 @@ from headcount.wording import printable
 def main() -> None:
     """Read the command line and compare."""
     parser = script_parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or one above several")
-    parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder of the results")
-    options = parser.parse_args()
+    parser.add_argument("runs", nargs="+", type=to_path, metavar="RUN", help="folder of a run, or one above several")
+    parser.add_argument("--output", type=to_path, default=Path("comparison"), help="folder of the results")
     with refusing(parser.prog):
+        options = parser.parse_args()
         good = compare_runs([folder.expanduser() for folder in options.runs], options.output.expanduser())
     sys.exit(0 if good else FAILED)
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headcount.cli.arguments import read_arguments, script_parser
-from headcount.cli.compose import compose, to_config
+from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import refusing
 from headcount.config import BinsConfig, ConfigError, PretrainedConfig, TrainConfig, check, to_plain
 from headcount.config.model import RELEASED_NAMES
@@ -24,8 +24,8 @@ from headcount.config.model import RELEASED_NAMES
 def main() -> None:
     """Read the command line and convert."""
     parser = script_parser(__doc__)
-    parser.add_argument("released", type=Path, help="file of the released code, such as best_mae.pth or ckpt.pth")
-    parser.add_argument("out", type=Path, help="where the checkpoint is written; must not exist")
+    parser.add_argument("released", type=to_path, help="file of the released code, such as best_mae.pth or ckpt.pth")
+    parser.add_argument("out", type=to_path, help="where the checkpoint is written; must not exist")
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="model=, dataset=, bins=, ..., as for train.py"
     )
@@ -48,8 +48,7 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{released}: no such file")
     if out.exists():
         raise ConfigError(f"{out}: exists; name another file, or remove it")
-    if errors := check(config):
-        raise ConfigError("\n  ".join(errors))
+    refuse(check(config), overrides, config)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

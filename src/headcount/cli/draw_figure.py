@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import one_process, read_arguments, script_parser
-from headcount.cli.compose import compose, to_config
+from headcount.cli.arguments import one_process, read_arguments, script_parser, to_path
+from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import refusing
 from headcount.config import ConfigError, DatasetConfig, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
@@ -35,7 +35,9 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
     which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order; without extension")
-    parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
+    parser.add_argument(
+        "--output", type=to_path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg"
+    )
     with refusing(parser.prog, MemoryError):
         arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))
         config = evaluation_config(arguments.settings)
@@ -52,8 +54,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
         if override.startswith("output_dir="):
             raise ConfigError(f"{override}: cannot be set here; type --output")
     config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
-    if errors := check_evaluation(config) + one_process(config, "a few images take"):
-        raise ConfigError("\n  ".join(errors))
+    refuse(check_evaluation(config) + one_process(config, "a few images take"), overrides, config)
     return config
 
 

@@ -10,14 +10,22 @@ def main() -> None:
     run_command(evaluate_job, "eval")
 
 
-def evaluate_job(config: EvalCommandConfig) -> None:
-    """Evaluate one checkpoint on one split and write the report."""
+def evaluate_job(config: EvalCommandConfig) -> dict[str, float] | None:
+    """Evaluate one checkpoint on one split and write the report.
+
+    Returns:
+        The errors; None on every process but the first.
+    """
     from headcount.engine.evaluate import evaluate_checkpoint  # imports torch: only once the settings are valid
     from headcount.report.evaluation import write_evaluation
 
     typed = config.dataset
     defaults = default_dataset(typed.name) if isinstance(typed, DatasetConfig) else None
-    if result := evaluate_checkpoint(config, defaults=defaults):
-        write_evaluation(
-            result.evaluation, result.dataset, result.folder, facts=result.facts, reliability=result.reliability
-        )
+    result = evaluate_checkpoint(config, defaults=defaults)
+    if result is None:
+        return None
+    write_evaluation(
+        result.evaluation, result.dataset, result.folder, facts=result.facts, reliability=result.reliability
+    )
+    errors = result.evaluation.errors
+    return {"MAE": errors.mae, "RMSE": errors.rmse, "NAE": errors.nae}

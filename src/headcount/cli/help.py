@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from headcount.cli.choices import command_choices, default_choices, dotted, owners
 from headcount.cli.compose import chosen, compose
+from headcount.cli.overrides import parse
 
 _EXAMPLES = {
     "train": """
@@ -38,10 +39,13 @@ def help_page(config_name: str) -> str:
     by_default = chosen([], config_name=config_name)
     groups = command_choices(config_name)
     for group, choices in groups.items():
-        marked = [f"{choice}*" if choice == by_default.get(group) else choice for choice in choices]
-        line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}"
         parent, _, setting = group.rpartition("/")
         having = owners(parent, setting)
+        default = by_default.get(group)
+        if default is None and having:  # the default choice of the outer group has no such group
+            default = chosen(parse([f"{parent}={having[0]}"]), config_name=config_name).get(group)
+        marked = [f"{choice}*" if choice == default else choice for choice in choices]
+        line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}"
         if parent and having != groups[parent]:
             line += f"   with {parent}={', '.join(having)}"
         lines.append(textwrap.fill(line, 100, subsequent_indent=_INDENT))

@@ -6,13 +6,15 @@ version, so that a failure there says what to adapt here.
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
+
+from headcount.errors import ConfigError
 
 __all__ = [
     "DeclaredType",
@@ -28,8 +30,22 @@ __all__ = [
 
 
 def command_line() -> argparse.Namespace:
-    """``sys.argv`` as Hydra reads it: ``overrides``, ``multirun``, ``help`` and Hydra's other flags."""
-    arguments: argparse.Namespace = get_args_parser().parse_args()
+    """``sys.argv`` as Hydra reads it: ``overrides``, ``multirun``, ``help``, Hydra's other flags.
+
+    ``unknown`` holds the arguments that Hydra's parser does not know or does not expect where they are.
+
+    Raises:
+        ConfigError: if a flag of Hydra has no value or a wrong one; argparse would print its usage.
+    """
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    arguments: argparse.Namespace
+    arguments, arguments.unknown = parser.parse_known_args()
     return arguments
 
 

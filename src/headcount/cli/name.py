@@ -17,6 +17,8 @@ from headcount.files import name_text
 MAX_NAME_LENGTH = 120
 # Settings that do not change what is learned are not part of a run's name.
 _NOT_IN_NAME = (*PLACE, "seed", "eval", "runtime.devices")
+# Sizes that a file of weights determines: others are refused, so that the file's name says enough.
+_FROM_WEIGHTS = tuple(f"model.{key}" for key in ("embed_dim", "width", "layers", "text_width", "text_layers"))
 
 
 def run_name(overrides: Sequence[str], *, config_name: str = "train") -> str:
@@ -52,10 +54,13 @@ def _changes(settings: Sequence[Setting], groups: dict[str, list[str]], config_n
     by_default: dict[str, str] = {}
     if any("/" in s.key for s in settings):
         by_default = chosen([s for s in settings if s.key in groups and "/" not in s.key], config_name=config_name)
+    has_file = any(s.key == "model.weights" and re.search(r"[./\\]", str(s.value)) for s in settings)
     parts = []
     for setting in sorted(settings, key=lambda s: dotted(s.key)):
         key = dotted(setting.key)
         if any(key == skip or key.startswith(f"{skip}.") for skip in _NOT_IN_NAME):
+            continue
+        if has_file and key in _FROM_WEIGHTS:
             continue
         if setting.key not in groups:
             value = OmegaConf.select(full, key)

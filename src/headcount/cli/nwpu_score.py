@@ -13,7 +13,7 @@ the data are missing.
 import sys
 from pathlib import Path
 
-from headcount.cli.arguments import read_arguments, script_parser
+from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.errors import DataError
@@ -24,9 +24,11 @@ from headcount.wording import printable
 def main() -> None:
     """Read the command line and score."""
     parser = script_parser(__doc__)
-    parser.add_argument("file", type=Path, help="lines `id count`, as nwpu_submit.py writes")
+    parser.add_argument("file", type=to_path, help="lines `id count`, as nwpu_submit.py writes")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="data_root=FOLDER, split=val or split=train")
-    parser.add_argument("--output", type=Path, help="JSON file to write; default: <file>_scores.json beside the file")
+    parser.add_argument(
+        "--output", type=to_path, help="JSON file to write; default: <file>_scores.json beside the file"
+    )
     with refusing(parser.prog):
         arguments = read_arguments(parser, old_flags=("data_root", "split"))
         settings = arguments.values("data_root", "split")

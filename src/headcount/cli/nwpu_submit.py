@@ -14,10 +14,9 @@ setting is invalid or the data are missing.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from headcount.cli.arguments import Arguments, read_arguments, script_parser
-from headcount.cli.compose import compose, to_config
+from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
+from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import FAILED, refusing
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
 from headcount.errors import HeadcountError
@@ -37,8 +36,8 @@ def main() -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="ckpt=, split=, data_root=, eval=, ..., as for eval.py"
     )
-    parser.add_argument("--output", type=Path, help="the file to write")
-    parser.add_argument("--validate", type=Path, metavar="FILE", help="check this file and count nothing")
+    parser.add_argument("--output", type=to_path, help="the file to write")
+    parser.add_argument("--validate", type=to_path, metavar="FILE", help="check this file and count nothing")
     with refusing(parser.prog, MemoryError):
         arguments = read_arguments(parser, old_flags=("ckpt", "split", "data_root"))
         if arguments.options.validate is not None:
@@ -59,8 +58,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
     errors = check_evaluation(config)
     if config.split not in SPLITS:
         errors.append(f"split={config.split}: must be {' or '.join(SPLITS)}")
-    if errors:
-        raise ConfigError("\n  ".join(errors))
+    refuse(errors, overrides, config)
     return config
 
 

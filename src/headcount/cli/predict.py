@@ -32,12 +32,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.cli.arguments import read_arguments, script_parser, whole_number
+from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
 from headcount.files import atomic_write, file_identity, make_folder
+from headcount.progress import progress_bar
 from headcount.report.predictions import (
     NOT_YET,
     PictureResult,
@@ -58,7 +59,12 @@ def main() -> None:
     """Read the command line and count."""
     parser = script_parser(__doc__)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
-    parser.add_argument("--output", default="predictions", help="folder of the results (default: predictions)")
+    parser.add_argument(
+        "--output",
+        type=to_path,
+        default=Path("predictions"),
+        help="folder of the results (default: predictions)",
+    )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
@@ -87,10 +93,11 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     """
     if not ckpt.is_file():
         raise ConfigError(missing_checkpoint(ckpt))
-    output = Path(options.output).expanduser()
+    output = options.output.expanduser()
     earlier = earlier_results(output)
     found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
     files = found.files
+    refuse_uncountable(files)
     results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
@@ -116,6 +123,24 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     return FAILED if any(picture.error for picture in results.pictures) else 0
 
 
+def refuse_uncountable(files: Sequence[Path]) -> None:
+    """Refuse if no picture can be opened, before anything is loaded or removed; if some can, the others are reported.
+
+    Raises:
+        ConfigError: says why, for the first ten.
+    """
+    problems = []
+    for file in files:
+        try:
+            check_file(file)
+        except (ConfigError, OSError) as error:
+            problems.append(str(error))
+        else:
+            return
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    raise ConfigError("\n  ".join(["there is nothing to count: " + problems[0], *problems[1:10], *more]))
+
+
 def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool, draw: bool) -> Results:
     """The results before anything is counted, with the names of the files that will be written."""
     pictures = [
@@ -136,7 +161,7 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     Raises:
         ConfigError: if they do not fit the counter.
     """
-    from headcount.config import SlidingWindowConfig, counting_mode, window_error
+    from headcount.config import SlidingWindowConfig, counting_mode, range_errors, window_error
 
     asked = {key: getattr(options, key) for key in ("window", "stride", "window_batch") if getattr(options, key)}
     if not asked:
@@ -148,6 +173,8 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
     if isinstance(usual, SlidingWindowConfig) and options.window:
         asked.setdefault("stride", None)  # the default stride belongs to the default window
     chosen = replace(usual, **asked) if isinstance(usual, SlidingWindowConfig) else SlidingWindowConfig(**asked)
+    if errors := range_errors(chosen, "--"):
+        raise ConfigError("\n  ".join(errors).replace("--window_batch", "--window-batch"))
     counter.mode = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size, chosen=chosen)
     if wrong := window_error(counter.mode, counter.network.grid.block_size, counter.network.stride):
         raise ConfigError(wrong.replace("eval.", "--"))
@@ -159,10 +186,8 @@ def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) 
     Returns:
         Whether it was interrupted.
     """
-    from tqdm import tqdm
-
     pictures = results.pictures
-    progress = tqdm(files, desc="counting", unit="img", smoothing=0.1, dynamic_ncols=True)
+    progress = progress_bar(files, label="counting", smoothing=0.1)
     interrupted = False
     try:
         for k, file in enumerate(progress):

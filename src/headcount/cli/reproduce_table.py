@@ -21,8 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import Arguments, read_arguments, script_parser
+from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, config_dir, to_config
+from headcount.cli.overrides import parse, show_typed
 from headcount.cli.status import FAILED, INTERRUPTED, refusing
 from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
@@ -41,11 +42,11 @@ def main() -> None:
     )
     parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
-    parser.add_argument("--output", type=Path, default=Path("tables"), help="folder of the table; default tables")
+    parser.add_argument("--output", type=to_path, default=Path("tables"), help="folder of the table; default tables")
     try:
         with refusing(parser.prog):
             old = {"run": False, "seeds": True, "output": True}
-            typed = read_typed(read_arguments(parser, old_settings=old), parser.prog)
+            typed = read_typed(read_arguments(parser, old_settings=old))
             sys.exit(reproduce(typed))
     except KeyboardInterrupt:
         print(
@@ -80,7 +81,7 @@ class Typed:
         )
 
 
-def read_typed(arguments: Arguments, program: str) -> Typed:
+def read_typed(arguments: Arguments) -> Typed:
     """Separate the settings of the table from those of train.py.
 
     Raises:
@@ -102,11 +103,12 @@ def read_typed(arguments: Arguments, program: str) -> Typed:
     seeds = read_seeds(options.seeds)
     if not own["table"]:
         raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss")
-    runs = Path(own["output_dir"].strip("'\"")).expanduser()
+    output_dir = own["output_dir"].strip("'\"")
+    if not output_dir.strip():
+        raise ConfigError("output_dir=: must not be empty; name the folder of the runs")
+    runs = Path(output_dir).expanduser()
     if runs.exists() and not runs.is_dir():
         raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
-    if not runs.is_dir() and not options.run:
-        print(f"{program}: output_dir={runs}: no such folder yet, so there are no runs", file=sys.stderr)
     return Typed(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
 
 
@@ -137,9 +139,11 @@ def reproduce(typed: Typed) -> int:
     filled = typed.fill()
     for cell in filled.cells.values():
         # Without --run, the files of pretrained weights are not needed: the runs may have been made elsewhere.
-        errors = check(composed((f"experiment={cell.experiment}", *cell.overrides)), weights=typed.run)
-        if errors:
+        config = composed((f"experiment={cell.experiment}", *cell.overrides))
+        if errors := show_typed(check(config, weights=typed.run), parse(cell.overrides), config):
             raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
+    if not typed.runs.is_dir() and not typed.run:
+        print(f"output_dir={typed.runs}: no such folder yet, so there are no runs", file=sys.stderr)
     make_folder(typed.output, "--output ")
     failed = []
     if typed.run:

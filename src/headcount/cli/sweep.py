@@ -1,5 +1,6 @@
 """Sweeps: which jobs a command line stands for, checks of all before the first one starts, and their results."""
 
+import hashlib
 import itertools
 import json
 import statistics
@@ -12,11 +13,14 @@ from typing import Any
 import hydra
 from hydra.errors import HydraException
 
-from headcount.cli.compose import compose, initialized, to_config
+from headcount.cli.compose import checked_config, initialized
 from headcount.cli.overrides import as_typed, parse
-from headcount.config import ConfigError, TrainConfig, check, check_evaluation
+from headcount.config import ConfigError
 from headcount.errors import OutputError
-from headcount.files import make_folder, naming_failures, temporary_name
+from headcount.files import json_line, make_folder, naming_failures, temporary_name, write_csv, write_text
+
+Failure = tuple[list[str], str]
+"""The settings of a job without results, and why; empty if unknown."""
 
 # Jobs that differ only in these repeat one experiment.
 _REPEATS = ("seed=", "dataset.fold=")
@@ -60,16 +64,13 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
         if job in jobs[:k]:
             typed = " ".join(map(as_typed, job))
             raise ConfigError(f"{typed}: occurs twice in this sweep; name each value once")
-        config = to_config(compose(job, config_name=config_name))
-        errors = check(config) if isinstance(config, TrainConfig) else check_evaluation(config)
+        config = checked_config(job, config_name=config_name)
         if multirun and not launched and config.runtime.devices > 1:
-            errors.append(
+            raise ConfigError(
                 f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the jobs "
                 "one by one, or each as a job of its own on a SLURM cluster with hydra/launcher=submitit_slurm "
                 "(pip install hydra-submitit-launcher)"
             )
-        if errors:
-            raise ConfigError("\n  ".join(errors))
     return jobs
 
 
@@ -92,9 +93,9 @@ class SweepLog:
         make_folder(folder, "output_dir")
         return cls(temporary_name(folder.resolve() / "sweep"), jobs)
 
-    def write(self, number: int, *, status: int, results: dict[str, float] | None) -> None:
-        """Append the outcome of a job; a disk without room for it does not stop the others."""
-        line = json.dumps({"job": number, "status": status, "results": results}) + "\n"
+    def write(self, number: int, *, status: int, results: dict[str, float] | None, reason: str = "") -> None:
+        """Append the outcome of a job, and why it failed; a disk without room for it does not stop the others."""
+        line = json_line({"job": number, "status": status, "results": results, "reason": reason})
         try:
             with naming_failures(self.file), self.file.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -104,6 +105,9 @@ class SweepLog:
     def close(self) -> int:
         """Print the results, list the jobs that failed or never reported, and remove the file.
 
+        The table is also written beside Hydra's ``multirun.yaml``, as ``sweep_<hash of the jobs>.csv`` and ``.md``: the
+        same sweep replaces its own table, another does not.
+
         Returns:
             The exit status of the whole sweep.
         """
@@ -112,26 +116,72 @@ class SweepLog:
         whole = [line for line in lines if line.endswith("}")]  # not those that a full disk cut
         outcomes: list[dict[str, Any]] = sorted(map(json.loads, whole), key=lambda outcome: outcome["job"])
         typed = [list(map(as_typed, job)) for job in self.jobs]
+        common = set.intersection(*map(set, typed))
         finished = [(typed[outcome["job"]], outcome["results"]) for outcome in outcomes if outcome["results"]]
-        if finished:
-            print(sweep_table(finished, common=set.intersection(*map(set, typed))))
-        failed = [typed[outcome["job"]] for outcome in outcomes if outcome["status"]]
-        unfinished = [typed[k] for k in sorted({*range(len(typed))} - {outcome["job"] for outcome in outcomes})]
-        for title, jobs in (("failed", failed), ("not finished", unfinished)):
+        reported = {outcome["job"] for outcome in outcomes}
+        problems = {
+            "failed": [(typed[outcome["job"]], outcome["reason"]) for outcome in outcomes if outcome["status"]],
+            "not finished": [(job, "") for k, job in enumerate(typed) if k not in reported],
+        }
+        table = sweep_rows(finished, common=common) if finished else []
+        if table:
+            print(_plain(table))
+        for title, jobs in problems.items():
             if jobs:
-                print(f"{title}:", *(f"  {' '.join(job)}" for job in jobs), sep="\n", file=sys.stderr)
-        return 1 if unfinished else max(outcome["status"] for outcome in outcomes)
+                lines = [f"  {' '.join(job)}" + (f": {reason}" if reason else "") for job, reason in jobs]
+                print(f"{title}:", *lines, sep="\n", file=sys.stderr)
+        self._write_table(table, problems, common)
+        return 1 if problems["not finished"] else max(outcome["status"] for outcome in outcomes)
+
+    def _write_table(self, table: list[list[str]], problems: dict[str, list[Failure]], common: set[str]) -> None:
+        """Write the results, and the jobs without any, as CSV and Markdown."""
+        headings = ["settings", *table[0][1:]] if table else ["settings"]
+        rows = [[*row, ""] for row in table[1:]]
+        for title, jobs in problems.items():
+            for job, reason in jobs:
+                name = " ".join(override for override in job if override not in common)
+                problem = f"{title}: {reason}" if reason else title
+                rows.append([name, *[""] * (len(headings) - 1), problem])
+        headings.append("problem")
+        digest = hashlib.sha256(json.dumps(self.jobs).encode()).hexdigest()[:8]
+        stem = self.file.with_name(f"sweep_{digest}")
+        write_csv(stem.with_suffix(".csv"), [headings, *rows])
+        write_text(stem.with_suffix(".md"), _page(sorted(common), headings, rows))
+        print(f"  {stem}.csv\n  {stem}.md")
+
+
+def _page(common: list[str], headings: list[str], rows: list[list[str]]) -> str:
+    """The table as Markdown, with the settings of all jobs above it."""
+    from tabulate import tabulate
+
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    table = tabulate(cells, headers=headings, tablefmt="github", disable_numparse=True)
+    return f"All jobs: `{' '.join(common)}`\n\n{table}\n" if common else f"{table}\n"
+
+
+def _plain(table: list[list[str]]) -> str:
+    """The table for the terminal."""
+    from tabulate import tabulate
+
+    alignment = ("left", *["right"] * (len(table[0]) - 1))
+    return tabulate(table[1:], headers=table[0], tablefmt="plain", disable_numparse=True, colalign=alignment)
 
 
 def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> str:
+    """The table of :func:`sweep_rows` as text."""
+    return _plain(sweep_rows(jobs, common=common))
+
+
+def sweep_rows(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> list[list[str]]:
     """The results of a sweep's jobs, with mean and standard deviation of jobs that differ only in seed or fold.
 
     Args:
         jobs: the settings and the results of each; all have the same kinds of results.
         common: the settings of every job of the sweep, failed ones included; they are not repeated.
-    """
-    from tabulate import tabulate
 
+    Returns:
+        Rows of cells, the headings first.
+    """
     groups: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for typed, results in jobs:
         differing = [override for override in typed if override not in common]
@@ -142,10 +192,21 @@ def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: s
     rows = []
     for group, members in groups.items():
         for repeat, results in members:
-            rows.append([f"{group} {repeat}".strip(), *(f"{results[key]:.2f}" for key in keys)])
+            rows.append([f"{group} {repeat}".strip(), *(_number(results[key]) for key in keys)])
         if len(members) > 1:
             columns = [[results[key] for _, results in members] for key in keys]
-            means = [f"{statistics.mean(column):.2f} +- {statistics.stdev(column):.2f}" for column in columns]
-            rows.append([f"{group} mean of {len(members)}".strip(), *means])
-    alignment = ("left", *["right"] * len(keys))
-    return tabulate(rows, headers=["", *keys], tablefmt="plain", disable_numparse=True, colalign=alignment)
+            rows.append([f"{group} mean of {len(members)}".strip(), *map(_mean, columns)])
+    return [["", *keys], *rows]
+
+
+def _number(value: float | None) -> str:
+    """A result as text; ``-`` where it is undefined, as NAE is without heads."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _mean(column: Sequence[float | None]) -> str:
+    """Mean and standard deviation as text; ``-`` unless all values are defined."""
+    values = [value for value in column if value is not None]
+    if len(values) < len(column):
+        return "-"
+    return f"{statistics.mean(values):.2f} +- {statistics.stdev(values):.2f}"

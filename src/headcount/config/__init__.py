@@ -43,6 +43,7 @@ from headcount.config.dataset import (
     UcfCc50Config,
 )
 from headcount.config.fields import (
+    nearest_multiples,
     number,
     range_errors,
 )
@@ -95,6 +96,7 @@ from headcount.config.optim import (
     ScheduleStep,
 )
 from headcount.config.run import (
+    FP16_ON_CPU,
     PLACE,
     Accelerator,
     EvalCommandConfig,
@@ -121,6 +123,7 @@ from headcount.config.upgrade import (
 from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 __all__ = [
+    "FP16_ON_CPU",
     "HEADS",
     "LOSSES",
     "MODELS",
@@ -207,6 +210,7 @@ __all__ = [
     "integer_bins",
     "kinds",
     "missing_checkpoint",
+    "nearest_multiples",
     "number",
     "range_errors",
     "register",

@@ -3,18 +3,18 @@
 import math
 from dataclasses import dataclass
 
-from headcount.config.fields import number
+from headcount.config.fields import nearest_multiples, number
 
 
 @dataclass
 class AugmentConfig:
     """Random crop, scale, flip, color jitter, blur, and salt-and-pepper noise."""
 
-    crop_size: int = number(224, 1)
+    crop_size: int = number(224, 1, 4096)
     """Side of a training crop, in pixels; must be a multiple of the block size and of the model's stride."""
-    min_scale: float = number(1.0, 0.05)
+    min_scale: float = number(1.0, 0.05, 8)
     """Smallest side of the window that is cut out and resized to the crop, in crop sizes; below 1 enlarges heads."""
-    max_scale: float = number(2.0, 0.05)
+    max_scale: float = number(2.0, 0.05, 8)
     """Largest side of that window, in crop sizes; above 1 shrinks heads."""
     flip: float = number(0.5, 0, 1)
     """Probability of a horizontal flip."""
@@ -22,7 +22,7 @@ class AugmentConfig:
     """Maximum relative change of brightness, contrast and saturation, as a fraction."""
     jitter_probability: float = number(0.2, 0, 1)
     """Probability of color jitter."""
-    blur_size: int = number(5, 1)
+    blur_size: int = number(5, 1, 4095)
     """Side of the Gaussian blur's kernel, in pixels; must be odd and at most ``crop_size``."""
     blur_probability: float = number(0.2, 0, 1)
     """Probability of a Gaussian blur."""
@@ -59,8 +59,7 @@ def crop_error(crop_size: int, *, block_size: int, stride: int, model: str) -> s
     step = math.lcm(block_size, stride)
     if crop_size % step == 0:
         return None
-    near = max(crop_size // step, 1) * step
     return (
         f"augment.crop_size={crop_size}: must be a multiple of {step} (blocks of {block_size} px, "
-        f"{model} works at stride {stride}); nearest below or at: {near}"
+        f"{model} works at stride {stride}); {nearest_multiples(crop_size, step)}"
     )

@@ -11,6 +11,8 @@ from headcount.config.fields import number
 
 ZERO_BELOW = 1e-4
 """Heads; smoothed counts up to this are labeled 0, because a Gaussian never makes a count exactly 0."""
+MAX_COUNT = 10_000
+"""Upper limit of the maximum count of a block, and thereby of the number of bins."""
 
 
 class Strategy(Enum):
@@ -49,7 +51,7 @@ class BlocksConfig:
     has_bins: ClassVar[bool] = False
     """Whether the counts of the blocks are classified into bins."""
 
-    block_size: int = number(8, 1)
+    block_size: int = number(8, 1, 1024)
     """Side of a block, in pixels (the paper's r)."""
 
 
@@ -59,12 +61,12 @@ class BlockwiseConfig(BlocksConfig):
 
     has_bins: ClassVar[bool] = True
 
-    sigma: float = number(4.0, 1e-3)
+    sigma: float = number(4.0, 1e-3, 1000)
     """Standard deviation of the Gaussian that smooths each head, in pixels of the training crop."""
-    edges: list[float] | None = None
+    edges: list[float] | None = number(None, 0, 1_000_000)
     """Upper ends of the intervals after {0}, in heads; an open interval is added. None uses multiples of ``step``
     below the largest count of the training blocks."""
-    step: float = number(0.05, 1e-3)
+    step: float = number(0.05, 1e-3, 1000)
     """Width of the intervals if ``edges`` is None, in heads."""
 
 
@@ -76,9 +78,9 @@ class BinsConfig(BlocksConfig):
 
     strategy: Strategy = Strategy.fine
     """One integer per bin (``fine``), two for large counts (``dynamic``), or two for all but 0 (``coarse``)."""
-    min_head_px: int = number(4, 1)
+    min_head_px: int = number(4, 1, 1024)
     """Side of the smallest head that can be recognized, in pixels (the paper's s)."""
-    max_count: int | None = number(None, 1, 10_000)
+    max_count: int | None = number(None, 1, MAX_COUNT)
     """Largest count of a block with a bin of its own; None uses (block_size // min_head_px)^2."""
     last: Last = Last.open
     """The last bin contains all counts above the maximum (``open``, released code), or labels are capped at the
@@ -91,7 +93,7 @@ class BinsConfig(BlocksConfig):
     label_correction: bool = True
     """False uses one bin for every integer up to the largest block count of the training images, or as many bins as
     there are ``representative_counts``; only with fine bins."""
-    representative_counts: list[float] | None = None
+    representative_counts: list[float] | None = number(None, 0, 1_000_000)
     """Representative count of each bin, such as published ones; None computes them."""
 
     @property
@@ -126,6 +128,12 @@ def _bin_errors(config: BinsConfig) -> list[str]:
             f"bins.min_head_px={config.min_head_px}: must be at most bins.block_size={config.block_size}; "
             "or set bins.max_count"
         )
+    if config.label_correction and config.m > MAX_COUNT:  # max_count has its own range
+        found.append(
+            f"bins.block_size={config.block_size} bins.min_head_px={config.min_head_px}: make {config.m} bins, at most "
+            f"{MAX_COUNT} are allowed; raise bins.min_head_px, or set bins.max_count"
+        )
+        return found
     if not config.label_correction:
         if config.strategy is not Strategy.fine:
             found.append(

@@ -20,7 +20,7 @@ class Border(Enum):
 class EvalConfig:
     """Evaluation; this kind lets the model decide how an image is counted."""
 
-    pictures: int = number(6, 0)
+    pictures: int = number(6, 0, 10_000)
     """Number of images drawn with ground truth and prediction side by side, worst errors first; 0 draws none."""
 
 
@@ -33,11 +33,11 @@ class WholeImageConfig(EvalConfig):
 class SlidingWindowConfig(EvalConfig):
     """Count each image in square windows; blocks that several windows cover are averaged."""
 
-    window: int | None = number(None, 1)
+    window: int | None = number(None, 1, 8192)
     """Side of a window, in pixels; None uses a ViT's ``model.input_size``, otherwise ``augment.crop_size``."""
-    stride: int | None = number(None, 1)
+    stride: int | None = number(None, 1, 8192)
     """Distance between two windows, in pixels; None uses ``window``, so that windows overlap only at the border."""
-    window_batch: int = number(8, 1)
+    window_batch: int = number(8, 1, 1024)
     """Windows per forward pass; halved when memory is insufficient."""
     border: Border = Border.inward
     """The last window is moved ``inward`` (released code), or ``pad`` extends it by padding that is not counted."""

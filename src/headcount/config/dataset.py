@@ -8,6 +8,9 @@ from omegaconf import MISSING
 
 from headcount.config.fields import number
 
+MAX_DRAWN_GIB = 16
+"""Upper limit of the memory for the images of one split of generated crowds, in GiB."""
+
 
 class Outside(Enum):
     """What training does with an annotation outside its image: move it onto the border, or drop it."""
@@ -73,9 +76,9 @@ class DatasetConfig(DatasetChoice):
     """Count the heads of one pixel as one in the block labels, as the released code does; points keep all of them."""
     train_fraction: float = number(1.0, 1e-4, 1)
     """Fraction of the training images that is used; a smaller fraction is a subset of a larger one, for any seed."""
-    max_train_images: int | None = number(None, 1)
+    max_train_images: int | None = number(None, 1, 1_000_000_000)
     """Use only the first N training images; None uses all."""
-    max_eval_images: int | None = number(None, 1)
+    max_eval_images: int | None = number(None, 1, 1_000_000_000)
     """Evaluate only the first N images; None evaluates all."""
 
 
@@ -87,11 +90,11 @@ class FolderDatasetConfig(DatasetConfig):
     """Folder of the dataset; None searches below ``data_root``."""
     cache_dir: str = "~/.cache/headcount"
     """Folder for resized images; must not be inside the dataset's own folder."""
-    min_side: int = number(448, 1)
+    min_side: int = number(448, 1, 8192)
     """Images are enlarged until the short side has at least this many pixels; a multiple of ``side_multiple``."""
-    max_side: int | None = number(None, 1)
+    max_side: int | None = number(None, 1, 65_500)
     """Images are shrunk until the long side has at most this many pixels; None sets no limit."""
-    side_multiple: int = number(32, 1)
+    side_multiple: int = number(32, 1, 4096)
     """Both sides are resized to a multiple of this many pixels."""
     exif_orientation: bool = False
     """Turn images upright by their EXIF orientation, as annotation tools show them; False reads them as stored, as the
@@ -140,19 +143,19 @@ class SyntheticConfig(DatasetConfig):
     """Crowds drawn by code; nothing is downloaded or stored."""
 
     name: str = "synthetic"
-    train_images: int = number(160, 1)
+    train_images: int = number(160, 1, 100_000)
     """Number of training images."""
-    val_images: int = number(24, 1)
+    val_images: int = number(24, 1, 100_000)
     """Number of images that select the checkpoint."""
-    test_images: int = number(48, 1)
+    test_images: int = number(48, 1, 100_000)
     """Number of test images, which never select."""
-    width: int = number(384, 32)
+    width: int = number(384, 32, 8192)
     """Width of an image, in pixels."""
-    height: int = number(288, 32)
+    height: int = number(288, 32, 8192)
     """Height of an image, in pixels."""
-    max_people: int = number(150, 1)
+    max_people: int = number(150, 1, 100_000)
     """Maximum number of people per image."""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, 2**32 - 1)
     """Seed of the drawn crowds; independent of the training seed."""
 
 
@@ -163,7 +166,22 @@ def errors(config: DatasetChoice) -> list[str]:
         found += _size_errors(config)
     if isinstance(config, CustomConfig):
         found += _custom_errors(config)
+    if isinstance(config, SyntheticConfig):
+        found += _memory_errors(config)
     return found
+
+
+def _memory_errors(config: SyntheticConfig) -> list[str]:
+    """Drawn images are kept in memory."""
+    split = max(("train_images", "val_images", "test_images"), key=lambda key: int(getattr(config, key)))
+    images = getattr(config, split)
+    gib = images * config.width * config.height * 3 / 2**30
+    if gib <= MAX_DRAWN_GIB:
+        return []
+    return [
+        f"dataset.{split}={images} dataset.width={config.width} dataset.height={config.height}: the drawn images take "
+        f"{gib:.0f} GiB of memory; at most {MAX_DRAWN_GIB} are allowed"
+    ]
 
 
 def _size_errors(config: FolderDatasetConfig) -> list[str]:

@@ -34,15 +34,15 @@ class BlockErrorKind(Enum):
 class TransportConfig:
     """DM-Count's loss: optimal transport, total variation, count (arXiv:2009.13077)."""
 
-    ot_weight: float = number(0.8, 0)
+    ot_weight: float = number(0.8, 0, 1e6)
     """Weight of the transport term; 0.8 with ``mean`` equals the released 0.1 with ``sum`` at 8 images per batch."""
     ot_reduction: Reduction = Reduction.mean
     """Reduction over the images of a batch: ``mean`` does not depend on the batch size, ``sum`` does (released)."""
-    tv_weight: float = number(0.01, 0)
+    tv_weight: float = number(0.01, 0, 1e6)
     """Weight of the total-variation term."""
-    count_weight: float = number(1.0, 0)
+    count_weight: float = number(1.0, 0, 1e6)
     """Weight of the absolute error of the count."""
-    regularization: float = number(10.0, 0.001)
+    regularization: float = number(10.0, 0.001, 1e6)
     """Entropic regularization, in squared pixels."""
 
 
@@ -50,7 +50,7 @@ class TransportConfig:
 class ReleasedTransportConfig(TransportConfig):
     """Solved by the iteration of the released code, which published numbers depend on."""
 
-    iterations: int = number(100, 1)
+    iterations: int = number(100, 1, 10_000)
     """Number of Sinkhorn iterations; published numbers need exactly 100."""
 
 
@@ -60,7 +60,7 @@ class StableTransportConfig(TransportConfig):
 
     iterations: int | None = number(None, 1, 10_000)
     """Maximum number of Sinkhorn iterations per image; None is 100, or 10,000 with a ``tolerance``."""
-    tolerance: float | None = number(None, 1e-6)
+    tolerance: float | None = number(None, 1e-6, 2)
     """Stop earlier once the shares of all blocks differ from their targets by less than this in total; None always
     runs all ``iterations``."""
 
@@ -84,7 +84,7 @@ class KernelConfig:
 class FixedKernelConfig(KernelConfig):
     """One width for all heads."""
 
-    sigma: float = number(15.0, 1e-3)
+    sigma: float = number(15.0, 1e-3, 1000)
     """Standard deviation, in pixels of the training crop."""
 
 
@@ -92,11 +92,11 @@ class FixedKernelConfig(KernelConfig):
 class AdaptiveKernelConfig(KernelConfig):
     """A width proportional to the distance to the nearest heads (geometry-adaptive)."""
 
-    sigma: float = number(15.0, 1e-3)
+    sigma: float = number(15.0, 1e-3, 1000)
     """Standard deviation in crops with too few heads to have ``neighbors``, in pixels of the training crop."""
-    neighbors: int = number(3, 1)
+    neighbors: int = number(3, 1, 1000)
     """Number of nearest heads whose distance is averaged."""
-    beta: float = number(0.3, 1e-3)
+    beta: float = number(0.3, 1e-3, 100)
     """Standard deviation as a fraction of that mean distance."""
 
 
@@ -129,7 +129,7 @@ class DaceConfig(LossConfig):
     needs_bins: ClassVar[bool] = True
 
     name: str = "dace"
-    weight: float = number(1.0, 0)
+    weight: float = number(1.0, 0, 1e6)
     """Weight of DM-Count's loss (the paper's lambda)."""
     transport: TransportConfig = field(default_factory=ReleasedTransportConfig)
     """DM-Count's loss: ``released`` or ``stable``."""
@@ -143,7 +143,7 @@ class DaceBlockErrorConfig(LossConfig):
     needs_bins: ClassVar[bool] = True
 
     name: str = "dace"
-    weight: float = number(1.0, 0)
+    weight: float = number(1.0, 0, 1e6)
     """Weight of the error of the block counts (the paper's lambda)."""
     error: BlockErrorKind = BlockErrorKind.mae
     """Absolute (``mae``) or squared (``mse``) error of the block counts, summed over blocks, averaged over images."""
@@ -184,7 +184,7 @@ class MseConfig(LossConfig):
     name: str = "mse"
     kernel: KernelConfig = field(default_factory=FixedKernelConfig)
     """The Gaussian that smooths each head: ``fixed`` or ``adaptive``."""
-    scale: float = number(1.0, 1e-6)
+    scale: float = number(1.0, 1e-6, 1e6)
     """Factor on the loss; block counts are small, and their squared errors even smaller."""
 
 

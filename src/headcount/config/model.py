@@ -1,7 +1,6 @@
 """The network: backbone, prediction head, input normalization, CLIP's prompts."""
 
 import dataclasses
-import math
 import os
 import string
 from dataclasses import dataclass, field
@@ -10,7 +9,10 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from headcount.config.fields import number
+from headcount.config.fields import nearest_multiples, number
+
+# Upper limit of the mean and standard deviation of an input; pixels are from 0 to 1.
+_MAX_PIXEL = 1000
 
 
 class Decoder(Enum):
@@ -108,7 +110,7 @@ class TinyConfig(ModelConfig):
 
     names: ClassVar[dict[str, int | None]] = {"tiny": 8}
     name: str = "tiny"
-    width: int = number(32, 4)
+    width: int = number(32, 4, 1024)
     """Number of channels of the widest layers."""
 
 
@@ -136,7 +138,7 @@ class MobileNetV2Config(PretrainedConfig):
 
     names: ClassVar[dict[str, int | None]] = {"mobilenet_v2": 16}
     name: str = "mobilenet_v2"
-    stage: int = 320
+    stage: int = number(320, 1, 320)
     """Number of channels of the last stage kept: 320 or 160; its stride is set to 1."""
 
 
@@ -146,7 +148,7 @@ class TimmConfig(PretrainedConfig):
 
     weights: str = "pretrained"
     """``pretrained`` (timm's default for the name), ``none`` (random), or the path of a state dict."""
-    max_stride: int = number(16, 1)
+    max_stride: int = number(16, 1, 64)
     """Maximum stride, in pixels; the stride is reduced to it if the architecture allows that."""
     dilate: bool = True
     """Dilate the layers after a reduced stride (timm's ``output_stride``). False (released code) removes the stride of
@@ -195,19 +197,19 @@ class ClipConfig(PretrainedConfig):
     no bias."""
     decoder: Decoder = Decoder.released
     """One residual block at the resolution of the blocks before the projection (``released``), or ``none`` (paper)."""
-    decoder_channels: list[int] | None = None
+    decoder_channels: list[int] | None = number(None, 1, 4096)
     """Number of channels of each residual block of the decoder; None uses one block as wide as the features."""
-    embed_dim: int | None = number(None, 1)
+    embed_dim: int | None = number(None, 1, 4096)
     """Dimension of the embedding that images and texts share."""
-    width: int | None = number(None, 1)
+    width: int | None = number(None, 1, 2048)
     """Number of channels of the image encoder's first stage (ResNet) or of all its layers (ViT)."""
-    layers: list[int] | None = None
+    layers: list[int] | None = number(None, 1, 100)
     """Number of blocks in each of the image encoder's four stages (ResNet), or its number of layers (ViT)."""
-    text_width: int | None = number(None, 1)
+    text_width: int | None = number(None, 1, 4096)
     """Number of channels of the text encoder."""
-    text_heads: int | None = number(None, 1)
+    text_heads: int | None = number(None, 1, 256)
     """Number of attention heads of the text encoder."""
-    text_layers: int | None = number(None, 1)
+    text_layers: int | None = number(None, 1, 100)
     """Number of layers of the text encoder."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     """The text that describes each bin."""
@@ -231,13 +233,13 @@ class ClipViTConfig(ClipConfig):
 
     names: ClassVar[dict[str, int | None]] = {"clip_vit_b16": 16, "clip_vit_b32": 32, "clip_vit_l14": 14}
     name: str = "clip_vit_b16"
-    heads: int | None = number(None, 1)
+    heads: int | None = number(None, 1, 256)
     """Number of attention heads of the image encoder."""
-    input_size: int = number(224, 1)
+    input_size: int = number(224, 1, 2048)
     """Side of the images whose position embeddings are stored, in pixels; interpolated for other sizes."""
     frozen: bool = True
     """Train only prompt tokens, decoder and head, not the image encoder (version 2 of the paper)."""
-    prompt_tokens: int = number(32, 0)
+    prompt_tokens: int = number(32, 0, 1000)
     """Number of learned tokens per layer beside the patches (visual prompt tuning); 0 uses none."""
     prompt_depth: PromptDepth = PromptDepth.deep
     """Each layer has its own tokens (``deep``), or only the first layer has any (``shallow``)."""
@@ -278,10 +280,12 @@ def errors(model: ModelConfig) -> list[str]:
     for name, values in (("mean", model.mean), ("std", model.std)):
         positive = name == "std"
         if values is not None and (
-            len(values) != 3 or not all(map(math.isfinite, values)) or (positive and min(values) <= 0)
+            len(values) != 3 or not all(abs(v) <= _MAX_PIXEL for v in values) or (positive and min(values) <= 0)
         ):
-            limit = ", above 0" if positive else ""
-            found.append(f"model.{name}={values}: must be three finite numbers (red, green, blue){limit}")
+            lowest = "above 0, at most" if positive else f"from -{_MAX_PIXEL} to"
+            found.append(
+                f"model.{name}={values}: must be three finite numbers (red, green, blue), {lowest} {_MAX_PIXEL}"
+            )
     if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
         found.append(f"model.stage={model.stage}: must be 160 or 320")
     if isinstance(model, PretrainedConfig):
@@ -331,10 +335,9 @@ def _vit_errors(model: ClipViTConfig) -> list[str]:
     found = []
     patch = model.names.get(model.name) or 1
     if model.input_size % patch:
-        near = max(model.input_size // patch, 1) * patch
         found.append(
             f"model.input_size={model.input_size}: must be a multiple of the patches' {patch} px; "
-            f"nearest below or at: {near}"
+            f"{nearest_multiples(model.input_size, patch)}"
         )
     if model.width is not None and model.heads is None and model.width % 64:
         found.append(

@@ -33,25 +33,26 @@ class OptimConfig:
 
     algorithm: Algorithm = Algorithm.adam
     """Optimizer: ``adam`` or ``adamw``."""
-    lr: float = number(1e-4, 1e-12)
+    # No useful limit: training with a rate that is too high stops, and says so.
+    lr: float = number(1e-4, 1e-12, 1e30)
     """Peak learning rate."""
-    weight_decay: float = number(1e-4, 0)
+    weight_decay: float = number(1e-4, 0, 10)
     """Weight decay: Adam adds it to the gradient (L2), AdamW shrinks the weights."""
     schedule: Schedule = Schedule.cosine_restarts
     """Shape of the learning rate after warm-up: one ``cosine``, or ``cosine_restarts``."""
     step: ScheduleStep = ScheduleStep.epoch
     """The learning rate is updated at every optimizer ``step``, or once per ``epoch`` (released code)."""
-    warmup_epochs: float = number(0.0, 0)
+    warmup_epochs: float = number(0.0, 0, 1_000_000)
     """Duration of the linear warm-up from ``warmup_lr``, in epochs."""
-    warmup_lr: float = number(1e-6, 0)
+    warmup_lr: float = number(1e-6, 0, 1)
     """Learning rate at the start of the warm-up."""
-    min_lr: float = number(1e-7, 0)
+    min_lr: float = number(1e-7, 0, 1)
     """Learning rate at the end of each cosine."""
-    restart_epochs: int = number(5, 1)
+    restart_epochs: int = number(5, 1, 1_000_000)
     """Duration of the first cosine with restarts, in epochs (T_0)."""
-    restart_factor: int = number(2, 1)
+    restart_factor: int = number(2, 1, 1000)
     """Duration of each cosine relative to the one before it (T_mult)."""
-    max_grad_norm: float | None = number(None, 1e-06)
+    max_grad_norm: float | None = number(None, 1e-6, 1e9)
     """Gradients are scaled down to this L2 norm; None does not clip them."""
     ema_decay: float | None = number(None, 0, 0.999999)
     """Decay per optimizer step of the average of the weights, which is evaluated; None does not average."""

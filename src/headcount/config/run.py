@@ -36,18 +36,21 @@ class Precision(Enum):
     fp16 = 3
 
 
+FP16_ON_CPU = "runtime.precision=fp16: needs a GPU, a CPU would compute in bf16; allowed on a CPU are float32 and bf16"
+
+
 @dataclass
 class RuntimeConfig:
     """Processes, devices, arithmetic."""
 
     accelerator: Accelerator = Accelerator.auto
     """Device: ``cpu``, ``cuda``, or ``auto``, which uses CUDA if it is available."""
-    devices: int = number(1, 1)
+    devices: int = number(1, 1, 64)
     """Number of training processes, each with one device (or a share of the CPU) and an equal part of the batch."""
     precision: Precision = Precision.float32
     """Arithmetic of the network: ``float32``, or mixed precision with ``bf16`` or ``fp16``; losses and evaluation
     always use float32."""
-    workers: int = number(1, 0)
+    workers: int = number(1, 0, 128)
     """Number of data-loading processes per training process; 0 loads in the training process."""
     channels_last: bool = True
     """Memory layout of the network: channels last; faster on most machines, same results up to rounding."""
@@ -60,9 +63,9 @@ class RuntimeConfig:
 class ExpectedConfig:
     """A published result of an experiment; it does not affect the run."""
 
-    mae: float | None = None
+    mae: float | None = number(None, 0, 1e9)
     """Mean absolute error, in heads per image; None if none was published."""
-    rmse: float | None = None
+    rmse: float | None = number(None, 0, 1e9)
     """Root mean squared error, in heads per image; None if none was published."""
     source: str = MISSING
     """The publication."""
@@ -85,13 +88,16 @@ class TrainConfig:
     runtime: RuntimeConfig = MISSING
     scale: str = "small"
     """Name of the chosen set of sizes; recorded, so that a reduced run is not mistaken for a full one."""
-    epochs: int = number(40, 1)
+    epochs: int = number(40, 1, 1_000_000)
     """Number of passes over the training images."""
-    batch_size: int = number(8, 1)
+    batch_size: int = number(8, 1, 8192)
     """Number of crops per optimizer step, over all processes."""
-    eval_every_epochs: int = number(5, 1)
+    eval_every_epochs: int = number(5, 1, 1_000_000)
     """Number of epochs between evaluations; the last epoch is always evaluated."""
-    seed: int = number(1, 0)
+    draw_every_evaluations: int = number(10, 0, 1_000_000)
+    """Number of evaluations between density maps in TensorBoard; those of the first and the last evaluation are always
+    drawn; 0 draws none at all."""
+    seed: int = number(1, 0, 2**32 - 1)
     """Seed of the weights, the order of images, and the augmentation."""
     data_root: str | None = None
     """Folder that contains the datasets; None uses the environment variable HEADCOUNT_DATA."""
@@ -117,7 +123,7 @@ class EvalCommandConfig:
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
     """Folder that contains the datasets; None uses the environment variable HEADCOUNT_DATA."""
-    max_images: int | None = number(None, 1)
+    max_images: int | None = number(None, 1, 1_000_000_000)
     """Evaluate only the first N images; None evaluates all."""
     output_dir: str | None = None
     """Folder for the results; None uses one below eval/ beside the checkpoint, named by what is evaluated and how."""
@@ -128,7 +134,7 @@ class EvalCommandConfig:
 
 
 PLACE = (
-    *("resume", "dry_run", "data_root", "output_dir", "run_name"),
+    *("resume", "dry_run", "data_root", "output_dir", "run_name", "draw_every_evaluations"),
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
     *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
 )
@@ -169,6 +175,11 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     errors += model.errors(checked)
     if config.optim.warmup_epochs >= config.epochs:
         errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
+    if config.optim.min_lr > config.optim.lr:
+        errors.append(
+            f"optim.min_lr={config.optim.min_lr:g}: must be at most optim.lr={config.optim.lr:g}, from which it falls"
+        )
+    errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
     if stride is not None:
         mode = counting_mode(config.eval, config.model, crop_size=crop_size)
@@ -177,6 +188,13 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
     return errors
+
+
+def _runtime_errors(config: RuntimeConfig) -> list[str]:
+    """Devices and arithmetic that do not go together."""
+    if config.accelerator is Accelerator.cpu and config.precision is Precision.fp16:
+        return [FP16_ON_CPU]
+    return []
 
 
 def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig) -> list[str]:
@@ -223,7 +241,7 @@ def _words(names: frozenset[str]) -> str:
 
 def check_evaluation(config: EvalCommandConfig) -> list[str]:
     """Find every error of an evaluation's config that its types do not exclude; one message each."""
-    errors = range_errors(config)
+    errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
     path = Path(config.ckpt).expanduser()

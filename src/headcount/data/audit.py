@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
 from headcount.data.catalogue import HOLDOUT, dataset_info, selection_split, split_names
@@ -31,6 +30,7 @@ from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside
 from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, run_in_threads
 from headcount.errors import DataError, HeadcountError
+from headcount.progress import progress_bar
 from headcount.types import FAR_OUTSIDE, SeenImages
 from headcount.wording import first_names
 
@@ -234,7 +234,7 @@ def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit
     audit.root = str(root)
     annotated = split != dataset_info(config.name).unannotated
     found = AuditedSplit(split, annotated, [])
-    for item in tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000):
+    for item in progress_bar(listed, label=f"reading {config.name} {split}", disable=len(listed) <= 1000):
         pixels = partial(read_image, item.image, upright=config.exif_orientation)
         image = AuditedImage(item.name, item.image, pixels)
         found.images.append(image)

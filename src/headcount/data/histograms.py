@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import ZERO_BELOW, CountedIn
 from headcount.data.crowd import CrowdDataset
 from headcount.data.points import Smoothing, block_counts, crop, smoothed_counts, window_counts
+from headcount.progress import progress_bar
 
 _SILENT_IMAGES = 100  # Larger datasets show a progress bar.
 
@@ -34,7 +34,7 @@ def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: CountedI
     """
     histogram: Counter[int] = Counter()
     if counted is CountedIn.windows:
-        progress = tqdm(dataset.sizes, desc="counting windows", unit="image", disable=len(dataset) <= _SILENT_IMAGES)
+        progress = progress_bar(dataset.sizes, label="counting windows", disable=len(dataset) <= _SILENT_IMAGES)
         for index, (width, height) in enumerate(progress):
             histogram += window_counts(dataset.points(index), height=height, width=width, window=block_size)
     else:
@@ -73,7 +73,7 @@ def _whole_blocks(
         progress: label of a progress bar; None shows none.
     """
     silent = progress is None or len(dataset) <= _SILENT_IMAGES
-    for index, size in enumerate(tqdm(dataset.sizes, desc=progress, unit="image", disable=silent)):
+    for index, size in enumerate(progress_bar(dataset.sizes, label=progress or "", disable=silent)):
         width = size[0] // block_size * block_size
         height = size[1] // block_size * block_size
         if width and height:

@@ -170,13 +170,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
         self._batch_size = min(batch_size, images // world)
 
+    @property
+    def step_images(self) -> int:
+        """Images per optimizer step, over all processes."""
+        return self._batch_size * self._world
+
     def __len__(self) -> int:
-        return self._images // (self._batch_size * self._world)
+        return self._images // self.step_images
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(sample_seed(self._seed, self.epoch))
         order = torch.randperm(self._images, generator=generator).tolist()
-        step = self._batch_size * self._world
+        step = self.step_images
         for k in range(len(self)):
             yield [(self.epoch, index) for index in order[k * step : (k + 1) * step][self._rank :: self._world]]
 
@@ -207,6 +212,11 @@ class TrainLoader:
     def __len__(self) -> int:
         """Batches per epoch."""
         return len(self._sampler)
+
+    @property
+    def step_images(self) -> int:
+        """Images per optimizer step, over all processes; fewer than the batch size if the dataset is smaller."""
+        return self._sampler.step_images
 
     def epoch(self, epoch: int) -> Iterable[Batch]:
         """The batches of that epoch."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import Cache, ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
 from headcount.data.augment import TrainAugment
@@ -24,6 +23,7 @@ from headcount.data.locate import dataset_folder
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images
 from headcount.errors import DataError, HeadcountError
+from headcount.progress import progress_bar
 from headcount.wording import first_names, printable
 
 MAX_REASONS = 10
@@ -270,7 +270,7 @@ def _read_headers(
     rule = ResizeRule.from_config(config)
     usable: list[_Usable] = []
     bad: dict[str, str] = {}
-    progress = tqdm(listed, desc=f"reading {config.name} {split}", unit="image", disable=len(listed) <= 1000)
+    progress = progress_bar(listed, label=f"reading {config.name} {split}", disable=len(listed) <= 1000)
     for item in progress:
         try:
             heads = item.heads() if annotated else torch.zeros(0, 2)
@@ -313,7 +313,7 @@ def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugmen
     total = {"train": config.train_images, "val": config.val_images, "test": config.test_images}[source]
     chosen = _choose([f"{source}_{k:04d}" for k in range(total)], config, split)
     # Drawn here, once: forked workers share the memory.
-    progress = tqdm(chosen, desc=f"drawing synthetic {split}", unit="image", disable=len(chosen) <= 100)
+    progress = progress_bar(chosen, label=f"drawing synthetic {split}", disable=len(chosen) <= 100)
     samples = [draw_crowd(k, config=config, split=source) for k in progress]
     sizes = [(sample.image.shape[2], sample.image.shape[1]) for sample in samples]
     return CrowdDataset(

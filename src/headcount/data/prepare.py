@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
-from tqdm import tqdm
 
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.data.images import image_size, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.files import atomic_write, make_folder, name_text, short_name
+from headcount.progress import progress_bar
 
 # This many bytes at both ends, and the length, identify the version of a compressed image; other files are read whole.
 _CHECKED_BYTES = 16384
@@ -225,7 +225,7 @@ def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label
     try:
         tasks = [pool.submit(work, item) for item in items]
         silent = len(tasks) <= silent_images
-        for task in tqdm(as_completed(tasks), total=len(tasks), desc=label, unit="image", disable=silent):
+        for task in progress_bar(as_completed(tasks), total=len(tasks), label=label, disable=silent):
             task.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,8 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from headcount.config import (
     CustomConfig,
     DatasetConfig,
@@ -34,6 +32,7 @@ from headcount.errors import CheckpointError
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
+from headcount.progress import progress_bar
 from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
@@ -66,9 +65,7 @@ def evaluate(
     was_training = counter.training
     counter.eval()
     mine = []
-    progress = tqdm(
-        total=len(dataset), desc="evaluating", unit="img", leave=False, disable=not runtime.is_main, dynamic_ncols=True
-    )
+    progress = progress_bar(total=len(dataset), label="evaluating", leave=False, disable=not runtime.is_main)
     with progress:
         for index, sample in evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=workers):
             try:

@@ -4,10 +4,11 @@ metrics.jsonl has one line per epoch. A resumed run truncates both to its checkp
 look as if it had never stopped.
 """
 
-import json
 import os
 import socket
+import textwrap
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from torch.utils.tensorboard import summary
 
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
-from headcount.files import append_bytes, write_text
-from headcount.runs import METRICS_FILE, read_metrics
+from headcount.files import append_bytes, json_line, read_text, write_text
+from headcount.runs import CONFIG_FILE, METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
 
 _EVENTS = "events.out.tfevents"
@@ -50,19 +51,29 @@ class Records:
                 f"{self.file} does not contain epochs 1 to {start_epoch}, which the checkpoint has trained: restore "
                 "the whole file, or start another run with run_name=NAME"
             )
+        self._folder = folder
+        self._start_epoch = start_epoch
         self.events = Events(folder, purge_step=start_epoch + 1 - len(unwritten))
         for record in unwritten:
             self.events.add_record(record)
             self.events.flush()
         self._write()
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], *, shown: Mapping[str, float] | None = None) -> None:
         """Append the numbers of one epoch; ``record["epoch"]`` counts from 1.
+
+        Args:
+            record: what metrics.jsonl and TensorBoard get.
+            shown: what only TensorBoard gets, because it depends on the machine and on earlier epochs of the process.
 
         Raises:
             OutputError: if a file cannot be written.
         """
-        self.events.add_record(record)
+        settings = self._folder / CONFIG_FILE
+        if record["epoch"] == self._start_epoch + 1 and settings.is_file():
+            text = textwrap.indent(read_text(settings), "    ")  # a code block in Markdown
+            self.events.add(summary.text("settings", text), self._start_epoch)
+        self.events.add_record({**record, **(shown or {})})
         self.events.flush()
         self._records.append(record)
         self._write()
@@ -74,7 +85,7 @@ class Records:
 
     def _write(self) -> None:
         """Write all lines anew: half a line must never be seen."""
-        write_text(self.file, "".join(json.dumps(record) + "\n" for record in self._records))
+        write_text(self.file, "".join(map(json_line, self._records)))
 
 
 class Events:
@@ -126,7 +137,7 @@ class Events:
 class NoRecords:
     """Used on all ranks but the first: writes nothing."""
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], *, shown: Mapping[str, float] | None = None) -> None:
         """Do nothing."""
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:

@@ -7,6 +7,7 @@ with other settings or images.
 import dataclasses
 import hashlib
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, remove_leftovers, write_json
-from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, flatten, read_run
+from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, flatten, read_provenance, read_run
 from headcount.types import Best
 from headcount.wording import first_names
 
@@ -48,6 +49,9 @@ class RunFolder:
         self._lock = FolderLock(self.path)
         self._record: dict[str, Any] | None = None
         self._saved: dict[str, int] = {}
+        self._started = time.perf_counter()
+        self._provenance: dict[str, Any] = {}
+        self._earlier_seconds = 0.0
 
     @classmethod
     def open(cls, runtime: Runtime, config: TrainConfig) -> "RunFolder":
@@ -122,7 +126,8 @@ class RunFolder:
         self._saved[checkpoint.LAST] = job.epoch
         if is_best:
             self._save_best(job)
-        self._records.write(record)
+        self._records.write(record, shown={"train/peak_memory_mib": self._runtime.peak_memory_mib()})
+        self._write_provenance(worked=True)
 
     def _save_best(self, job: Job) -> None:
         best = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
@@ -197,13 +202,24 @@ class RunFolder:
             "digest": f"{self._images['training_images']}-{_digest(job.data.selection)}",
         }
         commits = [*(commit for commit in earlier if commit != self._commit), self._commit]
-        provenance = {"commits": commits, "images": images, **self._runtime.describe()}
+        self._earlier_seconds = read_provenance(self.path).get("seconds", 0.0) if self.resuming else 0.0
+        self._provenance = {"commits": commits, "images": images, **self._runtime.describe()}
         self._records = Records(self.path, start_epoch=job.epoch, last=self._record)
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
-        write_json(self.path / PROVENANCE_FILE, provenance)
+        self._write_provenance(worked=False)
         if job.best is not None and job.best.epoch == job.epoch and _best_epoch(self.path) != job.epoch:
             self._save_best(job)  # a kill came between the two checkpoints of this epoch
+
+    def _write_provenance(self, *, worked: bool) -> None:
+        """Write run.json; ``seconds`` is the duration until the last saved epoch, over all processes that resumed it.
+
+        Args:
+            worked: whether an epoch was just saved; if not, the duration is that of the earlier processes.
+        """
+        new = time.perf_counter() - self._started if worked else 0.0
+        seconds = round(self._earlier_seconds + new, 1)
+        write_json(self.path / PROVENANCE_FILE, {**self._provenance, "seconds": seconds})
 
 
 def run_path(config: TrainConfig) -> Path:

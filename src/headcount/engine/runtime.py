@@ -11,7 +11,8 @@ import random
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headcount.config import Accelerator, ConfigError, Precision, RuntimeConfig
+from headcount.config import FP16_ON_CPU, Accelerator, ConfigError, Precision, RuntimeConfig
 from headcount.errors import HeadcountError
 from headcount.types import Batch
 
@@ -44,8 +45,8 @@ class Runtime:
         """Start the processes (for ``devices`` > 1, by running the same command again).
 
         Raises:
-            ConfigError: if the machine has fewer GPUs than requested, or a launcher (torchrun, srun, mpirun) started
-                another number of processes.
+            ConfigError: if the machine has fewer GPUs or CPU cores than requested, or cannot compute in this precision,
+                or a launcher (torchrun, srun, mpirun) started another number of processes.
         """
         _refuse_other_launch(config.devices)
         gpus = torch.cuda.device_count()
@@ -54,6 +55,14 @@ class Runtime:
             raise ConfigError(
                 f"runtime.accelerator={config.accelerator.name} runtime.devices={config.devices}: this machine has "
                 f"{gpus} GPUs; request at most that many, or set runtime.accelerator=cpu"
+            )
+        if not on_gpu and config.precision is Precision.fp16:
+            raise ConfigError(FP16_ON_CPU)
+        cores = os.cpu_count() or 1
+        if not on_gpu and config.devices > max(2, cores):
+            raise ConfigError(
+                f"runtime.devices={config.devices}: this machine has {cores} CPU cores; start at most {max(2, cores)} "
+                "processes"
             )
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
@@ -73,7 +82,9 @@ class Runtime:
         """Versions, hardware and command line, for the run's record."""
         cuda = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else _cpu_name(),
+            "cpu": _cpu_name(),
+            "cpu_cores": os.cpu_count(),
             "processes": self.world,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -110,11 +121,28 @@ class Runtime:
         """Add the gradients of ``loss``, averaged over the processes."""
         self.fabric.backward(loss)
 
-    def clip_gradients(self, model: nn.Module, optimizer: Optimizer, max_norm: float | None) -> None:
-        """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them."""
+    def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float | None) -> Tensor:
+        """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them.
+
+        Returns:
+            The norm before; no device sync.
+        """
         if max_norm is not None:
             # A non-finite norm is no error here: the training loop reports it with the files of the batch.
-            self.fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+            return self.fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[return-value]
+        self.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)  # fp16 scales them
+        return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    def peak_memory_mib(self) -> float:
+        """The most memory that this process has used: allocated on the GPU, resident on a CPU; NaN if unknown."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        try:
+            import resource  # not on Windows
+        except ImportError:
+            return math.nan
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all processes, in the order of their ranks, on every process."""
@@ -214,6 +242,17 @@ def _refuse_other_launch(devices: int) -> None:
 def _is_launched() -> bool:
     """Whether Fabric finds that its processes are started by somebody else."""
     return TorchElasticEnvironment.detect() or not os.environ.keys().isdisjoint(("SLURM_NTASKS", "LOCAL_RANK"))
+
+
+def _cpu_name() -> str:
+    """The model of the processor; its architecture if the system does not say."""
+    with suppress(OSError):  # Linux; platform.processor() has only the architecture there, or nothing
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            key, _, name = line.partition(":")
+            if key.strip() in ("model name", "Model", "cpu model") and name.strip():
+                return name.strip()
+    return platform.processor() or platform.machine()
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -1,8 +1,10 @@
 """From a training config to a job: data, bins, network, loss, optimizer, schedule."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,6 +37,9 @@ from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.types import Best, BlockGrid
+
+# The deepest features of a network have at most this stride, in pixels.
+_MAX_STRIDE = 64
 
 
 @dataclass
@@ -111,6 +116,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         world=runtime.world,
         pin_memory=runtime.device.type == "cuda",
     )
+    _refuse_single_values(config, counter, crops=loader.step_images // runtime.world)
     plain_optimizer = build_optimizer(config.optim, counter)
     # On the plain optimizer: Fabric's wrapper would hide its steps from the schedule.
     schedule = build_schedule(config.optim, plain_optimizer, epochs=config.epochs, steps_per_epoch=len(loader))
@@ -176,3 +182,22 @@ def _refuse_sizes(config: TrainConfig, counter: Counter, mode: WholeImageConfig 
     ) or window_error(mode, block_size, counter.stride)
     if wrong:
         raise ConfigError(wrong)
+
+
+def _refuse_single_values(config: TrainConfig, counter: Counter, *, crops: int) -> None:
+    """Refuse a batch of one small crop, which leaves BatchNorm one value per channel; only the network knows where.
+
+    Args:
+        crops: number of crops per step of this process.
+    """
+    size = config.augment.crop_size
+    if crops > 1 or size > _MAX_STRIDE:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(counter).train()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    except ValueError as error:
+        raise ConfigError(
+            f"batch_size={config.batch_size} augment.crop_size={size}: a step of one crop leaves BatchNorm a single "
+            f"value per channel ({error}); use at least 2 crops per process and step, or larger crops"
+        ) from error

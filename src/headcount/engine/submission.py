@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from headcount.config import EvalCommandConfig, FolderDatasetConfig
 from headcount.data.loading import evaluation_samples
 from headcount.data.open import open_images
@@ -15,6 +13,7 @@ from headcount.engine.evaluate import locate_evaluated
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
+from headcount.progress import progress_bar
 
 
 @dataclass
@@ -57,9 +56,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
 
     mine: list[tuple[int, float]] = []
     samples = evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=config.runtime.workers)
-    bar = tqdm(
-        total=len(dataset), desc=f"nwpu {config.split}", unit="img", disable=not runtime.is_main, dynamic_ncols=True
-    )
+    bar = progress_bar(total=len(dataset), label=f"nwpu {config.split}", disable=not runtime.is_main)
     with bar:
         for index, sample in samples:
             try:

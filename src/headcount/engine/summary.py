@@ -22,19 +22,29 @@ def summarize(job: Job) -> str:
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",
         *data.train.describe(),
         *(f"{data.selection_split}: {line}" for line in data.selection.describe_left_out()),
+        *_describe_batches(job),
         *_describe_bins(job),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]
     if config.dry_run:
         macs, saved = step_cost(job, crop=config.augment.crop_size)
         mega = 2**20
+        crops = job.loader.step_images
         lines.append(
-            f"step: {config.batch_size} crops of {config.augment.crop_size} px: "
-            f"{macs * config.batch_size / 1e9:.1f} GMACs forward; "
-            f"about {saved * config.batch_size / mega:,.0f} MiB of activations kept for backward, "
+            f"step: {crops} crops of {config.augment.crop_size} px: "
+            f"{macs * crops / 1e9:.1f} GMACs forward; "
+            f"about {saved * crops / mega:,.0f} MiB of activations kept for backward, "
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
+
+
+def _describe_batches(job: Job) -> list[str]:
+    """A note if the training images do not fill a batch."""
+    images, batch_size = job.loader.step_images, job.config.batch_size
+    if images == batch_size:
+        return []
+    return [f"batches hold {images} images, not batch_size={batch_size}: there are no more"]
 
 
 def _describe_bins(job: Job) -> list[str]:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from headcount.config import TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate
-from headcount.engine.evaluators import empty_blocks
+from headcount.engine.evaluators import Evaluator, Game, empty_blocks
 from headcount.engine.records import Meter
 from headcount.engine.run import RunFolder
 from headcount.engine.runtime import Runtime, unwrap
@@ -25,7 +24,9 @@ from headcount.engine.setup import Job, build_job
 from headcount.engine.summary import summarize
 from headcount.errors import DivergedError, OutputError
 from headcount.files import quoted
+from headcount.metrics import GAME
 from headcount.models.build import follow_weights
+from headcount.progress import progress_bar
 from headcount.runs import read_metrics
 from headcount.types import Batch, Best, Evaluation, LossTerms, Prediction, Sample
 from headcount.wording import first_names
@@ -140,7 +141,8 @@ def _fit(runtime: Runtime, job: Job, run: RunFolder, progress: Any, draw: DrawBl
             if is_best:
                 job.best = Best(epoch=job.epoch, **dataclasses.asdict(evaluation.errors))
             record |= evaluation_record(evaluation, job.data.selection_split)
-            run.draw(_draw_images(draw, job, evaluation), job.epoch)
+            if _is_drawn(config, job.epoch):
+                run.draw(_draw_images(draw, job, evaluation), job.epoch)
             if runtime.is_main:
                 progress.write(_evaluation_line(job, evaluation), file=sys.stderr)
         # Record and save.
@@ -154,12 +156,12 @@ def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Pre
     with runtime.single_thread():
         loss = job.loss(prediction, batch)  # float32, outside autocast
     runtime.backward(loss.total)
-    runtime.clip_gradients(job.model, job.optimizer, job.config.optim.max_grad_norm)
+    norm = runtime.clip_gradients(job.model, job.optimizer, job.config.optim.max_grad_norm)
     job.optimizer.step()
     job.optimizer.zero_grad()
     job.schedule.step()
     job.average.update(unwrap(job.model))
-    return loss, prediction
+    return dataclasses.replace(loss, logged={**loss.logged, "gradient_norm": norm.detach()}), prediction
 
 
 def _refuse_diverged(runtime: Runtime, job: Job, steps: int) -> None:
@@ -177,7 +179,8 @@ def _evaluate(runtime: Runtime, job: Job) -> Evaluation:
     evaluated = runtime.broadcast_buffers(job.average.evaluated(unwrap(job.model)))
     workers = job.config.runtime.workers
     try:
-        return evaluate(runtime, evaluated, job.data.selection, job.mode, workers=workers, evaluators=[empty_blocks])
+        evaluators: list[Evaluator] = [empty_blocks, Game(evaluated.grid)]
+        return evaluate(runtime, evaluated, job.data.selection, job.mode, workers=workers, evaluators=evaluators)
     except FloatingPointError as error:
         raise FloatingPointError(f"epoch {job.epoch}: {error}") from error
 
@@ -186,6 +189,7 @@ def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
     """An evaluation as numbers for metrics.jsonl and TensorBoard."""
     predicted, true = evaluation.count_deviations()
     blocks = evaluation.total("blocks")
+    games = [name for name in GAME if name in evaluation.images[0].numbers]
     empty = {} if math.isnan(blocks) else {"eval/empty_blocks": evaluation.total("empty_blocks") / blocks}
     return {
         "eval/split": split,
@@ -194,33 +198,34 @@ def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
         "eval/predicted_spread": predicted,
         "eval/true_spread": true,
         **empty,
+        **{f"eval/{name}": evaluation.total(name) / len(evaluation.images) for name in games},
     }
 
 
 def _finish(job: Job, folder: Path) -> FinishedRun:
     """Print the best result and the next command."""
     assert job.best is not None, "the last epoch is always evaluated"
-    ckpt = shlex.quote(f"ckpt={quoted(folder / checkpoint.BEST)}")
+    name, note = checkpoint.BEST, ""
+    if not (folder / name).is_file():  # removed after it was saved
+        note = f"; {folder / name} is missing, {checkpoint.LAST} has the weights of the last epoch"
+        name = checkpoint.LAST
+    ckpt = shlex.quote(f"ckpt={quoted(folder / name)}")
     print(
         f"best MAE {job.best.mae:.2f}, RMSE {job.best.rmse:.2f} at epoch {job.best.epoch}, selected on "
-        f"'{job.data.selection_split}'; next: python eval.py {ckpt}",
+        f"'{job.data.selection_split}'{note}; next: python eval.py {ckpt}",
         file=sys.stderr,
     )
     return FinishedRun(folder, read_metrics(folder), job.best)
 
 
 def _progress_bar(runtime: Runtime, job: Job) -> Any:
-    images = len(job.loader) * job.config.batch_size
-    return tqdm(
+    images = len(job.loader) * job.loader.step_images
+    return progress_bar(
+        label="training",
         total=job.config.epochs * images,
         initial=job.epoch * images,
-        desc="training",
-        unit="img",
         disable=not runtime.is_main,
-        dynamic_ncols=True,
         smoothing=0.05,
-        # A log file gets a line at intervals, a terminal a moving bar.
-        mininterval=0.2 if sys.stderr.isatty() else 20,
     )
 
 
@@ -232,6 +237,13 @@ def _evaluation_line(job: Job, evaluation: Evaluation) -> str:
         f"epoch {job.epoch:>4}  {job.data.selection_split}: MAE {errors.mae:.2f}  RMSE {errors.rmse:.2f}  "
         f"NAE {errors.nae:.3f}  spread {predicted:.1f} (true {true:.1f})  best MAE {best.mae:.2f} at epoch {best.epoch}"
     )
+
+
+def _is_drawn(config: TrainConfig, epoch: int) -> bool:
+    """Whether the evaluation after this epoch is one whose density maps go to TensorBoard."""
+    number = math.ceil(epoch / config.eval_every_epochs)
+    every = config.draw_every_evaluations
+    return every > 0 and (number == 1 or epoch == config.epochs or number % every == 0)
 
 
 def _draw_images(draw: DrawBlocks | None, job: Job, evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -78,8 +78,8 @@ class TransportLoss:
             true: heads per block, counted from ``points``.
 
         Returns:
-            The total, and its weighted parts ``count``, ``total_variation`` and ``transport``. The value of
-            ``transport`` is zero up to rounding: it has the gradient of the transport distance, not its value.
+            The total, and its weighted parts ``count``, ``total_variation`` and ``transport_surrogate``. The value of
+            the surrogate is zero up to rounding: it has the gradient of the transport distance, not its value.
             Logged only: ``transport_cost``, the mean <P, C> in squared pixels (0 for an image without heads).
         """
         predicted, true = predicted.squeeze(1), true.squeeze(1).to(predicted)
@@ -96,7 +96,7 @@ class TransportLoss:
         parts = {
             "count": self.count_weight * (total - heads).abs().mean(),
             "total_variation": self.tv_weight * ((share - true_share).abs().sum((1, 2)) * heads).mean(),
-            "transport": self.ot_weight * reduce(transport_surrogate(predicted, solution.potentials)),
+            "transport_surrogate": self.ot_weight * reduce(transport_surrogate(predicted, solution.potentials)),
         }
         return LossTerms(
             total=torch.stack(list(parts.values())).sum(),
