@@ -63,12 +63,12 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
     Raises:
         ConfigError: if there are fewer images, or none with a given name.
     """
-    from headcount.report.figure import spread_over_ranks
+    from headcount.report.figure import choose_by_rank
 
     if names is None:
         if not 1 <= images <= len(dataset):
             raise ConfigError(f"--images {images}: must be 1 to {len(dataset)}, the number of images in {split}")
-        return spread_over_ranks([dataset.count(index) for index in range(len(dataset))], images)
+        return choose_by_rank([dataset.count(index) for index in range(len(dataset))], images)
     for name in names:
         if name not in dataset.names:
             raise ConfigError(f"--names {name}: {split} has no image of this name; it has {first_names(dataset.names)}")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.data.points import block_counts, clamp_into, spread_blocks
+from headcount.data.points import block_counts, clamp_into, distribute_blocks
 from headcount.engine.runtime import Runtime
 from headcount.metrics import Reliability
 from headcount.types import BlockGrid, Counted, Sample
@@ -40,7 +40,7 @@ class Game:
         if counted.blocks is None:
             return {}
         height, width = sample.image.shape[1:]
-        errors = spread_blocks(
+        errors = distribute_blocks(
             counted.blocks.double().numpy(),
             image=(height, width),
             panel=(_REGIONS, _REGIONS),
