@@ -247,7 +247,8 @@ def epoch_axis(axis: Axes, epochs: Sequence[int]) -> None:
 
 def from_zero(axis: Axes) -> None:
     """Let the axis of errors begin at zero, with space above the largest one so that no marker is cut."""
-    axis.set_ylim(0, 1.08 * axis.dataLim.y1 or 1)
+    highest = axis.dataLim.y1  # not finite where nothing is drawn
+    axis.set_ylim(0, 1.08 * highest if 0 < highest < np.inf else 1)
 
 
 def _true_blocks(
