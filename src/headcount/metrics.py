@@ -18,6 +18,9 @@ from headcount.types import CountErrors, ImageCount
 GAME = ("game1", "game2", "game3")
 """Names of GAME(1) to GAME(3) among the numbers of an image; a counter without blocks has none."""
 
+EMPTY_BELOW = 0.5
+"""A block with fewer expected heads is counted as predicted empty."""
+
 LEVELS: dict[str, tuple[float, float]] = {
     "0": (0, 0),
     "1-100": (1, 100),

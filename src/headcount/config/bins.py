@@ -13,6 +13,16 @@ ZERO_BELOW = 1e-4
 """Heads; smoothed counts up to this are labeled 0, because a Gaussian never makes a count exactly 0."""
 
 
+def missing_bins(setting: str, instead: str) -> str:
+    """The error of a setting that classifies blocks, without bins to classify them into.
+
+    Args:
+        setting: as typed, such as ``loss=dace``.
+        instead: a setting that can be chosen instead.
+    """
+    return f"{setting}: classifies blocks into bins, and bins=none has none; choose {instead}"
+
+
 class Strategy(Enum):
     """How many integers form a bin."""
 
