@@ -15,7 +15,7 @@ from headcount.cli.choices import config_dir
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import written_out
-from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, refusing
+from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, exit_on_error
 from headcount.cli.sweep import SweepLog, check_jobs
 from headcount.config import TrainConfig, register_schemas
 
@@ -50,13 +50,13 @@ def run_command(task: Task, config_name: str) -> None:
         hydra_config = HydraConfig.get()
         run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
         if log is None:
-            with refusing(program):  # Hydra would add text of its own to an error
+            with exit_on_error(program):  # Hydra would add text of its own to an error
                 run()
         else:
             _run_logged(run, log, hydra_config.job.num, program)
 
     try:
-        with refusing(program):
+        with exit_on_error(program):
             if not any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
                 jobs = check_jobs(arguments.overrides, multirun=bool(arguments.multirun), config_name=config_name)
                 if arguments.multirun:

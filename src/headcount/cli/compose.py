@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import command_choices, config_dir, no_choice
-from headcount.cli.explain import explain
+from headcount.cli.explain import explain_invalid_setting
 from headcount.cli.overrides import Setting, parse
 from headcount.config import ConfigError, register_schemas
 
@@ -44,7 +44,7 @@ def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
         try:
             cfg = hydra.compose(config_name, [setting.text for setting in settings])
         except (HydraException, OmegaConfBaseException, ValueError, AttributeError, AssertionError) as error:
-            raise ConfigError(explain(settings, error, config_name)) from error
+            raise ConfigError(explain_invalid_setting(settings, error, config_name)) from error
         if any(setting.key in _NAMES for setting in settings):
             _refuse_other_names(cfg, hydra.compose(config_name, [s.text for s in settings if s.key in groups]))
         return cfg

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import one_process, read_arguments, script_parser
+from headcount.cli.arguments import read_arguments, script_parser, single_process_errors
 from headcount.cli.compose import compose, to_config
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, CustomConfig, EvalCommandConfig, check_evaluation, from_plain
 from headcount.errors import HeadcountError
 from headcount.files import make_folder, quoted
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="files such as best_mae.pt")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME[:SPLIT]", help="as dataset= of eval.py")
     parser.add_argument("--output", type=Path, default=Path("cross"), help="folder of the results; default cross")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser, mixed=("checkpoints", "datasets"), old_flags=("split", "data_root"))
         options = arguments.options
         splits = [text.partition("=")[2] for text in arguments.settings if text.startswith("split=")]
@@ -91,7 +91,8 @@ def evaluation_configs(
         for dataset, split in columns:
             typed = [f"ckpt={quoted(ckpt)}", f"dataset={dataset}", f"split={split}", *pictures, *overrides]
             config: EvalCommandConfig = to_config(compose(typed, config_name="eval"))
-            if errors := check_evaluation(config) + one_process(config, "one evaluation after the other takes"):
+            one_process = single_process_errors(config, "one evaluation after the other takes")
+            if errors := check_evaluation(config) + one_process:
                 raise ConfigError("\n  ".join(errors))
             row.append(config)
         rows.append(row)

@@ -10,7 +10,7 @@ could be drawn.
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, SyntheticConfig, missing_checkpoint
 from headcount.files import make_folder
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="ckpt=FILE, such as best_mae.pt")
     parser.add_argument("--index", type=int, default=20, help="which crowd, from 0; default 20")
     parser.add_argument("--output", type=Path, default=Path("crowd.jpg"), help="JPEG file to write; default crowd.jpg")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser)
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:

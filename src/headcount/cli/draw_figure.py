@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import one_process, read_arguments, script_parser
+from headcount.cli.arguments import read_arguments, script_parser, single_process_errors
 from headcount.cli.compose import compose, to_config
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
@@ -36,7 +36,7 @@ def main() -> None:
     which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
     which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order; without extension")
     parser.add_argument("--output", type=Path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg")
-    with refusing(parser.prog, MemoryError):
+    with exit_on_error(parser.prog, MemoryError):
         arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))
         config = evaluation_config(arguments.settings)
         draw(config, arguments.options)
@@ -52,7 +52,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
         if override.startswith("output_dir="):
             raise ConfigError(f"{override}: cannot be set here; type --output")
     config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
-    if errors := check_evaluation(config) + one_process(config, "a few images take"):
+    if errors := check_evaluation(config) + single_process_errors(config, "a few images take"):
         raise ConfigError("\n  ".join(errors))
     return config
 
@@ -95,7 +95,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     mode = loaded.counting_mode(config.eval)
     dataset = open_evaluated(config, loaded.config)
     indices = choose(dataset, config.split, images=options.images, names=options.names)
-    counter = Runtime(config.runtime).place(loaded.counter)
+    counter = Runtime(config.runtime).move_to_device(loaded.counter)
     columns = []
     for index in indices:
         sample = dataset[index]

@@ -13,7 +13,7 @@ from headcount.cli.choices import command_choices, dotted, nearest, no_choice, o
 from headcount.cli.overrides import Setting, as_typed
 
 
-def explain(settings: Sequence[Setting], error: Exception, config_name: str) -> str:
+def explain_invalid_setting(settings: Sequence[Setting], error: Exception, config_name: str) -> str:
     """Find the setting that is invalid and say what is allowed; Hydra must be initialized.
 
     Args:

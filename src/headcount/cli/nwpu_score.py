@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.errors import DataError
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="lines `id count`, as nwpu_submit.py writes")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="data_root=FOLDER, split=val or split=train")
     parser.add_argument("--output", type=Path, help="JSON file to write; default: <file>_scores.json beside the file")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser, old_flags=("data_root", "split"))
         settings = arguments.values("data_root", "split")
         split = settings.get("split") or "val"

@@ -54,7 +54,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
         trained_root=trained.data_root,
     )
     assert isinstance(located.config, FolderDatasetConfig)
-    counter = runtime.place(loaded.counter)
+    counter = runtime.move_to_device(loaded.counter)
     mode = loaded.counting_mode(config.eval)
     if runtime.is_main:
         make_folder(output.resolve().parent, "--output")

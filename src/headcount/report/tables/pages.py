@@ -140,8 +140,8 @@ def _draw_cell(axis: Axes, x: int, cell: TableCell) -> None:
     best, slot = cell.best("mae"), 0.27
     if best:
         deviation = statistics.stdev(best) if len(best) > 1 else None
-        style = {"yerr": deviation, "capsize": 3, "color": _OURS, "label": "ours, best evaluation"}
-        axis.bar(x - slot, statistics.mean(best), 0.9 * slot, **style)
+        bar: dict[str, Any] = {"yerr": deviation, "capsize": 3, "color": _OURS, "label": "ours, best evaluation"}
+        axis.bar(x - slot, statistics.mean(best), 0.9 * slot, **bar)
         axis.bar(x, statistics.mean(cell.late("mae")), 0.9 * slot, color=_OURS_LATE, label="ours, last evaluations")
     else:
         axis.text(x - slot / 2, 0, " missing", rotation=90, ha="center", va="bottom", color="gray")
@@ -149,8 +149,14 @@ def _draw_cell(axis: Axes, x: int, cell: TableCell) -> None:
         face, label = _PUBLISHED, "published"
         if cell.published_otherwise:
             face, label = "none", "published, trained otherwise"
-        style = {"linestyle": "", "marker": "D", "color": _PUBLISHED, "markerfacecolor": face, "label": label}
-        axis.plot(x + slot, cell.expected.mae, **style)
+        marker: dict[str, Any] = {
+            "linestyle": "",
+            "marker": "D",
+            "color": _PUBLISHED,
+            "markerfacecolor": face,
+            "label": label,
+        }
+        axis.plot(x + slot, cell.expected.mae, **marker)
 
 
 # ------------------------------------------------------------------------------------------------ texts
