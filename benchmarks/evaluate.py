@@ -31,7 +31,7 @@ def compare_evaluation(workload: Workload, _: str | None) -> None:
     functions: dict[tuple[str, str], Callable[[], object]] = {}
     for layout, channels_last in LAYOUTS.items():
         runtime, job = workload.set_up(channels_last=channels_last)
-        counter = runtime.place(job.counter.eval())
+        counter = runtime.move_to_device(job.counter.eval())
         functions[layout, "ours"] = partial(counter.count, image, job.mode)
         if isinstance(job.mode, WholeImageConfig):
             functions[layout, "bare"] = bare(counter, image)

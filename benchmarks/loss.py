@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import Accelerator, RuntimeConfig
 from headcount.data.locate import DATA_ROOT_VARIABLE
 from headcount.data.open import list_split
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--threads", type=whole_number, default=2, help="torch threads on the CPU")
     parser.add_argument("--seconds", type=float, default=8.0, help="time per row, at least 3 rounds")
     parser.add_argument("--points", nargs="*", default=["50", "300", "1000", "3000"], help="per image")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser, mixed=["points"], only=["data_root"], old_flags=["data_root"])
         options = arguments.options
         data_root = arguments.values("data_root").get("data_root") or os.environ.get(DATA_ROOT_VARIABLE)

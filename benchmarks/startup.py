@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
-from headcount.cli.status import REFUSED, refusing
+from headcount.cli.status import REFUSED, exit_on_error
 from timing import format_table, run_quietly
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -38,7 +38,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run, such as model=tiny")
     parser.add_argument("--repeats", type=whole_number, default=5, help="rounds in which each command is run once")
-    with refusing(parser.prog, RuntimeError):
+    with exit_on_error(parser.prog, RuntimeError):
         arguments = read_arguments(parser)
         seconds = measure(arguments.settings, rounds=arguments.options.repeats)
     rows = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headcount.cli.arguments import read_arguments, script_parser, whole_number
 from headcount.cli.compose import compose, to_config
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import ClipViTConfig, ConfigError, Precision, PretrainedConfig, TrainConfig, check
 from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram
@@ -136,7 +136,7 @@ def run_benchmark(doc: str | None, run: Callable[[Workload, str | None], None], 
     if of_training:
         parser.add_argument("--batch", type=whole_number, default=2, help="crops per step")
         parser.add_argument("--precision", choices=["float32", "bf16"], help="measure only this one; default both")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser)
         options = arguments.options
         workload = Workload.build(

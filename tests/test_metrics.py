@@ -116,6 +116,31 @@ def test_reliability_of_a_counter_that_is_right_as_often_as_it_says() -> None:
     boastful.add(sharpened, labels)
     assert honest.calibration_error() < 0.01
     assert boastful.calibration_error() > 0.1
+    assert honest.occupied is not None
+    assert boastful.occupied is not None
+    assert honest.occupied.calibration_error() < 0.015
+    assert boastful.occupied.calibration_error() > 0.1
+
+
+def test_empty_blocks_do_not_flatter_the_calibration_error() -> None:
+    """970 of 1000 blocks are empty and said to be; of the others, every second one is given the wrong bin."""
+    probabilities = torch.tensor([[0.97, 0.01, 0.02]]).T.expand(3, 1000)[:, None]
+    labels = torch.zeros(1, 1000, dtype=torch.int64)
+    labels[0, :15], labels[0, 15:30] = 1, 2
+    reliability = Reliability(["{0}", "{1}", "[2, inf)"])
+    for half in (slice(0, 20), slice(20, 1000)):
+        reliability.add(probabilities[:, :, half], labels[:, half])
+    assert reliability.calibration_error() == pytest.approx((0 + 0.005 + 0.005) / 3, abs=1e-6)
+    assert reliability.occupied is not None
+    assert reliability.occupied.names == ["{1}", "[2, inf)"]
+    assert reliability.occupied.blocks.sum() == 2 * 30
+    assert reliability.occupied.calibration_error() == pytest.approx(0.5 - 1 / 3, abs=1e-6)
+    twice = Reliability(["{0}", "{1}", "[2, inf)"])
+    twice.merge([reliability, reliability])
+    assert twice.occupied is not None
+    assert twice.occupied.blocks.sum() == 4 * 30
+    assert twice.occupied.calibration_error() == pytest.approx(0.5 - 1 / 3, abs=1e-6)
+    assert Reliability(["{0}", "[1, inf)"]).occupied is None  # nothing is left to tell apart
 
 
 def test_reliability_by_hand() -> None:

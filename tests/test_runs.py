@@ -44,6 +44,17 @@ def test_best_and_late_errors(tmp_path: Path) -> None:
     assert (run.late("mae"), run.late("rmse")) == (30.0, 60.0)
 
 
+def test_renamed_values_of_older_records_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=1)
+    old = {"epoch": 1, "train/predicted_spread": 1.5, "eval/predicted_spread": 2.5, "eval/true_spread": 3.5, "lr": 0.1}
+    (folder / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    expected = {"epoch": 1, "train/predicted_std": 1.5, "eval/predicted_std": 2.5, "eval/true_std": 3.5, "lr": 0.1}
+    assert read_run(folder).metrics == [expected]
+    records = Records(folder, start_epoch=1)  # resumed: one name for the whole run
+    records.close()
+    assert json.loads((folder / "metrics.jsonl").read_text()) == expected
+
+
 def test_a_run_that_was_cut_short(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", epochs=3)
     with (folder / "metrics.jsonl").open("a") as file:

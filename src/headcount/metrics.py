@@ -18,6 +18,9 @@ from headcount.types import CountErrors, ImageCount
 GAME = ("game1", "game2", "game3")
 """Names of GAME(1) to GAME(3) among the numbers of an image; a counter without blocks has none."""
 
+EMPTY_BELOW = 0.5
+"""A block with fewer expected heads is counted as predicted empty."""
+
 LEVELS: dict[str, tuple[float, float]] = {
     "0": (0, 0),
     "1-100": (1, 100),
@@ -144,12 +147,17 @@ class Reliability:
 
     Of the blocks to which a calibrated counter gives a bin the probability ``p``, the fraction ``p`` is in that bin.
 
+    Most blocks of a crowd are empty and easy, which keeps errors over all blocks low: ``occupied`` leaves out those in
+    the first bin. Its probabilities are those of the other bins given that a block is not in the first one, so that a
+    calibrated counter has no error there either.
+
     Args:
         names: name of each bin.
         buckets: number of equal intervals into which the probabilities are divided.
+        occupied: also add the blocks outside the first bin to a second reliability, :attr:`occupied`.
     """
 
-    def __init__(self, names: Sequence[str], *, buckets: int = 10) -> None:
+    def __init__(self, names: Sequence[str], *, buckets: int = 10, occupied: bool = True) -> None:
         self.names = list(names)
         shape = (len(self.names), buckets)
         self.blocks = np.zeros(shape)
@@ -158,6 +166,10 @@ class Reliability:
         """Sum of the probabilities of these blocks."""
         self.observed = np.zeros(shape)
         """How many of these blocks are in the bin."""
+        self.occupied = None
+        """The same of the blocks outside the first bin, for the other bins; None for fewer than two others."""
+        if occupied and len(self.names) > 2:
+            self.occupied = Reliability(self.names[1:], buckets=buckets, occupied=False)
 
     def add(self, probabilities: Float[Tensor, "bins rows cols"], labels: Int64[Tensor, "rows cols"]) -> None:
         """Add the blocks of one image.
@@ -174,6 +186,10 @@ class Reliability:
         for total, weight in ((self.blocks, torch.ones_like(p)), (self.probability, p), (self.observed, hit)):
             summed = torch.bincount(index, weights=weight.flatten(), minlength=bins * buckets)
             total += summed.view(bins, buckets).numpy()
+        if self.occupied is not None:
+            others = p[1:, labels.flatten() > 0]
+            given = others / others.sum(0).clamp(min=torch.finfo(others.dtype).tiny)
+            self.occupied.add(given[:, None], labels[labels > 0][None] - 1)
 
     def merge(self, others: Sequence["Reliability"]) -> None:
         """Add the sums of other processes."""
@@ -181,6 +197,8 @@ class Reliability:
             self.blocks += other.blocks
             self.probability += other.probability
             self.observed += other.observed
+        if self.occupied is not None:
+            self.occupied.merge([other.occupied for other in others if other.occupied is not None])
 
     def calibration_error(self) -> float:
         """Mean over bins and blocks of |observed fraction - predicted probability| in each bucket; NaN without blocks.

@@ -37,6 +37,8 @@ _MAX_DEPTH = 20
 _MAX_INTEGER = 2**63
 # Settings that are not part of a recipe.
 _PLACE = (*PLACE, "runtime.devices", "expected")
+# Values that earlier versions recorded under another name: old -> new.
+_RENAMED = {f"{key}_spread": f"{key}_std" for key in ("train/predicted", "eval/predicted", "eval/true")}
 # Settings that name files or folders.
 _FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
 
@@ -149,7 +151,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         folder: of the run.
 
     Returns:
-        The records in the order of the file; empty without a file. An incomplete last line is left out.
+        The records in the order of the file, with the present names of values that were renamed; empty without a file.
+        An incomplete last line is left out.
 
     Raises:
         CheckpointError: if the file cannot be read, or any other line is not a record of an epoch.
@@ -169,7 +172,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             raise CheckpointError(f"{file}: line {number} cannot be read ({error}); correct or remove it") from error
         if not _is_record(record):
             raise CheckpointError(f"{file}: line {number} is not a record of an epoch; correct or remove it")
-        records.append(record)
+        records.append({_RENAMED.get(key, key): value for key, value in record.items()})
     return records
 
 

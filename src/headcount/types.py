@@ -255,19 +255,11 @@ FAR_OUTSIDE = "far outside the training images"
 
 
 @dataclass
-class Best:
+class Best(CountErrors):
     """The best evaluation of a run so far."""
 
     epoch: int
     """Epoch after which it was measured, counted from 1."""
-    mae: float
-    """Mean absolute error, in heads per image."""
-    rmse: float
-    """Root mean squared error, in heads per image."""
-    nae: float
-    """As ``CountErrors.nae``."""
-    images: int
-    """Number of images."""
 
 
 @dataclass

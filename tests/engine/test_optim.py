@@ -1,5 +1,6 @@
 """Learning rates against the released schedule's golden factors; optimizers and averages by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_golden_learning_rates(case: str) -> None:
         assert ours[LATE_RESTART] == 1
         golden[LATE_RESTART] = 1
     np.testing.assert_allclose(ours, golden, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("restart_factor", "epoch"), [(3, 605), (10, 555)])
+def test_every_restart_is_at_the_peak(restart_factor: int, epoch: int) -> None:
+    """Where the released code rounds the restart into the cycle before it."""
+    config = dataclasses.replace(config_of("T_mult3"), restart_epochs=5, restart_factor=restart_factor)
+    factors = [learning_rate_factor(config, e, epochs=2600) for e in (epoch - 1, epoch, epoch + 1)]
+    assert factors[1] == 1
+    assert factors[0] < 0.01
+    assert 0.99 < factors[2] < 1
 
 
 def test_one_cosine_ends_at_the_minimum() -> None:

@@ -180,7 +180,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     for key in ("train/total", "train/cross_entropy", "train/transport_cost", "train/empty_blocks"):
         assert np.isfinite(record[key])
     assert record["eval/split"] == "val"
-    assert record["eval/predicted_spread"] >= 0
+    assert record["eval/predicted_std"] >= 0
     content = checkpoint.read(run.folder / checkpoint.BEST)
     assert content["selection"] == {"split": "val", "dataset": "synthetic", "metric": "mae"}
     assert content["best"]["mae"] == min(r["eval/mae"] for r in run.metrics)
@@ -231,7 +231,7 @@ def test_the_meter_measures_by_hand() -> None:
     assert record["train/cost"] == 14
     assert record["train/empty_blocks"] == pytest.approx((2 / 4 + 3 / 4) / 2)
     assert record["train/predicted_mean"] == pytest.approx(8.2 / 4)
-    assert record["train/predicted_spread"] == pytest.approx(float(np.std([3.2, 1, 0, 4])), rel=1e-6)
+    assert record["train/predicted_std"] == pytest.approx(float(np.std([3.2, 1, 0, 4])), rel=1e-6)
 
 
 def test_errors_by_hand() -> None:
@@ -248,7 +248,7 @@ def test_it_overfits_four_images(tmp_path: Path) -> None:
     assert run is not None
     first, last = run.metrics[0], run.metrics[-1]
     assert last["train/total"] < 0.25 * first["train/total"]
-    assert last["train/predicted_spread"] > 1  # it did not settle on one count
+    assert last["train/predicted_std"] > 1  # it did not settle on one count
 
 
 def test_read_metrics_of_nothing(tmp_path: Path) -> None:

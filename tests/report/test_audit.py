@@ -1,5 +1,6 @@
 """The audit's page, numbers and pictures say what was found, of images drawn by code and of broken ones."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from headcount.bins import build_bins
@@ -19,8 +21,10 @@ from headcount.report.audit import (
     audit_page,
     block_picture,
     contact_sheet,
+    histogram_picture,
     write_audit,
 )
+from report.test_diagnostics import assert_legible
 
 HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}
 
@@ -160,3 +164,32 @@ def test_a_sheet_shows_what_cannot_be_read_and_nothing_where_there_is_nothing(tm
     assert (tmp_path / "sheet.png").is_file()
     contact_sheet([AuditedSplit("test", False, [image("d", [])])], tmp_path / "none.png", title="mine")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("widths", [(80,), (80, 90), (80, 4000)], ids=["one size", "two sizes", "log"])
+def test_histograms_show_the_images_of_every_split(
+    widths: tuple[int, ...], tmp_path: Path, figures: list[Figure]
+) -> None:
+    """Images of one size are no empty plot, and equal splits do not hide each other."""
+    splits = [
+        AuditedSplit(name, True, [image(f"{name}{w}", [(1, 1)], width=w) for w in widths])
+        for name in ("train", "val", "test")
+    ]
+    histogram_picture(splits, tmp_path / "h.png", title="$mine")
+    (figure,) = figures
+    assert_legible(figure)
+    _, sizes, shorter, longer = figure.axes
+    for axis, sides in ((shorter, (40,)), (longer, widths)):
+        low, high = axis.get_xlim()
+        assert all(low < side < high for side in sides)
+        bars = sorted((bar for bar in axis.patches if bar.get_height()), key=lambda bar: bar.get_x())
+        assert sum(bar.get_height() for bar in bars) == 3 * len(widths)
+        assert len({bar.get_facecolor() for bar in bars}) == 3
+        for bar, following in itertools.pairwise(bars):
+            assert bar.get_x() + bar.get_width() <= following.get_x() * (1 + 1e-9)
+        boxes = [bar.get_window_extent() for bar in bars]
+        assert all(box.x0 > axis.bbox.x0 + 2 and box.x1 < axis.bbox.x1 - 2 for box in boxes)  # not on the border
+        assert not axis.get_legend().get_window_extent().overlaps(axis.bbox)
+    assert shorter.get_xticks().tolist() == [40]
+    markers = [dots.get_sizes()[0] for dots in sizes.collections]
+    assert sorted(set(markers)) == markers  # around each other

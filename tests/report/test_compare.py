@@ -207,6 +207,25 @@ def test_twelve_runs_have_twelve_colors_and_can_be_read(
     assert_legible(figures[0])
 
 
+def test_names_are_whole_and_epochs_are_whole_numbers(
+    tmp_path: Path, config: TrainConfig, figures: list[Figure]
+) -> None:
+    """Names of runs often differ only in the middle."""
+    names = ["mobilenet_v2_" + "w" * 40 + f"_lr-0.{k}_" + "dataset.holdout-0.1_" * 3 for k in (1, 2)]
+    for k, (name, maes) in enumerate(zip(names, ([50.0, 40.0, 45.0], [60.0]), strict=True)):
+        write_run(tmp_path / str(k), config, maes, lr=0.1 + k, run_name=name)
+    write_comparison(compare([tmp_path]), tmp_path)
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert [re.sub(r"\s", "", text.get_text()) for text in legend.get_texts()] == names
+    assert_legible(figure)
+    for axis in figure.axes:
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+    errors = figure.axes[1]
+    dots = [axis_point for line in errors.lines for axis_point in errors.transData.transform(line.get_xydata())]
+    assert all(errors.get_window_extent().padded(-4).contains(*dot) for dot in dots)  # none is cut
+
+
 def test_runs_that_recorded_nothing_to_draw_say_so(tmp_path: Path, config: TrainConfig, figures: list[Figure]) -> None:
     run = write_run(tmp_path / "a", config, [None])
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n')

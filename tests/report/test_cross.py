@@ -151,7 +151,9 @@ def test_numbers_are_legible_and_own_cells_are_outlined() -> None:
 
 def test_texts_stay_in_their_cells() -> None:
     wide = matrix()
-    wide.rows[0].cells[0] = CrossCell(12345.67, 98765.43, 1, own=True)
+    wide.columns += [("qnrf", "val"), ("jhu", "val")]
+    for row in wide.rows:
+        row.cells += [CrossCell(12345.67, 98765.43, 1, own=True)] * 2
     figure = cross_figure(wide)
     figure.canvas.draw()
     axis = figure.axes[0]

@@ -172,7 +172,24 @@ def test_reliability_shows_shares_by_bin_and_how_many_blocks(tmp_path: Path, fig
     numbers = [[text.get_text() for text in axis.texts] for axis in figure.axes if not axis.get_title()]
     assert numbers == [["54k", "2", "2"], ["2", "2"]]
     error = seen.calibration_error()
-    assert f"sha test\nexpected calibration error {error:.4f}" in texts(figure)
+    assert f"sha test\nexpected calibration error {error:.4f} over all blocks (blue)" in texts(figure)
+    assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["observed fraction", "all blocks,\nlog scale"]
+
+
+def test_reliability_shows_the_blocks_with_heads_as_well(tmp_path: Path, figures: list[Figure]) -> None:
+    seen = reliability(3)
+    seen.add(torch.tensor([[0.9, 0.05, 0.05]]).T.expand(3, 100)[:, None], torch.tensor([[0] * 97 + [1] * 3]))
+    reliability_picture(seen, tmp_path / "r.png", title="sha test")
+    (figure,) = figures
+    diagrams = [axis for axis in figure.axes if axis.get_title()]
+    # The dashed diagonal, the blocks with heads where the bin is not that of the empty ones, all blocks.
+    assert [len(axis.lines) for axis in diagrams] == [2, 3, 3]
+    assert diagrams[1].lines[1].get_xydata() == pytest.approx(np.array([[0.5, 1.0]]))
+    assert diagrams[1].lines[2].get_xydata() == pytest.approx(np.array([[0.05, 0.03]]))
+    (heading,) = [text for text in texts(figure) if "sha test" in text]
+    assert "over all blocks" in heading
+    assert "\n0.5000 over the 3 blocks outside bin {0} (orange)" in heading
+    assert_legible(figure)
 
 
 @pytest.mark.parametrize("bins", [1, 8])

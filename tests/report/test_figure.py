@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from headcount.config import ConfigError
-from headcount.report.figure import density_figure, density_maps, spread_over_ranks
-from headcount.report.pictures import ComparisonRow
+from headcount.data.points import block_counts
+from headcount.report.figure import choose_by_rank, density_figure
+from headcount.report.pictures import MAPS_NOTE, ComparisonRow, density_maps
 from report.test_diagnostics import assert_legible
 
 BLOCK = 8
@@ -68,17 +69,17 @@ def panels(figure: Figure) -> list[list[Axes]]:
 
 def test_images_are_taken_from_the_sparsest_to_the_densest_at_equal_steps_of_rank() -> None:
     counts = [50.0, 0.0, 40.0, 10.0, 30.0, 20.0, 9000.0]
-    assert spread_over_ranks(counts, 4) == [1, 5, 2, 6]  # ranks 0, 2, 4, 6
-    assert spread_over_ranks(counts, 2) == [1, 6]
-    assert spread_over_ranks(counts, 1) == [4]  # the median
-    assert spread_over_ranks(counts, 7) == [1, 3, 5, 4, 2, 0, 6]
-    assert spread_over_ranks([3.0, 3.0, 3.0], 2) == [0, 2]
+    assert choose_by_rank(counts, 4) == [1, 5, 2, 6]  # ranks 0, 2, 4, 6
+    assert choose_by_rank(counts, 2) == [1, 6]
+    assert choose_by_rank(counts, 1) == [4]  # the median
+    assert choose_by_rank(counts, 7) == [1, 3, 5, 4, 2, 0, 6]
+    assert choose_by_rank([3.0, 3.0, 3.0], 2) == [0, 2]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.data())
 def test_no_image_is_taken_twice(counts: list[int], data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(counts)))
-    chosen = spread_over_ranks(counts, n)
+    chosen = choose_by_rank(counts, n)
     assert len(set(chosen)) == n
     assert [counts[i] for i in chosen] == sorted(counts[i] for i in chosen)
 
@@ -86,35 +87,52 @@ def test_no_image_is_taken_twice(counts: list[int], data: st.DataObject) -> None
 @pytest.mark.parametrize("n", [0, -1, 3])
 def test_more_images_than_there_are_are_refused(n: int) -> None:
     with pytest.raises(ValueError, match="must be 1 to 2"):
-        spread_over_ranks([1.0, 2.0], n)
+        choose_by_rank([1.0, 2.0], n)
 
 
 # ------------------------------------------------------------------------------------------------ maps
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.tuples(*[st.integers(1, 60)] * 2), st.tuples(*[st.integers(1, 90)] * 2), st.integers(0, 20))
-def test_both_maps_keep_all_heads(image: tuple[int, int], panel: tuple[int, int], heads: int) -> None:
+@given(st.tuples(*[st.integers(1, 60)] * 2), st.integers(0, 20))
+def test_both_maps_keep_all_heads(image: tuple[int, int], heads: int) -> None:
     """Those at the border and outside, too."""
     height, width = image
     x = np.linspace(-2, width + 2, heads)
     drawn = column(height, width, points=[(float(a), height - 0.01) for a in x], predicted=7.0)
-    truth, prediction = density_maps(drawn, panel=panel)
-    blocks = height * width / BLOCK**2
-    assert truth.shape == prediction.shape == panel
-    assert truth.mean() * blocks == pytest.approx(heads, abs=1e-6)
-    assert prediction.mean() * blocks == pytest.approx(7, rel=1e-6)
+    truth, prediction = density_maps(drawn.points, drawn.predicted_blocks, BLOCK)
+    assert truth.shape == prediction.shape == (-(-height // BLOCK), -(-width // BLOCK))
+    assert truth.sum() == pytest.approx(heads, abs=1e-6)
+    assert prediction.sum() == pytest.approx(7, rel=1e-6)
 
 
-def test_heads_are_drawn_where_they_are() -> None:
+def test_truth_and_prediction_are_treated_alike(drawn: Drawn) -> None:
+    """A prediction that is right looks exactly like the truth."""
+    points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([61.0, 45.0])
+    right = column(45, 61, points=[tuple(p) for p in points.tolist()])
+    right.predicted_blocks = block_counts(points, height=48, width=64, block_size=BLOCK)
+    figure = drawn([right])
+    ((_, truth, prediction),) = panels(figure)
+    one, other = truth.images[0], prediction.images[0]
+    assert np.array_equal(one.get_array(), other.get_array())
+    assert one.get_array().sum() == pytest.approx(40)
+    assert one.get_extent() == other.get_extent() == [0, 64, 48, 0]  # the last blocks reach beyond the image
+    assert truth.get_xlim() == prediction.get_xlim() == (0, 61)
+    assert truth.get_ylim() == prediction.get_ylim() == (45, 0)
+    assert one.norm is other.norm
+    assert MAPS_NOTE in [text.get_text() for text in figure.texts]
+
+
+def test_heads_are_drawn_where_they_are(drawn: Drawn) -> None:
     one = column(48, 64, points=[(40.0, 30.0)])
     one.predicted_blocks = torch.zeros(6, 8)
     one.predicted_blocks[5, 0] = 3.0
-    truth, prediction = density_maps(one, panel=(96, 128))
-    assert np.unravel_index(truth.argmax(), truth.shape) == (60, 80)
-    assert truth[:, :20].max() < 1e-6
-    assert prediction[80:, :16] == pytest.approx(np.full((16, 16), 3.0))  # heads per block
-    assert prediction[:80].max() == 0
+    ((_, *axes),) = panels(drawn([one]))
+    truth, prediction = (np.asarray(axis.images[0].get_array()) for axis in axes)
+    assert np.unravel_index(truth.argmax(), truth.shape) == (3, 5)
+    assert truth[:, 0].max() < 1e-3
+    assert np.unravel_index(prediction.argmax(), prediction.shape) == (5, 0)
+    assert prediction[0].max() < 1e-3
 
 
 # ---------------------------------------------------------------------------------------------- figure
@@ -129,9 +147,8 @@ def test_rows_are_image_truth_and_prediction_and_say_so(drawn: Drawn) -> None:
     image, truth, prediction = (axis.images[0].get_array() for axis in axes)
     assert image.shape[2] == 3
     assert (image[..., 0] == 200).all()
-    blocks = 48 * 64 / BLOCK**2
-    assert truth.mean() * blocks == pytest.approx(3)
-    assert prediction.mean() * blocks == pytest.approx(5)
+    assert truth.sum() == pytest.approx(3)
+    assert prediction.sum() == pytest.approx(5)
     middles = {text.get_text(): text.get_position()[1] for text in figure.texts}
     for label, axis in zip(("IMAGE", "TRUTH", "PREDICTION"), axes, strict=True):
         assert axis.get_position().y0 < middles[label] < axis.get_position().y1
@@ -145,9 +162,9 @@ def test_truth_and_prediction_of_a_column_share_a_scale_with_its_own_bar(drawn: 
     empty = column(predicted=0.001)
     figure = drawn([empty, dense])
     limits = [[axis.images[0].get_clim() for axis in axes[1:]] for axes in panels(figure)]
-    assert limits == [[(0, 0.25)] * 2, [pytest.approx((0, 10))] * 2]  # an empty image does not glow
+    assert limits == [[(0, 0.5)] * 2, [pytest.approx((0, 10))] * 2]  # an empty image does not glow
     bars = sorted((a for a in figure.axes if not a.images), key=lambda a: a.get_position().x0)
-    assert [bar.get_xlim() for bar in bars] == [(0, 0.25), pytest.approx((0, 10))]
+    assert [bar.get_xlim() for bar in bars] == [(0, 0.5), pytest.approx((0, 10))]
     for bar, axes in zip(bars, panels(figure), strict=True):
         place, panel = bar.get_position(), axes[2].get_position()
         assert panel.x0 < place.x0 < place.x1 < panel.x1

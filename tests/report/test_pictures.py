@@ -17,9 +17,10 @@ from headcount.report.pictures import (
     comparison_picture,
     curve_picture,
     density_picture,
-    spread_blocks,
+    distribute_blocks,
 )
 from headcount.types import Sample
+from report.test_diagnostics import assert_legible
 
 
 def row(height: int, width: int, *, heads: int = 3, name: str = "square", block_size: int = 8) -> ComparisonRow:
@@ -90,9 +91,28 @@ def test_comparison_has_one_color_scale_for_truth_and_prediction(tmp_path: Path,
     many.predicted_blocks = torch.full((8, 8), 5.0)
     comparison_picture([few, many], tmp_path / "a.png")
     maps = [axis.images[0] for axis in figures[0].axes if axis.images and axis.images[0].get_array().ndim == 2]
-    assert [image.get_clim() for image in maps] == [(0, 0.25), (0, 0.25), (0, 5), (0, 5)]
+    assert [image.get_clim() for image in maps] == [(0, 0.5), (0, 0.5), (0, 5), (0, 5)]
     # The whole truth and the whole prediction are drawn, smoothed or not.
     assert [float(image.get_array().sum()) for image in maps] == pytest.approx([1, 2, 1, 320], rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 20.0])
+def test_the_lower_of_truth_and_prediction_is_visible_and_the_higher_one_not_saturated(
+    ratio: float, tmp_path: Path, figures: list[Figure]
+) -> None:
+    """The map of far too few people is not black, and the scale is stated."""
+    counted = row(64, 64, heads=6400)
+    counted.predicted_blocks = torch.full((8, 8), 100 * ratio)
+    comparison_picture([counted], tmp_path / "a.png")
+    truth, prediction = (
+        image.to_rgba(image.get_array())[..., :3] for image in (axis.images[0] for axis in figures[0].axes[1:3])
+    )
+    lower, higher = (prediction, truth) if ratio < 1 else (truth, prediction)
+    assert np.median(lower.max(axis=2)) > 0.3
+    assert lower.sum(2).max() < higher.sum(2).min()
+    assert figures[0]._supxlabel is not None
+    assert "smoothed alike" in figures[0]._supxlabel.get_text()
+    assert "square root" in figures[0]._supxlabel.get_text()
 
 
 def test_names_are_no_formulas_and_long_ones_are_cut(tmp_path: Path, texts: list[str]) -> None:
@@ -121,7 +141,7 @@ def test_nothing_global_is_touched(tmp_path: Path) -> None:
 
 
 def test_a_block_is_spread_over_the_pixels_it_covers() -> None:
-    drawn = spread_blocks(np.array([[8.0, 0.0], [0.0, 4.0]]), image=(8, 8), panel=(8, 8), block_size=4)
+    drawn = distribute_blocks(np.array([[8.0, 0.0], [0.0, 4.0]]), image=(8, 8), panel=(8, 8), block_size=4)
     expected = np.zeros((8, 8))
     expected[:4, :4] = 0.5
     expected[4:, 4:] = 0.25
@@ -129,13 +149,13 @@ def test_a_block_is_spread_over_the_pixels_it_covers() -> None:
 
 
 def test_a_block_over_the_border_is_spread_over_its_part_inside() -> None:
-    drawn = spread_blocks(np.array([[4.0], [6.0]]), image=(6, 4), panel=(6, 4), block_size=4)
+    drawn = distribute_blocks(np.array([[4.0], [6.0]]), image=(6, 4), panel=(6, 4), block_size=4)
     assert drawn[:4] == pytest.approx(np.full((4, 4), 0.25))
     assert drawn[4:] == pytest.approx(np.full((2, 4), 0.75))
 
 
 def test_a_smaller_map_adds_blocks_up() -> None:
-    drawn = spread_blocks(np.arange(1.0, 7.0).reshape(1, 6), image=(2, 12), panel=(1, 3), block_size=2)
+    drawn = distribute_blocks(np.arange(1.0, 7.0).reshape(1, 6), image=(2, 12), panel=(1, 3), block_size=2)
     assert drawn == pytest.approx(np.array([[1 + 2, 3 + 4, 5 + 6]]))
 
 
@@ -144,7 +164,7 @@ def test_a_smaller_map_adds_blocks_up() -> None:
 def test_spreading_keeps_the_sum(image: tuple[int, int], panel: tuple[int, int], block_size: int) -> None:
     shape = tuple(-(-side // block_size) for side in image)
     blocks = np.random.default_rng(0).random(shape)
-    drawn = spread_blocks(blocks, image=image, panel=panel, block_size=block_size)
+    drawn = distribute_blocks(blocks, image=image, panel=panel, block_size=block_size)
     assert drawn.shape == panel
     assert drawn.min() >= 0
     assert drawn.sum() == pytest.approx(blocks.sum(), rel=1e-9)
@@ -197,6 +217,27 @@ def test_curves_mark_the_best_epoch(tmp_path: Path, texts: list[str]) -> None:
     assert {"training loss", "MAE", "RMSE", "epoch"} <= set(texts)
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.size == (880, 715)
+
+
+@pytest.mark.parametrize("epochs", [(1,), (2, 4), (1, 2, 3), tuple(range(5, 2601, 5))])
+def test_curves_show_whole_epochs_and_cover_no_point(
+    epochs: tuple[int, ...], tmp_path: Path, figures: list[Figure]
+) -> None:
+    records = [{"epoch": e, "train/total": 5.0, "eval/mae": 10.0 + e, "eval/rmse": 12.0 + e} for e in epochs]
+    curve_picture(records, tmp_path / "c.png")
+    (figure,) = figures
+    assert_legible(figure)
+    loss, errors = figure.axes
+    for axis in (loss, errors):
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+        assert any(axis.get_xlim()[0] <= tick <= axis.get_xlim()[1] for tick in axis.get_xticks())
+        for line in axis.lines if axis is loss else axis.lines[:2]:
+            assert (line.get_marker() in ("o", "s")) == (axis is errors or len(epochs) <= 30)
+            drawn, box = axis.transData.transform(line.get_xydata()), axis.get_window_extent()
+            assert (drawn[:, 0] > box.x0 + 4).all()  # markers are not cut
+            assert (drawn < [box.x1 - 4, box.y1 - 4]).all()
+        if legend := axis.get_legend():
+            assert not legend.get_window_extent().overlaps(axis.get_window_extent())
 
 
 @pytest.mark.parametrize("records", [[], [{"epoch": 1}]])

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from headcount.cli.compose import compose, to_config
 from headcount.config import ConfigError, TrainConfig
@@ -24,6 +25,7 @@ from headcount.report.tables import (
     verdict,
 )
 from headcount.runs import evaluation_folder, read_run
+from report.test_diagnostics import assert_legible
 from test_runs import write_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -149,9 +151,35 @@ def test_seeds_are_averaged_and_the_best_row_is_bold(tmp_path: Path) -> None:
     assert "| Blockwise | 50.0 / 100.0 |" in page
     assert len(filled.missing()) == 7 * 2 - 3
     text = latex(filled)
-    assert r"lambda 1 & \textbf{12.0 $\pm$ 2.8} / 24.0 $\pm$ 5.7 (77.9) \\" in text
+    assert r"$\lambda = 1$ & \textbf{12.0 $\pm$ 2.8} / 24.0 $\pm$ 5.7 (77.9) \\" in text
+    assert "lambda 1" not in text
+    assert text.isascii()
+    assert text.splitlines()[0] == r"% Needs the package booktabs: \usepackage{booktabs}"
+    assert text.index(r"\caption") < text.index(r"\label{tab:table3}") < text.index(r"\begin{tabular}")
     table_picture(filled, tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_a_picture_covers_no_number_and_no_text(tmp_path: Path, figures: list[Figure]) -> None:
+    for seed, mae in ((1, 70.0), (2, 85.0)):  # about the published number
+        run_of(tmp_path, "table3/lambda_1", *SHORT, f"seed={seed}", name="a", mae=mae)
+    table_picture(fill("3", SHORT, tmp_path, seeds=(1, 2)), tmp_path / "t.png")
+    (figure,) = figures
+    assert_legible(figure)
+    (axis,) = figure.axes
+    box = axis.get_window_extent()
+    bars = [bar.get_window_extent() for bar in axis.patches]
+    published = [
+        axis.transData.transform(line.get_xydata())[0] for line in axis.lines if line.get_label() == "published"
+    ]
+    assert len(bars) == 2
+    assert bars[0].x1 <= bars[1].x0
+    assert len(published) == 7
+    assert not any(bar.padded(5).contains(*point) for bar in bars for point in published)
+    assert all(box.padded(-5).contains(*point) for point in published)  # no marker is cut
+    missing = [text.get_window_extent() for text in axis.texts]
+    assert len(missing) == 6
+    assert not any(text.contains(*point) for text in missing for point in published)
 
 
 def two_seeds(root: Path, experiment: str, maes: tuple[float, float], *, counts: bool = True) -> None:
@@ -311,6 +339,17 @@ def test_the_command_of_a_missing_run_leads_to_where_it_is_looked_for(tmp_path: 
     words = shlex.split(filled.command(cell, seed))
     assert composed((words[-1],)).output_dir == str(tmp_path / "my runs, (1)=a'b")
     assert "model.mean=[0.5,0.5,0.5]" in words
+
+
+@pytest.mark.parametrize("table", ["1", "tokens", "count_loss"])
+def test_every_table_can_be_read_as_a_picture(table: str, tmp_path: Path, figures: list[Figure]) -> None:
+    filled = fill(table, [], tmp_path)
+    table_picture(filled, tmp_path / "t.png")
+    assert_legible(figures[0])
+    assert figures[0].get_size_inches()[0] < 16  # wider pictures are shrunk until nothing can be read
+    drawn = [axis for axis in figures[0].axes if axis.axison]
+    assert sum(len(axis.get_xticks()) for axis in drawn) == len(filled.cells)
+    assert f"\\label{{tab:{'table1' if table == '1' else table.replace('_', '-')}}}" in latex(filled)
 
 
 def test_a_table_that_compares_datasets_is_picked_from(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def one_process(config: Any, why: str) -> list[str]:
+def single_process_errors(config: Any, why: str) -> list[str]:
     """The error if several processes are requested of a script that uses one; ``why`` ends in "takes"."""
     devices = config.runtime.devices
     return [f"runtime.devices={devices}: {why} 1"] if devices > 1 else []

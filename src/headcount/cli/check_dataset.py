@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.compose import checked_config
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import TrainConfig
 from headcount.files import make_folder
 from headcount.wording import printable
@@ -25,7 +25,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="dataset=, bins=, ..., as for train.py")
     parser.add_argument("--output", type=to_path, help="folder of the report; default audit/<dataset>")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser)
         sys.exit(0 if audit(arguments.settings, arguments.options.output) else FAILED)
 

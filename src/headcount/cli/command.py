@@ -17,7 +17,15 @@ from headcount.cli.compose import compose
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import unknown_flag, written_out
-from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, HeadcountError, print_any_name, print_error, refusing
+from headcount.cli.status import (
+    FAILED,
+    INTERRUPTED,
+    REFUSED,
+    HeadcountError,
+    exit_on_error,
+    print_any_name,
+    print_error,
+)
 from headcount.cli.sweep import SweepLog, check_jobs
 from headcount.config import ConfigError, TrainConfig, register_schemas
 from headcount.wording import one_line
@@ -42,7 +50,7 @@ def run_command(task: Task, config_name: str) -> None:
     program = f"{config_name}.py"
     print_any_name()
     register_schemas()
-    with refusing(program):
+    with exit_on_error(program):
         arguments = _read_command_line()
     if arguments.help:
         print(help_page(config_name))
@@ -53,13 +61,13 @@ def run_command(task: Task, config_name: str) -> None:
         hydra_config = HydraConfig.get()
         run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
         if log is None:
-            with refusing(program):  # Hydra would add text of its own to an error
+            with exit_on_error(program):  # Hydra would add text of its own to an error
                 run()
         else:
             _run_logged(run, log, hydra_config.job.num, program)
 
     try:
-        with refusing(program):
+        with exit_on_error(program):
             if any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
                 compose(arguments.overrides, config_name=config_name)
             else:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import script_parser, to_path
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError
 from headcount.wording import printable
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=to_path, metavar="RUN", help="folder of a run, or one above several")
     parser.add_argument("--output", type=to_path, default=Path("comparison"), help="folder of the results")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         options = parser.parse_args()
         good = compare_runs([folder.expanduser() for folder in options.runs], options.output.expanduser())
     sys.exit(0 if good else FAILED)

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import command_choices, config_dir, no_choice
-from headcount.cli.explain import COMPOSING_ERRORS, FIXED_NAMES, explain, reason, value_problem
+from headcount.cli.explain import COMPOSING_ERRORS, FIXED_NAMES, explain_invalid_setting, reason, value_problem
 from headcount.cli.overrides import Setting, parse, show_typed
 from headcount.config import ConfigError, HeadcountError, TrainConfig, check, check_evaluation, register_schemas
 
@@ -40,7 +40,7 @@ def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
         try:
             cfg = hydra.compose(config_name, [setting.text for setting in settings])
         except COMPOSING_ERRORS as error:
-            raise ConfigError(explain(settings, error, config_name)) from error
+            raise ConfigError(explain_invalid_setting(settings, error, config_name)) from error
         for setting in settings:
             if setting.key.startswith("hydra"):
                 _refuse_unknown_reference(setting, config_name)

@@ -16,7 +16,7 @@ from typing import Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import BinsConfig, ConfigError, PretrainedConfig, TrainConfig, check, to_plain
 from headcount.config.model import RELEASED_NAMES
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="model=, dataset=, bins=, ..., as for train.py"
     )
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser)
         options = arguments.options
         convert(options.released.expanduser(), options.out.expanduser(), arguments.settings)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import one_process, read_arguments, script_parser, to_path
+from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
 from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, refuse, to_config
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import (
     ConfigError,
     CustomConfig,
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="files such as best_mae.pt")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="NAME[:SPLIT]", help="as dataset= of eval.py")
     parser.add_argument("--output", type=to_path, default=Path("cross"), help="folder of the results; default cross")
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser, mixed=("checkpoints", "datasets"), old_flags=("split", "data_root"))
         options = arguments.options
         splits = [text.partition("=")[2] for text in arguments.settings if text.startswith("split=")]
@@ -101,7 +101,7 @@ def evaluation_configs(
             fitting = [text for text in overrides if not _is_foreign_place(text, dataset)]
             typed = [f"ckpt={quoted(ckpt)}", f"dataset={dataset}", f"split={split}", *pictures, *fitting]
             config: EvalCommandConfig = to_config(compose(typed, config_name="eval"))
-            errors = check_evaluation(config) + one_process(config, "one evaluation after the other takes")
+            errors = check_evaluation(config) + single_process_errors(config, "one evaluation after the other takes")
             refuse(errors, typed, config)
             row.append(config)
         rows.append(row)

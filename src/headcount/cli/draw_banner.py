@@ -10,7 +10,7 @@ could be drawn.
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, SyntheticConfig, missing_checkpoint
 from headcount.files import make_folder
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=to_path, default=Path("crowd.jpg"), help="JPEG file to write; default crowd.jpg"
     )
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser)
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:

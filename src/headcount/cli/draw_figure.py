@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import one_process, read_arguments, script_parser, to_path
+from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
-from headcount.cli.status import refusing
+from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, DatasetConfig, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
 from headcount.files import make_folder, name_text
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=to_path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg"
     )
-    with refusing(parser.prog, MemoryError):
+    with exit_on_error(parser.prog, MemoryError):
         arguments = read_arguments(parser, mixed=("names",), old_flags=("ckpt", "split", "data_root"))
         config = evaluation_config(arguments.settings)
         draw(config, arguments.options)
@@ -54,7 +54,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
         if override.startswith("output_dir="):
             raise ConfigError(f"{override}: cannot be set here; type --output")
     config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
-    refuse(check_evaluation(config) + one_process(config, "a few images take"), overrides, config)
+    refuse(check_evaluation(config) + single_process_errors(config, "a few images take"), overrides, config)
     return config
 
 
@@ -64,12 +64,12 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
     Raises:
         ConfigError: if there are fewer images, or none with a given name.
     """
-    from headcount.report.figure import spread_over_ranks
+    from headcount.report.figure import choose_by_rank
 
     if names is None:
         if not 1 <= images <= len(dataset):
             raise ConfigError(f"--images {images}: must be 1 to {len(dataset)}, the number of images in {split}")
-        return spread_over_ranks([dataset.count(index) for index in range(len(dataset))], images)
+        return choose_by_rank([dataset.count(index) for index in range(len(dataset))], images)
     for name in map(name_text, names):
         if name not in dataset.names:
             raise ConfigError(f"--names {name}: {split} has no image of this name; it has {first_names(dataset.names)}")
@@ -96,7 +96,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     mode = loaded.counting_mode(config.eval)
     dataset = open_evaluated(config, loaded.config)
     indices = choose(dataset, config.split, images=options.images, names=options.names)
-    counter = Runtime(config.runtime).place(loaded.counter)
+    counter = Runtime(config.runtime).move_to_device(loaded.counter)
     columns = []
     for index in indices:
         sample = dataset[index]

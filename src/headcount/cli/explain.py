@@ -24,7 +24,7 @@ FIXED_NAMES = ("dataset.name", "method.name", "model.name", "model.head.name", "
 """Settings that are fixed by the choice of their group."""
 
 
-def explain(settings: Sequence[Setting], error: Exception, config_name: str) -> str:
+def explain_invalid_setting(settings: Sequence[Setting], error: Exception, config_name: str) -> str:
     """Find the setting that is invalid and say what is allowed; Hydra must be initialized.
 
     Args:

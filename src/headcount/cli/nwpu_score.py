@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.errors import DataError
 from headcount.files import short_name
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=to_path, help="JSON file to write; default: <file>_scores.json beside the file"
     )
-    with refusing(parser.prog):
+    with exit_on_error(parser.prog):
         arguments = read_arguments(parser, old_flags=("data_root", "split"))
         settings = arguments.values("data_root", "split")
         split = settings.get("split") or "val"

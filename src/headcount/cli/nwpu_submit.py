@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
-from headcount.cli.status import FAILED, refusing
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
 from headcount.errors import HeadcountError
 
@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=to_path, help="the file to write")
     parser.add_argument("--validate", type=to_path, metavar="FILE", help="check this file and count nothing")
-    with refusing(parser.prog, MemoryError):
+    with exit_on_error(parser.prog, MemoryError):
         arguments = read_arguments(parser, old_flags=("ckpt", "split", "data_root"))
         if arguments.options.validate is not None:
             sys.exit(0 if validate(arguments) else FAILED)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
-from headcount.cli.status import FAILED, INTERRUPTED, refusing
+from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
 from headcount.files import atomic_write, file_identity, make_folder
@@ -74,7 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--no-pictures", dest="draw", action="store_false", help="draw nothing")
     parser.add_argument("--no-density", dest="density", action="store_false", help="write no .npy files")
-    with refusing(parser.prog, OSError):  # errors of a single picture are caught where it is counted
+    with exit_on_error(parser.prog, OSError):  # errors of a single picture are caught where it is counted
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
@@ -221,7 +221,7 @@ def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
         return prediction
     except Exception as error:  # one bad file never stops the others
-        result.error = explain(file, error)
+        result.error = failure_message(file, error)
         result.density = result.picture = None
         return None
 
@@ -245,7 +245,7 @@ def write_one(file: Path, prediction: "PhotoCount", result: PictureResult, outpu
                 title=printable(file.name),
             )
     except Exception as error:  # one bad file never stops the others
-        result.error = explain(file, error)
+        result.error = failure_message(file, error)
         for name in ("density", "picture"):
             written = getattr(result, name)
             if written and not (output / written).exists():
@@ -259,7 +259,7 @@ def _windows(prediction: Any) -> str:
     return (f"in windows of {window} px" if window else "") + reason
 
 
-def explain(file: Path, error: Exception) -> str:
+def failure_message(file: Path, error: Exception) -> str:
     """What went wrong with a file, with its name and what to do."""
     from PIL import Image
 

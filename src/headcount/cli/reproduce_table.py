@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.overrides import parse, show_typed
-from headcount.cli.status import FAILED, INTERRUPTED, refusing
+from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
 from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
 from headcount.wording import printable
@@ -44,9 +44,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
     parser.add_argument("--output", type=to_path, default=Path("tables"), help="folder of the table; default tables")
     try:
-        with refusing(parser.prog):
+        with exit_on_error(parser.prog):
             old = {"run": False, "seeds": True, "output": True}
-            typed = read_typed(read_arguments(parser, old_settings=old))
+            typed = read_table_arguments(read_arguments(parser, old_settings=old))
             sys.exit(reproduce(typed))
     except KeyboardInterrupt:
         print(
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 @dataclass
-class Typed:
+class TableArguments:
     """The parsed command line."""
 
     table: str
@@ -81,7 +81,7 @@ class Typed:
         )
 
 
-def read_typed(arguments: Arguments) -> Typed:
+def read_table_arguments(arguments: Arguments) -> TableArguments:
     """Separate the settings of the table from those of train.py.
 
     Raises:
@@ -109,7 +109,7 @@ def read_typed(arguments: Arguments) -> Typed:
     runs = Path(output_dir).expanduser()
     if runs.exists() and not runs.is_dir():
         raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
-    return Typed(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
+    return TableArguments(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
 
 
 def read_seeds(text: str) -> list[int]:
@@ -127,7 +127,7 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def reproduce(typed: Typed) -> int:
+def reproduce(typed: TableArguments) -> int:
     """Fill the table, with ``--run`` after training what is missing, and write it.
 
     Returns:
@@ -190,7 +190,7 @@ def evaluate_runs(filled: "ReproducedTable") -> list[str]:
     return failed
 
 
-def write_table(filled: "ReproducedTable", typed: Typed) -> None:
+def write_table(filled: "ReproducedTable", typed: TableArguments) -> None:
     """Print the table and write it as Markdown, LaTeX and a picture."""
     from headcount.report.tables import latex, markdown, table_picture
 

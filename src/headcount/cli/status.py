@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def refusing(program: str, *also: type[Exception]) -> Iterator[None]:
+def exit_on_error(program: str, *also: type[Exception]) -> Iterator[None]:
     """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2.
 
     Likewise for a disk without room, or that must not be written, where another library found it.

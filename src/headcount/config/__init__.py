@@ -20,6 +20,7 @@ from headcount.config.bins import (
     bin_names,
     edges_error,
     integer_bins,
+    missing_bins,
     representatives_error,
 )
 from headcount.config.counting import (
@@ -209,6 +210,7 @@ __all__ = [
     "from_plain",
     "integer_bins",
     "kinds",
+    "missing_bins",
     "missing_checkpoint",
     "nearest_multiples",
     "number",

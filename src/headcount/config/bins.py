@@ -15,6 +15,16 @@ MAX_COUNT = 10_000
 """Upper limit of the maximum count of a block, and thereby of the number of bins."""
 
 
+def missing_bins(setting: str, instead: str) -> str:
+    """The error of a setting that classifies blocks, without bins to classify them into.
+
+    Args:
+        setting: as typed, such as ``loss=dace``.
+        instead: a setting that can be chosen instead.
+    """
+    return f"{setting}: classifies blocks into bins, and bins=none has none; choose {instead}"
+
+
 class Strategy(Enum):
     """How many integers form a bin."""
 

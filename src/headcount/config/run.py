@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
-from headcount.config.bins import BlocksConfig, BlockwiseConfig
+from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
 from headcount.config.dataset import DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
@@ -210,7 +210,7 @@ def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig
         errors.append(f"bins=none: leaves model.head={head.name} nothing to classify; add model.head={instead}")
     if loss.needs_bins and not bins.has_bins:
         instead = next(kind for kind, other in LOSSES.items() if not other.needs_bins)
-        errors.append(f"loss={loss.choice}: classifies blocks into bins, and bins=none has none; choose loss={instead}")
+        errors.append(missing_bins(f"loss={loss.choice}", f"loss={instead}"))
     if not errors and not _fit(head, loss, has_bins=bins.has_bins):
         instead = " or ".join(f"loss={kind}" for kind in _fitting_losses(head, has_bins=bins.has_bins))
         errors.append(

@@ -221,7 +221,7 @@ def _below(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.nextafter(value, torch.full_like(value, -torch.inf))
 
 
-def spread_blocks(
+def distribute_blocks(
     blocks: Float[np.ndarray, "rows cols"], *, image: tuple[int, int], panel: tuple[int, int], block_size: int
 ) -> Float[np.ndarray, "height width"]:
     """Resample block counts to a map of another size with the same sum.

@@ -129,7 +129,7 @@ def evaluate_checkpoint(
         dataset = _open_located(config, located)
     if runtime.is_main:
         make_folder(folder, "output_dir")
-    counter = runtime.place(loaded.counter)
+    counter = runtime.move_to_device(loaded.counter)
     # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
     reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]

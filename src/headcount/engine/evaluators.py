@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.data.points import block_counts, clamp_into, spread_blocks
+from headcount.data.points import block_counts, clamp_into, distribute_blocks
 from headcount.engine.runtime import Runtime
-from headcount.metrics import Reliability
+from headcount.metrics import EMPTY_BELOW, Reliability
 from headcount.types import BlockGrid, Counted, Sample
 
 Evaluator = Callable[[Sample, Counted], dict[str, float]]
@@ -40,7 +40,7 @@ class Game:
         if counted.blocks is None:
             return {}
         height, width = sample.image.shape[1:]
-        errors = spread_blocks(
+        errors = distribute_blocks(
             counted.blocks.double().numpy(),
             image=(height, width),
             panel=(_REGIONS, _REGIONS),
@@ -59,10 +59,10 @@ class Game:
 
 
 def empty_blocks(sample: Sample, counted: Counted) -> dict[str, float]:
-    """Number of blocks, and number of those with less than half an expected head."""
+    """Number of blocks, and number of those with fewer expected heads than ``EMPTY_BELOW``."""
     if counted.blocks is None:
         return {}
-    return {"blocks": float(counted.blocks.numel()), "empty_blocks": float((counted.blocks < 0.5).sum())}
+    return {"blocks": float(counted.blocks.numel()), "empty_blocks": float((counted.blocks < EMPTY_BELOW).sum())}
 
 
 class BinReliability:

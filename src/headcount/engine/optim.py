@@ -39,8 +39,8 @@ def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> f
         return start + (1 - start) * epoch / config.warmup_epochs
     since, length = epoch - config.warmup_epochs, epochs - config.warmup_epochs
     if config.schedule is Schedule.cosine_restarts:
-        # Released code: finds the cycle by a logarithm, which for T_mult 3 rounds the fifth restart
-        # into the cycle before it; here: by subtraction, because every restart must be at the peak.
+        # Released code: finds the cycle by a logarithm, which rounds some restarts into the cycle before them (with
+        # T_0 5: epoch 605 for T_mult 3, 555 for 10); here: by subtraction, because every restart must be at the peak.
         length = config.restart_epochs
         while since >= length:
             since -= length

@@ -24,6 +24,7 @@ from torch.utils.tensorboard import summary
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError
 from headcount.files import append_bytes, json_line, read_text, write_text
+from headcount.metrics import EMPTY_BELOW
 from headcount.runs import CONFIG_FILE, METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
 
@@ -162,7 +163,7 @@ class Meter:
         total = loss.total.detach()
         values = {"total": total, **loss.parts, **loss.logged}
         if prediction.blocks is not None:
-            values["empty_blocks"] = (prediction.blocks.detach() < 0.5).float().mean()
+            values["empty_blocks"] = (prediction.blocks.detach() < EMPTY_BELOW).float().mean()
         for key, value in values.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.counts.append(prediction.count.detach())
@@ -200,7 +201,7 @@ class Meter:
         return {
             **{f"train/{key}": value / steps for key, value in zip(keys, sums, strict=True)},
             "train/predicted_mean": mean,
-            "train/predicted_spread": max(second / images - mean**2, 0.0) ** 0.5,
+            "train/predicted_std": max(second / images - mean**2, 0.0) ** 0.5,
             "train/images_per_second": images / seconds,
             "train/seconds": seconds,
         }

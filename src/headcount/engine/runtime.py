@@ -107,7 +107,7 @@ class Runtime:
         compiled: Any = torch.compile(model) if self.compile else model
         return self.fabric.setup(compiled, optimizer)
 
-    def place(self, model: Network) -> Network:
+    def move_to_device(self, model: Network) -> Network:
         """Move a model that is only evaluated to the device."""
         return model.to(self.device).to(memory_format=self.memory_format)
 

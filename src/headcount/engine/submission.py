@@ -47,7 +47,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
     trained = loaded.config
     located = locate_evaluated(config, trained, overrides=overrides)
     assert isinstance(located.config, FolderDatasetConfig)
-    counter = runtime.place(loaded.counter)
+    counter = runtime.move_to_device(loaded.counter)
     mode = loaded.counting_mode(config.eval)
     if runtime.is_main:
         make_folder(output.resolve().parent, "--output")

@@ -195,8 +195,8 @@ def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
         "eval/split": split,
         **{f"eval/{key}": value for key, value in dataclasses.asdict(evaluation.errors).items()},
         "eval/predicted_mean": sum(image.predicted for image in evaluation.images) / len(evaluation.images),
-        "eval/predicted_spread": predicted,
-        "eval/true_spread": true,
+        "eval/predicted_std": predicted,
+        "eval/true_std": true,
         **empty,
         **{f"eval/{name}": evaluation.total(name) / len(evaluation.images) for name in games},
     }
@@ -235,7 +235,8 @@ def _evaluation_line(job: Job, evaluation: Evaluation) -> str:
     predicted, true = evaluation.count_deviations()
     return (
         f"epoch {job.epoch:>4}  {job.data.selection_split}: MAE {errors.mae:.2f}  RMSE {errors.rmse:.2f}  "
-        f"NAE {errors.nae:.3f}  spread {predicted:.1f} (true {true:.1f})  best MAE {best.mae:.2f} at epoch {best.epoch}"
+        f"NAE {errors.nae:.3f}  standard deviation {predicted:.1f} (true {true:.1f})  "
+        f"best MAE {best.mae:.2f} at epoch {best.epoch}"
     )
 
 

@@ -19,6 +19,7 @@ from headcount.config import (
     ReleasedTransportConfig,
     StableTransportConfig,
     TransportConfig,
+    missing_bins,
 )
 from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.cross_entropy import CrossEntropyLoss
@@ -84,7 +85,7 @@ def _build_mse(config: MseConfig, grid: BlockGrid, bins: CountBins | None) -> Lo
 
 def _require_bins(bins: CountBins | None, config: LossConfig) -> CountBins:
     if bins is None:
-        raise ConfigError(f"loss={config.choice}: classifies blocks into bins, and bins=none has none; choose loss=dm")
+        raise ConfigError(missing_bins(f"loss={config.choice}", "loss=dm"))
     return bins
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headcount.bins import CountBins, expected_counts
-from headcount.config import ConfigError, EbcHeadConfig, HeadConfig, PromptsConfig, RegressionHeadConfig
+from headcount.config import ConfigError, EbcHeadConfig, HeadConfig, PromptsConfig, RegressionHeadConfig, missing_bins
 from headcount.models.prompts import write_prompts
 from headcount.types import BinPrediction, BlockGrid, Prediction
 
@@ -194,7 +194,7 @@ def _build_ebc(
     texts: TextEncoder | None = None,
 ) -> PredictionHead:
     if bins is None:
-        raise ConfigError("model.head=ebc: classifies blocks into bins, and bins=none has none; choose bins=fine")
+        raise ConfigError(missing_bins("model.head=ebc", "bins=fine"))
     if texts is None:
         return BlockClassifier(channels, bins)
     return CosineClassifier(channels, bins, texts.encode(write_prompts(bins.edges, texts.prompts)))

@@ -33,6 +33,7 @@ _COUNT_EDGES = (0, 1, 10, 50, 100, 250, 500, 1000, 2500, 5000)
 _SIDE_EDGES = (0, 256, 512, 768, 1024, 1536, 2048, 4096)
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 _MAX_BINS = 24
+_SIDE_BARS = 15  # odd: images of one size are in the middle
 
 
 def write_audit(audit: Audit, config: BlocksConfig, bins: CountBins | None, folder: Path) -> str:
@@ -237,7 +238,7 @@ def _split_rows(splits: Sequence[AuditedSplit]) -> list[list[str]]:
 
 
 def histogram_picture(splits: Sequence[AuditedSplit], path: Path, *, title: str) -> None:
-    """Draw histograms of the heads per image and of the image sizes, and a scatter plot of the sizes.
+    """Draw histograms of the heads per image and of both sides of the images, and a scatter plot of the sizes.
 
     Args:
         splits: drawn in one color each.
@@ -247,14 +248,18 @@ def histogram_picture(splits: Sequence[AuditedSplit], path: Path, *, title: str)
     Raises:
         OSError: if the file cannot be written.
     """
-    figure = Figure(figsize=(12, 4.6), dpi=_DPI, layout="constrained")
-    heads, sizes, sides = figure.subplots(1, 3)
+    figure = Figure(figsize=(16, 4.8), dpi=_DPI, layout="constrained")
+    heads, sizes, shorter, longer = figure.subplots(1, 4)
     _draw_counts(heads, splits)
-    _draw_sizes(sizes, sides, splits)
-    for axis in (heads, sizes, sides):
+    shown = [split for split in splits if split.usable]
+    _draw_sizes(sizes, shown)
+    _draw_sides(shorter, shown, np.minimum, label="shorter side, pixels")
+    _draw_sides(longer, shown, np.maximum, label="longer side, pixels")
+    for axis in (heads, sizes, shorter, longer):
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
+        axis.set_axisbelow(True)
+        if axis.get_legend_handles_labels()[0]:  # above the axes, where it covers nothing
+            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(splits), frameon=False)
     figure.suptitle(f"{title}: heads and sizes", parse_math=False)
     save_figure(figure, path)
 
@@ -267,32 +272,58 @@ def _draw_counts(axis: Axes, splits: Sequence[AuditedSplit]) -> None:
     for k, split in enumerate(annotated):
         bars = _bars([len(image.points) for image in split.usable], _COUNT_EDGES)
         x = np.arange(len(bars)) + (k - (len(annotated) - 1) / 2) * width
-        axis.bar(x, bars, width, label=split.name, color=_COLORS[k % len(_COLORS)])
+        axis.bar(x, bars, width, label=split.name, color=_color(k))
     axis.set(xlabel="heads in an image", ylabel="images")
-    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xticks(range(len(labels)), labels, rotation=90)
 
 
-def _draw_sizes(sizes: Axes, sides: Axes, splits: Sequence[AuditedSplit]) -> None:
-    """Draw width against height, and histograms of both sides, of every split."""
-    shown = [(split, *_sides(split)) for split in splits if split.usable]
-    all_sides = np.concatenate([side for _, wide, high in shown for side in (wide, high)]) if shown else np.ones(1)
-    smallest, largest = float(all_sides.min()), float(all_sides.max())
+def _draw_sizes(axis: Axes, splits: Sequence[AuditedSplit]) -> None:
+    """Draw width against height; the markers of several splits at one size lie around each other."""
+    for k, split in enumerate(splits):
+        wide, high = _sides(split)
+        area = 16 + 40 * k
+        axis.scatter(wide, high, s=area, alpha=0.5, facecolors="none", edgecolors=_color(k), label=split.name)
+    axis.set(xlabel="width, pixels", ylabel="height, pixels")
+    for set_limit, side in ((axis.set_xlim, axis.dataLim.x1), (axis.set_ylim, axis.dataLim.y1)):
+        set_limit(0, 1.15 * side if 0 < side < math.inf else 1)
+
+
+def _draw_sides(axis: Axes, splits: Sequence[AuditedSplit], choose: np.ufunc, *, label: str) -> None:
+    """Draw the histogram of one side of the images, the bars of the splits beside each other.
+
+    Args:
+        axis: to draw on.
+        splits: with usable images.
+        choose: the minimum or the maximum of width and height.
+        label: of the horizontal axis.
+    """
+    axis.set(xlabel=label, ylabel="images")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if not splits:
+        return
+    sides = [choose(*_sides(split)) for split in splits]
+    distinct = np.unique(np.concatenate(sides))
+    smallest, largest = float(distinct[0]), float(distinct[-1])
     # Sides from 500 to 19000 pixels can only be shown on a logarithmic scale.
     logarithmic = largest > 4 * smallest
-    edges = np.geomspace(smallest, largest, 25) if logarithmic else np.linspace(smallest - 1, largest + 1, 25)
-    for k, (split, wide, high) in enumerate(shown):
-        style: dict[str, Any] = {"color": _COLORS[k % len(_COLORS)], "label": split.name}
-        sizes.scatter(wide, high, s=14, alpha=0.4, edgecolors="none", **style)
-        sides.hist(np.maximum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.8, **style)
-        style["label"] = f"{split.name}, shorter side"
-        sides.hist(np.minimum(wide, high), bins=edges.tolist(), histtype="step", linewidth=1.2, linestyle=":", **style)
+    # Images of one size get a bar in the middle.
+    low, high = (0.9 * smallest, 1.1 * largest) if smallest == largest else (smallest, largest)
+    edges = np.geomspace(low, high, _SIDE_BARS + 1) if logarithmic else np.linspace(low, high, _SIDE_BARS + 1)
+    colors = [_color(k) for k in range(len(splits))]
+    axis.hist(sides, bins=edges.tolist(), color=colors, label=[split.name for split in splits])
     if logarithmic:
-        sides.set_xscale("log")
+        axis.set_xscale("log")
         ticks = [side for side in (2**k for k in range(20)) if smallest <= side <= largest]
-        sides.set_xticks(ticks, [str(side) for side in ticks])
-        sides.set_xticks([], minor=True)
-    sizes.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, None), ylim=(0, None))
-    sides.set(xlabel="longer side (dotted: shorter side), pixels", ylabel="images")
+        axis.set_xticks(ticks, [str(side) for side in ticks], rotation=45)
+        axis.set_xticks([], minor=True)
+    elif smallest == largest:
+        axis.set_xticks([smallest])
+
+
+def _color(k: int) -> str:
+    """The color of a split."""
+    return _COLORS[k % len(_COLORS)]
 
 
 def block_picture(blocks: Mapping[int, Mapping[int, int]], config: BlocksConfig, path: Path, *, title: str) -> None:

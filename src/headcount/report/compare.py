@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tabulate import tabulate
 from headcount.errors import ConfigError, HeadcountError
 from headcount.files import write_text
 from headcount.report.markdown import code, pipe_table, plain
-from headcount.report.pictures import save_figure, shorten
+from headcount.report.pictures import epoch_axis, from_zero, save_figure, shorten
 from headcount.runs import CONFIG_FILE, LAST_EVALUATIONS, METRICS_FILE, RunRecord, read_run, recipe
 from headcount.wording import printable
 
@@ -38,6 +39,7 @@ _LINES = ("-", "--", ":")
 _LOG_RATIO = 8
 _MAX_NAME_LENGTH = 44
 _MAX_VALUE_LENGTH = 24
+_LEGEND_FONT = 10
 _LEFT, _TOP, _GAP, _BOTTOM, _AXES_WIDTH = 0.9, 0.4, 0.35, 0.6, 6.8
 """Margins and width of the axes of runs.png, in inches."""
 
@@ -328,9 +330,10 @@ def runs_picture(comparison: Comparison, path: Path) -> None:
     labels = []
     for experiment in comparison.experiments:
         seeds = f" ({len(experiment.runs)} seeds)" if len(experiment.runs) > 1 else ""
-        labels.append(shorten(experiment.name, _MAX_NAME_LENGTH) + seeds)
-    legend_width = 0.085 * max(map(len, labels)) + 0.9
-    width, height = _LEFT + _AXES_WIDTH + 0.15 + legend_width, max(6.6, 0.26 * len(labels) + 0.6)
+        # Whole names: those of runs often differ only in the middle.
+        labels.append(textwrap.fill(experiment.name + seeds, _MAX_NAME_LENGTH))
+    width = _LEFT + _AXES_WIDTH + 0.15 + _text_width(labels) + 0.7
+    height = max(6.6, sum(0.18 * (label.count("\n") + 1) + 0.09 for label in labels) + 0.6)
     figure = Figure(figsize=(width, height), dpi=_DPI)
     axis_height = (height - _TOP - _GAP - _BOTTOM) / 2
     box = (_LEFT / width, _BOTTOM / height, _AXES_WIDTH / width, axis_height / height)
@@ -339,8 +342,8 @@ def runs_picture(comparison: Comparison, path: Path) -> None:
     handles = _draw_curves(comparison, loss, errors)
     losses = [_number(record, "train/total") for run in comparison.runs for record in run.metrics]
     maes = [_number(record, "eval/mae") for run in comparison.runs for record in run.evaluations]
-    _scale(loss, [value for value in losses if math.isfinite(value)], from_zero=False)
-    _scale(errors, maes, from_zero=True)
+    _scale(loss, [value for value in losses if math.isfinite(value)], zero=False)
+    _scale(errors, maes, zero=True)
     loss.set_ylabel("training loss", fontsize=11)
     errors.set_ylabel("MAE, heads per image", fontsize=11)
     loss.grid(alpha=0.3)
@@ -348,13 +351,23 @@ def runs_picture(comparison: Comparison, path: Path) -> None:
     loss.tick_params(labelbottom=False)
     errors.set_xlabel("epoch", fontsize=11)
     splits = sorted({run.selection for run in comparison.runs if run.evaluations})
+    epoch_axis(errors, [record["epoch"] for run in comparison.runs for record in run.metrics])
     note = f"MAE on {' and '.join(splits)}; dots: best epoch of each run" if splits else "no epoch is evaluated yet"
     errors.set_title(note, fontsize=10, parse_math=False)
     corner = ((_LEFT + _AXES_WIDTH + 0.1) / width, 1 - (_TOP - 0.08) / height)
-    legend = figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, fontsize=10, frameon=False)
+    legend = figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=corner, fontsize=_LEGEND_FONT, frameon=False
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     save_figure(figure, path)
+
+
+def _text_width(labels: Sequence[str]) -> float:
+    """Width of the widest label of the legend, in inches."""
+    figure = Figure(dpi=_DPI)
+    texts = [figure.text(0, 0, label, fontsize=_LEGEND_FONT, parse_math=False) for label in labels]
+    return max(text.get_window_extent().width for text in texts) / _DPI
 
 
 def _draw_curves(comparison: Comparison, loss: Axes, errors: Axes) -> list[Line2D]:
@@ -392,8 +405,8 @@ def _plot(axis: Axes, records: Sequence[dict[str, Any]], key: str, **style: Any)
     return line
 
 
-def _scale(axis: Axes, values: Sequence[float], *, from_zero: bool) -> None:
-    """Use a logarithmic axis with round numbers for values of a wide range, else a linear one."""
+def _scale(axis: Axes, values: Sequence[float], *, zero: bool) -> None:
+    """Use a logarithmic axis with round numbers for values of a wide range, else a linear one, on request from zero."""
     if not values:
         axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
     elif min(values) > 0 and max(values) > _LOG_RATIO * min(values):
@@ -403,8 +416,8 @@ def _scale(axis: Axes, values: Sequence[float], *, from_zero: bool) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=subs))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_locator(NullLocator())
-    elif from_zero:
-        axis.set_ylim(bottom=0)
+    elif zero:
+        from_zero(axis)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> str:

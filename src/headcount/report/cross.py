@@ -190,8 +190,9 @@ def _notes(matrix: CrossMatrix) -> list[str]:
 def cross_figure(matrix: CrossMatrix) -> Figure:
     """Draw the matrix as a heat map; colors compare the counters within a column, as datasets differ in scale."""
     names, columns = matrix.row_names(), matrix.column_names()
-    # Space for the longest texts: about 0.09 inches per letter.
-    wide = max(1.7, *(0.1 * len(name) + 0.2 for name in columns))
+    # Space for the longest texts: about 0.09 inches per letter, a little more for bold ones.
+    texts = [_text(cell) for row in matrix.rows for cell in row.cells]
+    wide = max(1.7, *(0.1 * len(name) + 0.2 for name in [*columns, *texts]))
     left = 0.09 * max(len(name) for name in names) + 0.6
     figure = Figure(
         figsize=(max(left + wide * len(columns) + 1.4, 6.0), 0.75 * len(names) + 1.9), dpi=_DPI, layout="constrained"

@@ -191,7 +191,8 @@ def _bars(
 def reliability_picture(reliability: Reliability, path: Path, *, title: str = "") -> None:
     """Draw a reliability diagram per bin: the observed fraction of blocks against the predicted probability.
 
-    Bars below each diagram show the number of blocks behind each point; points of few blocks are hollow.
+    Bars below each diagram show the number of blocks behind each point of all blocks; points of few blocks are hollow.
+    A second curve shows the blocks outside the first bin, which is usually that of the empty blocks.
 
     Args:
         reliability: with the blocks of at least one image.
@@ -209,7 +210,7 @@ def reliability_picture(reliability: Reliability, path: Path, *, title: str = ""
     across = min(bins, 6)
     across = math.ceil(bins / math.ceil(bins / across))  # rows of about the same length
     down = math.ceil(bins / across)
-    figure = Figure(figsize=(max(2.7 * across + 0.5, 6.0), 3.7 * down + 1.0), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(2.7 * across + 0.5, 7.5), 3.7 * down + 1.2), dpi=_DPI, layout="constrained")
     grid = figure.add_gridspec(2 * down, across, height_ratios=(5, 2) * down)
     for k in range(bins):
         row, col = divmod(k, across)
@@ -218,25 +219,29 @@ def reliability_picture(reliability: Reliability, path: Path, *, title: str = ""
         _draw_reliability(fractions, blocks, reliability, k)
         if col == 0:
             fractions.set_ylabel("observed fraction", fontsize=10)
-            blocks.set_ylabel("blocks", fontsize=10)
+            blocks.set_ylabel("all blocks,\nlog scale", fontsize=10)
         if k + across >= bins:
             blocks.set_xlabel("predicted probability", fontsize=10)
-    heading = f"{title}\n" if title else ""
-    figure.suptitle(f"{heading}expected calibration error {error:.4f}", fontsize=12, parse_math=False)
-    figure.supxlabel(f"hollow: fewer than {_MIN_BLOCKS} blocks", fontsize=9)
+    lines = [title] if title else []
+    lines.append(f"expected calibration error {error:.4f} over all blocks (blue)")
+    note = f"hollow: fewer than {_MIN_BLOCKS} blocks; dashed: calibrated"
+    occupied = reliability.occupied
+    if occupied is not None and not math.isnan(without := occupied.calibration_error()):
+        outside = f"blocks outside bin {reliability.names[0]}"
+        lines.append(f"{without:.4f} over the {short_number(occupied.blocks[0].sum())} {outside} (orange)")
+        note += f"\norange: {outside}, and the bins' probabilities given that a block is one of them"
+    figure.suptitle("\n".join(lines), fontsize=12, parse_math=False)
+    figure.supxlabel(note, fontsize=9, parse_math=False)
     save_figure(figure, path)
 
 
 def _draw_reliability(fraction_axis: Axes, block_axis: Axes, reliability: Reliability, k: int) -> None:
-    """Draw the reliability of bin ``k``, and the number of blocks behind each point."""
+    """Draw the reliability of bin ``k``, and the number of blocks behind each point of all blocks."""
     buckets = reliability.blocks.shape[1]
-    seen = reliability.blocks[k] > 0
-    blocks = reliability.blocks[k, seen]
     fraction_axis.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1)
-    x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
-    fraction_axis.plot(x, y, color=_BLUE, linewidth=1.2, clip_on=False, zorder=3)
-    for chosen, fill in ((blocks >= _MIN_BLOCKS, _BLUE), (blocks < _MIN_BLOCKS, "white")):
-        fraction_axis.scatter(x[chosen], y[chosen], s=28, facecolors=fill, edgecolors=_BLUE, clip_on=False, zorder=4)
+    if reliability.occupied is not None and k:
+        _draw_fractions(fraction_axis, reliability.occupied, k - 1, _ORANGE)
+    _draw_fractions(fraction_axis, reliability, k, _BLUE)
     fraction_axis.set(xlim=(0, 1), ylim=(0, 1), yticks=[0, 0.5, 1])
     fraction_axis.tick_params(labelbottom=False)
     fraction_axis.grid(alpha=0.3)
@@ -244,6 +249,8 @@ def _draw_reliability(fraction_axis: Axes, block_axis: Axes, reliability: Reliab
     # The bar of a single block must be visible, and the text above the highest bar must fit.
     top = 0.5 * (2 * max(float(reliability.blocks.max()), 10)) ** 1.75
     edges = np.linspace(0, 1, buckets + 1)
+    seen = reliability.blocks[k] > 0
+    blocks = reliability.blocks[k, seen]
     centers = ((edges[:-1] + edges[1:]) / 2)[seen]
     block_axis.bar(centers, blocks, 0.8 / buckets, color="#9ecae1", log=True)
     block_axis.set(ylim=(0.5, top), xticks=[0, 0.5, 1], yticks=[])
@@ -259,6 +266,16 @@ def _draw_reliability(fraction_axis: Axes, block_axis: Axes, reliability: Reliab
             rotation=90,
             fontsize=8,
         )
+
+
+def _draw_fractions(axis: Axes, reliability: Reliability, k: int, color: str) -> None:
+    """Draw the observed fractions of bin ``k``; those of few blocks are hollow."""
+    seen = reliability.blocks[k] > 0
+    blocks = reliability.blocks[k, seen]
+    x, y = reliability.probability[k, seen] / blocks, reliability.observed[k, seen] / blocks
+    axis.plot(x, y, color=color, linewidth=1.2, clip_on=False, zorder=3)
+    for chosen, fill in ((blocks >= _MIN_BLOCKS, color), (blocks < _MIN_BLOCKS, "white")):
+        axis.scatter(x[chosen], y[chosen], s=28, facecolors=fill, edgecolors=color, clip_on=False, zorder=4)
 
 
 def short_number(value: float) -> str:

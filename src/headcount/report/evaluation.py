@@ -50,7 +50,9 @@ def write_evaluation(
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
     del plain["errors"]
+    occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
+    plain["calibration_error_occupied"] = None if occupied is None else occupied.calibration_error()
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
     rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured, "width", "height", "note"]]

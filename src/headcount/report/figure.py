@@ -1,30 +1,21 @@
 """Draw images from sparse to dense above their true and predicted density, as figure 6 of arXiv:2403.09281.
 
-Drawn with matplotlib's objects rather than pyplot. The truth is smoothed for display only; the counts in the captions
-are those of the unsmoothed data.
+Drawn with matplotlib's objects rather than pyplot. Truth and prediction are drawn as in the other pictures
+(``pictures.draw_panels``): smoothed alike for display only; the counts in the captions are those of the unsmoothed
+data.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
-from scipy import ndimage
-from torch import Tensor
 
 from headcount.config import ConfigError
-from headcount.data.points import spread_blocks
-from headcount.report.pictures import COLORS, MIN_SCALE, ComparisonRow, save_figure, shorten, thumbnail
+from headcount.report.pictures import MAPS_NOTE, ComparisonRow, draw_panels, save_figure, shorten
 
 FORMATS = (".png", ".pdf", ".svg")
-
-# Standard deviation of the Gaussian on each annotated head, in blocks: a head spreads over its block and the next ones.
-_SIGMA_BLOCKS = 0.75
-# Minimum of that standard deviation, in pixels of a panel: single heads must be visible.
-_MIN_SIGMA = 1.0
 
 # All sizes below are in inches.
 _DPI = 200
@@ -37,11 +28,11 @@ _ASPECTS = (0.6, 2.4)
 _MIN_COLUMN_WIDTH = 1.7
 _MIN_COLUMNS_WIDTH = 6.5
 """Of all columns together: the title must fit."""
-_LEFT, _GAP, _TOP, _BOTTOM = 1.0, 0.12, 0.75, 1.05
+_LEFT, _GAP, _TOP, _BOTTOM = 0.9, 0.12, 0.75, 1.5
 _LETTER_WIDTH = 0.1
 """Of a letter in a column's title."""
-_ROWS = (("IMAGE", ""), ("TRUTH", "heads, smoothed\nfor display"), ("PREDICTION", "blocks, as\ncounted"))
-"""Heading and note of each row."""
+_ROWS = ("IMAGE", "TRUTH", "PREDICTION")
+"""Heading of each row."""
 
 
 def check_format(path: Path) -> None:
@@ -54,7 +45,7 @@ def check_format(path: Path) -> None:
         raise ConfigError(f"--output {path}: a figure's file ends in {', '.join(FORMATS)}; for example figure.png")
 
 
-def spread_over_ranks(counts: Sequence[float], n: int) -> list[int]:
+def choose_by_rank(counts: Sequence[float], n: int) -> list[int]:
     """Choose ``n`` images at equal steps of the rank of their counts, the sparsest and the densest included.
 
     A single image is the median.
@@ -77,47 +68,10 @@ def spread_over_ranks(counts: Sequence[float], n: int) -> list[int]:
     return [ranked[round(step)] for step in steps]
 
 
-def density_maps(
-    column: ComparisonRow, *, panel: tuple[int, int]
-) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """Compute the true and the predicted density at the size of a panel.
-
-    Both keep all heads inside the image: the mean of a map times the number of blocks that fit into the image
-    (fractions included) is the count.
-
-    Args:
-        column: the image.
-        panel: height and width, in pixels.
-
-    Returns:
-        True and predicted density, in heads per block.
-    """
-    _, height, width = column.image.shape
-    scale = panel[0] / height, panel[1] / width
-    heads = _heads_in_pixels(column.points, scale=scale, panel=panel)
-    sigma = [max(_SIGMA_BLOCKS * column.block_size * s, _MIN_SIGMA) for s in scale]
-    truth = ndimage.gaussian_filter(heads, sigma, mode="reflect")  # reflection keeps the sum
-    blocks = column.predicted_blocks.double().numpy()
-    prediction = spread_blocks(blocks, image=(height, width), panel=panel, block_size=column.block_size)
-    per_block = column.block_size**2 * scale[0] * scale[1]  # pixels of the panel per block
-    return truth * per_block, prediction * per_block
-
-
-def _heads_in_pixels(
-    points: Float[Tensor, "n 2"], *, scale: tuple[float, float], panel: tuple[int, int]
-) -> Float[np.ndarray, "height width"]:
-    """Annotated heads in each pixel of a panel; a head outside the image counts in the nearest pixel."""
-    heads = np.zeros(panel)
-    x, y = points.double().numpy().T
-    row, col = (np.floor(v * s).astype(int).clip(0, n - 1) for v, s, n in zip((y, x), scale, panel, strict=True))
-    np.add.at(heads, (row, col), 1)
-    return heads
-
-
 def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
-    """Draw one column per image: the image, its smoothed truth, the prediction; the counts below them.
+    """Draw one column per image: the image, its truth, the prediction; the counts below them.
 
-    Truth and prediction of a column share a color scale, which the color bar below them shows.
+    Truth and prediction of a column are smoothed alike and share a color scale, which the color bar below them shows.
 
     Args:
         columns: from left to right.
@@ -143,14 +97,13 @@ def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str =
     for column, width in zip(columns, widths, strict=True):
         _draw_column(figure, column, left=left, width=width, row_height=row_height)
         left += width + _GAP
-    for (heading, note), bottom in zip(_ROWS, _row_bottoms(row_height), strict=True):
+    x = 0.78 / size[0]
+    for heading, bottom in zip(_ROWS, _row_bottoms(row_height), strict=True):
         y = (bottom + row_height / 2) / size[1]
-        figure.text(0.22 / size[0], y, heading, rotation=90, ha="center", va="center", fontsize=13, weight="bold")
-        x = 0.62 / size[0]
-        figure.text(x, y, note, rotation=90, ha="center", va="center", fontsize=9, multialignment="center")
-    x, y = 0.88 / size[0], (_BOTTOM - 0.15) / size[1]
-    figure.text(x, y, "heads\nper block", ha="right", va="center", fontsize=9)
-    figure.text(x, 0.26 / size[1], "counts", ha="right", va="center", fontsize=12, fontweight="bold")
+        figure.text(0.5 / size[0], y, heading, rotation=90, ha="center", va="center", fontsize=13, weight="bold")
+    figure.text(x, (_BOTTOM - 0.15) / size[1], "heads\nper block", ha="right", va="center", fontsize=9)
+    figure.text(x, 0.71 / size[1], "counts", ha="right", va="center", fontsize=12, fontweight="bold")
+    figure.text(0.5, 0.08 / size[1], MAPS_NOTE, ha="center", va="bottom", fontsize=9, multialignment="center")
     figure.suptitle(title, fontsize=13, y=1 - 0.1 / size[1], va="top", parse_math=False)
     save_figure(figure, path)
 
@@ -163,15 +116,8 @@ def _draw_column(figure: Figure, column: ComparisonRow, *, left: float, width: f
         """From inches to fractions of the figure."""
         return left / figure_width, bottom / figure_height, width / figure_width, height / figure_height
 
-    panel = _panel_pixels(column, box_inches=(row_height, width))
-    maps = density_maps(column, panel=panel)
-    scale = max(MIN_SCALE, *(float(m.max()) for m in maps))
     axes = [figure.add_axes(box(left, bottom, width, row_height)) for bottom in _row_bottoms(row_height)]
-    axes[0].imshow(_fitted(column, panel), interpolation="antialiased")
-    for axis, values in zip(axes[1:], maps, strict=True):
-        drawn = axis.imshow(values, cmap=COLORS, vmin=0, vmax=scale, interpolation="antialiased")
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
+    drawn = draw_panels(column, axes, photo_side=int(_PANEL_HEIGHT[1] * _DPI))
     axes[0].set_title(shorten(column.name, int(width / _LETTER_WIDTH)), fontsize=11, parse_math=False)
 
     inset = 0.06 * width
@@ -180,22 +126,10 @@ def _draw_column(figure: Figure, column: ComparisonRow, *, left: float, width: f
     bar.ax.tick_params(labelsize=9, length=2, pad=1)
     middle = (left + width / 2) / figure_width
     predicted = float(column.predicted_blocks.double().sum())
-    for text, y in ((f"true {column.true_count:g}", 0.38), (f"predicted {predicted:.1f}", 0.14)):
+    for text, y in ((f"true {column.true_count:g}", 0.83), (f"predicted {predicted:.1f}", 0.59)):
         figure.text(middle, y / figure_height, text, ha="center", va="baseline", fontsize=12, fontweight="bold")
 
 
 def _row_bottoms(row_height: float) -> list[float]:
     """Lower edges of the three rows from top to bottom, in inches."""
     return [_BOTTOM + k * (row_height + _GAP) for k in (2, 1, 0)]
-
-
-def _panel_pixels(column: ComparisonRow, *, box_inches: tuple[float, float]) -> tuple[int, int]:
-    """Height and width, in pixels of the figure, of the largest image that fits into its box."""
-    _, height, width = column.image.shape
-    scale = min(box_inches[0] * _DPI / height, box_inches[1] * _DPI / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _fitted(column: ComparisonRow, panel: tuple[int, int]) -> np.ndarray:
-    """The image at the size of a panel, so that all three rows have the same shape."""
-    return np.asarray(Image.fromarray(thumbnail(column.image, max(panel))).resize(panel[::-1]))

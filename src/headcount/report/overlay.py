@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from headcount.data.points import spread_blocks
+from headcount.data.points import distribute_blocks
 from headcount.report.pictures import save_figure, shorten
 
 _COLORS = "turbo"
@@ -86,7 +86,7 @@ def _per_block(
         (np.minimum(np.arange(1, n + 1) * block_size, side) - np.arange(n) * block_size) / block_size
         for n, side in zip(blocks.shape, image, strict=True)
     ]
-    shown = spread_blocks(smooth * np.outer(*visible), image=image, panel=panel, block_size=block_size)
+    shown = distribute_blocks(smooth * np.outer(*visible), image=image, panel=panel, block_size=block_size)
     return shown * panel[0] * panel[1] * block_size**2 / (image[0] * image[1])
 
 

@@ -1,8 +1,8 @@
 """Pictures of predictions beside the annotations, and of training curves.
 
 Drawn with matplotlib's objects rather than pyplot, so that no global state changes and no display is needed. The maps
-show heads per block. Truth and prediction are smoothed in the same way, for display only: the counts in the captions
-are sums of the unsmoothed data.
+show heads per block. Truth and prediction are smoothed in the same way, for display only, and share a color scale: the
+counts in the captions are sums of the unsmoothed data.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,32 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from headcount.data.points import spread_blocks
+from headcount.data.points import distribute_blocks
 from headcount.files import atomic_write
 from headcount.types import Sample
 from headcount.wording import printable
 
 COLORS = "inferno"
 # Lowest maximum of a color scale, in heads per block: noise in an empty image stays dark.
-MIN_SCALE = 0.25
-# Standard deviation in blocks: single annotated heads become as wide as predicted ones.
+MIN_SCALE = 0.5
+MAPS_NOTE = (
+    "heads per block, truth and prediction smoothed alike (Gaussian, sigma = 1 block)\n"
+    "one color scale for both, from 0 to the larger maximum; square root, so that low densities are visible"
+)
+"""How the maps of truth and prediction are drawn; stated in the pictures."""
+# Standard deviation in blocks: single annotated heads become as wide as predicted ones. Stated in MAPS_NOTE.
 _SMOOTHING = 1.0
 _MAX_NAME_LENGTH = 40
+# Longer curves have a line without markers, except for errors, which are not known at every epoch.
+_MAX_MARKED_EPOCHS = 30
 _PANEL_INCHES = 3.6
 _DPI = 110
 # matplotlib refuses pictures of 65536 pixels or more; pictures of very many rows get a lower resolution.
@@ -76,14 +86,9 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
     axes = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": tall})
     for row, row_axes in zip(rows, axes, strict=True):
         _draw_row(figure, row_axes, row)
-    for axis, heading, note in zip(
-        axes[0],
-        ("PHOTO", "TRUTH", "PREDICTION"),
-        ("dots: annotated heads", "smoothed for display", "smoothed equally"),
-        strict=True,
-    ):
+    for axis, heading in zip(axes[0], ("PHOTO, heads dotted", "TRUTH", "PREDICTION"), strict=True):
         axis.annotate(
-            f"{heading}\n{note}",
+            heading,
             (0.5, 1),
             xycoords="axes fraction",
             xytext=(0, 26),
@@ -93,25 +98,17 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
             fontweight="bold",
         )
     figure.suptitle(title, fontsize=13, parse_math=False)
+    figure.supxlabel(MAPS_NOTE, fontsize=10)
     save_figure(figure, path)
 
 
 def _draw_row(figure: Figure, axes: np.ndarray, row: ComparisonRow) -> None:
     """Draw photo, truth and prediction of one image."""
     photo, truth, prediction = axes
-    _, height, width = row.image.shape
-    blocks = row.predicted_blocks.double().numpy()
-    predicted = float(blocks.sum())
-    maps = (_smooth(_true_blocks(row.points, blocks.shape, row.block_size)), _smooth(blocks))
-
-    frame = (0, width, height, 0)
-    photo.imshow(thumbnail(row.image, int(_PANEL_INCHES * _DPI)), extent=frame, interpolation="antialiased")
+    predicted = float(row.predicted_blocks.double().sum())
+    drawn = draw_panels(row, list(axes), photo_side=int(_PANEL_INCHES * _DPI))
     x, y = row.points.double().numpy().T
     photo.scatter(x, y, s=np.clip(500 / max(len(x), 1), 1.5, 7), c="#ffdd00", edgecolors="black", linewidths=0.4)
-    scale = max(MIN_SCALE, *(float(m.max()) for m in maps))
-    whole_blocks = (0, blocks.shape[1] * row.block_size, blocks.shape[0] * row.block_size, 0)
-    for axis, values in zip((truth, prediction), maps, strict=True):
-        drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, vmin=0, vmax=scale)
     bar = figure.colorbar(drawn, ax=[truth, prediction], fraction=0.04, pad=0.01, panchor=False)
     bar.set_label("heads per block")
     for axis, text in (
@@ -119,8 +116,61 @@ def _draw_row(figure: Figure, axes: np.ndarray, row: ComparisonRow) -> None:
         (truth, f"true {row.true_count:g}"),
         (prediction, f"predicted {predicted:.1f}, error {predicted - row.true_count:+.1f}"),
     ):
-        axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
         axis.set_title(text, fontsize=11, parse_math=False)  # a dollar sign in a file name is not a formula
+
+
+def draw_panels(row: ComparisonRow, axes: Sequence[Axes], *, photo_side: int) -> AxesImage:
+    """Draw photo, truth and prediction of one image, without texts.
+
+    Args:
+        row: the image.
+        axes: one for each of the three.
+        photo_side: size in pixels at which the photo is drawn; see :func:`thumbnail`.
+
+    Returns:
+        The drawn prediction, whose color scale is also that of the truth; for a color bar.
+    """
+    _, height, width = row.image.shape
+    frame = (0, width, height, 0)
+    axes[0].imshow(thumbnail(row.image, photo_side), extent=frame, interpolation="antialiased")
+    maps = density_maps(row.points, row.predicted_blocks, row.block_size)
+    colors = color_scale(maps)
+    rows, cols = maps[0].shape
+    whole_blocks = (0, cols * row.block_size, rows * row.block_size, 0)
+    for axis, values in zip(axes[1:], maps, strict=True):
+        drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, norm=colors)
+    for axis in axes:
+        axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
+    return drawn
+
+
+def density_maps(
+    points: Float[Tensor, "n 2"], predicted_blocks: Float[Tensor, "rows cols"], block_size: int
+) -> tuple[Float[np.ndarray, "rows cols"], Float[np.ndarray, "rows cols"]]:
+    """Compute the true and the predicted heads of each block, smoothed by the same Gaussian, which keeps their sums.
+
+    Args:
+        points: annotated heads (x, y), in pixels of the image.
+        predicted_blocks: expected heads in each block.
+        block_size: side of a block, in pixels.
+
+    Returns:
+        Truth and prediction, in heads per block.
+    """
+    predicted = predicted_blocks.double().numpy()
+    return _smooth(_true_blocks(points, predicted.shape, block_size)), _smooth(predicted)
+
+
+def color_scale(maps: Sequence[Float[np.ndarray, "rows cols"]], *, min_scale: float = MIN_SCALE) -> PowerNorm:
+    """Make one color scale for truth and prediction, from 0 to the largest value of both.
+
+    On a linear scale, a map whose values are far below those of the other would look empty.
+
+    Args:
+        maps: what is drawn.
+        min_scale: lowest maximum of the scale.
+    """
+    return PowerNorm(0.5, vmin=0, vmax=max(min_scale, *(float(m.max()) for m in maps)))
 
 
 def density_picture(
@@ -138,17 +188,17 @@ def density_picture(
     """
     _, height, width = sample.image.shape
     shape = (max(1, min(round(_TENSORBOARD_PANEL * height / width), 4 * _TENSORBOARD_PANEL)), _TENSORBOARD_PANEL)
-    blocks = predicted_blocks.double().numpy()
-    maps = [_true_blocks(sample.points, blocks.shape, block_size), blocks]
-    maps = [spread_blocks(_smooth(m), image=(height, width), panel=shape, block_size=block_size) for m in maps]
+    maps = [
+        distribute_blocks(m, image=(height, width), panel=shape, block_size=block_size)
+        for m in density_maps(sample.points, predicted_blocks, block_size)
+    ]
     # From heads per block to heads per pixel of the panel.
-    min_scale = MIN_SCALE * height * width / (block_size**2 * shape[0] * shape[1])
-    scale = max(min_scale, *(float(m.max()) for m in maps))
+    colors = color_scale(maps, min_scale=MIN_SCALE * height * width / (block_size**2 * shape[0] * shape[1]))
     photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(shape[::-1])
     gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
     panels = [np.asarray(photo)]
     for m in maps:
-        panels += [gap, matplotlib.colormaps[COLORS](m / scale, bytes=True)[:, :, :3]]
+        panels += [gap, matplotlib.colormaps[COLORS](colors(m), bytes=True)[:, :, :3]]
     return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
 
 
@@ -165,24 +215,41 @@ def curve_picture(records: Sequence[dict[str, Any]], path: Path) -> None:
     """
     figure = Figure(figsize=(8, 6.5), dpi=_DPI, layout="constrained")
     loss, errors = figure.subplots(2, 1, sharex=True)
-    _curve(loss, records, "train/total", label="training loss", color="#0072b2")
-    loss.set_ylabel("loss")
+    marker = "o" if len(records) <= _MAX_MARKED_EPOCHS else ""
+    _curve(loss, records, "train/total", color="#0072b2", marker=marker)
+    loss.set_ylabel("training loss")
     _curve(errors, records, "eval/mae", label="MAE", color="#0072b2", marker="o")
     _curve(errors, records, "eval/rmse", label="RMSE", color="#e69f00", marker="s")
     errors.set(ylabel="error, heads per image", xlabel="epoch")
     evaluated = [r for r in records if np.isfinite(r.get("eval/mae", np.nan))]
     if evaluated:
         best = min(evaluated, key=lambda r: r["eval/mae"])
-        errors.axvline(best["epoch"], color="black", linestyle="--", linewidth=1)
-        errors.set_title(f"best MAE {best['eval/mae']:.2f} at epoch {best['epoch']} (dashed)", fontsize=11)
-        errors.set_ylim(bottom=0)  # a loss may be negative, an error cannot
+        errors.axvline(best["epoch"], color="black", linestyle="--", linewidth=1, zorder=1)
+        errors.set_title(f"best MAE {best['eval/mae']:.2f} at epoch {best['epoch']} (dashed)", fontsize=11, loc="left")
+        # Above the axes, where it covers no point.
+        errors.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)
+        from_zero(errors)  # a loss may be negative, an error cannot
     for axis in (loss, errors):
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(loc="upper right")
-        else:
+        if not axis.lines:
             axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
+    epoch_axis(errors, [r["epoch"] for r in records])
     save_figure(figure, path)
+
+
+def epoch_axis(axis: Axes, epochs: Sequence[int]) -> None:
+    """Show whole numbers only on the axis of epochs, with space beside the first and the last epoch."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if epochs:
+        first, last = min(epochs), max(epochs)
+        margin = max(0.5, 0.02 * (last - first))
+        axis.set_xlim(first - margin, last + margin)
+
+
+def from_zero(axis: Axes) -> None:
+    """Let the axis of errors begin at zero, with space above the largest one so that no marker is cut."""
+    highest = axis.dataLim.y1  # not finite where nothing is drawn
+    axis.set_ylim(0, 1.08 * highest if 0 < highest < np.inf else 1)
 
 
 def _true_blocks(

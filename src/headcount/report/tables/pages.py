@@ -1,7 +1,9 @@
 """Write a table with our runs: a Markdown page, a LaTeX table, and a picture."""
 
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from headcount.report.markdown import pipe_table, plain
-from headcount.report.pictures import save_figure
+from headcount.report.pictures import from_zero, save_figure
 from headcount.report.tables.cells import (
     IMPORTANT_SETTINGS,
     ReproducedTable,
@@ -21,7 +23,7 @@ from headcount.report.tables.cells import (
     verdict,
     why_not_evaluated,
 )
-from headcount.report.tables.paper import PaperRow
+from headcount.report.tables.paper import TABLES, PaperRow
 from headcount.runs import LAST_EVALUATIONS
 
 _OTHERWISE = "*"
@@ -30,7 +32,9 @@ _OTHERWISE_NOTE = f"{_OTHERWISE} published for another training than this projec
 _MAX_CHANGES = 12
 _DPI = 120
 _PLUS_MINUS = r"$\pm$"
-_OURS, _PUBLISHED = "#0072b2", "#d55e00"
+_OURS, _OURS_LATE, _PUBLISHED = "#0072b2", "#9ecae1", "#d55e00"
+_SLOT_INCHES = 1.1
+"""Width of a cell in the picture."""
 
 
 def markdown(table: ReproducedTable) -> str:
@@ -63,7 +67,10 @@ def markdown(table: ReproducedTable) -> str:
 
 
 def latex(table: ReproducedTable) -> str:
-    """Format the table for a paper, with booktabs: ours with the deviation over seeds, published in parentheses."""
+    r"""Format the table for a paper: ours with the deviation over seeds, published in parentheses.
+
+    Needs the package booktabs, as its first line says; ``\label`` is ``tab:`` and the table's name.
+    """
     ours, published = _ours(table, bold=(r"\textbf{", "}")), _published(table)
     both = {k: f"{ours[k]} ({published[k]})" if published[k] != "-" else ours[k] for k in table.cells}
     rows = [
@@ -82,9 +89,11 @@ def latex(table: ReproducedTable) -> str:
         caption.append(_OTHERWISE_NOTE)
     caption.append(_escape(_how_selected(table)).replace("+-", _PLUS_MINUS))
     lines = [
-        r"% \usepackage{booktabs}",
+        r"% Needs the package booktabs: \usepackage{booktabs}",
         r"\begin{table}",
+        r"\centering",
         f"\\caption{{{'. '.join(caption)}}}",
+        f"\\label{{tab:{_name(table)}}}",
         tabular,
         r"\end{table}",
     ]
@@ -102,47 +111,64 @@ def table_picture(table: ReproducedTable, path: Path) -> None:
         OSError: if the file cannot be written.
     """
     rows = _shown_rows(table)
-    width = max(5.0, 1.0 + 1.1 * len(rows)) * min(len(table.columns), 4)
-    figure = Figure(figsize=(width, 4.6), dpi=_DPI, layout="constrained")
-    axes = figure.subplots(1, len(table.columns), squeeze=False)[0]
-    for axis, column in zip(axes, table.columns, strict=True):
-        for k, row in enumerate(rows):
-            cell = table.cells.get((row.label, column))
+    groups = [(column, [(row.label, table.cells.get((row.label, column))) for row in rows]) for column in table.columns]
+    if len(rows) == 1:  # one diagram of all columns
+        groups = [(rows[0].label, [(column, cells[0][1]) for column, cells in groups])]
+    across = min(2, len(groups))
+    down = math.ceil(len(groups) / across)
+    width = across * max(7.0 / across, 1.0 + _SLOT_INCHES * max(len(cells) for _, cells in groups))
+    figure = Figure(figsize=(width, 3.6 * down + 1.2), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (heading, cells) in zip(axes, groups, strict=False):
+        for k, (_, cell) in enumerate(cells):
             if cell is not None:
                 _draw_cell(axis, k, cell)
-        axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=30, ha="right")
-        axis.set_xlim(-0.7, len(rows) - 0.3)
-        axis.set_ylim(bottom=0)
-        axis.set(ylabel="MAE, heads per image")
-        axis.set_title(column if len(table.columns) > 1 else "", parse_math=False)
+        names = [textwrap.fill(name, 13, break_long_words=False, break_on_hyphens=False) for name, _ in cells]
+        axis.set_xticks(range(len(cells)), names, parse_math=False)
+        axis.set_xlim(-0.6, len(cells) - 0.4)
+        from_zero(axis)
+        axis.set_ylabel("MAE, heads per image")
+        axis.set_title(heading if len(table.columns) > 1 else "", parse_math=False)
         axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
     handles: dict[str, Any] = {}
     for axis in axes:
         drawn, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    title = f"{table.paper.title}\n{_how_selected(table)}"
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if width < 10 else 4)
+    title = [table.paper.title, _how_selected(table).replace("+-", "\u00b1")]
     if table.changed:
-        title += "\nours was trained otherwise than the published numbers: they cannot be compared"
-    figure.suptitle(title, parse_math=False, fontsize="medium", wrap=True)
+        title.append("ours was trained otherwise than the published numbers: they cannot be compared")
+    wrapped = [textwrap.fill(line, int(11 * width)) for line in title]
+    figure.suptitle("\n".join(wrapped), parse_math=False, fontsize="medium")
     save_figure(figure, path)
 
 
 def _draw_cell(axis: Axes, x: int, cell: TableCell) -> None:
-    """Draw ours and the published MAE of one cell."""
-    best = cell.best("mae")
+    """Draw ours (the best and the last evaluations) and the published MAE of one cell, beside each other."""
+    best, slot = cell.best("mae"), 0.27
     if best:
         deviation = statistics.stdev(best) if len(best) > 1 else None
-        axis.bar(x, statistics.mean(best), yerr=deviation, capsize=4, color=_OURS, label="ours (best)")
-        axis.plot(x, statistics.mean(cell.late("mae")), "k_", markersize=22, label="ours, last evaluations")
+        bar: dict[str, Any] = {"yerr": deviation, "capsize": 3, "color": _OURS, "label": "ours, best evaluation"}
+        axis.bar(x - slot, statistics.mean(best), 0.9 * slot, **bar)
+        axis.bar(x, statistics.mean(cell.late("mae")), 0.9 * slot, color=_OURS_LATE, label="ours, last evaluations")
     else:
-        axis.text(x, 0, "missing", rotation=90, ha="center", va="bottom", color="gray")
+        axis.text(x - slot / 2, 0, " missing", rotation=90, ha="center", va="bottom", color="gray")
     if cell.expected is not None and cell.expected.mae is not None:
         face, label = _PUBLISHED, "published"
         if cell.published_otherwise:
             face, label = "none", "published, trained otherwise"
-        axis.plot(x, cell.expected.mae, "D", color=_PUBLISHED, markerfacecolor=face, label=label)
+        marker: dict[str, Any] = {
+            "linestyle": "",
+            "marker": "D",
+            "color": _PUBLISHED,
+            "markerfacecolor": face,
+            "label": label,
+        }
+        axis.plot(x + slot, cell.expected.mae, **marker)
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -337,6 +363,16 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.mean(finite):.1f}{deviation}"
 
 
+def _name(table: ReproducedTable) -> str:
+    """The table's name as a label: ``table3``, ``count-loss``."""
+    name = next((name for name, paper in TABLES.items() if paper is table.paper), "paper")
+    return f"table{name}" if name.isdigit() else name.replace("_", "-")
+
+
 def _escape(text: str) -> str:
-    """Escape the special characters of LaTeX that occur in names."""
-    return "".join({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#"}.get(c, c) for c in text)
+    """Escape the special characters of LaTeX, and set symbols with their value, such as lambda, as formulas."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: f"\\{c}" for c in "%&_#${}"}
+    escaped = "".join(special.get(c, c) for c in text)
+    escaped = re.sub(r"\blambda ([\d.]+)", r"$\\lambda = \1$", escaped)
+    return re.sub(r"\br = (\d+)", r"$r = \1$", escaped)
