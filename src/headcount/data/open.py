@@ -169,8 +169,7 @@ def _open_folder(
     assert isinstance(config, FolderDatasetConfig)
     cache = _cache(config, root)
     usable, bad = _read_headers(listed, config, split, cache)
-    # All images are checked before the error: a copy may lack most of its files, not just the first.
-    _refuse(bad, listed, config, split)
+    # All images are decoded before the error, which names all that are bad; the resized ones stay in the cache.
     bad |= _prepare(usable, config, split)
     _refuse(bad, listed, config, split)
     usable = [item for item in usable if item.name not in bad]
