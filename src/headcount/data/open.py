@@ -1,7 +1,7 @@
 """List the images of a split and open them as samples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -230,10 +230,13 @@ def _open_folder(
     assert isinstance(config, FolderDatasetConfig)
     cache = _cache(config, root)
     usable, bad = _read_headers(listed, config, split, cache)
-    # All images are checked before the error: a copy may lack most of its files, not just the first.
-    _refuse(bad, listed, config, split)
+    # All images are decoded before the error, which names all that are bad; the resized ones stay in the cache.
     bad |= _prepare(usable, config, split)
-    _refuse(bad, listed, config, split)
+    if bad and not (config.skip_bad and len(bad) < len(listed)):
+        reasons = [bad[item.name] for item in listed if item.name in bad]
+        raise DataError(
+            unusable_message(config, split, reasons, images=len(listed)), kind=DataErrorKind.unusable_images
+        )
     usable = [item for item in usable if item.name not in bad]
     return CrowdDataset(
         [item.name for item in usable],
@@ -286,15 +289,6 @@ def _prepare(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str)
     """Resize the images that have not been yet; returns the reason for each that cannot be decoded, by name."""
     errors = prepare_images([item.image for item in usable], label=f"{config.name} {split}")
     return {item.name: str(errors[item.image.source]) for item in usable if item.image.source in errors}
-
-
-def _refuse(bad: Mapping[str, str], listed: Sequence[Listed], config: FolderDatasetConfig, split: str) -> None:
-    """Raise DataError if images are unusable and may not be left out, or all are; lists the first of them."""
-    if bad and not (config.skip_bad and len(bad) < len(listed)):
-        reasons = [bad[item.name] for item in listed if item.name in bad]
-        raise DataError(
-            unusable_message(config, split, reasons, images=len(listed)), kind=DataErrorKind.unusable_images
-        )
 
 
 def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, cache: Path) -> Pixels:
