@@ -24,9 +24,9 @@ def check_pixels(points: Float[Tensor, "n 2"], image: Path) -> Float[Tensor, "n 
     """Return the positions of an image, unless they are shares of its size instead of pixels.
 
     Raises:
-        DataError: if there are several heads and all are within one pixel of the corner.
+        DataError: if there are several heads, and all are within one pixel of the corner and not in whole numbers.
     """
-    if len(points) > 1 and bool((points.abs() <= _MAX_SHARE).all()):
+    if len(points) > 1 and _may_be_shares(points):
         raise DataError(
             f"image {image}: all {len(points)} annotated heads lie within 0 and 1, so they are shares of the image "
             "as YOLO and others write them, not pixels; multiply x by its width and y by its height",
