@@ -314,6 +314,7 @@ def test_a_run_is_resumed_with_its_own_images_and_points_only(tmp_path: Path) ->
         (lambda last, best: {**last, "epoch": "two"}, "its 'epoch' is 'two'"),
         (lambda last, best: {**last, "epoch": -1}, "its 'epoch' is -1"),
         (lambda last, best: {**last, "optimizer": [1]}, "its 'optimizer' is a list of another kind"),
+        (lambda last, best: {**last, "record": {"epoch": 1}}, "'record' is that of another epoch"),
         (lambda last, best: {**last, "best": {**last["best"], "mae": "low"}}, "something else than numbers"),
         (lambda last, best: {**last, "schedule": {**last["schedule"], "last_epoch": "x"}}, "'last_epoch'"),
         (lambda last, best: {**last, "model": {k: v * math.nan for k, v in last["model"].items()}}, "not finite"),

@@ -180,6 +180,9 @@ class RunFolder:
             if not all(isinstance(value, (int, float)) for value in (content["best"] or {}).values()):
                 raise TypeError("'best' holds something else than numbers")
             job.best = None if content["best"] is None else Best(**content["best"])
+            self._record = content.get("record")
+            if self._record is not None and self._record["epoch"] != job.epoch:
+                raise ValueError("'record' is that of another epoch")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; restore the file, or "
@@ -190,7 +193,6 @@ class RunFolder:
                 f"{file}: its weights are not finite ({first_names(wrong)}), so training cannot continue; restore "
                 "the file, or start another run with run_name=NAME"
             )
-        self._record = content.get("record")
         self._saved = {checkpoint.LAST: job.epoch} | ({checkpoint.BEST: job.best.epoch} if job.best else {})
 
     def _start(self, job: Job) -> None:
