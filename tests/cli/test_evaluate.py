@@ -122,7 +122,7 @@ def test_images_far_outside_the_training_are_noted(script: Script, tmp_path: Pat
     checkpoint.save({**checkpoint.read(ckpt), "seen": seen}, ckpt)
     status, out, err = script("eval.py", f"ckpt={ckpt}", *USUAL)
     assert status == 0, err
-    assert "3 images are far outside the training images (note in counts.csv): test_0000, test_0001, test_0002" in out
+    assert "3 of 3 images far outside the training images (note in counts.csv): test_0000, test_0001, test_0002" in out
     rows = list(csv.DictReader((tmp_path / "eval" / "synthetic_test" / "counts.csv").read_text().splitlines()))
     assert list(rows[0])[:4] == ["image", "true", "predicted", "error"]
     note = "far outside the training images: shorter side 64 px, in training at least 300 px"

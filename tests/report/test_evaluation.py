@@ -112,6 +112,26 @@ def test_without_probabilities_there_is_no_reliability(
     assert json.loads((tmp_path / "metrics.json").read_text())["calibration_error"] is None
 
 
+def test_an_evaluation_of_something_else_is_not_replaced_without_a_word(
+    tmp_path: Path, evaluation: Evaluation, dataset: CrowdDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = replace(FACTS, pictures=0)
+
+    def said(facts: EvaluationFacts) -> list[str]:
+        write_evaluation(evaluation, dataset, tmp_path, facts=facts)
+        return [line.strip() for line in capsys.readouterr().out.splitlines() if "Replaced" in line]
+
+    assert said(plain) == said(plain) == said(replace(plain, checkpoint="./best_mae.pt")) == []
+    assert said(replace(plain, epoch=4, mode="windows")) == [
+        "Replaced an earlier evaluation in this folder: mode whole image, epoch 3."
+    ]
+    said(plain)
+    evaluation.images[0].true = 7.0
+    assert said(plain) == ["Replaced an earlier evaluation in this folder: other images or annotations."]
+    (tmp_path / "metrics.json").write_text("{}")  # of no evaluation, or an early one
+    assert said(plain) == []
+
+
 def test_pictures_of_an_earlier_evaluation_go(
     tmp_path: Path,
     evaluation: Evaluation,

@@ -1,10 +1,12 @@
 """Write an evaluation: metrics.json, counts.csv and pictures, and a summary on the terminal."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from headcount.wording import first_names, printable
 
 METRICS_FILE = "metrics.json"
 # What makes two evaluations in one folder different ones.
-_IDENTITY = ("checkpoint", "dataset", "split", "images", "mode", "epoch", "commit", "seed")
+_IDENTITY = ("dataset", "split", "images", "mode", "epoch", "commit", "seed")
 WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE = "worst.png", "scatter.png", "levels.png", "reliability.png"
 
 
@@ -46,13 +48,15 @@ def write_evaluation(
         OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    replaced = _describe_replaced(folder / METRICS_FILE, facts)
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
     del plain["errors"]
     occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
     plain["calibration_error_occupied"] = None if occupied is None else occupied.calibration_error()
+    names_and_counts = json.dumps([[image.name, image.true] for image in evaluation.images])
+    plain["images_digest"] = hashlib.sha256(names_and_counts.encode()).hexdigest()[:16]
+    replaced = _describe_replaced(folder / METRICS_FILE, plain)
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
     rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured, "width", "height", "note"]]
@@ -69,7 +73,8 @@ def write_evaluation(
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
     ]
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
-    notes = [f"{len(far)} images are {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
+    of_all = f"{len(far)} of {len(evaluation.images)} images"
+    notes = [f"{of_all} {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
     lines += [f"  {line}" for line in (*replaced, *_caveats(facts), *notes, *dataset.describe_left_out())]
     print("\n".join(map(printable, lines)))
 
@@ -90,17 +95,23 @@ def _caveats(facts: EvaluationFacts) -> list[str]:
     return lines
 
 
-def _describe_replaced(file: Path, facts: EvaluationFacts) -> list[str]:
-    """What an evaluation that is about to be replaced was of, if it was of something else; empty without one."""
+def _describe_replaced(file: Path, now: Mapping[str, Any]) -> list[str]:
+    """In what an evaluation that is about to be replaced was another one; empty if it was not, or there is none.
+
+    Args:
+        file: metrics.json of the earlier one.
+        now: the values that will be written there.
+    """
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-        before["checkpoint"], now = os.path.abspath(before["checkpoint"]), dataclasses.asdict(facts)
-        now["checkpoint"] = os.path.abspath(facts.checkpoint)
-        changed = [key for key in _IDENTITY if before.get(key) != now[key]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        paths = [os.path.abspath(values["checkpoint"]) for values in (before, now)]
+        changed = [f"{key} {before[key]}" for key in _IDENTITY if before[key] != now[key]]
+    except (OSError, ValueError, LookupError, TypeError):
         return []
-    words = ", ".join(f"{key} {before.get(key)}" for key in changed)
-    return [f"Replaced an earlier evaluation in this folder: {words}."] if changed else []
+    changed += [f"checkpoint {before['checkpoint']}"] if paths[0] != paths[1] else []
+    if not changed and before.get("images_digest", now["images_digest"]) != now["images_digest"]:
+        changed = ["other images or annotations"]
+    return [f"Replaced an earlier evaluation in this folder: {', '.join(changed)}."] if changed else []
 
 
 def _draw(
