@@ -123,12 +123,11 @@ def test_the_strides_of_the_released_code_are_part_of_the_checkpoint(
         torch.testing.assert_close(loaded.counter.backbone(images), encoder(images)[-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("ignored", ["bins.counted=windows", "bins.representatives=middle"])
 def test_a_setting_of_computed_counts_does_not_make_the_checkpoint_unreadable(
-    tmp_path: Path, released: dict[str, torch.Tensor], ignored: str
+    tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:
     torch.save(released, tmp_path / "best_mae.pth")
-    convert(tmp_path / "best_mae.pth", tmp_path / "out.pt", ["model=csrnet", "dataset=sha", ignored])
+    convert(tmp_path / "best_mae.pth", tmp_path / "out.pt", ["model=csrnet", "dataset=sha", "bins.counted=windows"])
     bins = checkpoint.load(tmp_path / "out.pt").bins
     assert bins is not None
     assert bins.representatives == (0, 1, 2, 3, 4.29992)

@@ -43,6 +43,29 @@ LAST = "last.pt"
 BEST = "best_mae.pt"
 
 
+def _is_selection(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("split", "dataset", "metric"))
+
+
+def _short(value: Any) -> str:
+    """A value for a message: nothing that fills a screen."""
+    plain = isinstance(value, (str, int, float, type(None))) and not (isinstance(value, int) and abs(value) >= 2**63)
+    return repr(value)[:60] if plain else f"a {type(value).__name__} of another kind"
+
+
+# What every reader of a checkpoint uses -> whether a value of it is possible.
+_KEYS: dict[str, Callable[[Any], bool]] = {
+    "commit": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "bins": lambda value: isinstance(value, (dict, type(None))),
+    "model": lambda value: isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values()),
+    # Imported checkpoints of the released code may not state their epoch.
+    "epoch": lambda value: value is None or (type(value) is int and 0 <= value < 2**63),
+    "best": lambda value: isinstance(value, (dict, type(None))),
+    "selection": _is_selection,
+}
+
+
 def commit() -> str:
     """The commit of the source tree, with ``+changes`` if it was edited; ``unknown`` outside a repository."""
     folder = Path(__file__).parent
@@ -98,27 +121,30 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _is_selection(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("split", "dataset", "metric"))
+@dataclass
+class LoadedCheckpoint:
+    """A counter from a checkpoint, and what the checkpoint records about it."""
 
+    counter: Counter
+    config: TrainConfig
+    """Settings of the training run; never changed after loading."""
+    bins: CountBins | None
+    """None for a counter without bins."""
+    content: dict[str, Any]
+    seen: SeenImages
+    """Limits of the images it was trained on."""
 
-def _short(value: Any) -> str:
-    """A value for a message: nothing that fills a screen."""
-    plain = isinstance(value, (str, int, float, type(None))) and not (isinstance(value, int) and abs(value) >= 2**63)
-    return repr(value)[:60] if plain else f"a {type(value).__name__} of another kind"
+    def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
+        """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
 
-
-# What every reader of a checkpoint uses -> whether a value of it is possible.
-_KEYS: dict[str, Callable[[Any], bool]] = {
-    "commit": lambda value: isinstance(value, str),
-    "config": lambda value: isinstance(value, dict),
-    "bins": lambda value: isinstance(value, (dict, type(None))),
-    "model": lambda value: isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values()),
-    # Imported checkpoints of the released code may not state their epoch.
-    "epoch": lambda value: value is None or (type(value) is int and 0 <= value < 2**63),
-    "best": lambda value: isinstance(value, (dict, type(None))),
-    "selection": _is_selection,
-}
+        Raises:
+            ConfigError: if the windows do not fit the network.
+        """
+        config = self.config
+        mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=chosen)
+        if wrong := window_error(mode, self.counter.grid.block_size, self.counter.stride):
+            raise ConfigError(wrong)
+        return mode
 
 
 def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:
@@ -177,32 +203,6 @@ def not_finite(state: Mapping[str, Any]) -> list[str]:
         return []
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
     return [key for key, whole in zip(tensors, finite, strict=True) if not whole]
-
-
-@dataclass
-class LoadedCheckpoint:
-    """A counter from a checkpoint, and what the checkpoint records about it."""
-
-    counter: Counter
-    config: TrainConfig
-    """Settings of the training run; never changed after loading."""
-    bins: CountBins | None
-    """None for a counter without bins."""
-    content: dict[str, Any]
-    seen: SeenImages
-    """Limits of the images it was trained on."""
-
-    def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
-        """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
-
-        Raises:
-            ConfigError: if the windows do not fit the network.
-        """
-        config = self.config
-        mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=chosen)
-        if wrong := window_error(mode, self.counter.grid.block_size, self.counter.stride):
-            raise ConfigError(wrong)
-        return mode
 
 
 def load(path: str | Path) -> LoadedCheckpoint:
