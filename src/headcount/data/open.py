@@ -52,8 +52,8 @@ def open_split(
     Raises:
         ConfigError: if the dataset or the split does not exist, the split's annotations are not public, or no folder
             is set.
-        DataError: if the folder or files are missing, the split has no images, or some images cannot be used and
-            ``dataset.skip_bad`` is false.
+        DataError: if the folder or files are missing, the split has no images, some images cannot be used and
+            ``dataset.skip_bad`` is false, or a custom dataset has an image file in two splits.
     """
     info = check_split(config, split)
     if split == info.unannotated:
