@@ -455,11 +455,15 @@ def test_the_checkpoint_may_be_typed_as_before(run_command: Run, tmp_path: Path,
     assert f"predict.py: --ckpt is now typed ckpt={best}\n" in done.stderr
 
 
-def test_a_checkpoint_is_asked_for(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict.py", "p.png"])
+@pytest.mark.parametrize(("typed", "asked"), [(["p.png"], "ckpt=best_mae.pt"), (["p.png", "my.pt"], "ckpt=my.pt")])
+def test_a_checkpoint_is_asked_for(
+    typed: list[str], asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py", *typed])
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == 2
+    assert capsys.readouterr().err == f"predict.py: ckpt is not set: type {asked}\n"
 
 
 def test_settings_that_it_does_not_have_are_pictures(predict: Predict) -> None:

@@ -79,7 +79,7 @@ def _parse(text: str) -> Setting:
 
 def _key_hint(text: str) -> str:
     """The setting that a word without a key may stand for."""
-    if text.endswith((".pt", ".pth", ".ckpt")) or os.path.isfile(text):
+    if text.endswith((".pt", ".pth", ".ckpt")):
         return f"; did you mean ckpt={text}?"
     groups = [group for group, choices in all_choices().items() if text in choices]
     return f"; did you mean {' or '.join(f'{dotted(group)}={text}' for group in groups)}?" if groups else ""

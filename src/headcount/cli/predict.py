@@ -78,7 +78,8 @@ def main() -> None:
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
-            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+            named = [text for text in arguments.options.pictures if text.endswith((".pt", ".pth"))]
+            raise ConfigError(f"ckpt is not set: type ckpt={named[0] if named else 'best_mae.pt'}")
         sys.exit(predict(Path(ckpt).expanduser(), arguments.options))
 
 
