@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 
 # Controls, invisible marks (some reverse the text after them), halves of characters, and line separators.
 _NOT_SHOWN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -26,5 +27,12 @@ def printable(text: str, *, keep: str = "") -> str:
         c.encode("unicode_escape").decode()
         if unicodedata.category(c) in _NOT_SHOWN and c not in _JOINERS and c not in keep
         else c
-        for c in text
+        for c in decoded(text)
     )
+
+
+def decoded(text: str) -> str:
+    """The text as a system that uses UTF-8 reads it; in the C locale, each byte of a letter is a character."""
+    with suppress(UnicodeEncodeError):  # half of a surrogate pair, which Windows and JSON allow
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return text
