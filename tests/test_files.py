@@ -173,7 +173,7 @@ def test_reports_are_written_atomically(file: Path) -> None:
         (unicodedata.normalize("NFD", "\u00e9t\u00e9"), "\u00e9t\u00e9"),
         (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
         ("\u00e9\udce9", "\u00e9\\udce9"),
-        ("\u00e9".encode().decode("ascii", "surrogateescape"), "\u00e9"),  # read in the C locale
+        ("e\u0301".encode().decode("ascii", "surrogateescape"), "\u00e9"),  # read in the C locale
         ("\ud800", r"\ud800"),  # half of a pair, from JSON or Windows
         ("a\x1b\n\u202e", r"a\x1b\n\u202e"),
     ],

@@ -16,14 +16,14 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from headcount.config import ConfigError
 from headcount.errors import OutputError
 from headcount.processes import tag_has_ended, this_process
-from headcount.wording import printable, url_hint
+from headcount.wording import decoded, printable, url_hint
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk without room for a file, of a user's share that is used up, of a file above the allowed size."""
@@ -189,9 +189,7 @@ def name_text(name: str) -> str:
     Args:
         name: of a file, or from a list of files.
     """
-    with suppress(UnicodeEncodeError):  # half of a surrogate pair, which Windows and JSON allow
-        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    return printable(unicodedata.normalize("NFC", name))
+    return printable(unicodedata.normalize("NFC", decoded(name)))
 
 
 def short_name(stem: str, suffix: str = "") -> str:
@@ -267,8 +265,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         OSError, ValueError, csv.Error: if the file cannot be read.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    return [{heading: _uncell(text) for heading, text in row.items()} for row in rows]
+    headings, *rows = csv.reader(io.StringIO(read_text(path)))
+    return [dict(zip(headings, map(_uncell, row), strict=True)) for row in rows]
 
 
 def _cell(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 
 # Controls, invisible marks (some reverse the text after them), halves of characters, and line separators.
 _NOT_SHOWN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -33,7 +34,7 @@ def printable(text: str, *, keep: str = "") -> str:
         c.encode("unicode_escape").decode()
         if unicodedata.category(c) in _NOT_SHOWN and c not in _JOINERS and c not in keep
         else c
-        for c in text
+        for c in decoded(text)
     )
 
 
@@ -42,3 +43,10 @@ def url_hint(path: str) -> str:
     # A Path has one slash after the scheme. One letter and a colon are a drive of Windows.
     is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path)
     return "; this is a URL: download the file, and give the path of the copy" if is_url else ""
+
+
+def decoded(text: str) -> str:
+    """The text as a system that uses UTF-8 reads it; in the C locale, each byte of a letter is a character."""
+    with suppress(UnicodeEncodeError):  # half of a surrogate pair, which Windows and JSON allow
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return text
