@@ -60,7 +60,7 @@ def overlay_picture(
     per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
     scale = max(_MIN_SCALE, float(per_block.max()))
 
-    inches = max(panel[1] / _DPI, 4.0) + 1.1, max(panel[0] / _DPI, 2.4) + 0.7
+    inches = max(panel[1] / _DPI, 4.0) + 1.3, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
     axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
