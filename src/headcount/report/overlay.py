@@ -60,7 +60,7 @@ def overlay_picture(
     per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
     scale = max(_MIN_SCALE, float(per_block.max()))
 
-    inches = max(panel[1] / _DPI, 4.0) + 1.1, max(panel[0] / _DPI, 2.4) + 0.7
+    inches = max(panel[1] / _DPI, 4.0) + 1.3, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
     axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
@@ -71,7 +71,7 @@ def overlay_picture(
     levels = np.linspace(0, 1, 256)
     seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
     bar = figure.colorbar(ScalarMappable(Normalize(0, scale), seen), ax=axis, fraction=0.04, pad=0.01)
-    bar.set_label(f"people per block of {block_size} x {block_size} pixels")
+    bar.set_label(f"people per block, smoothed\n(blocks of {block_size} x {block_size} pixels)")
     with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         save_figure(figure, path)
