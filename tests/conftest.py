@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _choices_of_others_are_forgotten() -> Iterator[None]:
+    """Remove what the tests of a module registered, such as a head: help pages list every choice."""
+    from hydra.core.config_store import ConfigStore
+
+    from headcount.config import SCHEMAS
+
+    before = {group: set(schemas) for group, schemas in SCHEMAS.items()}
+    yield
+    for group, kinds in before.items():
+        for kind in set(SCHEMAS[group]) - kinds:
+            del SCHEMAS[group][kind]
+            for path in (group, f"schema/{group}"):
+                nodes = ConfigStore.instance().repo
+                for part in path.split("/"):
+                    nodes = nodes[part]
+                nodes.pop(f"{kind}.yaml", None)
 
 
 @pytest.fixture

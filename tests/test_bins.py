@@ -177,8 +177,6 @@ def test_given_counts_say_how_many_bins_there_are_without_label_correction() -> 
 @pytest.mark.parametrize(
     ("settings", "bins"),
     [
-        (["bins.representative_counts=[0,1,2,3,inf]"], 5),
-        (["bins.representative_counts=[0,1,2,3,nan]"], 5),
         (["bins.representative_counts=[0,1,2]"], 5),
         (["bins.representative_counts=[0,1,2,3,4,5]"], 5),
         (["bins.representative_counts=[0,1,3,2,4]"], 5),
@@ -198,6 +196,13 @@ def test_representative_counts_that_do_not_fit_are_refused_before_data_is_read(s
     with pytest.raises(ConfigError) as caught:
         build_bins(config.bins, HISTOGRAM)
     assert str(caught.value) == error
+
+
+@pytest.mark.parametrize("count", ["inf", "nan"])
+def test_representative_counts_are_finite(count: str) -> None:
+    config = config_of(f"bins.representative_counts=[0,1,2,3,{count}]")
+    (error,) = check(config)
+    assert error.endswith(": each number must be from 0 to 1000000")
 
 
 def test_windows_give_the_means_and_blocks_the_shares() -> None:
@@ -308,7 +313,7 @@ def test_edges_that_do_not_increase_from_zero_are_refused(edges: list[float]) ->
     config = config_of("bins=blockwise")
     config.bins = BlockwiseConfig(edges=edges)
     (error,) = check(config)
-    assert error.startswith(f"bins.edges={edges}: must be finite and increase")
+    assert error.startswith(f"bins.edges={edges}: ")
     assert error.count(str(edges)) == 1
 
 

@@ -50,8 +50,7 @@ def test_renamed_values_of_older_records_are_read(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text(json.dumps(old) + "\n")
     expected = {"epoch": 1, "train/predicted_std": 1.5, "eval/predicted_std": 2.5, "eval/true_std": 3.5, "lr": 0.1}
     assert read_run(folder).metrics == [expected]
-    records = Records(folder, start_epoch=1)  # resumed: one name for the whole run
-    records.close()
+    Records(folder, start_epoch=1)  # resumed: one name for the whole run
     assert json.loads((folder / "metrics.jsonl").read_text()) == expected
 
 

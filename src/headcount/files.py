@@ -287,7 +287,8 @@ def _is_computed(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return text.lstrip("'").startswith(_FORMULA_STARTS)
+        bare = text.lstrip("'")
+        return len(bare) > 1 and bare.startswith(_FORMULA_STARTS)  # a dash alone stands for no value
     return False
 
 

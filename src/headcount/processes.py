@@ -59,7 +59,7 @@ def tag_has_ended(name: str) -> bool | None:
     return not _runs(number, "") or found[3] != _short(_birth(number))
 
 
-@functools.lru_cache(maxsize=1)  # per process id: a forked process is another one
+@functools.cache  # per process id: a forked process is another one
 def _describe(number: int) -> Process:
     started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     return Process(_host(), number, _birth(number), started)
@@ -89,8 +89,10 @@ def _runs(number: int, birth: str) -> bool:
 def _birth(number: int) -> str:
     """When a process started: the system's start and clock ticks since then; ``ended`` for one that has."""
     try:
-        boot = (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
-        state, *fields = (_PROC / str(number) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text(encoding="utf-8").strip()
+        state, *fields = (
+            (_PROC / str(number) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except (OSError, ValueError):
         return ""
     # A killed process stays listed until its parent has asked for its status.

@@ -132,8 +132,8 @@ def test_several_values_where_one_is_needed_are_told_as_typed() -> None:
     ("typed", "words"),
     [
         (
-            ["ckpt=nowhere.pt", "dataset.root=x"],
-            "dataset.root=x: root is a setting of dataset, which is not chosen; add dataset=...",
+            ["ckpt=nowhere.pt", "dataset.min_side=64"],
+            "dataset has no min_side; allowed are cache, ",
         ),
         (["ckpt=nowhere.pt", "model=tiny"], "model=tiny: there is no setting model; allowed are ckpt, "),
         (["ckpt=nowhere.pt", "experiment=table3/lambda_1"], "there is no setting experiment"),

@@ -292,9 +292,9 @@ def test_where_nothing_can_be_counted_the_earlier_results_stay(typed: str, predi
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "folder").mkdir()
     status, out, err = predict(typed, "--output", "out")
-    assert status == 1
+    assert status in (1, 2)  # 1 if only decoding tells
     assert typed in err
-    assert "nothing was counted; out still holds the results of an earlier run" in err
+    assert ("nothing was counted; out still holds the results of an earlier run" in err) == (status == 1)
     assert "counts.csv" not in out
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == files
     assert predict(typed, "p.png", "--output", "out")[0] == 1  # a row of its own, beside one that is counted

@@ -355,11 +355,10 @@ def strict(line: str) -> Any:
 def test_records_are_json_where_a_number_is_undefined(tmp_path: Path) -> None:
     records = Records(tmp_path, start_epoch=0)
     records.write({"epoch": 1, "eval/nae": math.nan, "train/gradient_norm": math.inf})
-    records.close()
     file = tmp_path / "metrics.jsonl"
     assert strict(file.read_text()) == {"epoch": 1, "eval/nae": None, "train/gradient_norm": None}
     file.write_text('{"epoch": 1, "eval/nae": NaN}\n')  # as earlier versions wrote it
-    Records(tmp_path, start_epoch=1).close()
+    Records(tmp_path, start_epoch=1)
     assert strict(file.read_text()) == {"epoch": 1, "eval/nae": None}
 
 

@@ -376,6 +376,7 @@ def test_a_network_without_features_is_refused_by_name(monkeypatch: pytest.Monke
         raise RuntimeError("features_only not implemented for this model.")
 
     monkeypatch.setattr(timm, "create_model", refuse)
+    backbones._timm_options.cache_clear()  # other tests have built the same network
     with pytest.raises(ConfigError, match=r"model\.name=resnet18: .* features_only not implemented"):
         timm_backbone("resnet18", max_stride=16, pretrained=False)
 

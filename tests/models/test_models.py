@@ -1,5 +1,6 @@
 """Shapes, parameter counts, resampling, normalization and weights of the counters."""
 
+import hashlib
 import itertools
 import math
 from pathlib import Path
@@ -213,7 +214,10 @@ def test_imagenet_weights_are_read_from_torch_hubs_folder(tmp_path: Path, monkey
     published = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
     (tmp_path / "checkpoints").mkdir()
     file, state = classifier_file(tmp_path)
-    file.rename(tmp_path / "checkpoints" / Path(published.url).name)
+    # Published files are named by the start of their SHA-256.
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(published.value, "url", f"https://example.org/mobilenet_v2-{digest}.pth")
+    file.rename(tmp_path / "checkpoints" / f"mobilenet_v2-{digest}.pth")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     counter = counter_of(MobileNetV2Config(weights="imagenet"))
     assert torch.equal(counter.backbone.features[0][0].weight, state["features.0.0.weight"])

@@ -54,7 +54,9 @@ class TrainedDatasetConfig(DatasetChoice):
     train: str | None = None
     """Folder of a custom dataset's training images now, as those below; None is that of the training."""
     val: str | None = None
+    """Folder of its validation images now."""
     test: str | None = None
+    """Folder of its test images now."""
     points: str | None = None
     """Folder or file of a custom dataset's head positions now; None is that of the training."""
     split_file: str | None = None
@@ -120,6 +122,7 @@ class CustomConfig(FolderDatasetConfig):
 
     name: str = "custom"
     exif_orientation: bool = True
+    """As ``FolderDatasetConfig.exif_orientation``; annotation tools show images upright."""
     train: str | None = None
     """Folder of the training images; None splits ``root`` by ``split_file`` or by the fractions below."""
     val: str | None = None

@@ -98,14 +98,15 @@ def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
     """Find files that several splits have in common, by whatever path, symbolic or hard link.
 
     Args:
-        files: image files by split.
+        files: image files by split; missing ones are ignored.
 
     Returns:
         The places of each such file, such as ``train/a = val/b``.
     """
     places: dict[FileIdentity, list[tuple[str, str]]] = {}
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
-        places.setdefault(file_identity(path), []).append((split, image_name(path)))
+        if path.exists():  # A missing one is reported when it is read.
+            places.setdefault(file_identity(path), []).append((split, image_name(path)))
     return [
         " = ".join(f"{split}/{name}" for split, name in group)
         for group in places.values()

@@ -182,8 +182,11 @@ def read_training(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as :func:`read`, or if it is a checkpoint to evaluate, or a key has a value of another type.
     """
-    content = read(path)
     hint = "put the run's own file back, or start another run with run_name=NAME"
+    try:
+        content = read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {hint}") from error
     if missing := [key for key in _TRAINING_KEYS if key not in content]:
         raise CheckpointError(
             f"{path}: cannot be resumed from, because it has no {', '.join(map(repr, missing))}; a checkpoint such as "
@@ -263,11 +266,11 @@ def check_finite(counter: Counter, path: str | Path) -> None:
     Raises:
         CheckpointError: names the first tensor that holds such values, and how many it holds.
     """
-    for name, tensor in counter.state_dict().items():
-        finite = tensor.isfinite()
-        if not finite.all():
-            raise CheckpointError(
-                f"ckpt={path}: the weights are not finite: {int((~finite).sum())} of {tensor.numel()} values of {name} "
-                "are NaN or infinite, first of all tensors; the training diverged, or the file was changed: choose "
-                "another checkpoint"
-            )
+    state = counter.state_dict()
+    if wrong := not_finite(state):
+        values = state[wrong[0]]
+        raise CheckpointError(
+            f"ckpt={path}: the weights are not finite: {int((~values.isfinite()).sum())} of {values.numel()} values of "
+            f"{wrong[0]} are NaN or infinite, first of all tensors; the training diverged, or the file was changed: "
+            "choose another checkpoint"
+        )

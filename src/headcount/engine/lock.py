@@ -95,7 +95,7 @@ class FolderLock:
     def _read(self) -> str | None:
         """The content of another process's lock; None if it has just been released."""
         try:
-            return self.file.read_text(errors="replace")
+            return self.file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -106,8 +106,8 @@ class FolderLock:
         aside = temporary_name(self.file)
         with naming_failures(self.file), suppress(FileNotFoundError):
             os.rename(self.file, aside)  # of several processes, one succeeds
-            if aside.read_text(errors="replace") != stale:
-                _create(self.file, aside.read_text())
+            if aside.read_text(encoding="utf-8", errors="replace") != stale:
+                _create(self.file, aside.read_text(encoding="utf-8"))
             aside.unlink()
 
     def _refusal(self, owner: Process | None, instead: str) -> str:
@@ -138,7 +138,7 @@ def _create(file: Path, content: str) -> bool:
     """Create a file with its content, in one step; False if it exists."""
     temporary = temporary_name(file)
     try:
-        with temporary.open("x") as handle:
+        with temporary.open("x", encoding="utf-8") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
@@ -156,7 +156,7 @@ def _create(file: Path, content: str) -> bool:
 
 def _create_directly(file: Path, content: str) -> bool:
     try:
-        handle = file.open("x")
+        handle = file.open("x", encoding="utf-8")
     except FileExistsError:
         return False
     try:

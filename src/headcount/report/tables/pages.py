@@ -48,7 +48,7 @@ def markdown(table: ReproducedTable) -> str:
         lines += ["", _OTHERWISE_NOTE.replace(_OTHERWISE, "\\" + _OTHERWISE)]
     improvements, notes = _improvements(table)
     if improvements:
-        lines += ["", "## Improvements", "", *pipe_table(improvements)]
+        lines += ["", "## Improvements", "", *pipe_table(improvements, markup=True)]
     if notes:
         lines += ["", *notes]
     unevaluated = _not_evaluated(table)
