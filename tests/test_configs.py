@@ -51,6 +51,7 @@ def test_there_are_choices() -> None:
     assert len(CHOICES) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_choice_composes_and_builds(file: Path) -> None:
     group, choice = group_and_choice(file)

@@ -189,6 +189,7 @@ def test_commands_run_in_order(workplace: Path) -> None:
     assert run_python(code, workplace) >= 0
 
 
+@pytest.mark.slow
 def test_the_first_commands_run(workplace: Path, tmp_path: Path) -> None:
     shutil.copy(workplace / "photo.jpg", tmp_path)
     train, evaluate = "python train.py", "python eval.py ckpt=checkpoints/synthetic/tiny_fine/seed1/best_mae.pt"

@@ -292,6 +292,7 @@ def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(photo.probabilities.sum(0), torch.ones_like(photo.block_counts))
 
 
+@pytest.mark.slow
 def test_a_method_of_nested_crops_that_predicts_one_number_per_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +311,7 @@ def test_a_method_of_nested_crops_that_predicts_one_number_per_image(
     assert photo.count == counter.count(torch.zeros(3, 64, 96, dtype=torch.uint8)) > 0
 
 
+@pytest.mark.slow
 def test_one_number_per_image_is_never_counted_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["method=nested", "model.head=one_number", "loss=rank", "bins=none"]
     config = to_config(compose([*SMALL, *typed, "eval=sliding_window"], config_name="train"))

@@ -83,6 +83,7 @@ def test_faults_set_the_status_and_those_left_out_do_not(
     assert check(*typed, "dataset.skip_bad=true") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bins", [["bins=none", "model.head=regression", "loss=dm"], ["bins=blockwise"], ["bins=dynamic"]]
 )

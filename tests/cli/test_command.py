@@ -13,6 +13,7 @@ from headcount.errors import DataError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_hydra_itself_gets_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -21,6 +22,7 @@ def test_hydra_itself_gets_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
     assert seen == [f"{tmp_path}/data"]
 
 
+@pytest.mark.slow
 def test_hydra_itself_gets_a_nested_group_in_its_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainConfig] = []
     typed = ["train.py", "model.head=regression", "bins=none", "loss=dm", "loss.transport=stable"]
@@ -46,6 +48,7 @@ def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [["seed=2"], ["-m", "seed=2"]], ids=["job", "sweep"])
 def test_a_name_in_an_error_does_not_reach_the_terminal(
     typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -85,6 +88,7 @@ def test_options_that_do_not_exist_are_explained_in_one_line(
     assert (out, err.count("\n")) == ("", 1)
 
 
+@pytest.mark.slow
 def test_settings_may_stand_on_both_sides_of_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(sys, "argv", ["train.py", f"output_dir={tmp_path}", "-m", "seed=1,2"])
@@ -92,6 +96,7 @@ def test_settings_may_stand_on_both_sides_of_a_flag(tmp_path: Path, monkeypatch:
     assert seen == [(str(tmp_path), 1), (str(tmp_path), 2)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

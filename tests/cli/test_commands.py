@@ -94,6 +94,7 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
     assert errors[0]["rmse"] == pytest.approx(errors[1]["rmse"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_its_runs_apart(script: Script, tmp_path: Path) -> None:
     status, out, told = script(
         "train.py", "-m", *SMALL, "bins=fine,coarse", "optim.lr=1e-3,2e-3", "epochs=1", "resume=true"
@@ -181,6 +182,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(run_command: Run, tm
     assert epochs == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_dataset_that_is_not_there_says_where_to_get_it(script: Script, tmp_path: Path) -> None:
     status, _, told = script("train.py", "dataset=sha", "dry_run=true", f"data_root={tmp_path}")
     assert status == 2

@@ -68,6 +68,7 @@ def test_an_output_that_is_a_file_is_refused(script: Script, runs: Path, tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_sent_acts_on_nothing(script: Script, runs: Path, tmp_path: Path) -> None:
     evil = "a\x1b]0;owned\x07\nb <b>|** `c`"
     for seed, run_name in ((1, evil), (2, "mine")):

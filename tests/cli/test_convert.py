@@ -105,6 +105,7 @@ def test_what_cannot_be_converted(
     assert not (tmp_path / "bomb-went-off").exists()
 
 
+@pytest.mark.slow
 def test_the_strides_of_the_released_code_are_part_of_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_strides_of_the_released_code_are_part_of_the_checkpoint(
         torch.testing.assert_close(loaded.counter.backbone(images), encoder(images)[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_setting_of_computed_counts_does_not_make_the_checkpoint_unreadable(
     tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:

@@ -33,6 +33,7 @@ def untrained(tmp_path: Path, name: str, *overrides: str) -> str:
     return f"{name}/best_mae.pt"
 
 
+@pytest.mark.slow
 def test_eval_counts_another_dataset_by_that_ones_own_rule(script: Script, data: Path, tmp_path: Path) -> None:
     """The counter's images had short sides of 64 px; those of part B get the 448 of dataset=shb."""
     ckpt = untrained(tmp_path, "run", "dataset=sha", "dataset.min_side=64")
@@ -46,6 +47,7 @@ def test_eval_counts_another_dataset_by_that_ones_own_rule(script: Script, data:
     assert [tuple(read_image(p).shape) for p in (tmp_path / "cache").rglob("*.jpg")] == [(3, 448, 448)] * 3
 
 
+@pytest.mark.slow
 def test_eval_finds_another_dataset_where_it_is_said_to_be(script: Script, data: Path, tmp_path: Path) -> None:
     ckpt = untrained(tmp_path, "run", "dataset=sha", "dataset.min_side=64")
     data.rename(tmp_path / "elsewhere")
@@ -59,6 +61,7 @@ def test_eval_finds_another_dataset_where_it_is_said_to_be(script: Script, data:
     assert "split=val: shb has train, test" in err
 
 
+@pytest.mark.slow
 def test_other_images_of_ones_own_are_told_from_those_trained_on(script: Script, tmp_path: Path) -> None:
     """Both are dataset=custom; no word of a split that selected the checkpoint, which was one of other images."""
     for name in ("mine", "yours"):
@@ -119,6 +122,7 @@ def test_data_that_moved_since_training_are_found(
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_what_fails_is_listed_and_the_rest_goes_on(
     script: Script, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_few_images_are_counted_and_drawn(
     assert again == (status, out, err)
 
 
+@pytest.mark.slow
 def test_named_images_in_their_order_and_other_settings(script: Script, modes: list[Any], tmp_path: Path) -> None:
     write_checkpoint(tmp_path, *SMALL)
     status, out, err = script(
@@ -84,6 +85,7 @@ def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_pat
     assert (tmp_path / "figure.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -110,6 +112,7 @@ def test_what_cannot_be_is_refused(typed: list[str], said: str, script: Script, 
     assert not Path("figure.png").exists()
 
 
+@pytest.mark.slow
 def test_a_counter_whose_weights_are_lost_is_named(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_counter_whose_weights_are_lost_is_named(
     assert not (tmp_path / "figure.png").exists()
 
 
+@pytest.mark.slow
 def test_earlier_spellings_still_work(script: Script, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, *SMALL)
     old = ["--ckpt", "best_mae.pt", "--split", "val", "--names", "val_0003"]

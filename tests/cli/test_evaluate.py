@@ -57,6 +57,7 @@ def folder_of(ckpt: Path, *, defaults: DatasetConfig | None = None, **settings: 
     return result.folder.name
 
 
+@pytest.mark.slow
 def test_every_evaluation_keeps_its_results(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
     for name in ("best_rmse.pt", "last.pt", "my copy.pt"):
@@ -103,6 +104,7 @@ def test_a_part_of_a_split_does_not_replace_the_whole(script: Script, tmp_path: 
     assert "Replaced an earlier evaluation in this folder: images 3." in out
 
 
+@pytest.mark.slow
 def test_counts_that_are_not_finite_name_the_images(script: Script, tmp_path: Path) -> None:
     """Of weights that are: they overflow."""
     ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
@@ -116,6 +118,7 @@ def test_counts_that_are_not_finite_name_the_images(script: Script, tmp_path: Pa
     assert "bincount" not in err
 
 
+@pytest.mark.slow
 def test_images_far_outside_the_training_are_noted(script: Script, tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
     seen = {"shortest_side": 300, "longest_side": 400, "most_heads": 1000}
@@ -136,6 +139,7 @@ def test_names_of_checkpoints_that_are_no_plain_text_do_not_meet() -> None:
     assert all(len(folder) < 80 and folder.isascii() for folder in folders)
 
 
+@pytest.mark.slow
 def test_a_published_dataset_that_moved_is_evaluated_by_the_settings_of_the_training(
     script: Script, tmp_path: Path
 ) -> None:
@@ -153,6 +157,7 @@ def test_a_published_dataset_that_moved_is_evaluated_by_the_settings_of_the_trai
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_own_images_that_moved_take_their_annotations_along(script: Script, tmp_path: Path) -> None:
     old = own_images(tmp_path / "old")
     (old / "notes").mkdir()
@@ -172,6 +177,7 @@ def test_own_images_that_moved_take_their_annotations_along(script: Script, tmp_
     assert len({metrics["mae"] for metrics in found.values()}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "typed", "said"),
     [
@@ -198,6 +204,7 @@ def test_nothing_is_trained_on_the_place_of_a_dataset(script: Script) -> None:
     assert "dataset=as_trained: no such choice; allowed are custom" in err
 
 
+@pytest.mark.slow
 def test_a_cache_may_be_named_for_every_checkpoint(script: Script, tmp_path: Path) -> None:
     """Scripts that evaluate many need not know which were trained on generated crowds."""
     ckpt = write_checkpoint(tmp_path, *SYNTHETIC)

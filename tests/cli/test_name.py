@@ -36,6 +36,7 @@ def test_run_names(overrides: list[str], expected: str) -> None:
     assert name(*overrides) == expected
 
 
+@pytest.mark.slow
 def test_sizes_that_follow_from_a_file_of_weights_are_not_in_the_name() -> None:
     sizes = ["model.embed_dim=32", "model.width=64", "model.layers=[1]", "model.text_width=32", "model.text_layers=1"]
     heads = ["model.heads=2", "model.text_heads=2"]  # the file does not tell them
@@ -45,6 +46,7 @@ def test_sizes_that_follow_from_a_file_of_weights_are_not_in_the_name() -> None:
     assert "model.width-64" in name("model=clip_vit_b16", "model.weights=none", "model.width=64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -59,6 +61,7 @@ def test_run_names_tell_settings_apart(one: list[str], other: list[str]) -> None
     assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", n) for n in names)
 
 
+@pytest.mark.slow
 def test_long_run_names_are_cut_and_stay_apart() -> None:
     long = [f"augment.{key}=0.123456" for key in ("flip", "jitter", "min_scale", "blur_probability", "salt_pepper")]
     names = {name(*long, f"optim.weight_decay={value}") for value in (0.5, 0.25)}

@@ -32,6 +32,7 @@ def read(file: Path) -> list[tuple[str, float]]:
     return [(line.split()[0], float(line.split()[1])) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     script: Script, data: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_submission_is_counted_checked_and_not_overwritten_by_a_failure(
     assert read(tmp_path / "out" / "sub.txt") == counts
 
 
+@pytest.mark.slow
 def test_images_that_moved_are_found_by_their_folder_alone(script: Script, data: Path, tmp_path: Path) -> None:
     """The rule stays that of the checkpoint, 64 px: one image is resized, not all to 448 px."""
     ckpt = write_checkpoint(tmp_path, "dataset=nwpu", *SMALL, "dataset.root=/gone", "dataset.cache_dir=/gone/cache")

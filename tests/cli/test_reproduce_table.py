@@ -50,6 +50,7 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     assert counts.read_text() == right
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]]) -> None:
     for typed, words in (
         (["table=9"], "table=9: no such table"),
@@ -68,6 +69,7 @@ def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]])
         assert words in said
 
 
+@pytest.mark.slow
 def test_earlier_spellings_still_work(script: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     status, out, err = script("scripts/reproduce_table.py", *TYPED, "run=false", "seeds=1,2", "output=out")
     assert status == 0, err
@@ -76,6 +78,7 @@ def test_earlier_spellings_still_work(script: Callable[..., tuple[int, str, str]
     assert "reproduce_table.py: seeds=1,2, output=out are now typed --seeds 1,2 --output out" in err
 
 
+@pytest.mark.slow
 def test_weights_that_lie_elsewhere_do_not_keep_a_table_from_being_looked_at(
     script: Callable[..., tuple[int, str, str]],
 ) -> None:

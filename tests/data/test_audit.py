@@ -127,6 +127,7 @@ def test_images_without_public_annotations_are_counted_alone(tmp_path: Path) -> 
     assert "test: 1 image without people" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "images", "heads"),
     [

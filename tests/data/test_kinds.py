@@ -70,6 +70,7 @@ def test_a_missing_folder_or_file_has_its_kind(config: FolderDatasetConfig, kind
     assert error.value.kind == kind
 
 
+@pytest.mark.slow
 def test_an_error_leaves_a_worker_process_as_what_it_is(tmp_path: Path) -> None:
     """A DataLoader re-creates it from its message; any other error type would be shown with a traceback."""
     broken = tmp_path / "broken.jpg"

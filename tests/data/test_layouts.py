@@ -94,6 +94,7 @@ def test_nwpu(images_in: list[str], jsons: bool, tmp_path: Path) -> None:
         assert_heads(read(config, split, tmp_path), written[split])
 
 
+@pytest.mark.slow
 def test_nwpu_without_lists_is_split_as_published(tmp_path: Path) -> None:
     written = {"train": {"0001": HEADS["1"]}, "val": {"3110": HEADS["2"], "3609": []}, "test": {"3610": []}}
     folders.make_nwpu(tmp_path / "NWPU", written, lists=False)
@@ -170,6 +171,7 @@ def test_ucf_cc_50_names_those_of_the_50_that_are_missing(tmp_path: Path) -> Non
         open_split(config_of("ucf_cc_50", tmp_path), "test", data_root=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_mall_trains_on_the_first_800_frames(tmp_path: Path) -> None:
     folders.make_mall(tmp_path / "mall_dataset", frames=803)
     config = config_of("mall", tmp_path)

@@ -70,6 +70,7 @@ def test_a_size_that_is_no_multiple_is_refused(width: int, height: int, side: st
         heads.block_counts(torch.zeros(0, 2), height=height, width=width, block_size=8)
 
 
+@pytest.mark.slow
 @given(images_with_heads())
 def test_flipping_mirrors_the_block_counts(image: tuple[torch.Tensor, int, int, int]) -> None:
     points, width, height, block = image
@@ -100,6 +101,7 @@ def test_a_crop_keeps_the_heads_of_its_half_open_window(
     assert int(mask.sum()) == len(expected)
 
 
+@pytest.mark.slow
 @given(images_with_heads(), st.integers(1, 500), st.integers(1, 500))
 def test_scaling_keeps_heads_inside_at_their_share_of_the_image(
     image: tuple[torch.Tensor, int, int, int], to_width: int, to_height: int
@@ -159,6 +161,7 @@ def smooth(points: torch.Tensor, sigma: float, *, height: int = 40, width: int =
     return heads.smoothed_counts(points, torch.full((len(points),), sigma), height=height, width=width, block_size=8)
 
 
+@pytest.mark.slow
 @given(images_with_heads(), st.floats(0.1, 300), st.integers(1, 4))
 def test_smoothing_keeps_every_head_inside(
     image: tuple[torch.Tensor, int, int, int], sigma: float, neighbors: int

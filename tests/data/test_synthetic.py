@@ -59,6 +59,7 @@ def test_every_size_is_filled_and_points_lie_inside(width: int, height: int) -> 
     assert heads > 0
 
 
+@pytest.mark.slow
 def test_counts_are_long_tailed_from_nobody_to_the_maximum() -> None:
     small = SyntheticConfig(width=96, height=72, max_people=40)
     counts = np.array([len(draw_crowd(i, config=small, split="train").points) for i in range(200)])
@@ -74,6 +75,7 @@ def test_one_person_at_most_when_asked() -> None:
     assert counts == {0, 1}
 
 
+@pytest.mark.slow
 def test_an_image_without_people_still_shows_things(scenes: list[Scene]) -> None:
     empty = [scene for scene in scenes if not scene.people]
     assert empty

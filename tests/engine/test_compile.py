@@ -16,6 +16,7 @@ from headcount.engine.runtime import Runtime, unwrap
 SMALL = ["scale=smoke", "dataset.width=96", "dataset.height=96", "dataset.max_people=12", "model.width=8", "epochs=1"]
 
 
+@pytest.mark.slow
 def test_the_network_inside_a_compiled_one_is_the_one_that_was_given() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     keys = list(network.state_dict())
@@ -25,6 +26,7 @@ def test_the_network_inside_a_compiled_one_is_the_one_that_was_given() -> None:
     assert list(network.state_dict()) == list(model.state_dict()) == keys
 
 
+@pytest.mark.slow
 def test_compiling_is_no_part_of_a_run_s_name() -> None:
     names = [run_name(typed, config_name="train") for typed in ([], ["runtime.compile=true"])]
     assert names[0] == names[1]

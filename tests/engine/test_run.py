@@ -233,6 +233,7 @@ def test_a_disk_that_takes_no_more_stops_in_words_and_costs_nothing(
 # -------------------------------------------------------------------------------- diverged weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "average"), [(math.nan, []), (math.inf, ["optim.ema_decay=0.9"])], ids=["plain", "averaged"]
 )
@@ -273,6 +274,7 @@ def own_images(root: Path, *, seed: int = 0, head: float = 9.0, val_seed: int = 
             np.save(folder / f"{split}{k}.npy", np.full((3, 2), position))
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_images_and_points_only(tmp_path: Path) -> None:
     data = tmp_path / "data"
     settings = ["dataset=custom", "dataset.min_side=64", f"dataset.cache_dir={tmp_path / 'cache'}", "epochs=1"]

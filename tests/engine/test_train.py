@@ -80,6 +80,7 @@ def test_four_epochs_equal_two_and_two_bit_for_bit(
     assert [r["epoch"] for r in whole.metrics] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_cut_record_is_repaired_on_resume(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
@@ -90,6 +91,7 @@ def test_a_cut_record_is_repaired_on_resume(tmp_path: Path) -> None:
     assert again.metrics == run.metrics
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_records_are_cut_back_leaves_them_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_an_epoch_records_the_learning_rate_it_was_trained_with(tmp_path: Path) 
     assert [record["lr"] for record in run.metrics] == pytest.approx([1e-3, 5e-4, 1e-3])
 
 
+@pytest.mark.slow
 def test_a_loaded_config_is_never_changed_in_place(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
@@ -147,6 +150,7 @@ def test_the_loss_runs_on_one_thread_and_leaves_the_others_as_they_were() -> Non
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_used_folder_is_refused_and_nothing_lost(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
@@ -187,6 +191,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert "optimizer" not in content
 
 
+@pytest.mark.slow
 def test_a_dry_run_describes_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config_of(tmp_path, "dry_run=true")) is None
     text = capsys.readouterr().out
@@ -241,6 +246,7 @@ def test_errors_by_hand() -> None:
         CountErrors.from_counts([1.0], [1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_it_overfits_four_images(tmp_path: Path) -> None:
     settings = ["epochs=60", "eval_every_epochs=60", "augment.crop_size=96"]
     settings += ["augment.min_scale=1", "augment.max_scale=1"]
@@ -278,6 +284,7 @@ def test_a_damaged_last_checkpoint_is_refused_by_name(tmp_path: Path, damage: An
         train(config_of(tmp_path, "epochs=1", "resume=true"))
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_kind_of_group_names_the_group_alone(tmp_path: Path) -> None:
     assert train(config_of(tmp_path, "epochs=1")) is not None
     with pytest.raises(ConfigError) as caught:
@@ -287,6 +294,7 @@ def test_a_resume_with_another_kind_of_group_names_the_group_alone(tmp_path: Pat
         train(config_of(tmp_path, "epochs=1", "resume=true", "loss=cross_entropy"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -> None:
     def typed(folder: str, epochs: int) -> TrainConfig:
         own = ["dataset=custom", f"dataset.root={tmp_path / folder}", f"dataset.cache_dir={tmp_path / 'cache'}"]
@@ -310,6 +318,7 @@ def test_a_run_goes_on_with_the_images_it_was_trained_on_alone(tmp_path: Path) -
     assert moved is not None
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_dataset_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config_of(tmp_path, "batch_size=64", "dry_run=true")) is None
     described = capsys.readouterr().out
@@ -319,6 +328,7 @@ def test_a_batch_larger_than_the_dataset_is_shown_as_it_is(tmp_path: Path, capsy
     assert "training: 100%" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["batch_size=1"], ["dataset.train_images=1"]])
 def test_a_single_value_for_batchnorm_is_refused_before_any_work(tmp_path: Path, settings: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"batch_size=\d augment.crop_size=8: a step of one crop .* at least 2 crops"):
@@ -362,6 +372,7 @@ def test_records_are_json_where_a_number_is_undefined(tmp_path: Path) -> None:
     assert strict(file.read_text()) == {"epoch": 1, "eval/nae": None}
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_more_than_losses(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
@@ -381,6 +392,7 @@ def test_tensorboard_holds_more_than_losses(tmp_path: Path) -> None:
     assert b"output_dir: " in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_adds_no_files_and_keeps_its_duration(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     assert run is not None
@@ -393,6 +405,7 @@ def test_resuming_a_finished_run_adds_no_files_and_keeps_its_duration(tmp_path: 
     assert json.loads((run.folder / "run.json").read_text())["seconds"] == made["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_epoch", [1, 2])
 def test_the_next_command_names_a_checkpoint_that_exists(
     tmp_path: Path, best_epoch: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

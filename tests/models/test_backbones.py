@@ -187,6 +187,7 @@ def vgg_of_timm(name: str, stage: int) -> Callable[[Backbone], Callable[[Tensor]
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "build"),
     [

@@ -95,6 +95,7 @@ def test_heads_are_called_capped_only_if_the_bins_cap_them(audit: Audit, last: L
     assert ("capped at" in page) == audit_numbers(audit, config, bins)["bins"]["capped"] == (last is Last.clipped)
 
 
+@pytest.mark.slow
 def test_names_act_neither_on_the_page_nor_on_a_terminal(tmp_path: Path) -> None:
     name = "caf\udce9\x1b[2J\n```\n<img src=x> **b** |"
     train = AuditedSplit("train", True, [image(name, [(1, 1)]), broken(name)])
@@ -111,6 +112,7 @@ def test_names_act_neither_on_the_page_nor_on_a_terminal(tmp_path: Path) -> None
     assert r"* caf\udce9\x1b[2J" in outside
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_audit_do_not_stay(audit: Audit, tmp_path: Path) -> None:
     config = BlocksConfig(block_size=8)
     write_audit(audit, config, None, tmp_path)
@@ -120,6 +122,7 @@ def test_pictures_of_an_earlier_audit_do_not_stay(audit: Audit, tmp_path: Path) 
     assert list(tmp_path.glob("*.png")) == []
 
 
+@pytest.mark.slow
 def test_the_chosen_block_size_is_marked(tmp_path: Path) -> None:
     config = BinsConfig(block_size=16)
     for size in (8, 16):

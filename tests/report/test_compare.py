@@ -114,6 +114,7 @@ def test_a_seed_counts_once_in_a_mean(tmp_path: Path, config: TrainConfig) -> No
     assert "a: a seed occurs twice; the mean takes its first finished run" in terminal_report(comparison)
 
 
+@pytest.mark.slow
 def test_runs_on_different_images_have_no_mean(tmp_path: Path, config: TrainConfig) -> None:
     for seed, digest in ((1, "x"), (2, "x"), (3, None), (4, "y")):
         folder = write_run(tmp_path / f"a{seed}", config, MAE, seed=seed, run_name="a")

@@ -102,6 +102,7 @@ def test_names_and_facts_act_on_nothing(
     assert [float(row["error"]) for row in rows] == [2, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", [None, Reliability(["{0}", "[1, inf)"])], ids=["no bins", "no blocks"])
 def test_without_probabilities_there_is_no_reliability(
     seen: Reliability | None, tmp_path: Path, evaluation: Evaluation, dataset: CrowdDataset

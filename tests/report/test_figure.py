@@ -184,6 +184,7 @@ def test_no_text_covers_another_or_is_cut(n: int, drawn: Drawn, monkeypatch: pyt
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "begins"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
 def test_the_ending_says_the_format(ending: str, begins: bytes, tmp_path: Path) -> None:
     density_figure([column(points=[(1.0, 1.0)])], tmp_path / f"f{ending}")

@@ -62,6 +62,7 @@ def test_comparison_says_what_is_what_and_how_many(tmp_path: Path, texts: list[s
     assert "predicted 2.0, error +2.0" in texts
 
 
+@pytest.mark.slow
 def test_comparison_grows_with_its_rows(tmp_path: Path) -> None:
     sizes = []
     for n in (1, 3):
@@ -79,6 +80,7 @@ def test_comparison_draws_every_shape(height: int, width: int, tmp_path: Path) -
         assert max(picture.size) < 2500
 
 
+@pytest.mark.slow
 def test_a_picture_of_many_rows_stays_below_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headcount.report.pictures._MAX_PIXELS", 500)
     comparison_picture([row(8, 8) for _ in range(4)], tmp_path / "a.png")

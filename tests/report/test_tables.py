@@ -141,6 +141,7 @@ def test_the_papers_own_recipe_is_compared(tmp_path: Path) -> None:
     assert "Not the published recipe" not in page
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_the_best_row_is_bold(tmp_path: Path) -> None:
     for seed, mae in ((1, 10.0), (2, 14.0)):
         run_of(tmp_path, "table3/lambda_1", *SHORT, f"seed={seed}", name="a", mae=mae)
@@ -189,6 +190,7 @@ def two_seeds(root: Path, experiment: str, maes: tuple[float, float], *, counts:
             write_counts(folder, [mae + 3, -mae, mae - 3])
 
 
+@pytest.mark.slow
 def test_a_difference_within_the_spread_of_seeds_is_undecided(tmp_path: Path) -> None:
     two_seeds(tmp_path, "lambda_1", (10.0, 20.0))
     two_seeds(tmp_path, "lambda_2", (16.0, 18.0))
@@ -200,6 +202,7 @@ def test_a_difference_within_the_spread_of_seeds_is_undecided(tmp_path: Path) ->
     assert verdict(one, other) == "-2.0 [-2.0, -2.0], undecided"
 
 
+@pytest.mark.slow
 def test_a_difference_within_the_spread_of_images_is_undecided(tmp_path: Path) -> None:
     two_seeds(tmp_path, "lambda_1", (10.0, 10.1), counts=False)
     two_seeds(tmp_path, "lambda_2", (11.0, 11.1), counts=False)
@@ -212,6 +215,7 @@ def test_a_difference_within_the_spread_of_images_is_undecided(tmp_path: Path) -
     assert verdict(one, other).endswith("undecided")
 
 
+@pytest.mark.slow
 def test_a_clear_difference_is_decided_by_more_than_one_seed(tmp_path: Path) -> None:
     two_seeds(tmp_path, "lambda_1", (10.0, 12.0))
     two_seeds(tmp_path, "lambda_2", (40.0, 41.0))
@@ -225,6 +229,7 @@ def test_a_clear_difference_is_decided_by_more_than_one_seed(tmp_path: Path) -> 
     assert verdict(one, other).endswith("undecided (one seed)")
 
 
+@pytest.mark.slow
 def test_a_difference_on_one_image_is_undecided(tmp_path: Path) -> None:
     for experiment, mae in (("lambda_1", 10.0), ("lambda_2", 40.0)):
         two_seeds(tmp_path, experiment, (mae, mae), counts=False)
@@ -235,6 +240,7 @@ def test_a_difference_on_one_image_is_undecided(tmp_path: Path) -> None:
     assert verdict(one, other) == "-30.0 [one image], undecided"
 
 
+@pytest.mark.slow
 def test_counts_of_another_checkpoint_are_not_taken_for_the_best_ones(tmp_path: Path) -> None:
     two_seeds(tmp_path, "lambda_1", (10.0, 12.0))
     two_seeds(tmp_path, "lambda_2", (40.0, 41.0))
@@ -253,6 +259,7 @@ def test_of_two_runs_alike_the_one_of_the_name_counts_and_the_other_is_told(tmp_
     assert "a_copy/seed1: has the settings and the seed of" in cell.refused[0]
 
 
+@pytest.mark.slow
 def test_numbers_published_for_another_training_are_never_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "sha" / "r" / "seed1", "experiment=table1/csrnet_sha", maes={2600: 75.0}, epochs=2600)
     write_run(tmp_path / "sha" / "e" / "seed1", "experiment=table1/csrnet_ebc_sha", maes={2600: 66.0}, epochs=2600)
@@ -267,6 +274,7 @@ def test_numbers_published_for_another_training_are_never_compared(tmp_path: Pat
     assert "| CSRNet-EBC | SHA | 1 | 2600 | unknown | sha val | 66.0 | 66.0 (1) | 132.0 | 66.3 | -0.3 |" in page
 
 
+@pytest.mark.slow
 def test_a_run_on_other_images_is_no_run_of_the_dataset(tmp_path: Path) -> None:
     for seed, images in ((1, (10, 10)), (2, (1201, 334)), (3, None)):
         folder = run_of(tmp_path, "table3/lambda_1", f"seed={seed}", epochs=2600)
@@ -280,6 +288,7 @@ def test_a_run_on_other_images_is_no_run_of_the_dataset(tmp_path: Path) -> None:
     assert "0123456+changes |" in markdown(filled)
 
 
+@pytest.mark.slow
 def test_runs_of_one_dataset_saw_the_same_images(tmp_path: Path) -> None:
     digests = {("lambda_1", 1): "x", ("lambda_1", 2): "y", ("lambda_2", 1): "x", ("lambda_2", 2): None}
     for (name, seed), digest in digests.items():
@@ -295,6 +304,7 @@ def test_runs_of_one_dataset_saw_the_same_images(tmp_path: Path) -> None:
     assert refused in markdown(filled)
 
 
+@pytest.mark.slow
 def test_a_mean_of_fewer_evaluations_says_of_how_many(tmp_path: Path) -> None:
     run_of(tmp_path, "table3/lambda_1", *SHORT)
     maes = dict.fromkeys(range(20, 41, 5), 10.0)
@@ -324,6 +334,7 @@ def test_what_a_table_compares_cannot_be_typed(table: str, typed: str, tmp_path:
         fill(table, typed.split(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_evaluation_is_none(tmp_path: Path) -> None:
     folder = run_of(tmp_path, "table3/lambda_1", *SHORT, mae=10.0)
     for content in ("", "image,error\n", "image,error\na,ten\n", "image,count\na,3\n", "image,error\na\n"):
@@ -333,6 +344,7 @@ def test_a_damaged_evaluation_is_none(tmp_path: Path) -> None:
         assert image_errors(read_run(folder)) is None
 
 
+@pytest.mark.slow
 def test_the_command_of_a_missing_run_leads_to_where_it_is_looked_for(tmp_path: Path) -> None:
     filled = fill("3", [*SHORT, "model.mean=[0.5,0.5,0.5]"], tmp_path / "my runs, (1)=a'b")
     cell, seed = filled.missing()[0]
@@ -341,6 +353,7 @@ def test_the_command_of_a_missing_run_leads_to_where_it_is_looked_for(tmp_path: 
     assert "model.mean=[0.5,0.5,0.5]" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["1", "tokens", "count_loss"])
 def test_every_table_can_be_read_as_a_picture(table: str, tmp_path: Path, figures: list[Figure]) -> None:
     filled = fill(table, [], tmp_path)
@@ -352,6 +365,7 @@ def test_every_table_can_be_read_as_a_picture(table: str, tmp_path: Path, figure
     assert f"\\label{{tab:{'table1' if table == '1' else table.replace('_', '-')}}}" in latex(filled)
 
 
+@pytest.mark.slow
 def test_a_table_that_compares_datasets_is_picked_from(tmp_path: Path) -> None:
     filled = fill("1", ["dataset=shb"], tmp_path)
     assert filled.columns == ["SHB"]
