@@ -33,7 +33,7 @@ class Process:
         return f"{_short(self.host)}-{self.number}-{_short(self.birth)}"
 
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine, so that :meth:`has_ended` can tell."""
+        """Whether it runs, or ran, on this machine, so that :meth:`has_ended` is reliable."""
         return self.host == this_process().host
 
     def has_ended(self) -> bool:

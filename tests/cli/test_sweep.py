@@ -39,7 +39,8 @@ def test_the_log_of_a_killed_sweep_is_removed_by_the_next(tmp_path: Path, capsys
     assert list((tmp_path / ".sweeps").iterdir()) == [running.file]
     log.write(0, status=0, results={"MAE": 2.0})
     with log.file.open("a") as file:
-        file.write('{"job": 1, "sta')  # the disk was full
+        file.write('{"job": 1, "sta')  # a job was killed; the next outcome follows in its line
+    log.write(1, status=0, results={"MAE": 3.0})
     assert log.close() == 1
     assert capsys.readouterr().err == "not finished:\n" + f"  output_dir={tmp_path} seed=2\n"
 

@@ -15,6 +15,7 @@ from headcount.config import (
     BlockwiseConfig,
     ConfigError,
     CrossEntropyConfig,
+    CustomConfig,
     DaceBlockErrorConfig,
     DaceConfig,
     DmConfig,
@@ -246,6 +247,16 @@ def test_each_change_says_what_becomes_of_its_key() -> None:
     assert all(change.becomes and change.since == 2 for change in CHANGES)
     names = [change.old for change in CHANGES]
     assert len(set(names)) == len(names)
+
+
+def test_images_of_older_runs_are_read_as_they_were() -> None:
+    older: dict[str, Any] = copy.deepcopy(DEFAULT)
+    older["kinds"]["dataset"] = "custom"
+    older["dataset"] = {"name": "custom", "root": "mine"}
+    dataset = from_plain(older).dataset
+    assert isinstance(dataset, CustomConfig)
+    assert not dataset.exif_orientation
+    assert CustomConfig().exif_orientation
 
 
 def test_a_config_without_a_method_is_supervised() -> None:

@@ -46,6 +46,9 @@ def test_an_image_without_people_has_no_heads(empty: np.ndarray, tmp_path: Path)
         ({"image_info": nested(np.zeros((1, 0)), 1)}, r"no \(n, 2\) head positions"),
         ({"image_info": np.empty((0, 0), dtype=object)}, r"no \(n, 2\) head positions"),
         ({"image_info": nested("text", 1)}, r"no \(n, 2\) head positions"),
+        ({"image_info": np.array([[np.array(HEADS), np.array(HEADS)[:1]]], dtype=object)}, "no .* head positions"),
+        ({"image_info": np.concatenate([nested(np.array(HEADS), 0)] * 2)}, "no .* head positions"),
+        ({"image_info": nested(np.array(HEADS), 0, "size")}, "no .* head positions"),
         ({"image_info": nested(np.array([[1.0, np.nan]]), 1)}, "not finite"),
     ],
 )

@@ -105,6 +105,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "json of LabelMe": (".json", b'{"shapes": [], "imagePath": "a.jpg"}', "is a LabelMe file"),
     "csv, NUL bytes": (".csv", b"1,2\n" + bytes(7) + b"\n3,4\n", "line 2: NUL bytes"),
     "csv, NUL bytes in a line": (".csv", b"1,2\n3,4" + bytes(2) + b"\n", "line 2: NUL bytes"),
+    "csv, open quotation mark": (".csv", b'x,y,label\n1,1,"a\n2,2,b\n3,3,c"\n4,4,d\n', "line 2 has a quotation mark"),
     "csv, underscore": (".csv", b"5,6\n1_000,2\n", "line 2: '1_000,2' is not a position"),
     "csv, other digits": (".csv", "5,6\n٣,٤\n".encode(), "line 2: '٣,٤' is not a position"),
     "csv, wide digits": (".txt", "x y\n１ ２\n".encode(), "is not a position"),

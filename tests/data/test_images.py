@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
 
 from data.oriented import ENDINGS, TURNED, oriented, stored_pixels
 from headcount.data.images import image_size, read_image, read_picture, upright_picture
@@ -283,3 +284,19 @@ def test_an_image_too_large_for_memory_names_itself(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(DataError, match=r"image\.png cannot be read as an image: .*40000 pixels"):
         read_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_a_turned_tiff_is_the_same_compressed_or_not(mode: str, tmp_path: Path) -> None:
+    """Pillow maps uncompressed files of some modes into memory, in the wrong shape."""
+    values = np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    deep = Image.fromarray(values[..., 0].astype(np.uint16) * 200)
+    stored = deep if mode == "I;16" else Image.fromarray(values).convert(mode)
+    for orientation in (1, 3, 5, 6, 7, 8):
+        files = [tmp_path / "raw.tif", tmp_path / "lzw.tif"]
+        for file, compression in zip(files, (None, "tiff_lzw"), strict=True):
+            stored.save(file, tiffinfo={ExifTags.Base.Orientation: orientation}, compression=compression)
+        for upright in (True, False):
+            raw, packed = (read_image(file, upright=upright) for file in files)
+            assert torch.equal(raw, packed)
+            assert image_size(files[0], upright=upright) == (raw.shape[2], raw.shape[1])

@@ -249,7 +249,11 @@ DOUBTFUL = {
     "percent": ([heads(RANDOM.uniform(0, 100, (9, 2))) for _ in range(3)], "3 images have .* percent of the image"),
     "percent in one image": ([heads(RANDOM.uniform(0, 100, (40, 2))), heads([[600, 400]])], "1 image has .* percent"),
     "one head each": ([heads(RANDOM.uniform(0.1, 0.9, (1, 2))) for _ in range(3)], "3 images have .* shares"),
-    "a heap": ([heads([[5.2, 5.7]] * 4 + [[300, 200]]), heads([[600, 400]])], "1 image has .* in one pixel: img0"),
+    "a heap": (
+        [heads([[5.2, 5.7]] * 4 + [[300, 200]]), heads([[600, 400]])],
+        "1 image .* in one pixel or a few: img0",
+    ),
+    "heaps": ([heads([[5, 5]] * 5 + [[9, 370]] * 5 + [[600, 0]] * 5)], "1 image has .* in one pixel or a few"),
     "a heap of a pixel": ([heads(RANDOM.uniform(7, 8, (9, 2)))], "1 image has .* in one pixel"),
     "nobody at all": ([heads([]), heads([])], "none of the 2 images has an annotated head"),
 }

@@ -66,9 +66,9 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path: Path, owne
     ("owner", "words"),
     [
         (replace(ended(), host="node7 pid:[1]"), "on another machine or in another container (node7"),
-        ("", "does not tell by which process"),
-        ('{"host": "a"}', "does not tell by which process"),
-        ('{"host": 1, "number": "x", "birth": "", "started": ""}', "does not tell by which process"),
+        ("", "does not name the process"),
+        ('{"host": "a"}', "does not name the process"),
+        ('{"host": 1, "number": "x", "birth": "", "started": ""}', "does not name the process"),
     ],
 )
 def test_a_lock_that_may_be_held_is_refused_and_the_way_out_named(

@@ -84,7 +84,7 @@ def test_a_run_in_use_is_refused_before_any_work(
 ) -> None:
     folder = folder_of(tmp_path)
     shutil.copytree(whole, folder)
-    RunFolder.open(loop.Runtime(config_of(tmp_path).runtime), config_of(tmp_path, "resume=true", *EVERY))
+    RunFolder.open(loop.Runtime(config_of(tmp_path).runtime), config_of(tmp_path, "resume=true", *EVERY)).close()
     before = contents(folder)
     assert LOCK_FILE in before
     monkeypatch.setattr(loop, "build_job", lambda *a, **k: pytest.fail("works on it"))

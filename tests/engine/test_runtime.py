@@ -26,10 +26,10 @@ def start(devices: int, environment: str, monkeypatch: pytest.MonkeyPatch) -> Ru
     ("devices", "environment", "words"),
     [
         (1, "WORLD_SIZE=2 LOCAL_RANK=0 TORCHELASTIC_RUN_ID=x", "type runtime.devices=2, or start 1 (torchrun"),
-        (1, "WORLD_SIZE=4", "WORLD_SIZE=4 tells that a launcher started 4 processes"),
+        (1, "WORLD_SIZE=4", "WORLD_SIZE=4 means that a launcher started 4 processes"),
         (3, "WORLD_SIZE=2 LOCAL_RANK=1 TORCHELASTIC_RUN_ID=x", "--nproc-per-node=3"),
         (2, "WORLD_SIZE=1 LOCAL_RANK=0 TORCHELASTIC_RUN_ID=x", "type runtime.devices=1"),
-        (1, "SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "SLURM_NTASKS=2 tells"),
+        (1, "SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "SLURM_NTASKS=2 means"),
         (2, "SLURM_NTASKS=1", "srun --nodes=1 --ntasks-per-node=2"),
         (2, "SLURM_NTASKS=2", "all 2 processes must be on one machine"),
         (2, "SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1", "all 2 processes must be on one machine"),

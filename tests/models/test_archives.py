@@ -151,6 +151,22 @@ def test_a_single_changed_bit_is_found_or_changes_nothing(tmp_path: Path, script
     assert refused > 0.7 * flips  # the others are in padding and dates
 
 
+def test_a_record_that_torch_would_not_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(nn.Linear(30, 40).state_dict(), file)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        records = [record.filename for record in archive.infolist() if "/data/" in record.filename]
+    assert len(records) == 2
+    for name in records:
+        changed = bytearray(whole)
+        entry = whole.rindex(name.encode()) - 46  # its entry in the directory at the end
+        changed[entry + 38] ^= 0x10  # its external attributes: a folder
+        file.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=f"record {name} is marked as a folder"):
+            read_state_dict(str(file))
+
+
 def test_a_compressed_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "_MAX_COMPRESSED_BYTES", 2**20)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacks it"))

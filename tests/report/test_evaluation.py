@@ -127,6 +127,12 @@ def test_an_evaluation_of_something_else_is_not_replaced_without_a_word(
         "Replaced an earlier evaluation in this folder: mode whole image, epoch 3."
     ]
     said(plain)
+    assert said(replace(plain, settings={"dataset.min_side": "256"})) == [
+        "Replaced an earlier evaluation in this folder: other settings."
+    ]
+    said(plain)
+    (tmp_path / "metrics.json").write_text("[" * 100_000)  # by somebody else
+    assert said(plain) == []
     evaluation.images[0].true = 7.0
     assert said(plain) == ["Replaced an earlier evaluation in this folder: other images or annotations."]
     (tmp_path / "metrics.json").write_text("{}")  # of no evaluation, or an early one

@@ -75,12 +75,14 @@ def run_command(task: Task, config_name: str) -> None:
                 if arguments.multirun:
                     log = SweepLog.open(jobs, config_name)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         if log is not None:
             log.close()
-        hint = "; add resume=true to the same command to resume" if config_name == "train" else ""
-        print(f"\n{program}: interrupted{hint}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+        if isinstance(status, int) and status > 128:  # stopped by a signal
+            hint = "; add resume=true to the same command to resume" if config_name == "train" else ""
+            print(f"\n{program}: interrupted{hint}", file=sys.stderr)
+        sys.exit(status)
     if log is not None and (status := log.close()):
         sys.exit(status)
 

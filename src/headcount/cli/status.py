@@ -1,18 +1,17 @@
 """The exit statuses of every command, and how a command ends on an error whose message is written for the user."""
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headcount.errors import HeadcountError
-from headcount.files import NO_ROOM
+from headcount.files import NO_ROOM, READ_ONLY
 from headcount.wording import printable
 
 FAILED = 1
 """Part of the work failed; the rest was done."""
 REFUSED = 2
-"""Nothing was done: a setting is invalid, or a file is missing."""
+"""A setting is invalid, or a file is missing, damaged or cannot be written: what to do is in the message."""
 INTERRUPTED = 130
 """Stopped by Ctrl-C, as shells report it."""
 
@@ -30,7 +29,7 @@ def exit_on_error(program: str, *also: type[Exception]) -> Iterator[None]:
         print_error(program, error)
         sys.exit(REFUSED)
     except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EROFS):
+        if error.errno not in (*NO_ROOM, *READ_ONLY):
             raise
         text = f"{program}: a file cannot be written: {error}; free space, or choose another folder"
         print(printable(text, keep="\n"), file=sys.stderr)

@@ -5,7 +5,8 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from headcount.cli.compose import checked_config, initialized
 from headcount.cli.overrides import as_typed, parse
 from headcount.config import ConfigError
 from headcount.errors import OutputError
-from headcount.files import json_line, make_folder, naming_failures, temporary_name, write_csv, write_text
+from headcount.files import append_bytes, json_line, make_folder, temporary_name, write_csv, write_text
 
 Failure = tuple[list[str], str]
 """The settings of a job without results, and why; empty if unknown."""
@@ -97,8 +98,7 @@ class SweepLog:
         """Append the outcome of a job, and why it failed; a disk without room for it does not stop the others."""
         line = json_line({"job": number, "status": status, "results": results, "reason": reason})
         try:
-            with naming_failures(self.file), self.file.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_bytes(self.file, line.encode())
         except OutputError as error:
             print(f"the outcome of job {number} is not in the table: {error}", file=sys.stderr)
 
@@ -113,8 +113,7 @@ class SweepLog:
         """
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
-        whole = [line for line in lines if line.endswith("}")]  # not those that a full disk cut
-        outcomes: list[dict[str, Any]] = sorted(map(json.loads, whole), key=lambda outcome: outcome["job"])
+        outcomes = sorted(_whole(lines), key=lambda outcome: outcome["job"])
         typed = [list(map(as_typed, job)) for job in self.jobs]
         common = set.intersection(*map(set, typed))
         finished = [(typed[outcome["job"]], outcome["results"]) for outcome in outcomes if outcome["results"]]
@@ -150,13 +149,19 @@ class SweepLog:
         print(f"  {stem}.csv\n  {stem}.md")
 
 
+def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The outcomes in the lines of a log, without a line that a kill cut."""
+    for line in lines:
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
 def _page(common: list[str], headings: list[str], rows: list[list[str]]) -> str:
     """The table as Markdown, with the settings of all jobs above it."""
-    from tabulate import tabulate
+    from headcount.report.markdown import code, pipe_table
 
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    table = tabulate(cells, headers=headings, tablefmt="github", disable_numparse=True)
-    return f"All jobs: `{' '.join(common)}`\n\n{table}\n" if common else f"{table}\n"
+    table = "\n".join(pipe_table([headings, *rows])) + "\n"
+    return f"All jobs: {code(' '.join(common))}\n\n{table}" if common else table
 
 
 def _plain(table: list[list[str]]) -> str:

@@ -48,7 +48,7 @@ class TrainedDatasetConfig(DatasetChoice):
     root: str | None = None
     """Folder of the dataset now; None is that of the training."""
     cache_dir: str | None = None
-    """Folder for resized images; None is that of the training."""
+    """Folder for resized images; None is the default of this machine."""
     cache: Cache | None = None
     """As ``FolderDatasetConfig.cache``; None is that of the training."""
     train: str | None = None

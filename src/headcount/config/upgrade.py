@@ -108,6 +108,12 @@ def _kernel(plain: Plain) -> None:
     _group(plain, "kinds")["loss/kernel"] = kind
 
 
+def _exif_orientation(plain: Plain) -> None:
+    dataset = _group(plain, "dataset")
+    if dataset.get("name") == "custom":
+        dataset.setdefault("exif_orientation", False)
+
+
 CHANGES = (
     Change("method", "missing: supervised, the only method at that time", 2, _add_method),
     Change("model.head", "the kind of the group model/head", 2, _head),
@@ -115,6 +121,7 @@ CHANGES = (
     Change("loss.transport.solver", "the kind of the group loss/transport", 2, _solver),
     Change("loss.count_loss", "mae, mse: loss.error of the kind dace_block_error; dm: the kind dace", 2, _count_loss),
     Change("loss.kernel", "the kind of the group loss/kernel, with sigma, neighbours and beta in it", 2, _kernel),
+    Change("dataset.exif_orientation", "missing: false, as all images were read", 2, _exif_orientation),
 )
 """Every key that is written differently today, in the order in which they are replaced."""
 

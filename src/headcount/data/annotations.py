@@ -99,14 +99,18 @@ def _load_mat(path: Path, *wanted: str) -> dict[str, Any]:
 
 
 def _unpacked(node: object, field: str) -> object:
-    """Return the content of nested structs (their ``field``, or the first one) and 1 x 1 cells."""
+    """Return the content of nested structs and 1 x 1 cells; None if there are several, or which field is unclear."""
     while isinstance(node, np.ndarray | np.void) and (node.dtype.names or node.dtype == object):
+        if node.size != 1:
+            return None
         if node.dtype.names:
-            node = node[field if field in node.dtype.names else node.dtype.names[0]]
-        elif node.size:
-            node = node.flat[0]
+            names = list(node.dtype.names)
+            known = [name for name in (field, "location", "position", "points") if name in names]
+            if not known and len(names) > 1:
+                return None
+            node = node[known[0] if known else names[0]]
         else:
-            break
+            node = node.item()
     return node
 
 
@@ -345,10 +349,12 @@ def _read_rows(path: Path) -> list[_Row]:
     if separator not in first:
         separator, lines = " ", [line.strip() for line in lines]
     rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    found: list[_Row] = []
     try:
-        found = [
-            _Row(rows.line_num, lines[rows.line_num - 1].strip(), [field.strip() for field in row]) for row in rows
-        ]
+        for row in rows:
+            if rows.line_num != len(found) + 1:  # A field took the lines after it with it.
+                raise csv.Error(f"line {len(found) + 1} has a quotation mark that is not closed in it")
+            found.append(_Row(rows.line_num, lines[rows.line_num - 1].strip(), [field.strip() for field in row]))
     except csv.Error as error:
         raise _invalid(path, f"{path}, line {rows.line_num}: {error}; correct the quotation marks") from error
     return [row for row in found if any(row.fields)]

@@ -141,6 +141,8 @@ def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> P
     orientation = _orientation(image)
     turn = orientation if upright else 1
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow turns it when loading.
+        if image.tile:
+            image.filename = ""  # Otherwise Pillow maps the file of some modes into memory, in the wrong shape.
         turn = 1 if upright else _OPPOSITE.get(orientation, orientation)
     pixels = _decode_jpeg(path) if path is not None and turn == 1 and image.format in ("JPEG", "MPO") else None
     if pixels is None:  # Another format, a damaged JPEG, or CMYK, which Pillow converts better.
@@ -197,7 +199,7 @@ def _as_rgb(image: Image.Image, *, bits: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255.
         values = np.asarray(image) >> bits - 8
         if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
-            values = 255 - values  # Zero is white, which Pillow heeds in 8 bits only.
+            values = 255 - values  # Zero is white, which Pillow respects in 8 bits only.
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     # Pillow warns if a palette with transparency is converted to RGB directly.
     image = image.convert("RGBA") if "transparency" in image.info else image

@@ -27,8 +27,8 @@ LoadHeads = Callable[[], Float[Tensor, "n 2"]]
 """The same for one particular image."""
 
 SPLITS = ("train", "val", "test")
-# In order of preference, for datasets that hold an image several times, such as copies in PNG.
 _ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+# In order of preference, for datasets that hold an image several times, such as copies in PNG.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

@@ -16,8 +16,10 @@ _MAX_SHARE = 1.1
 """Positions that are shares of the image may lie a little outside it."""
 _MIN_HEAP = 3
 """Heads in one pixel; two may be a click that was counted twice."""
-_MIN_SIDE_FOR_PERCENT, _MANY = 300, 10
-"""Pixels, and heads: fewer heads of a true image may lie in a corner of 100 pixels."""
+_MIN_SIDE_FOR_PERCENT = 250
+"""Pixels. In smaller images, many true heads lie within the first 100."""
+_MANY = 10
+"""Heads of one image. Fewer may all lie in a corner of 100 pixels."""
 
 
 def check_pixels(points: Float[Tensor, "n 2"], image: Path) -> Float[Tensor, "n 2"]:
@@ -54,7 +56,8 @@ def doubtful_positions(
     heaped = [name for name, points, _ in annotated if _is_heaped(points)]
     if heaped:
         lines.append(
-            f"{_images(heaped)} at least half of the heads in one pixel: {first_names(heaped)}; check the positions"
+            f"{_images(heaped)} at least half of the heads in one pixel or a few: {first_names(heaped)}; check the "
+            "positions"
         )
     shares = [name for name, points, _ in annotated if _may_be_shares(points)]
     if len(shares) > 1 or len(shares) == len(annotated):
@@ -78,9 +81,10 @@ def _images(names: Sequence[str]) -> str:
 
 
 def _is_heaped(points: Float[Tensor, "n 2"]) -> bool:
-    """Whether one pixel has several heads and at least half of all."""
+    """Whether at least half of the heads share their pixel with several others."""
     _, numbers = points.floor().unique(dim=0, return_counts=True)
-    return int(numbers.max()) >= max(_MIN_HEAP, len(points) / 2)
+    heaped = int(numbers[numbers >= _MIN_HEAP].sum())
+    return heaped > 0 and heaped >= len(points) / 2
 
 
 def _may_be_shares(points: Float[Tensor, "n 2"]) -> bool:
@@ -90,7 +94,7 @@ def _may_be_shares(points: Float[Tensor, "n 2"]) -> bool:
 
 def _may_be_percent(points: Float[Tensor, "n 2"], size: tuple[int, int]) -> bool:
     """Whether the heads fill a corner of 100 pixels, and no more, of a far larger image."""
-    fill = bool((points >= -1).all()) and 50 < float(points.max()) <= 101
+    fill = bool((points >= -1).all()) and 25 < float(points.max()) <= 101
     return fill and min(size) >= _MIN_SIDE_FOR_PERCENT
 
 

@@ -219,7 +219,7 @@ def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label
 
     Args:
         label: text of the progress bar.
-        silent_images: so many items or fewer have no progress bar.
+        silent_images: no progress bar up to this number of items.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:

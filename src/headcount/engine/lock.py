@@ -1,7 +1,7 @@
 """A lock on a folder, so that only one process writes there.
 
 The lock is a file that names its process, and appears with its whole content or not at all. The lock of a process that
-has ended is taken over, which only the machine of that process can tell.
+has ended is taken over, which only the machine of that process can find out.
 """
 
 import json
@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -103,18 +104,15 @@ class FolderLock:
 
     def _discard(self, stale: str) -> None:
         """Remove the lock of a process that has ended, unless another process has replaced it meanwhile."""
-        aside = temporary_name(self.file)
-        with naming_failures(self.file), suppress(FileNotFoundError):
-            os.rename(self.file, aside)  # of several processes, one succeeds
-            if aside.read_text(encoding="utf-8", errors="replace") != stale:
-                _create(self.file, aside.read_text(encoding="utf-8"))
-            aside.unlink()
+        with naming_failures(self.file), _one_at_a_time(self.file.parent):
+            if self._read() == stale:
+                self.file.unlink()
 
     def _refusal(self, owner: Process | None, instead: str) -> str:
         folder = self.file.parent
         remove = f"if no run uses the folder any more, remove {self.file} and try again; otherwise {instead}"
         if owner is None:
-            return f"{folder} is locked, and {self.file} does not tell by which process; {remove}"
+            return f"{folder} is locked, and {self.file} does not name the process; {remove}"
         user = f"process {owner.number}, started {owner.started}"
         if owner.is_here():
             return f"{folder} is in use by {user}; wait until it ends, or {instead}"
@@ -132,6 +130,20 @@ class FolderLock:
 def _exit(number: int, frame: FrameType | None) -> None:
     """End with the status that shells report for a signal."""
     sys.exit(128 + number)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in this block, for this folder."""
+    import fcntl  # not on Windows, where no lock is known to be stale
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk without such locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _create(file: Path, content: str) -> bool:

@@ -216,10 +216,10 @@ def _refuse_other_launch(devices: int) -> None:
     """Refuse a launcher that started another number of processes: each would believe it is alone, or wait for others.
 
     Raises:
-        ConfigError: names the variable by which the launcher tells the number, and what to type.
+        ConfigError: names the variable in which the launcher reports the number, and what to type.
     """
     slurm = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Fabric's rule: a shell is one process
-    for variable in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", *(["SLURM_NTASKS"] if slurm else [])):
+    for variable in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", *(["SLURM_NTASKS"] if slurm else [])):
         text = os.environ.get(variable, "")
         if not text.isdigit():
             continue
@@ -227,7 +227,7 @@ def _refuse_other_launch(devices: int) -> None:
         # Fabric starts the others itself, unless it was started as one of several.
         if started > devices or (started < devices and _is_launched()):
             raise ConfigError(
-                f"runtime.devices={devices}: {variable}={text} tells that a launcher started {started} processes of "
+                f"runtime.devices={devices}: {variable}={text} means that a launcher started {started} processes of "
                 f"this command: type runtime.devices={max(started, 1)}, or start {devices} (torchrun --nproc-per-node="
                 f"{devices}; srun --nodes=1 --ntasks-per-node={devices}), or start one without a launcher, after "
                 f"`unset {variable}`"

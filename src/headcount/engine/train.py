@@ -97,7 +97,7 @@ def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBloc
         hint = "a lower optim.lr, or optim.max_grad_norm=1, usually helps"
         raise DivergedError(f"{error}; {run.safe()}; {hint}") from error
     except OutputError as error:
-        raise OutputError(f"{error}; {run.safe()}. Then add resume=true to the same command") from error
+        raise OutputError(f"{error}; {run.safe()}. After that, add resume=true to the same command") from error
     return _finish(job, run.path) if runtime.is_main else None
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 _ZIP = b"PK\x03\x04"
 # torch compresses only the source code in an archive; a few kilobytes may claim to be terabytes.
 _MAX_COMPRESSED_BYTES = 2**28
+# The bit of a record's attributes that makes it a folder.
+_FOLDER = 0x10
 
 
 class DamagedRecord(ValueError):
@@ -42,6 +44,8 @@ def check_archive(path: Path) -> None:
         stored = sum(record.file_size for record in records if record.compress_type == zipfile.ZIP_STORED)
         if compressed > _MAX_COMPRESSED_BYTES or stored > path.stat().st_size:
             raise zipfile.BadZipFile("its records are larger than the file")
+        if folders := [record.filename for record in records if record.external_attr & _FOLDER]:
+            raise DamagedRecord(f"its record {folders[0]} is marked as a folder, whose content torch does not read")
         if not any(record.CRC for record in records):  # written after torch.serialization.set_crc32_options(False)
             return
         damaged = archive.testzip()

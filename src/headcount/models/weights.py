@@ -97,6 +97,8 @@ def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
             _check_hash(Path(file))
             return read_state_dict(file)
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except CheckpointError:  # the file that is there is damaged
+        raise
     except Exception as error:  # no network, a wrong hash, or an unreadable file in that folder
         raise ConfigError(
             f"model.weights=imagenet: {os.path.basename(url)} could not be downloaded ({error}). Without a network "

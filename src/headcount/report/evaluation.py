@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from headcount.data.crowd import CrowdDataset
-from headcount.files import write_csv, write_json
+from headcount.files import read_text, write_csv, write_json
 from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
@@ -103,10 +103,11 @@ def _describe_replaced(file: Path, now: Mapping[str, Any]) -> list[str]:
         now: the values that will be written there.
     """
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = json.loads(read_text(file))
         paths = [os.path.abspath(values["checkpoint"]) for values in (before, now)]
         changed = [f"{key} {before[key]}" for key in _IDENTITY if before[key] != now[key]]
-    except (OSError, ValueError, LookupError, TypeError):
+        changed += ["other settings"] if before.get("settings", {}) != now["settings"] else []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
     changed += [f"checkpoint {before['checkpoint']}"] if paths[0] != paths[1] else []
     if not changed and before.get("images_digest", now["images_digest"]) != now["images_digest"]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from headcount.config import ConfigError
-from headcount.files import file_identity, name_text, write_csv, write_json
+from headcount.files import file_identity, name_text, read_text, write_csv, write_json
 from headcount.wording import printable
 
 NOT_YET = "not counted yet"
@@ -167,7 +167,7 @@ def earlier_results(output: Path) -> set[Path]:
     if not record.exists():
         return set()
     try:
-        pictures = json.loads(record.read_text(encoding="utf-8"))["pictures"]
+        pictures = json.loads(read_text(record))["pictures"]
         named = [str(picture[key]) for picture in pictures for key in ("density", "picture") if picture[key]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{record} is not a result of an earlier run; choose another folder with --output") from error

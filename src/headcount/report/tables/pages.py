@@ -54,7 +54,7 @@ def markdown(table: ReproducedTable) -> str:
     unevaluated = _not_evaluated(table)
     if unevaluated:
         lines += ["", "## Not evaluated", "", "Intervals need the error of every image.", ""]
-        lines += [f"* {reason}" for reason in unevaluated]
+        lines += [f"* {plain(reason)}" for reason in unevaluated]
     lines += ["", "## Runs", "", *pipe_table(_run_rows(table))]
     missing = table.missing()
     if missing:
