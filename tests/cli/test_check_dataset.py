@@ -107,3 +107,13 @@ def test_what_cannot_be_audited_is_refused(
     assert check("dataset=shaa") == 2
     assert "did you mean sha?" in capsys.readouterr().err
     assert not (tmp_path / "audit" / "shaa").exists()
+
+
+def test_reports_of_two_folders_are_two(check: Callable[..., int], tmp_path: Path) -> None:
+    for root in ("one/crowd", "two/crowd"):
+        (tmp_path / root).mkdir(parents=True)
+        Image.new("RGB", (96, 64)).save(tmp_path / root / "a.png")
+        (tmp_path / root / "a.csv").write_text("5,5\n")
+        typed = ["dataset=custom", "dataset.val_fraction=0", "dataset.test_fraction=0", "dataset.min_side=32"]
+        check(*typed, f"dataset.root={root}")
+    assert len(list((tmp_path / "audit").glob("custom_crowd_*/report.md"))) == 2

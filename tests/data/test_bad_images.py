@@ -140,3 +140,15 @@ def test_the_longest_side_that_a_jpeg_holds_is_resized(tmp_path: Path) -> None:
     assert ResizeRule.from_config(config).size(6550, 3) == (65500, 30)
     assert open_split(config, "train")[0].image.shape == (3, 30, 65500)
     assert not audit_dataset(config).splits[0].faults
+
+
+def test_a_cached_image_that_was_damaged_is_resized_again(tmp_path: Path) -> None:
+    write_image(tmp_path / "set" / "a.jpg", width=120, height=90)
+    (tmp_path / "set" / "a.csv").write_text("5,5\n")
+    config = CustomConfig(root=str(tmp_path / "set"), val_fraction=0, test_fraction=0, min_side=64, max_side=64)
+    config.cache_dir = str(tmp_path / "cache")
+    dataset = open_split(config, "train")
+    whole = dataset[0].image
+    (cached,) = (tmp_path / "cache").rglob("a.jpg")
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert (dataset[0].image == whole).all()

@@ -365,3 +365,9 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch finds no GPU; use cpu or auto"):
         load(tmp_path / "x.pt", device="cuda")
+
+
+def test_a_strip_that_no_dataset_takes_is_not_counted(tmp_path: Path) -> None:
+    counter = load(write_checkpoint(tmp_path, "dataset=sha"))
+    with pytest.raises(DataError, match="too narrow: its 15000 x 90 pixels would become 74656 x 448"):
+        counter.count(torch.zeros(3, 90, 15000, dtype=torch.uint8))

@@ -21,7 +21,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, describe_folder, sort_by_hash
 from headcount.data.locate import dataset_folder
 from headcount.data.plausible import check_pixels, shared_files
-from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images
+from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
 from headcount.errors import DataError, HeadcountError
 from headcount.progress import progress_bar
 from headcount.wording import first_names, printable
@@ -297,7 +297,7 @@ def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, 
     if config.cache is Cache.decoded:
         folder = cache / "decoded" / source_split(split)
         return partial(_map_image, decode_images(images, folder, label=f"{config.name} {split}"))
-    return partial(_decode_image, [image.path for image in images], config.exif_orientation)
+    return partial(_decode_image, images)
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
@@ -345,8 +345,15 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
 
 
 # Functions of the module, not closures: a CrowdDataset is pickled for worker processes that are not forked.
-def _decode_image(paths: Sequence[Path], upright: bool, index: int) -> UInt8[Tensor, "3 height width"]:
-    return read_image(paths[index], upright=upright)
+def _decode_image(images: Sequence[PreparedImage], index: int) -> UInt8[Tensor, "3 height width"]:
+    image = images[index]
+    try:
+        return read_image(image.path, upright=image.upright)
+    except DataError:
+        if image.path == image.source:
+            raise
+        resize_image(image)  # The cached file was damaged since it was checked.
+        return read_image(image.path)
 
 
 def _map_image(files: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:

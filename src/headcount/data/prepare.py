@@ -29,7 +29,7 @@ from headcount.progress import progress_bar
 _CHECKED_BYTES = 16384
 _COMPRESSED = (".jpg", ".jpeg", ".png", ".webp")
 _END_OF_JPEG = b"\xff\xd9"
-_MAX_JPEG_SIDE = 65_500  # libjpeg's limit, pixels
+MAX_SIDE = 65_500  # libjpeg's limit, pixels
 
 Item = TypeVar("Item")
 
@@ -162,10 +162,10 @@ def resized_size(source: Path, size: tuple[int, int], *, rule: ResizeRule) -> tu
         DataError: if it is too narrow: enlarged, it would be longer than the cache can store.
     """
     new = rule.size(*size)
-    if new != size and max(new) > _MAX_JPEG_SIDE:
+    if new != size and max(new) > MAX_SIDE:
         raise DataError(
             f"{source} is too narrow: its {size[0]} x {size[1]} pixels would become {new[0]} x {new[1]}, and no side "
-            f"may have more than {_MAX_JPEG_SIDE}; crop it, or lower dataset.min_side={rule.min_side}",
+            f"may have more than {MAX_SIDE}; crop it, or lower dataset.min_side={rule.min_side}",
             kind=DataErrorKind.image,
             file=source,
         )
@@ -199,7 +199,7 @@ def prepare_images(images: Sequence[PreparedImage], *, label: str) -> dict[Path,
             if image.path == image.source:
                 read_image(image.source, upright=image.upright)
             else:
-                _resize(image)
+                resize_image(image)
         except DataError as error:
             if error.kind == DataErrorKind.cache:
                 raise
@@ -260,8 +260,12 @@ def _is_current(cached: Path, origin: bytes) -> bool:
         return False
 
 
-def _resize(image: PreparedImage) -> None:
-    """Write the resized image."""
+def resize_image(image: PreparedImage) -> None:
+    """Write the resized image into the cache.
+
+    Raises:
+        DataError: if the source cannot be decoded, or the file cannot be written.
+    """
     origin = image_origin(image.source, image.size)  # Before reading: a source changed meanwhile is then out of date.
     pixels = read_image(image.source, upright=image.upright)
     # Released code: OpenCV's bicubic, which skips pixels when it shrinks; here: antialiased, because skipped pixels

@@ -26,7 +26,7 @@ from headcount.config import (
 )
 from headcount.data.images import Picture, read_picture, upright_picture
 from headcount.data.kinds import DataErrorKind
-from headcount.data.prepare import ResizeRule
+from headcount.data.prepare import MAX_SIDE, ResizeRule
 from headcount.engine import checkpoint
 from headcount.errors import DataError
 from headcount.models.counter import Counter
@@ -178,7 +178,7 @@ class PhotoCounter:
         size = ResizeRule.from_config(dataset).size(width, height)
         if size == (width, height):
             return image
-        if size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
+        if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
             raise DataError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
                 f"the counter's images have a short side of at least {dataset.min_side}; crop it",
