@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.folders import make_shanghaitech
+from data.folders import make_shanghaitech, write_image
 from headcount.cli import check_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -111,9 +111,8 @@ def test_what_cannot_be_audited_is_refused(
 
 def test_reports_of_two_folders_are_two(check: Callable[..., int], tmp_path: Path) -> None:
     for root in ("one/crowd", "two/crowd"):
-        (tmp_path / root).mkdir(parents=True)
-        Image.new("RGB", (96, 64)).save(tmp_path / root / "a.png")
-        (tmp_path / root / "a.csv").write_text("5,5\n")
-        typed = ["dataset=custom", "dataset.val_fraction=0", "dataset.test_fraction=0", "dataset.min_side=32"]
-        check(*typed, f"dataset.root={root}")
+        for name in ("a", "b", "c"):
+            write_image(tmp_path / root / f"{name}.png")
+            (tmp_path / root / f"{name}.csv").write_text("5,5\n")
+        check("dataset=custom", "dataset.min_side=32", f"dataset.root={root}")
     assert len(list((tmp_path / "audit").glob("custom_crowd_*/report.md"))) == 2
