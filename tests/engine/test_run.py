@@ -84,13 +84,14 @@ def test_a_run_in_use_is_refused_before_any_work(
 ) -> None:
     folder = folder_of(tmp_path)
     shutil.copytree(whole, folder)
-    RunFolder.open(loop.Runtime(config_of(tmp_path).runtime), config_of(tmp_path, "resume=true", *EVERY)).close()
+    held = RunFolder.open(loop.Runtime(config_of(tmp_path).runtime), config_of(tmp_path, "resume=true", *EVERY))
     before = contents(folder)
     assert LOCK_FILE in before
     monkeypatch.setattr(loop, "build_job", lambda *a, **k: pytest.fail("works on it"))
     with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}, .*run_name=NAME"):
         train(config_of(tmp_path, *EVERY, *resume))
     assert contents(folder) == before
+    held.close()
 
 
 def test_the_lock_is_released_at_the_end_and_on_errors(tmp_path: Path, whole: Path) -> None:

@@ -106,7 +106,8 @@ def _describe_replaced(file: Path, now: Mapping[str, Any]) -> list[str]:
         before = json.loads(read_text(file))
         paths = [os.path.abspath(values["checkpoint"]) for values in (before, now)]
         changed = [f"{key} {before[key]}" for key in _IDENTITY if before[key] != now[key]]
-        changed += ["other settings"] if before.get("settings", {}) != now["settings"] else []
+        if not changed and before.get("settings", {}) != now["settings"]:
+            changed = ["other settings"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
     changed += [f"checkpoint {before['checkpoint']}"] if paths[0] != paths[1] else []
