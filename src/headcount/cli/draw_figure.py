@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from headcount.data.crowd import CrowdDataset
 
 
+_IMAGES = 6
+
+
 def main() -> None:
     """Read the command line and draw."""
     parser = script_parser(__doc__)
@@ -33,7 +36,7 @@ def main() -> None:
         "settings", nargs="*", metavar="key=value", help="ckpt=, split=, data_root=, dataset=, ..., as for eval.py"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--images", type=int, default=6, help="how many, from the sparsest to the densest; default 6")
+    which.add_argument("--images", type=int, help="how many, from the sparsest to the densest; default 6, or all")
     which.add_argument("--names", nargs="+", metavar="NAME", help="these instead, in this order; without extension")
     parser.add_argument(
         "--output", type=to_path, default=Path("figure.png"), help="ends in .png (default), .pdf or .svg"
@@ -58,7 +61,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
     return config
 
 
-def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str] | None) -> list[int]:
+def choose(dataset: "CrowdDataset", split: str, *, images: int | None, names: list[str] | None) -> list[int]:
     """Indices of the images to draw, from left to right.
 
     Raises:
@@ -67,6 +70,7 @@ def choose(dataset: "CrowdDataset", split: str, *, images: int, names: list[str]
     from headcount.report.figure import choose_by_rank
 
     if names is None:
+        images = min(_IMAGES, len(dataset)) if images is None else images
         if not 1 <= images <= len(dataset):
             raise ConfigError(f"--images {images}: must be 1 to {len(dataset)}, the number of images in {split}")
         return choose_by_rank([dataset.count(index) for index in range(len(dataset))], images)

@@ -86,7 +86,7 @@ class AuditedImage:
     problem: str | None = None
     """The message with which training would stop; None if it can be used."""
     note: str = ""
-    """In what it lies far outside the training images; empty if it does not."""
+    """Which of its size and number of heads are far outside those of the training images; empty if none."""
 
     @property
     def duplicates(self) -> int:

@@ -283,7 +283,7 @@ def _annotations_in_files(
             wanted = f"{name}{{{','.join(_endings(config))}}}"
             message = f"image {image} has no annotation {wanted} in {where}"
             if tables:  # Once for all images.
-                message = f"images without an annotation of their own in {where}, but {tables[0]}"
+                message = f"images in {where} have no annotation of their own, but {tables[0]}"
             return report_when_read(message, DataErrorKind.missing_annotation, image)
         if len(paths) > 1:
             message = (

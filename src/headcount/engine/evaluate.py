@@ -227,7 +227,7 @@ def _other_settings(
 
 
 def _mode_name(mode: WholeImageConfig | SlidingWindowConfig) -> str:
-    """What changes the counts, in one word."""
+    """The counting mode with its sizes, as part of a folder's name."""
     if isinstance(mode, WholeImageConfig):
         return "whole_image"
     return f"windows_{mode.window}_{mode.stride}_{mode.border.name}"

@@ -196,7 +196,7 @@ class RunFolder:
         self._saved = {checkpoint.LAST: job.epoch} | ({checkpoint.BEST: job.best.epoch} if job.best else {})
 
     def _start(self, job: Job) -> None:
-        """Write the settings and how the run is made, open the records, and write what a kill prevented."""
+        """Write the settings and the provenance, open the records, and complete an epoch whose saving was killed."""
         earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG_FILE).is_file() else []
         images = {
             "train": len(job.data.train),
