@@ -406,7 +406,7 @@ def _plot(axis: Axes, records: Sequence[dict[str, Any]], key: str, **style: Any)
 
 
 def _scale(axis: Axes, values: Sequence[float], *, zero: bool) -> None:
-    """Use a logarithmic axis with round numbers for values of a wide range, else a linear one; ``zero`` starts it at 0."""
+    """Use a logarithmic axis for values of a wide range, else a linear one; ``zero`` starts it at 0."""
     if not values:
         axis.text(0.5, 0.5, "nothing recorded", transform=axis.transAxes, ha="center")
     elif min(values) > 0 and max(values) > _LOG_RATIO * min(values):
