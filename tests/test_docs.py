@@ -61,6 +61,17 @@ ALL_COMMANDS = list(dict.fromkeys(command for text in PAGES.values() for command
 PYTHON_COMMANDS = [command for command in ALL_COMMANDS if command.startswith("python ")]
 
 
+# Python imports it at its start: the file of weights that the tests make has not the published content.
+STAND_IN = """
+import hashlib, types
+whole = hashlib.file_digest
+def file_digest(file, name):
+    made = "mobilenet_v2-b0353104" in str(file.name)
+    return types.SimpleNamespace(hexdigest=lambda: "b0353104") if made else whole(file, name)
+hashlib.file_digest = file_digest
+"""
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos, datasets in their published layouts, and weights where torchvision looks for them."""
@@ -92,6 +103,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     weights.parent.mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(STAND_IN)
     return folder
 
 
@@ -119,6 +132,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")]),
             "HEADCOUNT_DATA": str(folder / "data"),
             "TORCH_HOME": str(folder / "torch"),
             "XDG_CACHE_HOME": str(folder / "cache"),

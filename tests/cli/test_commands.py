@@ -130,7 +130,7 @@ def test_jobs_in_processes_of_their_own_are_listed_too(run_command: Run, tmp_pat
     """As on a cluster: submitit's local executor stands for SLURM's."""
     typed = ["train.py", "-m", "hydra/launcher=submitit_local", *SMALL, "epochs=1", "optim.max_grad_norm=null"]
     done = run_command(*typed, "optim.lr=1e30,1e-3,2e-3", "resume=true")
-    assert done.returncode == 1
+    assert done.returncode == 2
     lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("optim.lr=")]
     assert lines == ["optim.lr=0.001", "optim.lr=0.002"]
     assert "optim.lr=1e+30" in done.stderr.split("failed:")[1]

@@ -62,7 +62,10 @@ def test_ones_own_images_are_found_again_when_evaluated(run_command: Run, tmp_pa
     assert "there is no folder mine" in lost.stderr
     found = run_command("eval.py", ckpt, "runtime=cpu", "data_root=moved", **published)
     assert found.returncode == 0, found.stderr
-    assert found.stdout == evaluated.stdout
+    numbers, as_before = (
+        [line for line in run.stdout.splitlines() if "/eval/" not in line] for run in (found, evaluated)
+    )
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow
@@ -72,7 +75,7 @@ def test_one_command_trains_all_folds_and_gives_their_mean(run_command: Run, tmp
     folds = ["dataset=ucf_cc_50", "dataset.fold=1,2,3,4,5", "data_root=data", "dataset.min_side=64", "epochs=1"]
     done = run_command("train.py", "-m", "model.width=8", *settings, *folds)
     assert done.returncode == 0, done.stderr
-    *each, mean = [line.split() for line in done.stdout.splitlines()[1:]]
+    *each, mean = [line.split() for line in done.stdout.splitlines()[1:] if not line.startswith("  ")]
     assert [row[0] for row in each] == [f"dataset.fold={k}" for k in range(1, 6)]
     assert mean[:3] == ["mean", "of", "5"]
     assert float(mean[3]) == pytest.approx(sum(float(row[1]) for row in each) / 5, abs=0.01)
