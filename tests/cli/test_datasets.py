@@ -62,9 +62,7 @@ def test_ones_own_images_are_found_again_when_evaluated(run_command: Run, tmp_pa
     assert "there is no folder mine" in lost.stderr
     found = run_command("eval.py", ckpt, "runtime=cpu", "data_root=moved", **published)
     assert found.returncode == 0, found.stderr
-    numbers, as_before = (
-        [line for line in run.stdout.splitlines() if "/eval/" not in line] for run in (found, evaluated)
-    )
+    texts = [[line for line in run.stdout.splitlines() if "/eval/" not in line] for run in (found, evaluated)]
     assert texts[0] == texts[1]
 
 
