@@ -22,6 +22,11 @@ def first_names(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(map(printable, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
+def many(number: int, what: str) -> str:
+    """A number of things, such as ``1 image`` and ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def printable(text: str, *, keep: str = "") -> str:
     r"""Escape what a terminal would act on, or not show: ``\n``, ``\x1b``, ``\u202e``, ``\udcff`` for a byte.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headcount.cli.sweep import SweepLog, check_jobs, list_jobs, sweep_table
+from headcount.cli.sweep import SweepLog, check_jobs, list_jobs, plain_table, sweep_rows
 from headcount.config import ConfigError
 
 
@@ -108,7 +108,7 @@ def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
         (["dataset=sha", f"loss={loss}", f"seed={seed}"], {"MAE": mae, "RMSE": 2 * mae})
         for loss, seed, mae in (("dace", 1, 10.0), ("dace", 2, 13.0), ("dm", 1, 20.0))
     ]
-    lines = sweep_table(jobs, common={"dataset=sha"}).splitlines()
+    lines = plain_table(sweep_rows(jobs, common={"dataset=sha"})).splitlines()
     assert [line.split() for line in lines] == [
         ["MAE", "RMSE"],
         ["loss=dace", "seed=1", "10.00", "20.00"],
@@ -117,12 +117,12 @@ def test_jobs_that_differ_in_seed_or_fold_alone_are_averaged() -> None:
         ["loss=dm", "seed=1", "20.00", "40.00"],
     ]
     folds = [(["dataset=ucf_cc_50", f"dataset.fold={k}"], {"MAE": float(k)}) for k in range(1, 6)]
-    last = sweep_table(folds, common={"dataset=ucf_cc_50"}).splitlines()[-1]
+    last = plain_table(sweep_rows(folds, common={"dataset=ucf_cc_50"})).splitlines()[-1]
     assert last.split() == ["mean", "of", "5", "3.00", "+-", "1.58"]
 
 
 def test_what_is_left_of_a_sweep_is_told_apart_as_the_whole_was() -> None:
     left = [(["optim.lr=1", "seed=1"], {"MAE": 1.0}), (["optim.lr=1", "seed=2"], {"MAE": 3.0})]
-    lines = [line.split() for line in sweep_table(left, common=set()).splitlines()]
+    lines = [line.split() for line in plain_table(sweep_rows(left, common=set())).splitlines()]
     assert lines[1] == ["optim.lr=1", "seed=1", "1.00"]
     assert lines[3] == ["optim.lr=1", "mean", "of", "2", "2.00", "+-", "1.41"]

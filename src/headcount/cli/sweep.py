@@ -124,7 +124,7 @@ class SweepLog:
         }
         table = sweep_rows(finished, common=common) if finished else []
         if table:
-            print(_plain(table))
+            print(plain_table(table))
         for title, jobs in problems.items():
             if jobs:
                 lines = [f"  {' '.join(job)}" + (f": {reason}" if reason else "") for job, reason in jobs]
@@ -164,17 +164,12 @@ def _page(common: list[str], headings: list[str], rows: list[list[str]]) -> str:
     return f"All jobs: {code(' '.join(common))}\n\n{table}" if common else table
 
 
-def _plain(table: list[list[str]]) -> str:
-    """The table for the terminal."""
+def plain_table(table: list[list[str]]) -> str:
+    """The rows of :func:`sweep_rows` as text for the terminal."""
     from tabulate import tabulate
 
     alignment = ("left", *["right"] * (len(table[0]) - 1))
     return tabulate(table[1:], headers=table[0], tablefmt="plain", disable_numparse=True, colalign=alignment)
-
-
-def sweep_table(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> str:
-    """The table of :func:`sweep_rows` as text."""
-    return _plain(sweep_rows(jobs, common=common))
 
 
 def sweep_rows(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> list[list[str]]:

@@ -32,7 +32,7 @@ from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, ru
 from headcount.errors import DataError, HeadcountError
 from headcount.progress import progress_bar
 from headcount.types import FAR_OUTSIDE, SeenImages
-from headcount.wording import first_names
+from headcount.wording import first_names, many
 
 BLOCK_SIZES = (8, 16, 32)
 """The paper's block sizes, pixels; their block counts are compared."""
@@ -313,7 +313,7 @@ def _settings_errors(config: DatasetConfig, root: Path) -> Iterator[str]:
 
 def _describe_unusable(config: FolderDatasetConfig, split: AuditedSplit, reasons: Sequence[str]) -> tuple[str, bool]:
     """Describe the images of a split that cannot be used, and say whether they stop training or evaluation."""
-    number = f"{split.name}: {len(reasons)} of {_many(len(split.images), 'image')}"
+    number = f"{split.name}: {len(reasons)} of {many(len(split.images), 'image')}"
     if not split.annotated:
         return f"{number} cannot be read: {first_names(reasons)}", False
     if config.skip_bad and split.usable:
@@ -330,16 +330,16 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
     numbers = [image.duplicates for image in split.usable]
     if any(numbers):
         worst = split.usable[numbers.index(max(numbers))].name
-        images = _many(sum(number > 0 for number in numbers), "image")
+        images = many(sum(number > 0 for number in numbers), "image")
         yield (
-            f"{split.name}: {_many(sum(numbers), 'head')} at exactly the place of another, in {images} "
+            f"{split.name}: {many(sum(numbers), 'head')} at exactly the place of another, in {images} "
             f"(most in {worst}: {max(numbers)})"
         )
     outside = sorted((i for i in split.usable if i.outside), key=lambda i: i.distance_outside, reverse=True)
     if outside:
-        heads = _many(sum(image.outside for image in outside), "head")
+        heads = many(sum(image.outside for image in outside), "head")
         shown = [f"{image.name} ({image.outside}, up to {image.distance_outside:.4g} px)" for image in outside]
-        yield f"{split.name}: {heads} outside the image, in {_many(len(outside), 'image')}: {first_names(shown)}"
+        yield f"{split.name}: {heads} outside the image, in {many(len(outside), 'image')}: {first_names(shown)}"
     for what, names in (
         ("without people", [i.name for i in split.usable if split.annotated and not len(i.points)]),
         ("without colors", [i.name for i in split.usable if i.gray]),
@@ -349,7 +349,7 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
         ),
     ):
         if names:
-            yield f"{split.name}: {_many(len(names), 'image')} {what}: {first_names(names)}"
+            yield f"{split.name}: {many(len(names), 'image')} {what}: {first_names(names)}"
 
 
 def _orientation_warnings(config: DatasetConfig, split: AuditedSplit) -> Iterator[str]:
@@ -358,7 +358,7 @@ def _orientation_warnings(config: DatasetConfig, split: AuditedSplit) -> Iterato
     if names and isinstance(config, FolderDatasetConfig):
         done = "turned upright" if config.exif_orientation else "read as stored"
         setting = f"dataset.exif_orientation={str(config.exif_orientation).lower()}"
-        images = _many(len(names), "image")
+        images = many(len(names), "image")
         yield f"{split.name}: {images} with an EXIF orientation, {done} ({setting}): {first_names(names)}"
 
 
@@ -371,7 +371,7 @@ def _far_outside(config: DatasetConfig, split: AuditedSplit, seen: SeenImages) -
         image.note = seen.note(stored=stored, prepared=prepared, heads=len(image.points))
     far = [f"{image.name} ({image.note.removeprefix(FAR_OUTSIDE + ': ')})" for image in split.usable if image.note]
     if far:
-        yield f"{split.name}: {_many(len(far), 'image')} {FAR_OUTSIDE}: {first_names(far)}"
+        yield f"{split.name}: {many(len(far), 'image')} {FAR_OUTSIDE}: {first_names(far)}"
 
 
 def _copies(splits: Sequence[AuditedSplit]) -> list[list[tuple[str, str]]]:
@@ -395,11 +395,7 @@ def _copy_warnings(audit: Audit) -> Iterator[str]:
     ):
         if groups:
             shown = first_names([" = ".join("/".join(place) for place in group) for group in groups])
-            yield f"{_many(len(groups), 'image')} {where}: {shown}"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+            yield f"{many(len(groups), 'image')} {where}: {shown}"
 
 
 def _as_training_counts(config: DatasetConfig, images: list[AuditedImage]) -> CrowdDataset:

@@ -34,7 +34,7 @@ from headcount.data.listing import (
 from headcount.data.textfile import load_json, read_text
 from headcount.errors import DataError
 from headcount.files import FileIdentity, file_identity
-from headcount.wording import first_names
+from headcount.wording import first_names, many
 
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
 """Folders that are searched for annotations, in this order, if ``dataset.points`` is not set."""
@@ -167,8 +167,9 @@ def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> 
         below = [path for path in find_images_below(root) if path.resolve() not in known]
         if below:
             shown = first_names([str(path.relative_to(root)) for path in below])
-            number = "1 image is" if len(below) == 1 else f"{len(below)} images are"
-            lines.append(f"{number} left out, being in a subfolder: {shown}; only those in {images_in[split]} are read")
+            number, verb = many(len(below), "image"), "is" if len(below) == 1 else "are"
+            where = f"only those in {images_in[split]} are read"
+            lines.append(f"{number} {verb} left out, being in a subfolder: {shown}; {where}")
         places = _annotation_places(config, root, images_in[split], split)
         if not any(place.is_file() for place in places):
             _, tables = _files_by_image(config, places, known=images.keys())

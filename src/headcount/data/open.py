@@ -24,7 +24,7 @@ from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
 from headcount.errors import DataError, HeadcountError
 from headcount.progress import progress_bar
-from headcount.wording import first_names, printable
+from headcount.wording import first_names, many, printable
 
 MAX_REASONS = 10
 """Longest list of unusable images in an error message."""
@@ -100,8 +100,8 @@ def split_faults(config: DatasetConfig, *, data_root: str | None) -> tuple[list[
     shared = shared_files(files)
     if not shared:
         return [], warnings
-    number = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
-    message = f"dataset={config.name}: {number} in more than one split: {first_names(shared)}"
+    number, verb = many(len(shared), "image"), "is" if len(shared) == 1 else "are"
+    message = f"dataset={config.name}: {number} {verb} in more than one split: {first_names(shared)}"
     if isinstance(config, CustomConfig):
         return [f"{message}; an error on images of the training means nothing: remove them from one split"], warnings
     return [], [message, *warnings]

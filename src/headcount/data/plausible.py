@@ -10,7 +10,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import image_name
 from headcount.errors import DataError
 from headcount.files import FileIdentity, file_identity
-from headcount.wording import first_names
+from headcount.wording import first_names, many
 
 _MAX_SHARE = 1.1
 """Positions that are shares of the image may lie a little outside it."""
@@ -77,7 +77,7 @@ def doubtful_positions(
 
 
 def _images(names: Sequence[str]) -> str:
-    return "1 image has" if len(names) == 1 else f"{len(names)} images have"
+    return f"{many(len(names), 'image')} {'has' if len(names) == 1 else 'have'}"
 
 
 def _is_heaped(points: Float[Tensor, "n 2"]) -> bool:
