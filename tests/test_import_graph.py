@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
-GROUND = {"types", "bins", "config", "errors", "metrics", "runs", "files", "processes", "progress", "wording"}
+GROUND = {
+    *("types", "bins", "commands", "config", "errors", "extensions"),
+    *("metrics", "runs", "files", "processes", "progress", "wording"),
+}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
-    "cli": GROUND | {"data", "models", "losses", "engine", "report", "cli"},
+    **{room: GROUND | {"data", "models", "losses", "engine", "report", "cli"} for room in ("cli", "__main__")},
 }
 
 

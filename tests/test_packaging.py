@@ -1,14 +1,20 @@
 """The wheel holds all that is needed to count with a checkpoint, away from the checkout."""
 
+import os
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_CHECKOUT = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HEADCOUNT_DATA")}
 
 
 @pytest.mark.slow
@@ -53,3 +59,75 @@ def test_the_version_is_in_the_changelog_and_the_citation() -> None:
     (newest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest == headcount.__version__
     assert f"\nversion: {headcount.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files that a page shows in fenced blocks with titles, by path."""
+    found = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', page, re.S | re.M)
+    return dict(found)
+
+
+@pytest.mark.slow
+def test_a_package_of_a_user_adds_choices_to_an_installed_headcount(tmp_path: Path) -> None:
+    """The example of docs/extending.md: two wheels in an environment of their own, run from an empty folder."""
+    package, own = tmp_path / "package", tmp_path / "work"
+    for name, text in files_of((ROOT / "docs" / "extending.md").read_text()).items():
+        file = (own if name.startswith("configs") else package) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for folder in (ROOT, package):
+        built = subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        assert built.returncode == 0, built.stderr
+    python = new_environment(tmp_path / "env", *tmp_path.glob("*.whl"))
+    pictures = own / "my_pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for k in range(4):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(pictures / f"{split}_{k}.png")
+        rows = [f"{split}_{k}.png,{10 + k},{20 + k}" for k in range(4)]
+        (pictures / f"{split}.csv").write_text("\n".join(rows) + "\n")
+
+    def headcount(*arguments: str) -> str:
+        done = subprocess.run(
+            [python.with_name("headcount"), *arguments],
+            cwd=own,
+            capture_output=True,
+            text=True,
+            env=WITHOUT_CHECKOUT,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert "Convolutions with stride 2" in headcount("explain", "model=plain")
+    assert "plain" in headcount("train", "--help")
+    small = ["scale=smoke", "epochs=1", "augment.crop_size=64", "batch_size=2", "runtime=cpu", "run_name=own"]
+    places = ["dataset.root=my_pictures", "dataset.min_side=64", "dataset.cache_dir=cache"]
+    headcount(
+        "train", "model=plain", "loss=mae", "dataset=listed", "bins=none", "model.head=regression", *small, *places
+    )
+    checkpoint = "checkpoints/listed/own/seed1/best_mae.pt"
+    assert "MAE" in headcount("eval", f"ckpt={checkpoint}", "runtime=cpu")
+    assert "test_0" in headcount("predict", "my_pictures", f"ckpt={checkpoint}")
+    assert "epochs: 100" in headcount("train", "experiment=mine", "model.weights=none", "--cfg", "job")
+
+
+def new_environment(folder: Path, *wheels: Path) -> Path:
+    """A virtual environment with these wheels, which finds their dependencies in this one; returns its Python."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    python = folder / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", *map(str, wheels)],
+        capture_output=True,
+        text=True,
+        env=WITHOUT_CHECKOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    # Read after its own packages; the editable install of this checkout is found by a .pth file, which is not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python

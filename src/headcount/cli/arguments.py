@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from headcount.cli import hydra_private
 from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import print_any_name
+from headcount.commands import as_typed, program
 from headcount.config import ConfigError
 from headcount.files import quoted
 
@@ -69,11 +70,19 @@ class _Parser(argparse.ArgumentParser):
             raise ConfigError(unknown_flag(unknown.split(" "), re.findall(r"--[\w-]+", self.format_help())))
         raise ConfigError(f"{message.removeprefix('argument ')}; --help lists what can be typed")
 
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
+
 
 def script_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with a module's docstring as its help page, for a script that may print any name."""
     print_any_name()
-    return _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    return _Parser(
+        prog=program(Path(sys.argv[0]).name),
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def read_arguments(

@@ -1,7 +1,7 @@
 """The groups of settings and what can be chosen in each: the files below configs/, and schemas without a file.
 
-A group may lie within another: ``model/head`` holds the kinds of prediction head and is typed
-``model.head=regression``.
+Files of the user's own ``./configs`` come before those of headcount. A group may lie within another: ``model/head``
+holds the kinds of prediction head and is typed ``model.head=regression``.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import headcount
 from headcount.config import SCHEMAS, ConfigError, DatasetConfig
+from headcount.files import read_text
 
 
 def config_dir() -> Path:
@@ -29,6 +30,35 @@ def config_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise ConfigError(f"{package}: configs/ is missing; run the command from a checkout, or install the package again")
+
+
+def config_dirs() -> list[Path]:
+    """The folders with choices in the order in which they are searched: ``./configs``, if there is one, before our own.
+
+    Raises:
+        ConfigError: if ``./configs`` has a train.yaml or eval.yaml of another program.
+    """
+    own = Path("configs").resolve()
+    if not own.is_dir() or own == config_dir():
+        return [config_dir()]
+    _refuse_other_program(own)
+    return [own, config_dir()]
+
+
+@cache
+def _refuse_other_program(folder: Path) -> None:
+    for name in ("train", "eval"):
+        file = folder / f"{name}.yaml"
+        if file.is_file() and f"/schema/{name}@_global_" not in read_text(file):
+            raise ConfigError(
+                f"{file}: belongs to another program, and headcount would read it instead of its own file (its "
+                f"defaults list lacks /schema/{name}@_global_); run headcount from another folder, or rename the file"
+            )
+
+
+def find_file(name: str) -> Path | None:
+    """The file of a choice, such as ``dataset/sha.yaml``, in the first folder that has it; None if none has."""
+    return next((folder / name for folder in config_dirs() if (folder / name).is_file()), None)
 
 
 def dotted(group: str) -> str:
@@ -45,7 +75,7 @@ def all_choices() -> dict[str, list[str]]:
     """Every group with its choices, a nested one after the group that it lies in."""
     nested = nested_groups()
     found: dict[str, list[str]] = {}
-    for file in _yaml_files():
+    for file in _yaml_files(tuple(config_dirs())):
         group = _group_of(file, nested)
         found.setdefault(group, []).append(file.relative_to(group).with_suffix("").as_posix())
     for group, kinds in SCHEMAS.items():
@@ -61,10 +91,16 @@ def command_choices(config_name: str) -> dict[str, list[str]]:
     return {group: choices for group, choices in all_choices().items() if group.split("/")[0] in defaults}
 
 
-@cache
 def default_choices(config_name: str) -> dict[str, str]:
     """Group -> choice, as in the defaults list of a command's own file."""
-    entries: Any = OmegaConf.select(OmegaConf.load(config_dir() / f"{config_name}.yaml"), "defaults")
+    file = find_file(f"{config_name}.yaml")
+    assert file is not None, "config_dir() has one"
+    return _defaults_of(file)
+
+
+@cache
+def _defaults_of(file: Path) -> dict[str, str]:
+    entries: Any = OmegaConf.select(OmegaConf.load(file), "defaults")
     return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
 
 
@@ -81,8 +117,8 @@ def schemas(group: str) -> dict[str, type]:
 
 def default_dataset(name: str) -> DatasetConfig:
     """The dataset that ``dataset=name`` chooses, with the settings of its file."""
-    file = config_dir() / "dataset" / f"{name}.yaml"
-    written = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    file = find_file(f"dataset/{name}.yaml")
+    written = OmegaConf.to_container(OmegaConf.load(file)) if file is not None else {}
     assert isinstance(written, dict)
     values = {key: value for key, value in written.items() if key != "defaults"}
     dataset: DatasetConfig = OmegaConf.to_object(OmegaConf.merge(schemas("dataset")[name], values))  # type: ignore[assignment]
@@ -116,10 +152,10 @@ def no_choice(typed: str, choices: Sequence[str]) -> str:
 
 
 @cache
-def _yaml_files() -> list[Path]:
-    """The files of all choices, from configs/."""
-    folder = config_dir()
-    return [file.relative_to(folder) for file in sorted(folder.rglob("*.yaml")) if file.parent != folder]
+def _yaml_files(folders: tuple[Path, ...]) -> list[Path]:
+    """The files of all choices, each relative to its folder; a choice that two folders have once."""
+    found = {file.relative_to(folder) for folder in folders for file in folder.rglob("*.yaml")}
+    return sorted(file for file in found if len(file.parts) > 1)
 
 
 def _group_of(file: Path, nested: set[str]) -> str:
@@ -128,9 +164,13 @@ def _group_of(file: Path, nested: set[str]) -> str:
     return next((folder for folder in folders if folder in nested), file.parts[0])
 
 
-@cache
 def _kind_in(group: str, choice: str) -> str | None:
     """The kind of schema that a choice's file names in its defaults list; None without a file or a schema."""
-    file = config_dir() / group / f"{choice}.yaml"
-    named = re.search(rf"/schema/{group}/(\w+)@", file.read_text(encoding="utf-8")) if file.is_file() else None
+    file = find_file(f"{group}/{choice}.yaml")
+    return _kind_of(file, group) if file is not None else None
+
+
+@cache
+def _kind_of(file: Path, group: str) -> str | None:
+    named = re.search(rf"/schema/{group}/(\w+)@", read_text(file))
     return named[1] if named else None

@@ -27,6 +27,7 @@ from headcount.cli.status import (
     print_error,
 )
 from headcount.cli.sweep import SweepLog, check_jobs
+from headcount.commands import program
 from headcount.config import ConfigError, TrainConfig, register_schemas
 from headcount.wording import one_line
 
@@ -47,10 +48,10 @@ def run_command(task: Task, config_name: str) -> None:
     Exits with status 2 on a :class:`HeadcountError`, with its message and no traceback. A job of a sweep that
     fails, however, does not stop the others: it is listed at the end, and the status is that of a failure.
     """
-    program = f"{config_name}.py"
+    name = program(f"{config_name}.py")
     print_any_name()
     register_schemas()
-    with exit_on_error(program):
+    with exit_on_error(name):
         arguments = _read_command_line()
     if arguments.help:
         print(help_page(config_name))
@@ -61,13 +62,13 @@ def run_command(task: Task, config_name: str) -> None:
         hydra_config = HydraConfig.get()
         run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
         if log is None:
-            with exit_on_error(program):  # Hydra would add text of its own to an error
+            with exit_on_error(name):  # Hydra would add text of its own to an error
                 run()
         else:
-            _run_logged(run, log, hydra_config.job.num, program)
+            _run_logged(run, log, hydra_config.job.num, name)
 
     try:
-        with exit_on_error(program):
+        with exit_on_error(name):
             if any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
                 compose(arguments.overrides, config_name=config_name)
             else:
@@ -81,7 +82,7 @@ def run_command(task: Task, config_name: str) -> None:
         status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
         if isinstance(status, int) and status > 128:  # stopped by a signal
             hint = "; add resume=true to the same command to resume" if config_name == "train" else ""
-            print(f"\n{program}: interrupted{hint}", file=sys.stderr)
+            print(f"\n{name}: interrupted{hint}", file=sys.stderr)
         sys.exit(status)
     if log is not None and (status := log.close()):
         sys.exit(status)

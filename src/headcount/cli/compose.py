@@ -16,6 +16,7 @@ from headcount.cli import hydra_private
 from headcount.cli.choices import command_choices, config_dir, no_choice
 from headcount.cli.explain import COMPOSING_ERRORS, FIXED_NAMES, explain_invalid_setting, reason, value_problem
 from headcount.cli.overrides import Setting, parse, show_typed
+from headcount.cli.search_path import search_own_configs
 from headcount.config import ConfigError, HeadcountError, TrainConfig, check, check_evaluation, register_schemas
 
 __all__ = ["checked_config", "chosen", "compose", "config_dir", "initialized", "refuse", "to_config"]
@@ -62,6 +63,7 @@ def chosen(settings: Sequence[Setting], *, config_name: str) -> dict[str, str]:
 def initialized() -> Iterator[None]:
     """Context in which ``hydra.compose`` works, even if Hydra was used before."""
     register_schemas()
+    search_own_configs()
     hydra_private.reset()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         yield

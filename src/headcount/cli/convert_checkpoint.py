@@ -17,6 +17,7 @@ from typing import Any
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import exit_on_error
+from headcount.commands import as_typed
 from headcount.config import BinsConfig, ConfigError, PretrainedConfig, TrainConfig, check, to_plain
 from headcount.config.model import RELEASED_NAMES
 
@@ -86,7 +87,8 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
         "model": counter.state_dict(),
     }
     checkpoint.save(converted, out)
-    print(f"{out}: {config.model.name}, blocks of {config.bins.block_size} px; next: python eval.py ckpt={out}")
+    following = f"{as_typed('python eval.py')} ckpt={out}"
+    print(f"{out}: {config.model.name}, blocks of {config.bins.block_size} px; next: {following}")
 
 
 def _with_our_name(override: str) -> str:

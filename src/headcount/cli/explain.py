@@ -9,17 +9,23 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from yaml import YAMLError
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import command_choices, dotted, nearest, no_choice, owners
+from headcount.cli.choices import command_choices, dotted, find_file, nearest, no_choice, owners
 from headcount.cli.overrides import Setting
+from headcount.files import read_text
 from headcount.wording import one_line
 
 COMPOSING_ERRORS = (
     *(HydraException, OmegaConfBaseException, GrammarParseError),
     *(ValueError, TypeError, AttributeError, AssertionError, RecursionError),
+    YAMLError,
 )
 """What Hydra and OmegaConf raise for settings that cannot be composed."""
+SPANNING = ("experiment", "recipe", "scale")
+"""Groups whose choices set settings of other groups."""
+GLOBAL_PACKAGE = "# @package _global_"
 FIXED_NAMES = ("dataset.name", "method.name", "model.name", "model.head.name", "loss.name", "loss.error")
 """Settings that are fixed by the choice of their group."""
 
@@ -61,6 +67,8 @@ def _find_problem(settings: Sequence[Setting], config_name: str) -> str | None:
         if setting.key in groups:
             if setting.value not in groups[setting.key]:
                 return no_choice(setting.typed, groups[setting.key])
+            if problem := _package_problem(setting):
+                return problem
             chosen.append(setting)
     base = hydra.compose(config_name, [setting.text for setting in chosen if "/" not in setting.key])
     nested = [setting for setting in chosen if "/" in setting.key]
@@ -73,6 +81,14 @@ def _find_problem(settings: Sequence[Setting], config_name: str) -> str | None:
         if setting.key not in groups and (problem := _problem(base, setting)):
             return problem
     return None
+
+
+def _package_problem(setting: Setting) -> str | None:
+    """Why the file of a choice that sets settings of all groups, such as an experiment, cannot be composed."""
+    file = find_file(f"{setting.key}/{setting.value}.yaml")
+    if setting.key not in SPANNING or file is None or read_text(file).startswith(GLOBAL_PACKAGE):
+        return None
+    return f"{setting.typed}: the first line of {file} must be {GLOBAL_PACKAGE!r}, because it sets other groups"
 
 
 def _problem(base: DictConfig, setting: Setting) -> str | None:

@@ -6,7 +6,9 @@ from omegaconf import OmegaConf
 
 from headcount.cli.choices import command_choices, default_choices, dotted, owners
 from headcount.cli.compose import chosen, compose
+from headcount.cli.meanings import meanings
 from headcount.cli.overrides import parse
+from headcount.commands import as_typed
 
 _EXAMPLES = {
     "train": """
@@ -32,7 +34,11 @@ _INDENT = " " * 19
 
 
 def help_page(config_name: str) -> str:
-    """The help page of a command, ``train`` or ``eval``."""
+    """The help page of a command, ``train`` or ``eval``, as the user typed it."""
+    return as_typed(_page(config_name))
+
+
+def _page(config_name: str) -> str:
     cfg = compose([], config_name=config_name)
     defaults = default_choices(config_name)
     lines = [_EXAMPLES[config_name].strip(), "", "Choices (the default is marked with *):", ""]
@@ -54,12 +60,14 @@ def help_page(config_name: str) -> str:
         if key not in defaults:
             value = "(required)" if OmegaConf.is_missing(cfg, key) else cfg[key]
             shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
-            lines.append(f"  {key}={shown}")
+            (meaning,) = meanings("", key, config_name)
+            lines.append(textwrap.fill(f"  {f'{key}={shown}':<24} {meaning.text}", 100, subsequent_indent=" " * 27))
     lines += [
         "",
         f"Every setting of every group:  python {config_name}.py --cfg job",
         f"Only one group:                python {config_name}.py --cfg job --package {next(iter(defaults))}",
         "Change any of them:            key=value, such as runtime.workers=2",
         "A sweep:                       -m key=value,value",
+        "The meaning of a setting:      headcount explain runtime.workers",
     ]
     return "\n".join(lines)

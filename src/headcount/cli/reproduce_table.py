@@ -25,6 +25,7 @@ from headcount.cli.arguments import Arguments, read_arguments, script_parser, to
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.overrides import parse, show_typed
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
+from headcount.commands import to_start
 from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
 from headcount.wording import printable
@@ -232,4 +233,4 @@ def run_python(script: str, *typed: str) -> bool:
     Returns:
         Whether it succeeded.
     """
-    return subprocess.run([sys.executable, str(config_dir().parent / script), *typed]).returncode == 0
+    return subprocess.run([*to_start(script, config_dir().parent), *typed]).returncode == 0

@@ -25,6 +25,7 @@ from headcount.config.optim import OptimConfig
 from headcount.config.run import EvalCommandConfig, RuntimeConfig, TrainConfig
 from headcount.config.upgrade import upgrade_config
 from headcount.errors import ConfigError
+from headcount.extensions import CONFIGS, load_extensions
 
 # The YAML file of a choice names its kind in its defaults list. A nested group follows the group that contains it.
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -60,6 +61,7 @@ def register_schemas() -> None:
     for group, schemas in SCHEMAS.items():
         for kind, schema in schemas.items():
             store.store(group=f"schema/{group}", name=kind, node=_node(group, schema))
+    load_extensions(CONFIGS)
 
 
 def _node(group: str, schema: type) -> DictConfig:
@@ -147,6 +149,7 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
         ConfigError: if this version knows no such key, value or kind, or a value refers to another one or to the
             environment.
     """
+    load_extensions(CONFIGS)
     _refuse_other_values(plain)
     try:
         plain = upgrade_config(plain)

@@ -1,7 +1,7 @@
 """Facts about each dataset that are known without its files: splits, source, license, and how its folder is recognized.
 
 To add a dataset, add a row to ``DATASETS``, a function in ``data.layouts`` that lists its files and, if its annotation
-format is new, a reader in ``data.annotations``.
+format is new, a reader in ``data.annotations``. From a package of your own, call :func:`register_dataset`.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ from headcount.data.custom import custom_splits, list_custom
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import SPLITS, Listed
 from headcount.errors import DataError
+from headcount.extensions import BUILDERS, load_extensions
 
 HOLDOUT = "holdout"
 """The split of training images that are held out to select the checkpoint."""
@@ -158,9 +159,27 @@ def dataset_info(name: str) -> DatasetInfo:
     Raises:
         ConfigError: if there is no dataset of that name.
     """
+    load_extensions(BUILDERS)
     if name not in DATASETS:
         raise ConfigError(f"there is no dataset {name!r}; there are {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def register_dataset(name: str, info: DatasetInfo) -> None:
+    """Add a dataset from outside this package; its config is registered with ``headcount.config.register``.
+
+    Registering the same facts again changes nothing.
+
+    Args:
+        name: ``name`` of its config.
+        info: facts about it; ``info.files`` finds and lists its images.
+
+    Raises:
+        ConfigError: if the name belongs to another dataset.
+    """
+    if DATASETS.get(name, info) != info:
+        raise ConfigError(f"dataset={name}: is already the name of {DATASETS[name].title}")
+    DATASETS[name] = info
 
 
 def split_names(config: DatasetConfig) -> tuple[str, ...]:

@@ -82,8 +82,8 @@ class Runtime:
         """Versions, hardware and command line, for the run's record."""
         cuda = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(self.device) if cuda else _cpu_name(),
-            "cpu": _cpu_name(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else cpu_name(),
+            "cpu": cpu_name(),
             "cpu_cores": os.cpu_count(),
             "processes": self.world,
             "threads": torch.get_num_threads(),
@@ -244,7 +244,7 @@ def _is_launched() -> bool:
     return TorchElasticEnvironment.detect() or not os.environ.keys().isdisjoint(("SLURM_NTASKS", "LOCAL_RANK"))
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The model of the processor; its architecture if the system does not say."""
     with suppress(OSError):  # Linux; platform.processor() has only the architecture there, or nothing
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

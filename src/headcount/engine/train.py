@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from headcount.commands import as_typed
 from headcount.config import TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate
@@ -212,7 +213,7 @@ def _finish(job: Job, folder: Path) -> FinishedRun:
     ckpt = shlex.quote(f"ckpt={quoted(folder / name)}")
     print(
         f"best MAE {job.best.mae:.2f}, RMSE {job.best.rmse:.2f} at epoch {job.best.epoch}, selected on "
-        f"'{job.data.selection_split}'{note}; next: python eval.py {ckpt}",
+        f"'{job.data.selection_split}'{note}; next: {as_typed('python eval.py')} {ckpt}",
         file=sys.stderr,
     )
     return FinishedRun(folder, read_metrics(folder), job.best)

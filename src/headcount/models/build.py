@@ -1,6 +1,12 @@
-"""From a model's config to a counter."""
+"""From a model's config to a counter.
+
+A backbone of your own: a config derived from ``ModelConfig`` (``headcount.config.register("model", name, YourConfig)``)
+and a builder registered with ``@build_backbone.register``.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
 
 from torch import nn
 
@@ -14,6 +20,7 @@ from headcount.config import (
     TimmConfig,
     TinyConfig,
 )
+from headcount.extensions import BUILDERS, load_extensions
 from headcount.models import backbones
 from headcount.models.counter import Counter
 from headcount.models.heads import build_head
@@ -40,17 +47,18 @@ def build_model(
     Raises:
         ConfigError: if weights are missing or do not fit, or if the head needs bins and there are none.
     """
+    load_extensions(BUILDERS)
     if isinstance(config, ClipConfig):
         counter = _build_clip(config, grid, bins, pretrained=pretrained)
     else:
-        backbone, decoder, channels = _build_backbone(config, pretrained=pretrained)
+        parts = build_backbone(config, pretrained=pretrained)
         counter = Counter(
-            backbone,
-            build_head(config.head, channels, grid, bins),
+            parts.backbone,
+            build_head(config.head, parts.channels, grid, bins),
             grid=grid,
-            mean=tuple(config.mean or backbone.mean),
-            std=tuple(config.std or backbone.std),
-            decoder=decoder,
+            mean=tuple(config.mean or parts.backbone.mean),
+            std=tuple(config.std or parts.backbone.std),
+            decoder=parts.decoder,
         )
     if histogram is not None and config.prior_bias:
         counter.head.start_at(histogram)
@@ -79,33 +87,66 @@ def _stride(config: ModelConfig) -> int:
     return stride
 
 
-def _build_backbone(config: ModelConfig, *, pretrained: bool) -> tuple[backbones.Backbone, nn.Module | None, int]:
-    """Feature extractor, decoder, and the number of channels that the head gets."""
-    match config:
-        case TinyConfig():
-            backbone = backbones.tiny(config.width, stride=_stride(config))
-        case MobileNetV2Config():
-            backbone = backbones.mobilenet_v2(config.stage, stride=_stride(config))
-            if pretrained:
-                load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
-        case ImageNetConfig():
-            network = backbones.NETWORKS[config.name]
-            backbone = network.build(_stride(config))
-            if pretrained:
-                load_backbone(backbone, config.weights, network.published)
-            if network.decoder is not None:
-                assert network.decoder_channels is not None
-                return backbone, network.decoder(), network.decoder_channels
-        case TimmConfig():
-            published = pretrained and config.weights == "pretrained"
-            backbone = backbones.timm_backbone(
-                config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published
-            )
-            if pretrained and config.weights not in ("pretrained", "none"):
-                load_backbone(backbone, config.weights, None)
-        case _:
-            raise ConfigError(f"no network is built from a {type(config).__name__}")
-    return backbone, None, backbone.channels
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone, and the decoder after it."""
+
+    backbone: backbones.Backbone
+    decoder: nn.Module | None = None
+    """Applied to the features after they were resampled to the blocks; None for none."""
+    decoder_channels: int | None = None
+    """Number of channels of the decoder's output."""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels that the head gets."""
+        return self.backbone.channels if self.decoder_channels is None else self.decoder_channels
+
+
+@singledispatch
+def build_backbone(config: ModelConfig, *, pretrained: bool) -> Encoder:
+    """Build the backbone of ``config``; other models register builders by config type.
+
+    Args:
+        pretrained: False builds the same network without its weights, for a checkpoint to fill.
+
+    Raises:
+        ConfigError: if weights are missing or do not fit, or if no builder is registered for the config.
+    """
+    raise ConfigError(f"model={config.name}: no builder is registered for {type(config).__name__}")
+
+
+@build_backbone.register(TinyConfig)
+def _build_tiny(config: TinyConfig, *, pretrained: bool) -> Encoder:
+    return Encoder(backbones.tiny(config.width, stride=_stride(config)))
+
+
+@build_backbone.register(MobileNetV2Config)
+def _build_mobilenet_v2(config: MobileNetV2Config, *, pretrained: bool) -> Encoder:
+    backbone = backbones.mobilenet_v2(config.stage, stride=_stride(config))
+    if pretrained:
+        load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
+    return Encoder(backbone)
+
+
+@build_backbone.register(ImageNetConfig)
+def _build_imagenet(config: ImageNetConfig, *, pretrained: bool) -> Encoder:
+    network = backbones.NETWORKS[config.name]
+    backbone = network.build(_stride(config))
+    if pretrained:
+        load_backbone(backbone, config.weights, network.published)
+    return Encoder(backbone, network.decoder() if network.decoder else None, network.decoder_channels)
+
+
+@build_backbone.register(TimmConfig)
+def _build_timm(config: TimmConfig, *, pretrained: bool) -> Encoder:
+    published = pretrained and config.weights == "pretrained"
+    backbone = backbones.timm_backbone(
+        config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published
+    )
+    if pretrained and config.weights not in ("pretrained", "none"):
+        load_backbone(backbone, config.weights, None)
+    return Encoder(backbone)
 
 
 def _build_clip(config: ClipConfig, grid: BlockGrid, bins: CountBins | None, *, pretrained: bool) -> Counter:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from headcount.commands import as_typed
 from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import quoted, read_csv
@@ -106,7 +107,7 @@ class ReproducedTable:
     def command(self, cell: TableCell, seed: int) -> str:
         """The command that trains a cell, into the folder where its runs are looked for."""
         where = [] if self.runs == Path("checkpoints") else [f"output_dir={quoted(self.runs)}"]
-        return shlex.join(["python", "train.py", *cell.typed(seed), *where])
+        return f"{as_typed('python train.py')} {shlex.join([*cell.typed(seed), *where])}"
 
     def missing(self) -> list[tuple[TableCell, int]]:
         """Cells and seeds without a finished run."""
@@ -355,8 +356,8 @@ def _read_image_errors(run: RunRecord) -> dict[str, float]:
         errors = {row["image"]: abs(float(row["error"])) for row in read_csv(file)}
     except FileNotFoundError:
         typed = [f"ckpt={quoted(run.folder / 'best_mae.pt')}", f"split={run.selection}"]
-        command = shlex.join(["python", "eval.py", *typed, *(f"{key}={value}" for key, value in settings.items())])
-        raise CheckpointError(f"{file} is missing; {command} writes it") from None
+        arguments = shlex.join([*typed, *(f"{key}={value}" for key, value in settings.items())])
+        raise CheckpointError(f"{file} is missing; {as_typed('python eval.py')} {arguments} writes it") from None
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error!r}") from error
     if not errors or run.best is None:
