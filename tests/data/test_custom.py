@@ -275,7 +275,7 @@ def test_one_file_for_all_images(kind: str, config: CustomConfig, tmp_path: Path
         ("all.json", '[{"name": "a", "points": []}, {"name": "a", "points": []}]', "has a twice"),
         ("all.json", '"a"', r"holds neither \{name"),
         ("all.json", '{"a": [', r"not a readable \.json file"),
-        ("all.npy", "", r"one file with the heads of all images is a csv or json file"),
+        ("all.npy", "", r"one file with the heads of all images is a csv, json or xml file"),
     ],
 )
 def test_a_file_for_all_that_cannot_be_read_says_why(

@@ -14,7 +14,7 @@ import scipy.io
 
 from data.folders import write_image, write_info_mat
 from headcount.config import CustomConfig
-from headcount.data.annotations import READERS, read_mat_points, read_points_table
+from headcount.data.annotations import READERS, read_annotation, read_mat_points, read_points_table
 from headcount.data.matfile import load_mat
 from headcount.data.open import open_split
 from headcount.errors import DataError
@@ -101,8 +101,8 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "json, key twice": (".json", b'{"points": [[1, 2]], "points": []}', "'points' comes twice"),
     "json, inner key twice": (".json", b'[{"x": 1, "y": 2, "x": 3}]', "'x' comes twice"),
     "json, two lists": (".json", b'{"points": [[1, 2]], "annotations": []}', "points and annotations, either of which"),
-    "json of COCO": (".json", b'{"images": [], "annotations": [], "categories": []}', "is a COCO file"),
-    "json of LabelMe": (".json", b'{"shapes": [], "imagePath": "a.jpg"}', "is a LabelMe file"),
+    "json of COCO": (".json", b'{"images": [], "annotations": [], "categories": []}', "is a file of COCO about many"),
+    "json of LabelMe": (".json", b'{"shapes": [{"label": 1}], "imagePath": "a.jpg"}', "is a damaged file of LabelMe"),
     "csv, NUL bytes": (".csv", b"1,2\n" + bytes(7) + b"\n3,4\n", "line 2: NUL bytes"),
     "csv, NUL bytes in a line": (".csv", b"1,2\n3,4" + bytes(2) + b"\n", "line 2: NUL bytes"),
     "csv, open quotation mark": (".csv", b'x,y,label\n1,1,"a\n2,2,b\n3,3,c"\n4,4,d\n', "line 2 has a quotation mark"),
@@ -125,7 +125,7 @@ def test_a_damaged_or_ambiguous_file_is_named_and_can_be_left_out(case: str, tmp
     bad = tmp_path / "mine" / f"bad{ending}"
     bad.write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        READERS[ending][1](bad)
+        read_annotation(bad)
     assert str(bad) in str(error.value)
     assert error.value.file == bad
     config = CustomConfig(
@@ -146,7 +146,11 @@ def test_plain_numbers_of_every_form_are_read(text: str, tmp_path: Path) -> None
     [
         ("t.json", '{"a.jpg": [[1, 2]], "b.jpg": [], "a.jpg": []}', "'a.jpg' comes twice"),
         ("t.json", '[{"image": "a", "points": [[1, 2]], "points": []}]', "'points' comes twice"),
-        ("t.json", '{"images": [{"file_name": "a.jpg"}], "annotations": []}', "is a COCO file"),
+        (
+            "t.json",
+            '{"images": [{"file_name": "a.jpg"}], "annotations": []}',
+            "is a damaged file of COCO: KeyError: 'id'",
+        ),
         ("t.csv", "image,x,y\na,1,2\na,,\n", r"line 3: 'a,,' says that a has no people, but line 2"),
         ("t.csv", "image,x,y\na,1,2\n" + "\0" * 9 + "\nb,1,2\n", "line 3: NUL bytes"),
     ],

@@ -212,16 +212,15 @@ def test_a_table_beside_annotations_of_each_image_is_reported(config: CustomConf
     assert line in audit_dataset(config).warnings
 
 
-def test_a_coco_file_is_named_as_such(config: CustomConfig, tmp_path: Path) -> None:
+def test_a_coco_file_beside_the_images_is_named_as_such(config: CustomConfig, tmp_path: Path) -> None:
     for k in range(4):
         write_image(tmp_path / "d" / f"img{k}.jpg", seed=k)
     file = tmp_path / "d" / "instances.json"
-    file.write_text('{"images": [{"id": 1, "file_name": "img0.jpg"}], "annotations": [{"image_id": 1, "bbox": [1]}]}')
-    for points in (None, str(file)):
-        config.points, config.points_format = points, PointsFormat.auto
-        with pytest.raises(DataError, match=r"instances\.json is a COCO file, which is not read") as error:
-            open_split(config, "train")
-        assert "image images" not in str(error.value)
+    file.write_text('{"images": [{"id": 1, "file_name": "img0.jpg"}], "annotations": []}')
+    config.points, config.points_format = None, PointsFormat.auto
+    with pytest.raises(DataError, match=r"instances\.json is a file of COCO about many images; read it with") as error:
+        open_split(config, "train")
+    assert "image images" not in str(error.value)
 
 
 # ------------------------------------------------------------------------------------- positions

@@ -32,6 +32,7 @@ from headcount.config.counting import (
     window_error,
 )
 from headcount.config.dataset import (
+    Boxes,
     Cache,
     CustomConfig,
     DatasetChoice,
@@ -141,6 +142,7 @@ __all__ = [
     "BlocksConfig",
     "BlockwiseConfig",
     "Border",
+    "Boxes",
     "Cache",
     "CheckpointError",
     "ClipConfig",

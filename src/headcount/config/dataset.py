@@ -34,6 +34,14 @@ class PointsFormat(Enum):
     json = 3
     npy = 4
     mat = 5
+    xml = 6
+
+
+class Boxes(Enum):
+    """What boxes in a file of an annotation tool mean: nothing that is counted, or a head at the center of each."""
+
+    refuse = 1
+    centers = 2
 
 
 @dataclass
@@ -133,6 +141,11 @@ class CustomConfig(FolderDatasetConfig):
     """Folder or file of the head positions; None searches beside the images and in sibling folders."""
     points_format: PointsFormat = PointsFormat.auto
     """File format of the head positions; ``auto`` is decided by the file's extension."""
+    label: str | None = None
+    """Label of the heads in files of annotation tools; None accepts files with a single label."""
+    boxes: Boxes = Boxes.refuse
+    """What boxes in files of annotation tools mean: an error (``refuse``), or a head at the center of each
+    (``centers``)."""
     split_file: str | None = None
     """A csv or json file with the split of each image; None splits by the fractions below."""
     val_fraction: float = number(0.1, 0, 0.9)

@@ -5,11 +5,10 @@ the file is about several, for each of them. Which files belong to which image i
 ``data.custom``.
 """
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 from headcount.config import PointsFormat
 from headcount.data.kinds import DataErrorKind
 from headcount.data.matfile import load_mat
-from headcount.data.textfile import is_number, load_json, read_text
+from headcount.data.rows import Row, find_columns, read_rows, to_positions
+from headcount.data.textfile import is_number, load_json
+from headcount.data.tools import HeadMarks, ToolFile, read_tool_csv, read_tool_json, read_tool_xml
 from headcount.errors import DataError
 from headcount.files import quoted
 
@@ -27,6 +28,8 @@ from headcount.files import quoted
 _EMPTY_SHAPES = ((0,), (0, 0), (0, 2))
 # Accepted names of the column with the image name, and of the list of heads in a JSON object.
 NAME_KEYS = ("image", "name", "file", "filename")
+NO_RULES = HeadMarks()
+"""Files of annotation tools with a single label and without boxes."""
 POINTS_KEYS = ("points", "annotations", "human_points", "annPoints", "locations")
 
 
@@ -120,17 +123,17 @@ def _unpacked(node: object, field: str) -> object:
 def read_text_points(path: Path) -> Float[Tensor, "n 2"]:
     """Read a text file with one head per line: x and y, or several columns whose names are in the first line.
 
-    Named columns must include x and y. See :func:`_read_rows` for separators. An empty file has no heads.
+    Named columns must include x and y. See :func:`read_rows` for separators. An empty file has no heads.
 
     Raises:
         DataError: if there are more columns without names, or a line is invalid; names the line.
     """
-    rows = _read_rows(path)
+    rows = read_rows(path)
     columns: tuple[int, ...] = (0, 1)
     width = 2
     if rows and not any(is_number(field) for field in rows[0].fields):
         width = len(rows[0].fields)
-        columns = _columns(rows.pop(0), path, "x", "y")
+        columns = find_columns(rows.pop(0), path, "x", "y")
     elif rows and len(rows[0].fields) != width:
         # The first two columns may be something else: an index, a class, or a box.
         what_to_do = "without names only x and y are allowed; name the columns x,y in a first line"
@@ -143,10 +146,10 @@ def read_text_points(path: Path) -> Float[Tensor, "n 2"]:
             path,
             f"{path}, line {rows[0].line}: {rows[0].text[:80]!r} has {len(rows[0].fields)} columns, {what_to_do}",
         )
-    return _as_points(_positions(rows, columns, width, path), path, "its lines hold no x,y")
+    return _as_points(to_positions(rows, columns, width, path), path, "its lines hold no x,y")
 
 
-def _are_shares(rows: Sequence["_Row"]) -> bool:
+def _are_shares(rows: Sequence["Row"]) -> bool:
     """Whether all columns after the first hold numbers from 0 to 1."""
     fields = [field for row in rows for field in row.fields[1:]]
     return all(is_number(field) and 0 <= float(field) <= 1 for field in fields)
@@ -158,9 +161,9 @@ def read_jhu_text(path: Path) -> Float[Tensor, "n 2"]:
     Raises:
         DataError: if a line is invalid; names the line.
     """
-    rows = _read_rows(path)
+    rows = read_rows(path)
     width = max(2, len(rows[0].fields)) if rows else 2
-    return _as_points(_positions(rows, (0, 1), width, path), path, "its lines hold no x y w h o b")
+    return _as_points(to_positions(rows, (0, 1), width, path), path, "its lines hold no x y w h o b")
 
 
 def read_json_points(path: Path) -> Float[Tensor, "n 2"]:
@@ -171,9 +174,7 @@ def read_json_points(path: Path) -> Float[Tensor, "n 2"]:
     Raises:
         DataError: if there are no positions; names the content of the file.
     """
-    content = load_json(path)
-    _refuse_other_tools(content, path)
-    return _json_points(content, path)
+    return _json_points(load_json(path), path)
 
 
 def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
@@ -213,38 +214,92 @@ READERS: dict[str, tuple[PointsFormat, Callable[[Path], Float[Tensor, "n 2"]]]] 
     ".mat": (PointsFormat.mat, read_mat_points),
 }
 """Format and reader by file ending, for files about one image."""
+FORMATS = {ending: kind for ending, (kind, _) in READERS.items()} | {".xml": PointsFormat.xml}
+"""Format by file ending."""
+
+
+def read_annotation(path: Path, marks: HeadMarks = NO_RULES) -> Float[Tensor, "n 2"]:
+    """Read a file about one image by its ending and, if an annotation tool wrote it, by its content.
+
+    Args:
+        marks: which marks of a tool's file are heads.
+
+    Raises:
+        DataError: if the file has no head positions, or is about several images.
+    """
+    ending = path.suffix.lower()
+    if ending == ".xml":
+        raise _about_many(path, read_tool_xml(path).tool)
+    if ending == ".json":
+        content = load_json(path)
+        tool = read_tool_json(content, path)
+        if tool is None:
+            return _json_points(content, path)
+        if not tool.about_one:
+            raise _about_many(path, tool.tool)
+        ((_, heads),) = tool.heads(path, marks).items()
+        return _as_points(heads, path, "its marks are no points")
+    try:
+        return READERS[ending][1](path)
+    except DataError:
+        if ending in (".csv", ".txt") and (table := read_tool_csv(path)) is not None:
+            raise _about_many(path, table.tool) from None
+        raise
+
+
+def _about_many(path: Path, tool: str) -> DataError:
+    message = f"{path} is a file of {tool} about many images; read it with dataset.points={quoted(path)}"
+    return DataError(message, kind=DataErrorKind.other_format, file=path)
 
 
 # ------------------------------------------------------------------------------- one file, many images
 
 
-def read_points_table(path: Path, points_format: PointsFormat = PointsFormat.auto) -> dict[str, Float[Tensor, "_ 2"]]:
-    """Read the head positions of many images from one file.
+def read_points_table(
+    path: Path, points_format: PointsFormat = PointsFormat.auto, marks: HeadMarks = NO_RULES
+) -> dict[str, Float[Tensor, "_ 2"]]:
+    """Read the head positions of many images from one file: one of an annotation tool, or a table.
 
     A csv file has a header with the columns image (or name, file, filename), x and y, and one line per head; an empty
     x and y is an image without people. A JSON file holds ``{name: [[x, y], ...]}`` or
     ``[{"image": name, "points": [[x, y], ...]}, ...]``.
 
     Args:
-        points_format: csv or json; ``auto`` decides by the file's ending.
+        points_format: csv, json or xml; ``auto`` decides by the file's ending.
+        marks: which marks of a tool's file are heads.
 
     Returns:
         Positions by image name, as written in the file.
 
     Raises:
-        DataError: if the format is neither csv nor json, or the content is invalid; names the line or the image.
+        DataError: if the format is another, or the content is invalid; names the line or the image.
     """
     if points_format is PointsFormat.auto:
-        points_format = READERS.get(path.suffix.lower(), (PointsFormat.auto, None))[0]
+        points_format = FORMATS.get(path.suffix.lower(), PointsFormat.auto)
+    if points_format is PointsFormat.xml:
+        return _tool_table(read_tool_xml(path), path, marks)
     if points_format is PointsFormat.csv:
-        return _csv_table(path)
+        tool = read_tool_csv(path)
+        return _csv_table(path) if tool is None else _tool_table(tool, path, marks)
     if points_format is PointsFormat.json:
-        return _json_table(path)
+        content = load_json(path)
+        tool = read_tool_json(content, path)
+        return _json_table(content, path) if tool is None else _tool_table(tool, path, marks)
     raise _invalid(
         path,
-        f"{path}: one file with the heads of all images is a csv or json file; name its kind with "
+        f"{path}: one file with the heads of all images is a csv, json or xml file; name its kind with "
         "dataset.points_format, or a folder with a file for each image with dataset.points",
     )
+
+
+def _tool_table(tool: ToolFile, path: Path, marks: HeadMarks) -> dict[str, Float[Tensor, "_ 2"]]:
+    if tool.about_one:
+        raise _invalid(
+            path,
+            f"{path} is a file of {tool.tool} about one image, but dataset.points names the file of all images; name "
+            "the folder with a file for each image",
+        )
+    return {image: _as_points(heads, path, f"those of {image}") for image, heads in tool.heads(path, marks).items()}
 
 
 def describe_table(path: Path) -> str | None:
@@ -252,20 +307,29 @@ def describe_table(path: Path) -> str | None:
 
     Its name is that of no image; it is recognized by a column or key with names of images.
     """
+    ending = path.suffix.lower()
+    tool: ToolFile | None = None
+    found = False
     try:
-        if path.suffix.lower() in (".csv", ".txt"):
-            rows = _read_rows(path)
+        if ending == ".xml":
+            tool = read_tool_xml(path)
+        elif ending in (".csv", ".txt"):
+            tool = read_tool_csv(path)
+            rows = read_rows(path) if tool is None else []
             columns = {field.lower() for field in rows[0].fields} if rows else set()
             found = {"x", "y"} <= columns and not columns.isdisjoint(NAME_KEYS)
-        else:
-            found = path.suffix.lower() == ".json" and _is_table(load_json(path), path)
-    except DataError as error:  # A file of COCO says so.
+        elif ending == ".json":
+            content = load_json(path)
+            tool = read_tool_json(content, path)
+            found = tool is None and _is_table(content)
+    except DataError as error:  # A file that no reader knows says so.
         return str(error) if error.kind == DataErrorKind.other_format else None
+    if tool is not None and not tool.about_one:
+        return str(_about_many(path, tool.tool))
     return f"{path} holds the heads of many images; read it with dataset.points={quoted(path)}" if found else None
 
 
-def _is_table(content: Any, path: Path) -> bool:
-    _refuse_other_tools(content, path)
+def _is_table(content: Any) -> bool:
     if isinstance(content, list):
         return bool(content) and all(isinstance(i, dict) and not i.keys().isdisjoint(NAME_KEYS) for i in content)
     if not isinstance(content, dict) or not content.keys().isdisjoint(POINTS_KEYS):
@@ -275,13 +339,13 @@ def _is_table(content: Any, path: Path) -> bool:
 
 
 def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
-    rows = _read_rows(path)
-    header = rows.pop(0) if rows else _Row(1, "", [])
+    rows = read_rows(path)
+    header = rows.pop(0) if rows else Row(1, "", [])
     names = [field.lower() for field in header.fields]
     key = next((key for key in NAME_KEYS if key in names), NAME_KEYS[0])
-    name, x, y = _columns(header, path, key, "x", "y")
-    points: dict[str, list[_Row]] = {}
-    empty: dict[str, _Row] = {}
+    name, x, y = find_columns(header, path, key, "x", "y")
+    points: dict[str, list[Row]] = {}
+    empty: dict[str, Row] = {}
     for row in rows:
         if len(row.fields) != len(names) or not row.fields[name]:
             raise _invalid(
@@ -302,14 +366,12 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
                 f"{points[image][0].line} has a head of it; remove one of them",
             )
     return {
-        image: _as_points(_positions(heads, (x, y), len(names), path), path, f"those of {image}")
+        image: _as_points(to_positions(heads, (x, y), len(names), path), path, f"those of {image}")
         for image, heads in points.items()
     }
 
 
-def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
-    content = load_json(path)
-    _refuse_other_tools(content, path)
+def _json_table(content: Any, path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
     if isinstance(content, list):
         table: dict[str, Any] = {}
         for k, item in enumerate(content):
@@ -325,79 +387,7 @@ def _json_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
     return {name: _json_points(value, path, f"{name}: ") for name, value in content.items()}
 
 
-# ------------------------------------------------------------------------------------------ text tables
-
-
-class _Row(NamedTuple):
-    """A line of a text table."""
-
-    line: int
-    """Its number in the file, from 1."""
-    text: str
-    fields: list[str]
-
-
-def _read_rows(path: Path) -> list[_Row]:
-    """Read the lines of a text table, without empty ones.
-
-    The separator is the most frequent of comma, semicolon and tab in the first line, or else blanks. A file has one
-    separator, so that a decimal comma is never mistaken for one.
-    """
-    lines = read_text(path).splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    separator = max(",;\t", key=first.count)
-    if separator not in first:
-        separator, lines = " ", [line.strip() for line in lines]
-    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
-    found: list[_Row] = []
-    try:
-        for row in rows:
-            if rows.line_num != len(found) + 1:  # A field took the lines after it with it.
-                raise csv.Error(f"line {len(found) + 1} has a quotation mark that is not closed in it")
-            found.append(_Row(rows.line_num, lines[rows.line_num - 1].strip(), [field.strip() for field in row]))
-    except csv.Error as error:
-        raise _invalid(path, f"{path}, line {rows.line_num}: {error}; correct the quotation marks") from error
-    return [row for row in found if any(row.fields)]
-
-
-def _columns(header: _Row, path: Path, *wanted: str) -> tuple[int, ...]:
-    """Find the positions of named columns, each of which must occur once."""
-    names = [field.lower() for field in header.fields]
-    if any(names.count(name) != 1 for name in wanted):
-        raise _invalid(
-            path,
-            f"{path}, line {header.line}: the columns are {header.text[:80]!r}, expected {', '.join(wanted)} once; "
-            "name these in the first line",
-        )
-    return tuple(names.index(name) for name in wanted)
-
-
-def _positions(rows: Sequence[_Row], columns: tuple[int, ...], width: int, path: Path) -> np.ndarray:
-    """Convert two columns of a table of ``width`` columns to numbers."""
-    for row in rows:
-        if len(row.fields) != width or not all(is_number(row.fields[column]) for column in columns):
-            raise _invalid(
-                path,
-                f"{path}, line {row.line}: {row.text[:80]!r} is not a position: {width} columns expected, as in the "
-                "first line, with numbers as x and y and a point as decimal mark",
-            )
-    return np.array([[float(row.fields[column]) for column in columns] for row in rows])
-
-
 # ---------------------------------------------------------------------------------------- conversions
-
-
-def _refuse_other_tools(content: Any, path: Path) -> None:
-    """Refuse the files of COCO and LabelMe, whose keys must not be taken for the names of images."""
-    for tool, keys in (("COCO", {"images", "annotations"}), ("LabelMe", {"shapes", "imagePath"})):
-        if isinstance(content, dict) and keys <= content.keys():
-            raise DataError(
-                f"{path} is a {tool} file, which is not read, as its boxes or shapes may be something else than heads; "
-                "write the positions of the heads as [[x, y], ...] in pixels, for all images in one file as "
-                "{name: [[x, y], ...]}",
-                kind=DataErrorKind.other_format,
-                file=path,
-            )
 
 
 def _json_points(value: Any, path: Path, image: str = "") -> Float[Tensor, "n 2"]:

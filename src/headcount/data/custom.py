@@ -1,6 +1,7 @@
 """Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, PointsFormat
-from headcount.data.annotations import NAME_KEYS, READERS, describe_table, read_points_table
+from headcount.data.annotations import FORMATS, NAME_KEYS, describe_table, read_annotation, read_points_table
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
     IMAGE_ENDINGS,
@@ -32,6 +33,7 @@ from headcount.data.listing import (
     spelled_out,
 )
 from headcount.data.textfile import load_json, read_text
+from headcount.data.tools import HeadMarks
 from headcount.errors import DataError
 from headcount.files import FileIdentity, file_identity
 from headcount.wording import first_names, many
@@ -41,6 +43,8 @@ POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt",
 SPLIT_FILE_NAMES = (*NAME_KEYS, "id", "img", "img_id", "image_id", "image_name", "img_name", "file_name", "path")
 """Accepted names of the first column of a split file."""
 
+# Label Studio puts this before the name of an uploaded image.
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 HeadsOf = Callable[[Path], LoadHeads]
 """Maps an image file to the function that reads its heads."""
 
@@ -241,7 +245,7 @@ def _find_annotations(config: CustomConfig, places: list[Path], *, known: Set[st
         What reads an image's heads, and descriptions of annotations that belong to no known image, by name.
     """
     if any(place.is_file() for place in places):
-        return _annotations_in_table(places[0], config.points_format, known=known)
+        return _annotations_in_table(places[0], config, known=known)
     return _annotations_in_files(config, places, known=known)
 
 
@@ -293,14 +297,18 @@ def _annotations_in_files(
             )
             return report_when_read(message, DataErrorKind.ambiguous, image)
         others = [other for other in owners[file_identity(paths[0])] if other != name]
-        return partial(_read_own, paths[0], image, sorted(others, key=natural_key))
+        return partial(_read_own, paths[0], _marks(config), image, sorted(others, key=natural_key))
 
     return heads_of, {name: f"annotation {spelled_out(paths)}" for name, paths in files.items() if name not in known}
 
 
-def _read_own(path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
+def _marks(config: CustomConfig) -> HeadMarks:
+    return HeadMarks(config.label, config.boxes)
+
+
+def _read_own(path: Path, marks: HeadMarks, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
     """Read the annotation of an image; ``others`` are those whose annotation is a link to the same file."""
-    heads = READERS[path.suffix.lower()][1](path)
+    heads = read_annotation(path, marks)
     if others and len(heads):  # Images without people may share an empty annotation.
         message = f"image {image} has the annotation {path}, which is the same file as that of {first_names(others)}"
         raise DataError(f"{message}; each image needs its own", kind=DataErrorKind.ambiguous, file=image)
@@ -308,28 +316,28 @@ def _read_own(path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "
 
 
 def _endings(config: CustomConfig) -> list[str]:
-    return [ending for ending, (kind, _) in READERS.items() if config.points_format in (PointsFormat.auto, kind)]
+    return [ending for ending, kind in FORMATS.items() if config.points_format in (PointsFormat.auto, kind)]
 
 
 def _annotated_image(stem: str, known: Set[str]) -> str:
-    """Return the image that an annotation file belongs to: its own name, or the name without ``_ann`` or ``GT_``."""
-    names = (stem, stem.removesuffix("_ann"), stem.removeprefix("GT_"))
+    """Return the image that an annotation file belongs to: its own, or that without ``_ann``, ``GT_``, ``.jpg``."""
+    names = (stem, stem.removesuffix("_ann"), stem.removeprefix("GT_"), plain_name(stem))
     return next((name for name in names if name in known), stem)
 
 
-def _annotations_in_table(
-    path: Path, points_format: PointsFormat, *, known: Set[str]
-) -> tuple[HeadsOf, dict[str, str]]:
+def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file about all images; see :func:`_find_annotations`."""
     table: dict[str, Float[Tensor, "_ 2"]] = {}
-    for name, heads in read_points_table(path, points_format).items():
-        if plain_name(name) in table:
+    for written, heads in read_points_table(path, config.points_format, _marks(config)).items():
+        name = _UPLOADED.sub("", plain_name(written))
+        name = name if name in known else plain_name(written)
+        if name in table:
             raise DataError(
-                f"{path} names {plain_name(name)} twice, with different endings, folders or encodings of accents",
+                f"{path} names {name} twice, with different endings, folders or encodings of accents",
                 kind=DataErrorKind.ambiguous,
                 file=path,
             )
-        table[plain_name(name)] = heads
+        table[name] = heads
 
     def heads_of(image: Path) -> LoadHeads:
         if image_name(image) in table:
