@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from headcount.config import WholeImageConfig
+from headcount.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -150,3 +154,36 @@ def test_the_former_command_names_the_new_one(run_command: Callable[..., Any]) -
     assert "python benchmarks/step.py" in done.stderr
     assert "no such choice" in done.stderr  # it ran
     assert run_command("scripts/benchmark.py", "speed").returncode != 0
+
+
+def test_models(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/models.py", "tiny", "vgg16", "model.width=32", "--latency", "--repeats", "1")
+    assert done.returncode == 2  # vgg16 has no width
+    assert "model.width=32" in done.stderr
+    done = run_command("benchmarks/models.py", "tiny", "mobilenet_v2", "--latency", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    tiny, mobile = tables(done.stdout)[0]
+    assert number(mobile["M parameters"]) == pytest.approx(1.8, abs=0.1)  # MobileNetV2 without its last convolution
+    for column in ("GMACs, 1024 x 768", "GMACs, 1920 x 1080", "ms, 1024 x 768", "ms, 1920 x 1080"):
+        assert number(mobile[column]) > number(tiny[column]) > 0 or column.startswith("ms")
+
+
+@pytest.mark.parametrize(("name", "published"), [("vgg16", 15.35), ("clip_vit_b16", 17.58)])
+def test_operations_are_the_published_ones(name: str, published: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Billions of multiply-accumulates of the networks that the backbones are taken from, for 224 x 224 px."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    models = importlib.import_module("models")
+    extra = ["model.prompt_tokens=0"] if name == "clip_vit_b16" else []
+    config = importlib.import_module("workload").parse_config([f"model={name}", *extra])
+    with FakeTensorMode():
+        counter = models.build(config)
+        counter.head, counter.decoder = Nothing(), None
+        found = models.macs(counter, WholeImageConfig(), width=224, height=224)
+    assert found / 1e9 == pytest.approx(published, rel=0.02)
+
+
+class Nothing(torch.nn.Module):
+    """A head that does nothing."""
+
+    def forward(self, features: torch.Tensor, *, factor: float) -> Prediction:
+        return Prediction(features.sum((1, 2, 3)), blocks=None)

@@ -39,7 +39,8 @@ def count_image(
     if isinstance(mode, SlidingWindowConfig):
         maps = _windows(predict, mode, height=height, width=width, grid=grid)
     else:
-        count, whole = _whole_image(predict, height=height, width=width, multiple=math.lcm(stride, grid.block_size))
+        size = whole_size(height, width, stride=stride, block_size=grid.block_size)
+        count, whole = _whole_image(predict, height=height, width=width, size=size)
         if whole is None:
             return Counted(count, blocks=None, probabilities=None, mode=mode)
         maps = whole
@@ -67,12 +68,33 @@ def window_starts(size: int, *, window: int, stride: int, border: Border, block_
     return sorted({*range(0, size - window + 1, stride), size - window})
 
 
+def window_corners(mode: SlidingWindowConfig, *, height: int, width: int, block_size: int) -> list[tuple[int, int]]:
+    """The corners (top, left) of the windows that cover an image, row by row.
+
+    Args:
+        mode: with every size given (:func:`headcount.config.counting_mode`).
+    """
+    assert mode.window, "headcount.config.counting_mode fills in all sizes"
+    assert mode.stride
+    tops, lefts = (
+        window_starts(size, window=mode.window, stride=mode.stride, border=mode.border, block_size=block_size)
+        for size in (height, width)
+    )
+    return list(itertools.product(tops, lefts))
+
+
+def whole_size(height: int, width: int, *, stride: int, block_size: int) -> tuple[int, int]:
+    """(height, width) of an image that is counted whole, after it was padded for the network, in pixels."""
+    multiple = math.lcm(stride, block_size)
+    return height + -height % multiple, width + -width % multiple
+
+
 def _whole_image(
-    predict: PredictWindows, *, height: int, width: int, multiple: int
+    predict: PredictWindows, *, height: int, width: int, size: tuple[int, int]
 ) -> tuple[float, Float[Tensor, "maps rows cols"] | None]:
-    """The count, and the maps if there are any, of the image padded to a ``multiple`` of pixels."""
+    """The count, and the maps if there are any, of the image padded to ``size`` (height, width)."""
     try:
-        counts, maps = predict([(0, 0)], (height + -height % multiple, width + -width % multiple))
+        counts, maps = predict([(0, 0)], size)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -86,16 +108,11 @@ def _windows(
     predict: PredictWindows, mode: SlidingWindowConfig, *, height: int, width: int, grid: BlockGrid
 ) -> Float[Tensor, "maps rows cols"]:
     """Average of the maps of all windows; extends beyond the image as far as the windows do."""
-    window, stride = mode.window, mode.stride
-    assert window, "headcount.config.counting_mode fills in all sizes"
-    assert stride
     block = grid.block_size
-    tops, lefts = (
-        window_starts(size, window=window, stride=stride, border=mode.border, block_size=block)
-        for size in (height, width)
-    )
-    corners = list(itertools.product(tops, lefts))
-    shape = [(starts[-1] + window) // block for starts in (tops, lefts)]
+    corners = window_corners(mode, height=height, width=width, block_size=block)
+    window = mode.window
+    assert window
+    shape = [(start + window) // block for start in corners[-1]]
     sums, seen = torch.empty(0), torch.zeros(shape)
     batch = mode.window_batch
     while corners:
