@@ -29,7 +29,15 @@ import torch
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.status import FAILED, exit_on_error
-from headcount.config import Accelerator, Precision, RuntimeConfig, SlidingWindowConfig, WholeImageConfig, counting_mode
+from headcount.config import (
+    Accelerator,
+    ConfigError,
+    Precision,
+    RuntimeConfig,
+    SlidingWindowConfig,
+    WholeImageConfig,
+    counting_mode,
+)
 from headcount.engine.checkpoint import commit
 from headcount.engine.runtime import Runtime
 from headcount.files import write_text
@@ -78,15 +86,10 @@ class Bench:
         """Seconds until then."""
         return self.end - time.monotonic()
 
-    @property
-    def accelerator(self) -> Accelerator:
-        """The setting for the device; where this is the CPU, not the one that the CPU's own results have."""
-        return Accelerator.cuda if self.device == "cuda" else Accelerator.auto
-
     def workload(self, settings: Sequence[str], *, images: int) -> Workload:
         """A network and its images."""
         return Workload.build(
-            [*settings, f"runtime.accelerator={self.accelerator.name}"],
+            [*settings, f"runtime.accelerator={self.device}"],
             batch_size=images,
             crop_size=64 if self.quick else None,
             points=20 if self.quick else 300,
@@ -139,7 +142,9 @@ def describe_machine(bench: Bench) -> str:
     Raises:
         ConfigError: if there is no GPU.
     """
-    described = Runtime(RuntimeConfig(accelerator=bench.accelerator)).describe()
+    if bench.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU; to try this file, add --device cpu --quick")
+    described = Runtime(RuntimeConfig(accelerator=Accelerator[bench.device])).describe()
     rows = {"device": str(described["device"])}
     if bench.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -234,7 +239,7 @@ def parity_tasks(bench: Bench) -> Iterator[Task]:
     for name, images, crop_size in (("tiny", 4, 64), ("mobilenet_v2", 4, 64), ("clip_vit_b16", 2, 64)):
         if bench.quick and name != "tiny":
             continue
-        step = partial(compare_step, [f"model={name}"], accelerator=bench.accelerator)
+        step = partial(compare_step, [f"model={name}"], bench.device)
         work = partial(step, images=images, crop_size=crop_size, points=30)
         yield Task({"compared": f"step of {name}"}, partial(in_float32, work))
 

@@ -6,6 +6,7 @@ float32 on the CPU is, or as far as a floor: what rounding alone may do where th
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headcount.bins import CountBins, build_bins
-from headcount.config import Accelerator, BinsConfig
+from headcount.config import BinsConfig
 from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job
 from headcount.engine.train import train_step
@@ -195,9 +196,7 @@ def exact_value_and_gradients(loss: DaceLoss, prediction: BinPrediction, batch: 
     return {"loss": total, "gradient by blocks": by_blocks, "gradient by logits": by_logits}
 
 
-def compare_step(
-    settings: list[str], *, accelerator: Accelerator, images: int, crop_size: int, points: int
-) -> dict[str, str]:
+def compare_step(settings: list[str], device: str, *, images: int, crop_size: int, points: int) -> dict[str, str]:
     """Forward, backward and update of one optimizer step from equal weights, in float32.
 
     The networks are given equal gradients of their outputs, and the optimizers equal gradients of the weights: Adam's
@@ -206,30 +205,34 @@ def compare_step(
     Raises:
         DifferenceError: if they differ by more than rounding.
     """
+    # The device may be this CPU: in the other memory layout it computes in another order.
     here, there = (
-        _start(settings, kind, images=images, crop_size=crop_size, points=points)
-        for kind in (Accelerator.cpu, accelerator)
+        start_job([*settings, f"runtime.accelerator={kind}"], images, crop_size, points, channels_last=channels_last)
+        for kind, channels_last in (("cpu", False), (device, True))
     )
     counter, loss = here.job.counter, here.job.loss
-    outputs = _outputs(counter, here.batch)
-    leaves = list(tensors_of(outputs).values())
-    cotangents = torch.autograd.grad(loss(outputs, here.batch).total, leaves, allow_unused=True)
+    with torch.no_grad():
+        outputs = _outputs(counter, here.batch)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors_of(outputs).items()}
+    total = loss(dataclasses.replace(outputs, **leaves), here.batch).total
+    cotangents = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     exact = Pass.run(copy.deepcopy(counter).double(), loss, here.batch, cotangents)
-    device = Pass.run(there.job.counter, there.job.loss, there.batch, cotangents)
+    found = Pass.run(there.job.counter, there.job.loss, there.batch, cotangents)
     cpu = [Pass.run(counter, loss, here.batch, cotangents)]
     other, batch = copy.deepcopy(counter).to(memory_format=torch.channels_last), copy.copy(here.batch)
     batch.images = batch.images.contiguous(memory_format=torch.channels_last)
     cpu.append(Pass.run(other, loss, batch, cotangents))
 
+    distances = Distances()
+    for name, floor in (("prediction", FORWARD_FLOOR), ("gradient", GRADIENT_FLOOR)):
+        rounded = [one.value(name) for one in cpu]
+        distances.add(name, device=found.value(name), cpu=rounded, exact=exact.value(name), floor=floor)
+    distances.columns()  # before the steps, which would differ too
     before = copy.deepcopy(counter.state_dict())
     update = compare_updates(here, there, exact.gradients)
     there.job.counter.load_state_dict(before)
-    total = train_step(there.runtime, there.job, there.loaded)[0].total
-    distances = Distances()
-    for name, floor in (("prediction", FORWARD_FLOOR), ("loss", FORWARD_FLOOR), ("gradient", GRADIENT_FLOOR)):
-        found = total if name == "loss" else device.value(name)
-        rounded = [one.value(name) for one in cpu]
-        distances.add(name, device=found, cpu=rounded, exact=exact.value(name), floor=floor)
+    stepped = train_step(there.runtime, there.job, there.loaded)[0].total
+    distances.add("loss", device=stepped, cpu=[one.loss for one in cpu], exact=exact.loss, floor=FORWARD_FLOOR)
     return distances.columns() | {"update / lr": f"{update:.1e}"}
 
 
@@ -244,11 +247,10 @@ class Start:
     """The same on the device."""
 
 
-def _start(settings: list[str], accelerator: Accelerator, *, images: int, crop_size: int, points: int) -> Start:
-    settings = [*settings, f"runtime.accelerator={accelerator.name}"]
+def start_job(settings: list[str], images: int, crop_size: int, points: int, *, channels_last: bool) -> Start:
+    """A job with the same weights and the same batch every time."""
     workload = Workload.build(settings, batch_size=images, crop_size=crop_size, points=points, repeats=1)
-    # The device under test may be this CPU: with the other memory layout, it computes in another order.
-    runtime, job = workload.set_up(channels_last=accelerator is not Accelerator.cpu)
+    runtime, job = workload.set_up(channels_last=channels_last)
     job.model.train()
     loaded = workload.batch(job, images)
     return Start(runtime, job, loaded, runtime.to_device(loaded))
