@@ -42,7 +42,7 @@ class Outcome:
 
 
 # Marked itself, or by the fixture ``device``.
-_FOR_A_GPU = re.compile(r"^@pytest\.mark\.gpu\b|marks=pytest\.mark\.gpu\b|^def test_\w+\([^)]*\bdevice\b", re.M)
+_FOR_A_GPU = re.compile(r"pytest\.mark\.gpu\b|^def test_\w+\([^)]*\bdevice\b", re.M)
 
 
 def gpu_tests() -> list[Path]:
