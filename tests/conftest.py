@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +40,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A test that has what it needs and skips all the same has failed."""
     report = yield
     for mark, variable in (("golden", "HEADCOUNT_GOLDEN"), ("data", "HEADCOUNT_DATA")):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            continue
         if report.skipped and item.get_closest_marker(mark) and os.environ.get(variable):
             report.outcome = "failed"
             report.longrepr = f"{variable} is set, and {item.nodeid} skipped: {report.longrepr}"
@@ -46,8 +49,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for golden numbers or real data carries the mark of it."""
+    """A test that asks for golden numbers or real data carries the mark of it; one for a GPU is skipped without."""
     for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
         for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
@@ -70,6 +75,19 @@ def _choices_of_others_are_forgotten() -> Iterator[None]:
                 for part in path.split("/"):
                     nodes = nodes[part]
                 nodes.pop(f"{kind}.yaml", None)
+
+
+@pytest.fixture(autouse=True)
+def _float32_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of the tests for a GPU compute in float32; torch's default is TF32, with 11 significant bits."""
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and the GPU in a test of its own, which is marked."""
+    return request.param
 
 
 @pytest.fixture

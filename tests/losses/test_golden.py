@@ -13,23 +13,32 @@ from headcount.losses.blocks import BlockError
 from headcount.losses.dace import CountLoss, DaceLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.transport import TransportLoss
-from headcount.types import BlockGrid
+from headcount.types import Batch, BlockGrid
 from values import batch_of, predict_bins
 
 HERE = Path(__file__).resolve().parent.parent / "golden" / "losses"
 
 
 class Case:
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, device: str = "cpu") -> None:
+        self.device = device
         self.numbers = np.load(folder / f"{name}.npz")
         described = json.loads((folder / f"{name}.json").read_text())
         self.scalars = described["results"]["f32"]
         self.block_size = described["reduction"]
         edges = tuple((float(low), float(high)) for low, high in described["bins"])
         self.bins = CountBins(BlockGrid(self.block_size), edges, tuple(described["anchor_points"]))
-        self.points = list(torch.from_numpy(self.numbers["points"]).split(self.numbers["lengths"].tolist()))
-        self.target = torch.from_numpy(self.numbers["target_density"]).float()
-        self.predicted = torch.from_numpy(self.numbers["f32_pred_density"]).requires_grad_()
+        self.points = list(self.tensor("points").split(self.numbers["lengths"].tolist()))
+        self.target = self.tensor("target_density").float()
+        self.predicted = self.tensor("f32_pred_density").requires_grad_()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.numbers[name]).to(self.device)
+
+    def batch(self) -> Batch:
+        """Blank images with the targets of this case."""
+        size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
+        return batch_of(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
 
     def loss(self, *, ot=0.1, tv=0.01, count=1.0) -> TransportLoss:
         """The released reduction and, unless told otherwise, the released weights."""
@@ -44,16 +53,14 @@ class Case:
 
     def gradient(self, loss: CountLoss) -> np.ndarray:
         total = loss(self.predicted, self.points, self.target).total
-        return torch.autograd.grad(total, self.predicted)[0].numpy()
+        return torch.autograd.grad(total, self.predicted)[0].cpu().numpy()
 
     def dace(self, loss: CountLoss, *, weight=1.0) -> tuple:
         """Terms of the whole loss, and the gradient by the logits."""
-        logits = torch.from_numpy(self.numbers["logits"]).float().requires_grad_()
-        size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
-        batch = batch_of(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
-        counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives))
-        terms = DaceLoss(loss, bins=self.bins, weight=weight)(predict_bins(counts, logits), batch)
-        return terms, torch.autograd.grad(terms.total, logits)[0].numpy()
+        logits = self.tensor("logits").float().requires_grad_()
+        counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives, device=self.device))
+        terms = DaceLoss(loss, bins=self.bins, weight=weight)(predict_bins(counts, logits), self.batch())
+        return terms, torch.autograd.grad(terms.total, logits)[0].cpu().numpy()
 
 
 def relative(found: np.ndarray, golden: np.ndarray) -> float:
@@ -84,7 +91,7 @@ def compare_potentials(case: Case) -> None:
         if not len(points):
             assert not potentials[i].any()
             continue
-        error = potentials[i].numpy().ravel().astype(float) - case.numbers[f"f32_beta_{i}"]
+        error = potentials[i].cpu().numpy().ravel().astype(float) - case.numbers[f"f32_beta_{i}"]
         assert np.abs(error).max() < 0.1
         assert np.sqrt(np.square(error).mean()) < 0.02
         compared += 1
@@ -98,16 +105,17 @@ def compare_weighted_gradient(case: Case, name: str) -> None:
         assert relative(found, golden) < 1e-6
         return
     if name.endswith("sharp"):  # the sign of a share's error is no number to compare where there is none
-        share = case.predicted.detach().numpy() / case.predicted.detach().sum((1, 2, 3), keepdim=True).numpy()
+        predicted = case.predicted.detach().cpu()
+        share = predicted.numpy() / predicted.sum((1, 2, 3), keepdim=True).numpy()
         heads = np.maximum(case.numbers["lengths"], 1)[:, None, None, None]
-        settled = np.abs(share - case.target.numpy() / heads) >= 1e-6
+        settled = np.abs(share - case.target.cpu().numpy() / heads) >= 1e-6
         assert settled.mean() > 0.7
         found, golden = found[settled], golden[settled]
     assert relative(found, golden) < 1e-4
 
 
 def compare_dace(case: Case) -> None:
-    np.testing.assert_array_equal(case.bins.label(case.target).numpy(), case.numbers["class_map"])
+    np.testing.assert_array_equal(case.bins.label(case.target).cpu().numpy(), case.numbers["class_map"])
     terms, found = case.dace(case.loss(ot=0.0, tv=0.0, count=0.0))
     assert float(terms.parts["cross_entropy"]) == pytest.approx(case.scalars["dace_dmcount_ce_loss"], rel=1e-5)
     assert relative(found, case.numbers["f32_dace_grad_logits"]) < 1e-5
@@ -124,16 +132,14 @@ def compare_block_errors(case: Case, name: str) -> None:
         assert float(error.detach()) == pytest.approx(case.scalars[f"dace_{kind}_{kind}_loss"], rel=1e-5)
         found, golden = case.gradient(loss), case.numbers[gradient]
         if kind == "mae" and name.endswith("sharp"):  # the sign of an error where there is none
-            settled = (case.predicted.detach() - case.target).abs().numpy() >= 1e-6
+            settled = (case.predicted.detach() - case.target).abs().cpu().numpy() >= 1e-6
             assert settled.sum() > 1000
             found, golden = found[settled], golden[settled]
         assert relative(found, golden) < 1e-5
 
 
 def compare_weighted_dace(case: Case) -> None:
-    logits = torch.from_numpy(case.numbers["logits"]).float()
-    size = (len(case.points), 3, *(case.block_size * k for k in case.target.shape[2:]))
-    batch = batch_of(torch.zeros(size, dtype=torch.uint8), case.points, case.target, [""] * len(case.points))
+    logits, batch = case.tensor("logits").float(), case.batch()
     losses = {
         "mae": BlockError(BlockErrorKind.mae),
         "mse": BlockError(BlockErrorKind.mse),
@@ -149,18 +155,18 @@ SMALL = ["dm224_r8_good", "dm224_r8_sharp", "dm224_r8_zeros"]
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_transport_terms_and_gradient(name):
-    compare_transport(Case(HERE, name))
+def test_transport_terms_and_gradient(name, device):
+    compare_transport(Case(HERE, name, device))
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_potentials(name):
-    compare_potentials(Case(HERE, name))
+def test_potentials(name, device):
+    compare_potentials(Case(HERE, name, device))
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_gradient_of_the_weighted_sum(name):
-    compare_weighted_gradient(Case(HERE, name), name)
+def test_gradient_of_the_weighted_sum(name, device):
+    compare_weighted_gradient(Case(HERE, name, device), name)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +184,8 @@ def test_errors_of_blocks(name, absolute, squared):
         assert float(found.detach()) == pytest.approx(golden, rel=1e-5)
 
 
-def test_labels_cross_entropy_and_chain():
-    compare_dace(Case(HERE, "dm224_r8_good"))
+def test_labels_cross_entropy_and_chain(device):
+    compare_dace(Case(HERE, "dm224_r8_good", device))
 
 
 def test_a_missing_iteration_would_show():
@@ -189,12 +195,11 @@ def test_a_missing_iteration_would_show():
     assert relative(case.gradient(loss), case.numbers["f32_ot_grad_density"]) > 5e-4
 
 
-@pytest.mark.golden
-def test_every_golden_case(golden_dir):
+def test_every_golden_case(golden_dir, device):
     names = sorted(p.stem for p in (golden_dir / "losses").glob("dm*.npz"))
     assert names, f"no case in {golden_dir / 'losses'}"
     for name in names:
-        case = Case(golden_dir / "losses", name)
+        case = Case(golden_dir / "losses", name, device)
         compare_transport(case)
         compare_potentials(case)
         compare_weighted_gradient(case, name)

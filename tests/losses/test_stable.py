@@ -191,7 +191,6 @@ def test_the_config_chooses_it():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_finds_the_same():
     points, blocks = crowd(50, 20, 28, seed=1)
     here, there = solve([points], blocks[None]), solve([points.cuda()], blocks[None].cuda())

@@ -34,6 +34,10 @@ GOLDEN_UNITS: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 each_case = pytest.mark.parametrize("name", CASES)
 
+# Arithmetic and factor of the tolerances. On a GPU cuDNN may choose Winograd's convolution, whose float32 rounds ten
+# times as much as the sum that it replaces; float64 shows there that nothing but rounding differs.
+ARITHMETIC = {"cpu": [(torch.float32, 1)], "cuda": [(torch.float32, 10), (torch.float64, 1)]}
+
 
 class Case:
     def __init__(self, golden_dir: Path, name: str) -> None:
@@ -76,8 +80,8 @@ class Case:
     def gradients(self, counter: Counter) -> dict[str, Tensor]:
         """Gradients of sum(A * logits) + sum(B * density), by the released names."""
         prediction = counter.predict_normalized(self.images("a").to(next(counter.parameters())))
-        weighted = (floats(self.numbers["r8_a_grad_A"]) * prediction.logits).sum()
-        weighted = weighted + (floats(self.numbers["r8_a_grad_B"]) * prediction.blocks).sum()
+        by_logits, by_blocks = (floats(self.numbers[f"r8_a_grad_{k}"]).to(prediction.blocks) for k in "AB")
+        weighted = (by_logits * prediction.logits).sum() + (by_blocks * prediction.blocks).sum()
         np.testing.assert_allclose(weighted.item(), self.numbers["r8_a_grad_scalar"], rtol=1e-4)
         weighted.backward()
         found = {}
@@ -105,59 +109,61 @@ def released(name: str, clip: bool) -> str:
 
 @each_case
 @pytest.mark.parametrize("block_size", [8, 16, 32])
-def test_predictions(golden_dir: Path, name: str, block_size: int) -> None:
+def test_predictions(golden_dir: Path, name: str, block_size: int, device: str) -> None:
     case = Case(golden_dir, name)
-    counter = case.counter(block_size)
+    counter = case.counter(block_size).to(device)
     keys = [k.removeprefix("image_") for k in case.numbers.files if k.startswith("image_")]
     assert len(keys) >= 3
-    for key in keys:
-        with torch.no_grad():
-            prediction = counter.predict_normalized(case.images(key))
-        assert prediction.logits is not None
-        golden = f"r{block_size}_{key}"
-        np.testing.assert_allclose(prediction.logits, case.numbers[f"{golden}_logits"], rtol=0, atol=5e-5)
-        np.testing.assert_allclose(prediction.blocks, case.numbers[f"{golden}_density"], rtol=0, atol=2e-5)
+    for dtype, slack in ARITHMETIC[device]:
+        counter.to(dtype)
+        for key in keys:
+            with torch.no_grad():
+                prediction = counter.predict_normalized(case.images(key).to(device, dtype))
+            logits, density = (case.numbers[f"r{block_size}_{key}_{part}"] for part in ("logits", "density"))
+            np.testing.assert_allclose(prediction.logits.cpu(), logits, rtol=0, atol=slack * 5e-5)
+            np.testing.assert_allclose(prediction.blocks.cpu(), density, rtol=0, atol=slack * 2e-5)
 
 
 @each_case
-def test_gradients(golden_dir: Path, name: str) -> None:
+def test_gradients(golden_dir: Path, name: str, device: str) -> None:
     """In float32, and in float64, with the units of the ReLUs that were active in the golden run."""
-    case = Case(golden_dir, name)
+    case, (_, slack) = Case(golden_dir, name), ARITHMETIC[device][0]
     with recorded() as single:
-        found = case.gradients(case.counter(8))
+        found = case.gradients(case.counter(8).to(device))
     with recorded() as double:
-        exact = case.gradients(case.counter(8).double())
+        exact = case.gradients(case.counter(8).double().to(device))
     ours, golden = [x > 0 for x in single], [x > 0 for x in double]
     if name in GOLDEN_UNITS:
         call, unit = GOLDEN_UNITS[name]
         golden[call][unit] ^= True
     for x, *units in zip(double, ours, golden, strict=True):
         for active in units:  # others than in float64 only where the input rounds to zero
-            assert float(x[active != (x > 0)].abs().sum()) <= 1e-5 * float(x.abs().max())
+            assert float(x[active != (x > 0)].abs().sum()) <= slack * 1e-5 * float(x.abs().max())
 
     if name in GOLDEN_UNITS:
         with recorded(golden):
-            exact = case.gradients(case.counter(8).double())
+            exact = case.gradients(case.counter(8).double().to(device))
     compare_gradients(case, exact)
     if not all(map(torch.equal, ours, golden)):
         with recorded(ours):
-            other = case.gradients(case.counter(8).double())
+            other = case.gradients(case.counter(8).double().to(device))
         found = {parameter: found[parameter].double() + exact[parameter] - other[parameter] for parameter in found}
-    compare_gradients(case, found)
+    compare_gradients(case, found, slack=slack)
 
 
-def compare_gradients(case: Case, found: dict[str, Tensor]) -> None:
+def compare_gradients(case: Case, found: dict[str, Tensor], *, slack: float = 1) -> None:
     golden = {k.split("/", 1)[1] for k in case.numbers.files if k.startswith("r8_a_grad_l2/")}
     assert found.keys() == golden
     for parameter, gradient in found.items():
         l2, sum_, index, values = (
             case.numbers[f"r8_a_grad_{part}/{parameter}"] for part in ("l2", "sum", "idx", "val")
         )
-        flat = gradient.double().flatten().numpy()
-        assert abs(np.linalg.norm(flat) - l2) <= 1e-4 * l2, parameter
+        flat = gradient.double().flatten().cpu().numpy()
+        assert abs(np.linalg.norm(flat) - l2) <= slack * 1e-4 * l2, parameter
         # A sum of n values whose norm differs by a share differs by that share of the norm times sqrt(n).
-        assert abs(flat.sum() - sum_) <= 1e-4 * l2 * len(flat) ** 0.5 + 1e-5 * abs(sum_), parameter
-        assert np.linalg.norm(flat[index] - values) <= 1e-4 * l2, parameter
+        allowed = 1e-4 * l2 * len(flat) ** 0.5 + 1e-5 * abs(sum_)
+        assert abs(flat.sum() - sum_) <= slack * allowed, parameter
+        assert np.linalg.norm(flat[index] - values) <= slack * 1e-4 * l2, parameter
 
 
 @pytest.mark.parametrize("name", [c for c in CASES if c.startswith("clip")])
@@ -187,13 +193,14 @@ def test_batch_statistics(golden_dir: Path, name: str) -> None:
 
 
 @each_case
-def test_encoder_features(golden_dir: Path, name: str) -> None:
+def test_encoder_features(golden_dir: Path, name: str, device: str) -> None:
     case = Case(golden_dir, name)
-    counter = case.counter(8)
+    counter = case.counter(8).to(device)
     golden = case.numbers["feat_encoder_a"]
-    with torch.no_grad():
-        features = counter.backbone(case.images("a"))
-    np.testing.assert_allclose(features, golden, rtol=0, atol=1e-5 * float(np.abs(golden).max()))
+    for dtype, slack in ARITHMETIC[device]:
+        with torch.no_grad():
+            features = counter.to(dtype).backbone(case.images("a").to(device, dtype))
+        np.testing.assert_allclose(features.cpu(), golden, rtol=0, atol=slack * 1e-5 * float(np.abs(golden).max()))
 
 
 @pytest.mark.parametrize("name", [c for c in CASES if c.startswith("clip")])

@@ -127,11 +127,16 @@ class Runtime:
         Returns:
             The norm before; no device sync.
         """
+        # Not by Fabric, which refuses to unscale the gradients of a fused optimizer; torch's scaler steps it correctly.
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None:  # fp16
+            scaler.unscale_(optimizer.optimizer)
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if max_norm is not None:
-            # A non-finite norm is no error here: the training loop reports it with the files of the batch.
-            return self.fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[return-value]
-        self.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)  # fp16 scales them
-        return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            # A norm that is not finite is no error here: the training loop reports it with the files of the batch.
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
 
     def peak_memory_mib(self) -> float:
         """The most memory that this process has used: allocated on the GPU, resident on a CPU; NaN if unknown."""
