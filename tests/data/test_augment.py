@@ -149,6 +149,20 @@ def test_salt_and_pepper_are_whole_pixels_of_the_asked_share() -> None:
     assert (gray == 128).all()
 
 
+@pytest.mark.parametrize("amount", [0.1, 1.0])
+def test_jitter_is_torchvisions(amount: float) -> None:
+    noise = torch.randint(0, 256, (40, 51, 3), generator=chance(), dtype=torch.uint8).permute(2, 0, 1)
+    changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
+    for seed in range(40):
+        generator = chance(seed)
+        expected = picture = (texture(40, 51), noise, noise.flip(-1), noise.contiguous())[seed % 4]
+        for k in torch.randperm(3, generator=generator).tolist():
+            expected = changes[k](expected, augment.uniform(1 - amount, 1 + amount, generator))
+        result = augment.jitter_colors(picture, amount, chance(seed))
+        assert torch.equal(result, expected)
+        assert result.stride() == picture.stride()
+
+
 def test_jitter_moves_colors_by_at_most_its_amount() -> None:
     gray = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     values = [augment.jitter_colors(gray, 0.1, chance(seed)).float().mean().item() for seed in range(60)]

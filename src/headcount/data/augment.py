@@ -7,6 +7,7 @@ mirrored to W - 1 - x and truncated to integers. Images stay bytes throughout; t
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as pixels
 from jaxtyping import Float, UInt8
@@ -124,11 +125,25 @@ def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
 
 
 def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:
-    """Change brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount)."""
-    changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
-    for k in torch.randperm(len(changes), generator=generator).tolist():
-        image = changes[k](image, uniform(1 - amount, 1 + amount, generator))
-    return image
+    """Change brightness, contrast and saturation, in random order, by factors in [1 - amount, 1 + amount).
+
+    The bytes are those of torchvision's ``adjust_brightness``, ``adjust_contrast`` and ``adjust_saturation``, in less
+    than half of the time: one conversion to floating-point numbers and back instead of three.
+    """
+    # NumPy converts between channels last and channels first faster than torch.
+    planes = torch.from_numpy(image.numpy().astype(np.float32, order="C"))
+    for change in torch.randperm(3, generator=generator).tolist():
+        factor = uniform(1 - amount, 1 + amount, generator)
+        if change == 0:
+            planes.mul_(factor)
+        else:
+            gray = planes[0].mul(0.2989).add_(planes[1], alpha=0.587).add_(planes[2], alpha=0.114).floor_()
+            planes.mul_(factor).add_(gray.mean() if change == 1 else gray, alpha=1 - factor)
+        planes.clamp_(0, 255).floor_()  # As if stored as bytes after each change.
+    result = torch.empty_like(image)  # With the same memory layout.
+    for channel, plane in zip(result.numpy(), planes.numpy(), strict=True):
+        channel[:] = plane
+    return result
 
 
 def blur(image: Image, size: int, generator: Generator) -> Image:
