@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from headcount.data import images
+from headcount.data import images, jpeg
 from headcount.data.images import read_image, read_picture
 from headcount.errors import DataError
 
@@ -95,7 +95,7 @@ def test_every_kind_has_pillows_pixels(kind: str, tmp_path: Path, monkeypatch: p
         forbid_pillow(patch)
         fast = read_picture(path, upright=True)
     assert np.array_equal(fast.pixels.permute(1, 2, 0), pillow_pixels(path))
-    monkeypatch.setattr(images, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     slow = read_picture(path, upright=True)
     assert np.array_equal(fast.pixels, slow.pixels)
     assert (fast.mode, fast.orientation, fast.pixels.stride()) == (slow.mode, slow.orientation, slow.pixels.stride())
@@ -111,6 +111,59 @@ def test_four_channels_are_left_to_pillow(transform: int | None, tmp_path: Path)
     expected = pillow_pixels(path)
     assert np.array_equal(read_image(path).permute(1, 2, 0), expected)
     assert np.ptp(expected) > 100
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+def test_the_first_rows_are_those_of_the_whole_image(subsampling: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(simplejpeg.encode_jpeg(noise(130, 71), quality=90, colorsubsampling=subsampling))
+    whole = read_image(path)
+    for rows in range(1, 75):
+        assert np.array_equal(read_image(path, rows=rows), whole[:, :rows]), rows
+
+
+@pytest.mark.parametrize("kind", three_channels())
+def test_of_every_kind_the_first_rows_are_those_of_the_whole_image(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(three_channels()[kind])
+    whole = read_image(path)
+    for rows in (1, 20, 40):
+        assert np.array_equal(read_image(path, rows=rows), whole[:, :rows]), rows
+
+
+def test_rows_are_counted_in_the_image_as_it_is_turned(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[274] = 6
+    path.write_bytes(encoded(noise(61, 45), exif=exif))
+    whole = read_image(path, upright=True)
+    assert whole.shape == (3, 61, 45)
+    assert np.array_equal(read_image(path, upright=True, rows=50), whole[:, :50])
+
+
+def test_the_first_rows_are_decoded_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image.jpg"
+    decoded = []
+    decode = simplejpeg.decode_jpeg
+
+    def remember(*inputs: object, **options: object) -> np.ndarray:
+        decoded.append(decode(*inputs, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", remember)
+    for options, rows in (({}, 46), ({"progressive": True}, 200), ({"restart_marker_blocks": 2}, 46)):
+        path.write_bytes(encoded(noise(61, 200), **options))
+        read_image(path, rows=30)
+        assert len(decoded.pop()) == rows
+
+
+def test_a_truncated_file_is_noticed_in_any_rows(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    data = encoded(noise(61, 200))
+    path.write_bytes(data[: len(data) // 2])
+    for rows in (None, 10, 150):
+        with pytest.raises(DataError, match="truncated"):
+            read_image(path, rows=rows)
 
 
 def test_harmless_damage_is_left_to_pillow(tmp_path: Path) -> None:
@@ -149,16 +202,19 @@ def test_damaged_bytes_are_read_or_refused_as_by_pillow(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "image.jpg"
     pixels = noise(61, 45)
-    whole = [*three_channels().values(), encoded(pixels, mode="CMYK")]
-    whole += [simplejpeg.encode_jpeg(pixels, colorsubsampling=subsampling) for subsampling in SUBSAMPLINGS]
+    files = [*three_channels().values(), encoded(pixels, mode="CMYK")]
+    files += [simplejpeg.encode_jpeg(pixels, colorsubsampling=subsampling) for subsampling in SUBSAMPLINGS]
     readable = 0
     for k in range(300):
-        data = bytearray(whole[k % len(whole)])
+        data = bytearray(files[k % len(files)])
         # Every other time in the first segments: tables, sizes and markers.
         for place in rng.integers(2, min(650, len(data)) if k % 2 else len(data), rng.integers(1, 4)):
             data[place] = rng.integers(256)
         path.write_bytes(data[: int(rng.integers(20, len(data)))] if k % 10 == 0 else data)
-        readable += assert_as_pillow(path)
+        if assert_as_pillow(path):
+            readable += 1
+            _, height, width = read_image(path).shape
+            assert read_image(path, rows=20).shape == (3, min(20, height), width)
     assert 100 < readable < 250
 
 
@@ -168,4 +224,7 @@ def test_real_photographs_have_pillows_pixels(data_dir: Path, monkeypatch: pytes
     assert len(files) > 50
     forbid_pillow(monkeypatch)
     for file in files:
-        assert np.array_equal(read_image(file).permute(1, 2, 0), pillow_pixels(file)), file
+        expected = pillow_pixels(file)
+        assert np.array_equal(read_image(file).permute(1, 2, 0), expected), file
+        rows = len(expected) * 2 // 3
+        assert np.array_equal(read_image(file, rows=rows).permute(1, 2, 0), expected[:rows]), file

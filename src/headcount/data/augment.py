@@ -27,6 +27,15 @@ BLUR_SIGMA = (0.1, 5.0)
 
 
 @dataclass(frozen=True)
+class Square:
+    """A square part of an image, in its pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
 class TrainAugment:
     """The paper's augmentation; see ``AugmentConfig`` for the fields."""
 
@@ -52,7 +61,15 @@ class TrainAugment:
         Returns:
             ``crop_size`` x ``crop_size`` pixels, and the points in pixels of this crop.
         """
-        image, points = random_window(image, points, self.crop_size, self.min_scale, self.max_scale, generator)
+        square = self.draw_square(image.shape[2], image.shape[1], generator)
+        return self.change(*cut_square(image, points, square), generator)
+
+    def draw_square(self, width: int, height: int, generator: Generator) -> Square:
+        """Draw the part of an image of this size that becomes the crop."""
+        return random_square(width, height, self.crop_size, self.min_scale, self.max_scale, generator)
+
+    def change(self, image: Window, points: Points, generator: Generator) -> tuple[Crop, Points]:
+        """Resize a square image to ``crop_size``, and change it randomly; arguments and result as in a call."""
         image, points = resize(image, points, self.crop_size)
         if happens(self.flip, generator):
             image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
@@ -91,26 +108,41 @@ def uniform(low: float, high: float, generator: Generator) -> float:
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def random_window(
-    image: Image, points: Points, crop_size: int, min_scale: float, max_scale: float, generator: Generator
-) -> tuple[Window, Points]:
-    """Crop a random square whose side is ``crop_size`` times a random factor, at most the short side of the image.
+def random_square(
+    width: int, height: int, crop_size: int, min_scale: float, max_scale: float, generator: Generator
+) -> Square:
+    """Draw a square whose side is ``crop_size`` times a random factor, at most the short side of the image.
 
     Args:
-        image: of any size.
-        points: (x, y) in pixels of the image.
+        width, height: image size, pixels.
         crop_size: pixels.
         min_scale, max_scale: range of the random factor.
-
-    Returns:
-        The square, and the points inside it in its own pixels.
     """
     # Released code: enlarges an image smaller than the window, crops, and shrinks again; here: the
     # largest square of it, because that shows nearly the same after one resampling.
-    height, width = image.shape[1:]
     side = max(1, min(int(crop_size * uniform(min_scale, max_scale, generator)), height, width))
     top = int(torch.randint(height - side + 1, (), generator=generator))
     left = int(torch.randint(width - side + 1, (), generator=generator))
+    return Square(left, top, side)
+
+
+def cut_square(image: Image, points: Points, square: Square) -> tuple[Window, Points]:
+    """Cut a square out of an image.
+
+    Args:
+        image: may end at the bottom of the square.
+        points: (x, y) in pixels of the image.
+
+    Returns:
+        The square, and the points inside it in its own pixels.
+
+    Raises:
+        ValueError: if the square reaches beyond the image.
+    """
+    left, top, side = square.left, square.top, square.side
+    height, width = image.shape[1:]
+    if left + side > width or top + side > height:
+        raise ValueError(f"a square of {side} pixels at ({left}, {top}) reaches beyond an image of {width} x {height}")
     kept, _ = heads.crop(points, left=left, top=top, width=side, height=side)
     return image[:, top : top + side, left : left + side], kept
 

@@ -17,13 +17,9 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin
 from torch import Tensor
 
+from headcount.data.jpeg import decode_jpeg
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
-
-try:
-    import simplejpeg
-except ImportError:  # A platform without its wheel; Pillow decodes JPEG too.
-    simplejpeg = None
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,9 +71,15 @@ def read_picture(path: Path, *, upright: bool) -> Picture:
         return _decode(image, upright=upright, path=path)
 
 
-def read_image(path: Path, *, upright: bool = False) -> UInt8[Tensor, "3 height width"]:
-    """Return the pixels of :func:`read_picture`."""
-    return read_picture(path, upright=upright).pixels
+def read_image(path: Path, *, upright: bool = False, rows: int | None = None) -> UInt8[Tensor, "3 height width"]:
+    """Return the pixels of :func:`read_picture`.
+
+    Args:
+        rows: return the first rows only, which takes less time; damage below them may then not be noticed. None
+            returns all.
+    """
+    with open_pillow(path) as image:
+        return _decode(image, upright=upright, path=path, rows=rows).pixels[:, :rows]
 
 
 def upright_picture(image: Image.Image) -> Picture:
@@ -139,8 +141,13 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> Picture:
-    """Decode an open image; ``path`` is its file, if it has one."""
+def _decode(image: Image.Image, *, upright: bool, path: Path | None = None, rows: int | None = None) -> Picture:
+    """Decode an open image.
+
+    Args:
+        path: its file, if it has one.
+        rows: rows that are needed; None needs all.
+    """
     mode, layout = image.mode, str(getattr(image, "tile", [])[:1])  # Before loading, which empties the layout.
     bits = 12 if "I;12" in layout else 16
     orientation = _orientation(image)
@@ -151,7 +158,7 @@ def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> P
         turn = 1 if upright else _OPPOSITE.get(orientation, orientation)
     pixels = None
     if path is not None and turn == 1 and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
-        pixels = _decode_jpeg(path)
+        pixels = decode_jpeg(path, rows=rows)
     if pixels is None:  # Another format, CMYK, a damaged JPEG, or an image to be turned.
         rgb = _as_rgb(image, bits=bits)
         pixels = torch.from_numpy(np.array(rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb)).permute(2, 0, 1)
@@ -169,21 +176,6 @@ def _orientation(image: Image.Image) -> int:
         return int(value) if value in _TURNS else 1
     except Exception:  # Damaged EXIF raises all types of errors, and the pixels are still usable.
         return 1
-
-
-def _decode_jpeg(path: Path) -> UInt8[Tensor, "3 height width"] | None:
-    """Decode a JPEG of 1 or 3 channels into Pillow's pixels in half of its time; None if simplejpeg refuses the file.
-
-    The pixels are Pillow's if both contain libjpeg-turbo, as their wheels do; other libraries may differ by rounding.
-    """
-    if simplejpeg is None:
-        return None
-    try:
-        # Without its options that trade accuracy for time. Recoverable damage is an error too: Pillow judges that.
-        pixels = simplejpeg.decode_jpeg(path.read_bytes(), colorspace="RGB", fastdct=False, fastupsample=False)
-    except ValueError:
-        return None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _as_rgb(image: Image.Image, *, bits: int) -> Image.Image:
