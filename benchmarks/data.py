@@ -2,8 +2,9 @@
 
 Measures JPEG files of two sizes to augmented crops, in one process with one thread. "plain" is the usual way: Pillow
 decodes, everything else works on float tensors, normalization included (ours leaves that to the network, on its
-device). "decoded" is ours with dataset.cache=decoded. All three make the same random choices. The other tables measure
-the stages of our pipeline, and the loader with one and two workers, with the growth of its memory over many epochs.
+device). "ours" decodes a JPEG down to the bottom of its crop; "decoded" is ours with dataset.cache=decoded. All three
+make the same random choices. The other tables measure the stages of our pipeline, and the loader with one and two
+workers, with the growth of its memory over many epochs.
 """
 
 import os
