@@ -41,6 +41,16 @@ def with_adobe(data: bytes, transform: int) -> bytes:
     return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + without_segment(data, 0xE0)[2:]
 
 
+def with_separate_scans(pixels: np.ndarray) -> bytes:
+    """A sequential JPEG that stores its channels one after the other: the scans of three grayscale files."""
+    files = [encoded(pixels[..., channel], mode="L") for channel in range(3)]
+    frame, scan = files[0].index(b"\xff\xc0"), files[0].index(b"\xff\xda")
+    colors = b"\xff\xc0\0\x11" + files[0][frame + 4 : frame + 9] + b"\3" + b"\1\x11\0\2\x11\0\3\x11\0"
+    head = files[0][:frame] + colors + files[0][frame + 13 : scan]
+    scans = [with_byte(file[scan:-2], 5, channel) for channel, file in enumerate(files, 1)]
+    return head + b"".join(scans) + files[0][-2:]
+
+
 def with_byte(data: bytes, place: int, value: int) -> bytes:
     return data[:place] + bytes([value]) + data[place + 1 :]
 
@@ -70,6 +80,7 @@ def three_channels() -> dict[str, bytes]:
         "YCbCr without a marker": without_segment(plain, 0xE0),
         "Adobe YCbCr": with_adobe(plain, 1),
         "Adobe RGB": with_adobe(plain, 0),
+        "separate scans": with_separate_scans(pixels),
         "bytes after the end": plain + bytes(100),
     }
 
@@ -151,8 +162,14 @@ def test_the_first_rows_are_decoded_without_the_others(tmp_path: Path, monkeypat
         return decoded[-1]
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", remember)
-    for options, rows in (({}, 46), ({"progressive": True}, 200), ({"restart_marker_blocks": 2}, 46)):
-        path.write_bytes(encoded(noise(61, 200), **options))
+    pixels = noise(61, 200)
+    for data, rows in (
+        (encoded(pixels), 46),
+        (encoded(pixels, restart_marker_blocks=2), 46),
+        (encoded(pixels, progressive=True), 200),
+        (with_separate_scans(pixels), 200),
+    ):
+        path.write_bytes(data)
         read_image(path, rows=30)
         assert len(decoded.pop()) == rows
 

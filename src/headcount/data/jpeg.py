@@ -17,7 +17,6 @@ except ImportError:  # A platform without its wheel; Pillow decodes JPEG too.
 
 _SEQUENTIAL = (0xC0, 0xC1)
 """Frame markers of files that store their rows from top to bottom."""
-_OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END = 0xDA, b"\xff\xd9"
 _TAIL = 64
 """Bytes among which the end marker of a file is searched; some cameras write a few after it."""
@@ -57,8 +56,6 @@ def _first_rows(data: bytes, rows: int) -> bytes | None:
     place, frame = 2, None
     while place + 10 < len(data) and data[place] == 0xFF:
         marker = data[place + 1]
-        if marker in _OTHER_FRAMES:
-            return None
         if marker in _SEQUENTIAL:
             frame = place
         if marker == _SCAN:
