@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from headcount.data import points as heads
-from headcount.data.augment import BLUR_SIGMA, TrainAugment, happens, jitter_colors, uniform
+from headcount.data.augment import BLUR_SIGMA, TrainAugment, happens, uniform
 from headcount.losses.sinkhorn import TransportSolution
 
 REGULARIZATION = 10.0
@@ -100,7 +100,9 @@ def load_sample(
     if happens(augment.flip, generator):
         image, points = pixels.horizontal_flip(image), heads.flip(points, width=crop)
     if happens(augment.jitter_probability, generator):
-        image = jitter_colors(image, augment.jitter, generator)
+        changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
+        for k in torch.randperm(3, generator=generator).tolist():
+            image = changes[k](image, uniform(1 - augment.jitter, 1 + augment.jitter, generator))
     if happens(augment.blur_probability, generator):
         sigma = uniform(*BLUR_SIGMA, generator)
         image = pixels.gaussian_blur(image, [augment.blur_size, augment.blur_size], [sigma, sigma])

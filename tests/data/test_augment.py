@@ -76,12 +76,25 @@ def test_any_image_gives_a_crop_of_the_asked_size_with_heads_inside(
     assert bool(((kept >= 0) & (kept < 32)).all())
 
 
+def random_window(
+    image: torch.Tensor, points: torch.Tensor, low: float, high: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    square = augment.random_square(image.shape[2], image.shape[1], 40, low, high, generator)
+    return augment.cut_square(image, points, square)
+
+
 def test_a_window_drops_exactly_the_heads_it_cuts_off() -> None:
     points = torch.cartesian_prod(torch.arange(0.5, 100), torch.arange(0.5, 80))
-    image, kept = augment.random_window(texture(80, 100), points, 40, 1.0, 1.5, chance(3))
+    image, kept = random_window(texture(80, 100), points, 1.0, 1.5, chance(3))
     side = image.shape[1]
     assert 40 <= side <= 60
     assert len(kept) == side * side  # One head in each pixel.
+
+
+def test_a_window_beyond_the_image_is_refused() -> None:
+    for left, top in ((61, 0), (0, 41)):
+        with pytest.raises(ValueError, match="reaches beyond an image of 100 x 80"):
+            augment.cut_square(texture(80, 100), torch.zeros(0, 2), augment.Square(left, top, 40))
 
 
 def test_windows_are_as_large_as_the_scale_says_and_lie_everywhere() -> None:
@@ -90,7 +103,7 @@ def test_windows_are_as_large_as_the_scale_says_and_lie_everywhere() -> None:
     corner[:, -1, -1] = torch.tensor([1, 2, 3], dtype=torch.uint8)
     sides, corners = [], 0
     for seed in range(300):
-        image, _ = augment.random_window(corner, torch.zeros(0, 2), 40, 1.0, 2.0, chance(seed))
+        image, _ = random_window(corner, torch.zeros(0, 2), 1.0, 2.0, chance(seed))
         sides.append(image.shape[1])
         corners += bool((image[:, -1, -1] == torch.tensor([1, 2, 3])).all())
     assert min(sides) == 40
@@ -147,6 +160,20 @@ def test_salt_and_pepper_are_whole_pixels_of_the_asked_share() -> None:
     assert 560 <= int(black.sum()) <= 600
     assert torch.equal((result != 128).any(0), white | black)
     assert (gray == 128).all()
+
+
+@pytest.mark.parametrize("amount", [0.1, 1.0])
+def test_jitter_is_torchvisions(amount: float) -> None:
+    noise = torch.randint(0, 256, (40, 51, 3), generator=chance(), dtype=torch.uint8).permute(2, 0, 1)
+    changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
+    for seed in range(40):
+        generator = chance(seed)
+        expected = picture = (texture(40, 51), noise, noise.flip(-1), noise.contiguous())[seed % 4]
+        for k in torch.randperm(3, generator=generator).tolist():
+            expected = changes[k](expected, augment.uniform(1 - amount, 1 + amount, generator))
+        result = augment.jitter_colors(picture, amount, chance(seed))
+        assert torch.equal(result, expected)
+        assert result.stride() == picture.stride()
 
 
 def test_jitter_moves_colors_by_at_most_its_amount() -> None:

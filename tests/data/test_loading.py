@@ -201,6 +201,34 @@ def test_two_workers_give_the_samples_of_none() -> None:
         assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
 
 
+def batch_of_every_target(samples: list[Sample]) -> Batch:
+    """Targets of every type and size; in a worker process."""
+    tensors = {
+        str(dtype): [torch.arange(24).reshape(4, 6).to(dtype).T, torch.zeros(0, 2, dtype=dtype)]
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    }
+    others = {"scalar": torch.tensor(2.5), "large": torch.arange(1e6), "nested": {"a": torch.ones(3)}, "none": []}
+    return Batch(torch.stack([sample.image for sample in samples]), ["a", "b"], tensors | others)
+
+
+def test_a_batch_arrives_from_a_worker_as_it_was_made() -> None:
+    dataset = crowd(2)
+    sampler = EpochSampler(2, batch_size=2, seed=0)
+    (sent,) = TrainLoader(dataset, sampler, batch_of_every_target, workers=1, pin_memory=False).epoch(0)
+    (kept,) = TrainLoader(dataset, sampler, batch_of_every_target, workers=0, pin_memory=False).epoch(0)
+    assert sent.names == kept.names == ["a", "b"]
+    assert torch.equal(sent.images, kept.images)
+    torch.testing.assert_close(sent.targets, kept.targets, rtol=0, atol=0)
+    (small, empty), large = sent.targets["torch.float32"], sent.targets["large"]
+    small += 1  # Bytes that were received may be read-only.
+    # Each shared tensor costs a connection: only images and large targets are worth one.
+    assert not small.is_shared()
+    assert not empty.is_shared()
+    assert not sent.targets["scalar"].is_shared()
+    assert large.is_shared()
+    assert sent.images.is_shared()
+
+
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees() -> None:
     through, resumed = loader(crowd(8)), loader(crowd(8))
     epochs = [list(through.epoch(epoch)) for epoch in range(3)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headcount.data.augment import random_window
+from headcount.data.augment import cut_square, random_square
 from headcount.data.points import block_counts, clamp_into, crop, flip, scale
 
 BLOCKS = (1, 8, 16, 32)
@@ -48,11 +48,13 @@ def test_a_training_sample_from_annotation_to_blocks(data: st.DataObject, width:
     points = clamp_into(annotated, width=width, height=height)
     assert len(points) == len(annotated)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
-    # Bytes of no memory: the window is cut out of them, and their values do not matter.
-    image = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, height, width)
     crop_size = block_size * blocks
-    window, kept = random_window(image, points, crop_size, 0.5, 2.0, generator)
-    seen = window.shape[2]
+    square = random_square(width, height, crop_size, 0.5, 2.0, generator)
+    seen = square.side
+    # Bytes of no memory: the square is cut out of them, and their values do not matter.
+    image = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, square.top + seen, width)
+    window, kept = cut_square(image, points, square)
+    assert window.shape == (3, seen, seen)
     moved = scale(kept, from_size=(seen, seen), to_size=(crop_size, crop_size))
     # Each head is where exact arithmetic puts it, to the last bits of a float32, and inside.
     for before, after in zip(kept.flatten().tolist(), moved.flatten().tolist(), strict=True):

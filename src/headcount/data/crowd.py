@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from headcount.config import Outside
-from headcount.data.augment import TrainAugment
+from headcount.data.augment import TrainAugment, cut_square
 from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
 from headcount.types import Sample, SeenImages
@@ -39,6 +39,8 @@ class CrowdDataset(Dataset[Sample]):
         left_out: names of images of the split that cannot be used and are therefore not in ``names``.
         in_no_split: names of images that a split file does not mention.
         sources: file of each image as distributed; empty if the images are not files.
+        first_rows: returns the first rows of an index, given their number, in less time than ``images`` takes; None if
+            that is not possible.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CrowdDataset(Dataset[Sample]):
         left_out: Sequence[str] = (),
         in_no_split: Sequence[str] = (),
         sources: Sequence[Path] = (),
+        first_rows: Callable[[int, int], UInt8[Tensor, "3 rows width"]] | None = None,
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
@@ -72,7 +75,7 @@ class CrowdDataset(Dataset[Sample]):
         """Whether training counts the heads of one pixel once in block counts."""
         self.doubts = doubtful_positions(names, annotated, source_sizes)
         """What may be wrong with the images and annotations although they can be used, one line each."""
-        self._images = images
+        self._images, self._first_rows = images, first_rows
         self._outside_rule = outside
         self._augment, self._seed = augment, seed
         self._heads: list[Float[Tensor, "_ 2"]] = []
@@ -90,10 +93,15 @@ class CrowdDataset(Dataset[Sample]):
             # Evaluation counts heads outside the image too; they are shown on its border.
             return Sample(self._images(key), self._heads[key], self.names[key])
         epoch, index = key
-        image, points = self._images(index), self._training_heads(index)
-        if self._augment is not None:
-            generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
-            image, points = self._augment(image, points, generator)
+        points = self._training_heads(index)
+        if self._augment is None:
+            return Sample(self._images(index), points, self.names[index])
+        generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
+        square = self._augment.draw_square(*self.sizes[index], generator)
+        # What lies below the square is not needed.
+        bottom = square.top + square.side
+        image = self._images(index) if self._first_rows is None else self._first_rows(index, bottom)
+        image, points = self._augment.change(*cut_square(image, points, square), generator)
         return Sample(image, points, self.names[index])
 
     def count(self, index: int) -> float:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin
 from torch import Tensor
 
+from headcount.data.jpeg import decode_jpeg
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 
@@ -70,9 +71,15 @@ def read_picture(path: Path, *, upright: bool) -> Picture:
         return _decode(image, upright=upright, path=path)
 
 
-def read_image(path: Path, *, upright: bool = False) -> UInt8[Tensor, "3 height width"]:
-    """Return the pixels of :func:`read_picture`."""
-    return read_picture(path, upright=upright).pixels
+def read_image(path: Path, *, upright: bool = False, rows: int | None = None) -> UInt8[Tensor, "3 height width"]:
+    """Return the pixels of :func:`read_picture`.
+
+    Args:
+        rows: return the first rows only, which takes less time; damage below them may then not be noticed. None
+            returns all.
+    """
+    with open_pillow(path) as image:
+        return _decode(image, upright=upright, path=path, rows=rows).pixels[:, :rows]
 
 
 def upright_picture(image: Image.Image) -> Picture:
@@ -134,8 +141,13 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> Picture:
-    """Decode an open image; ``path`` is its file, if it has one."""
+def _decode(image: Image.Image, *, upright: bool, path: Path | None = None, rows: int | None = None) -> Picture:
+    """Decode an open image.
+
+    Args:
+        path: its file, if it has one.
+        rows: rows that are needed; None needs all.
+    """
     mode, layout = image.mode, str(getattr(image, "tile", [])[:1])  # Before loading, which empties the layout.
     bits = 12 if "I;12" in layout else 16
     orientation = _orientation(image)
@@ -144,8 +156,10 @@ def _decode(image: Image.Image, *, upright: bool, path: Path | None = None) -> P
         if image.tile:
             image.filename = ""  # Otherwise Pillow maps the file of some modes into memory, in the wrong shape.
         turn = 1 if upright else _OPPOSITE.get(orientation, orientation)
-    pixels = _decode_jpeg(path) if path is not None and turn == 1 and image.format in ("JPEG", "MPO") else None
-    if pixels is None:  # Another format, a damaged JPEG, or CMYK, which Pillow converts better.
+    pixels = None
+    if path is not None and turn == 1 and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
+        pixels = decode_jpeg(path, rows=rows)
+    if pixels is None:  # Another format, CMYK, a damaged JPEG, or an image to be turned.
         rgb = _as_rgb(image, bits=bits)
         pixels = torch.from_numpy(np.array(rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb)).permute(2, 0, 1)
     deep = bits == 16 and (mode.startswith("I") or ";16" in layout)
@@ -162,20 +176,6 @@ def _orientation(image: Image.Image) -> int:
         return int(value) if value in _TURNS else 1
     except Exception:  # Damaged EXIF raises all types of errors, and the pixels are still usable.
         return 1
-
-
-def _decode_jpeg(path: Path) -> UInt8[Tensor, "3 height width"] | None:
-    """Decode a JPEG into the same pixels as Pillow in three quarters of the time; None if that is not possible."""
-    try:
-        import torchvision.io  # noqa: F401 -- registers the operator
-
-        # Not through torchvision.io.decode_jpeg, which warns of its removal at each call; then Pillow takes over.
-        image = torch.ops.image.decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), 0, False)
-    except (ImportError, AttributeError, RuntimeError):
-        return None
-    if len(image) == 1:
-        return image[0].unsqueeze(-1).repeat(1, 1, 3).permute(2, 0, 1)
-    return image if len(image) == 3 else None
 
 
 def _as_rgb(image: Image.Image, *, bits: int) -> Image.Image:

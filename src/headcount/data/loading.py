@@ -11,12 +11,13 @@ and a builder registered with ``@build_batches.register``.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, singledispatch
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from headcount.config import (
     AdaptiveKernelConfig,
@@ -97,6 +98,10 @@ class Targets:
         return smoothed_counts(points, sigmas, height=height, width=width, block_size=self.grid.block_size)
 
 
+_SENT_TYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
+_SENT_BYTES = 2**18
+"""Largest target that a worker process sends by value; a larger one is shared."""
+
 MakeBatch = Callable[[Sequence[Sample]], Batch]
 """Turns training samples into a batch; called in worker processes."""
 
@@ -110,8 +115,40 @@ def stack_images(samples: Sequence[Sample]) -> UInt8[Tensor, "batch 3 height wid
     sizes = {tuple(sample.image.shape[1:]) for sample in samples}
     if len(sizes) != 1:
         raise ValueError(f"images of one batch must have one size, got (height, width) {sorted(sizes)}")
-    # Channels last in memory, as images are decoded and as convolutions prefer.
-    return torch.stack([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2)
+    # Channels last in memory, as images are decoded and as convolutions prefer. In a worker process, default_collate
+    # stacks them in shared memory.
+    return default_collate([s.image.permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _ByValue:
+    """A tensor whose bytes are sent to another process."""
+
+    tensor: Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.from_numpy, (self.tensor.numpy(),)
+
+
+def _by_value(target: Any) -> Any:
+    plain = isinstance(target, Tensor) and target.layout is torch.strided and not target.requires_grad
+    return _ByValue(target) if plain and target.dtype in _SENT_TYPES and target.nbytes <= _SENT_BYTES else target
+
+
+def _send_batch(batch: Batch) -> tuple[Any, ...]:
+    """Reduce a batch for the queue of a worker process: its small targets become bytes.
+
+    torch places each tensor in shared memory and hands it over through a connection of its own. A batch has one tensor
+    of points per image, and these connections would take more time than the images.
+    """
+    targets = {
+        name: [_by_value(tensor) for tensor in target] if isinstance(target, list) else _by_value(target)
+        for name, target in batch.targets.items()
+    }
+    return Batch, (batch.images, batch.names, targets)
+
+
+ForkingPickler.register(Batch, _send_batch)
 
 
 def collate(samples: Sequence[Sample], *, targets: Targets) -> Batch:

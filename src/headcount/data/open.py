@@ -251,6 +251,7 @@ def _open_folder(
         left_out=[item.name for item in listed if item.name in bad],
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
         sources=[item.image.source for item in usable],
+        first_rows=None if config.cache is Cache.decoded else partial(_decode_rows, [item.image for item in usable]),
     )
 
 
@@ -346,14 +347,18 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
 
 # Functions of the module, not closures: a CrowdDataset is pickled for worker processes that are not forked.
 def _decode_image(images: Sequence[PreparedImage], index: int) -> UInt8[Tensor, "3 height width"]:
+    return _decode_rows(images, index, None)
+
+
+def _decode_rows(images: Sequence[PreparedImage], index: int, rows: int | None) -> UInt8[Tensor, "3 height width"]:
     image = images[index]
     try:
-        return read_image(image.path, upright=image.upright)
+        return read_image(image.path, upright=image.upright, rows=rows)
     except DataError:
         if image.path == image.source:
             raise
         resize_image(image)  # The cached file was damaged since it was checked.
-        return read_image(image.path)
+        return read_image(image.path, rows=rows)
 
 
 def _map_image(files: Sequence[Path], index: int) -> UInt8[Tensor, "3 height width"]:

@@ -215,7 +215,7 @@ def prepare_images(images: Sequence[PreparedImage], *, label: str) -> dict[Path,
 def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], *, label: str, silent_images: int = 0) -> None:
     """Call ``work`` on every item in a few threads, with a progress bar; the first error cancels what has not begun.
 
-    Threads are enough: Pillow, torchvision and NumPy decode, resize, encode and write without Python's lock.
+    Threads are enough: Pillow, simplejpeg and NumPy decode, resize, encode and write without Python's lock.
 
     Args:
         label: text of the progress bar.
