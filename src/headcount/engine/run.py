@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 
 from headcount.config import PLACE, ConfigError, TrainConfig, from_plain, to_plain
 from headcount.data.crowd import CrowdDataset
+from headcount.data.loading import step_images
 from headcount.data.prepare import image_origin
 from headcount.engine import checkpoint
+from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.engine.optim import load_optimizer_state, load_schedule_state
 from headcount.engine.records import NoRecords, Records
@@ -66,6 +68,11 @@ class RunFolder:
         if not config.dry_run:
             runtime.on_main(folder._take)
         folder.resuming = config.resume and (folder.path / checkpoint.LAST).exists()
+        if len(set(runtime.gather([folder.resuming]))) > 1:
+            raise ConfigError(
+                f"output_dir={config.output_dir}: {folder.path / checkpoint.LAST} is not visible to all processes; "
+                "choose a folder that all machines share"
+            )
         return folder
 
     def _take(self) -> None:
@@ -170,6 +177,9 @@ class RunFolder:
             raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
         _refuse_changed_config(job.config, trained)
         _refuse_changed_images(self._images, content, job.data.selection_split)
+        note = _processes_note(trained, job)
+        if note and self._runtime.is_main:
+            print(note, file=sys.stderr)
         try:
             job.counter.load_state_dict(content["model"])
             load_optimizer_state(job.optimizer, content["optimizer"])
@@ -280,6 +290,31 @@ def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
             f"resume=true with settings that differ from those of the run: {', '.join(changed)}; continue with its own "
             "settings, or start another run with run_name=NAME"
         )
+
+
+def _processes_note(trained: TrainConfig, job: Job) -> str:
+    """What it means that a run continues on another number of processes; empty if it does not.
+
+    Raises:
+        ConfigError: if its steps would have another number of crops.
+    """
+    before, now = trained.runtime, job.config.runtime
+    if before.processes == now.processes:
+        return ""
+    crops = step_images(len(job.data.train), trained.batch_size, before.processes)
+    if crops != job.loader.step_images:
+        raise ConfigError(
+            f"resume=true with {now.typed_processes}: its steps have {crops} crops, which cannot be shared equally "
+            f"({len(job.data.train)} training images); resume with {before.typed_processes}"
+        )
+    note = (
+        f"resuming with {now.typed_processes} a run of {before.typed_processes}: each step has the same {crops} crops, "
+        "so that results are the same up to rounding"
+    )
+    if not now.sync_batchnorm and has_batch_norm(job.counter):
+        shares = crops // before.processes, crops // now.processes
+        note += f"; but BatchNorm, which is not synchronized, used {shares[0]} crops at a time and now uses {shares[1]}"
+    return note
 
 
 def _digest(dataset: CrowdDataset) -> str:
