@@ -277,6 +277,8 @@ class Watch:
         """What to do about the death of another process, which may have made this one fail; None if none has died."""
         self._found.wait(_NEWS)
         self._told = self._found.is_set()
+        if self._told and self._rank:
+            print(file=sys.stderr)  # process 0 may have died in the middle of a line, that of its progress bar
         return _advice(str(self._cause)) if self._told else None
 
     def leave(self, reason: str | None = None) -> None:

@@ -18,7 +18,7 @@ from headcount.engine.train import train_step
 SMALL = [
     *("scale=smoke", "dataset.width=96", "dataset.height=96", "dataset.max_people=12", "dataset.train_images=8"),
     *("dataset.test_images=5", "batch_size=4", "model.width=8", "runtime=cpu", "runtime.workers=0", "run_name=run"),
-    *("optim.max_grad_norm=null", "optim.ema_decay=null"),
+    *("optim.max_grad_norm=null", "optim.ema_decay=null", "optim.lr=1e-4"),
 ]
 CASES = {
     "synchronized": [],
