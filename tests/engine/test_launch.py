@@ -136,9 +136,14 @@ def guarded(watch: Watch) -> Runtime:
 
 def test_the_cause_is_raised_instead_of_its_consequence() -> None:
     group = Group(children=Ended(-9))
-    with pytest.raises(ProcessError, match=r"^process 1 of 3 was killed by signal 9"), guarded(group.watches[0]).guard():
-        group.kill(1)
-        raise RuntimeError("gloo: Connection closed by peer")
+
+    def work() -> None:
+        with guarded(group.watches[0]).guard():
+            group.kill(1)
+            raise RuntimeError("gloo: Connection closed by peer")
+
+    with pytest.raises(ProcessError, match=r"^process 1 of 3 was killed by signal 9"):
+        work()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +152,7 @@ def test_the_cause_is_raised_instead_of_its_consequence() -> None:
         (DataError("a.jpg: damaged"), "stopped: a.jpg: damaged"),
         (ZeroDivisionError("division by zero"), "stopped: ZeroDivisionError: division by zero"),
         (KeyboardInterrupt(), "stopped: interrupted"),
+        (SystemExit(143), "stopped: interrupted"),
     ],
 )
 def test_an_error_of_this_process_stays_itself_and_is_told(
@@ -158,6 +164,14 @@ def test_an_error_of_this_process_stays_itself_and_is_told(
         raise error
     assert caught.value is error
     assert told in str(group.watches[0].cause())
+
+
+def test_a_process_that_exits_with_success_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_NEWS", 0.5)
+    group = Group()
+    with pytest.raises(SystemExit), guarded(group.watches[1]).guard():
+        raise SystemExit(0)
+    assert group.watches[0].cause() is None
 
 
 def test_a_stranger_who_connects_first_is_no_process_of_the_run() -> None:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from two_processes import CASES, SMALL, everything
 
 from headcount.engine import checkpoint
+from two_processes import CASES, SMALL, everything
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,9 +120,7 @@ def test_every_way_to_start_two_processes_is_the_same_run(tmp_path: Path) -> Non
 
     at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", **at}
-    run_twice(
-        tmp_path / "srun", epochs, lambda rank: {**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-    )
+    run_twice(tmp_path / "srun", epochs, lambda rank: {**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
     at["MASTER_PORT"] = port()
     nodes = ["epochs=2", "runtime.num_nodes=2", "output_dir=../nodes/checkpoints"]
     run_twice(tmp_path / "nodes", nodes, lambda rank: {"NODE_RANK": str(rank), **at})
@@ -169,11 +168,8 @@ def test_a_killed_process_ends_the_other_with_the_cause(tmp_path: Path, victim: 
         else:
             assert process.wait(timeout=60) == 2
     finally:
-        with_group = os.killpg
-        try:
-            with_group(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     lines = (tmp_path / "log.err").read_text().strip().splitlines()
     cause = {0: "ended without an error message", 1: r"was killed by signal 9 \(SIGKILL\)"}[victim]
     assert re.match(rf"train\.py: process {victim} of 2 {cause}", lines[-1]), lines[-3:]

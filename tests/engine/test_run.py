@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from headcount.cli.compose import compose, to_config
 from headcount.config import TrainConfig
+from headcount.data.loading import EpochSampler
 from headcount.engine import checkpoint
 from headcount.engine import train as loop
 from headcount.engine.lock import LOCK_FILE
 from headcount.engine.records import Events, Records
-from headcount.engine.run import RunFolder
+from headcount.engine.run import RunFolder, _processes_note
 from headcount.engine.setup import Job
 from headcount.engine.train import FinishedRun, train
 from headcount.errors import CheckpointError, ConfigError, DivergedError, OutputError
@@ -365,3 +367,44 @@ def test_a_run_that_has_finished_adds_no_file(whole: Path) -> None:
     finish(whole.parents[2], *EVERY, "resume=true")
     assert sorted(contents(whole)) == before
     assert json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "images", "words"),
+    [
+        (1, 1, 7, ""),
+        (2, 2, 7, ""),
+        (1, 2, 8, "resuming with runtime.devices=2 a run of runtime.devices=1: each step has the same 8 crops"),
+        (4, 2, 100, "resuming with runtime.devices=2 a run of runtime.devices=4: each step has the same 8 crops"),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, before: int, now: int, images: int, words: str
+) -> None:
+    note = _processes_note(*resumed(tmp_path, before, now, images), within_epoch=False)
+    assert note.startswith(words) if words else not note
+
+
+def resumed(folder: Path, before: int, now: int, images: int, *typed: str) -> tuple[TrainConfig, Any]:
+    """The settings of a run, and as much of the job that resumes it as is read."""
+    old, new = (config_of(folder, "batch_size=8", f"runtime.devices={k}", *typed) for k in (before, now))
+    sampler = EpochSampler(images, batch_size=8 // now, seed=0, world=now)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    return old, SimpleNamespace(config=new, data=SimpleNamespace(train=range(images)), loader=sampler, counter=network)
+
+
+def test_steps_of_another_number_of_crops_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"runtime.devices=2: its steps have 7 crops.*resume with runtime.devices=1$"):
+        _processes_note(*resumed(tmp_path, 1, 2, 7), within_epoch=False)
+
+
+def test_within_an_epoch_the_number_of_processes_stays(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stopped within an epoch.*resume with runtime.devices=1$"):
+        _processes_note(*resumed(tmp_path, 1, 2, 8), within_epoch=True)
+    assert not _processes_note(*resumed(tmp_path, 2, 2, 8), within_epoch=True)
+
+
+def test_statistics_over_other_crops_are_announced(tmp_path: Path) -> None:
+    typed = "runtime.sync_batchnorm=false"
+    note = _processes_note(*resumed(tmp_path, 1, 4, 8, typed), within_epoch=False)
+    assert note.endswith("but BatchNorm, which is not synchronized, used 8 crops at a time and now uses 2")

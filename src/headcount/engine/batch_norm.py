@@ -97,10 +97,10 @@ class _Normalize(torch.autograd.Function):
         return output, mean, variance, values
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         input, weight, mean, scale = ctx.saved_tensors
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        gradient = gradients[0].float()
+        gradient = of_output.float()
         normalized = (input.float() - mean.view(shape)) * scale.view(shape)
         # Those of the parameters stay the process's own: DistributedDataParallel averages them.
         of_bias = gradient.sum(ctx.dims)

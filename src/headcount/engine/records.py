@@ -168,7 +168,9 @@ class _Step:
         if gradient:
             return f"the norm of the gradient became {norm} {files}, though the loss is {total:.4g} ({terms})"
         finite = f"; finite are {terms}" if terms else ""
-        return f"the loss became {total} {files} (not finite: {', '.join(wrong) or 'only the sum of its terms'}{finite})"
+        return (
+            f"the loss became {total} {files} (not finite: {', '.join(wrong) or 'only the sum of its terms'}{finite})"
+        )
 
 
 class Meter:

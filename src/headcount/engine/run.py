@@ -177,7 +177,7 @@ class RunFolder:
             raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
         _refuse_changed_config(job.config, trained)
         _refuse_changed_images(self._images, content, job.data.selection_split)
-        note = _processes_note(trained, job)
+        note = _processes_note(trained, job, within_epoch="step" in content)
         if note and self._runtime.is_main:
             print(note, file=sys.stderr)
         try:
@@ -292,15 +292,23 @@ def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
         )
 
 
-def _processes_note(trained: TrainConfig, job: Job) -> str:
+def _processes_note(trained: TrainConfig, job: Job, *, within_epoch: bool) -> str:
     """What it means that a run continues on another number of processes; empty if it does not.
 
+    Args:
+        within_epoch: whether the checkpoint was saved in the middle of an epoch, with the state of each process.
+
     Raises:
-        ConfigError: if its steps would have another number of crops.
+        ConfigError: if its steps would have another number of crops, or each process needs its own state.
     """
     before, now = trained.runtime, job.config.runtime
     if before.processes == now.processes:
         return ""
+    if within_epoch:
+        raise ConfigError(
+            f"resume=true with {now.typed_processes}: the run was stopped within an epoch, and each process continues "
+            f"with its own random numbers; resume with {before.typed_processes}"
+        )
     crops = step_images(len(job.data.train), trained.batch_size, before.processes)
     if crops != job.loader.step_images:
         raise ConfigError(

@@ -161,7 +161,8 @@ class Runtime:
             watch.leave(f"{type(error).__name__}: {error}")
             raise
         except BaseException as error:
-            watch.leave(f"interrupted ({type(error).__name__})")
+            done = isinstance(error, SystemExit) and error.code in (None, 0)
+            watch.leave(None if done else f"interrupted ({type(error).__name__})")
             raise
 
     def describe(self) -> dict[str, Any]:

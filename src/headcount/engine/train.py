@@ -110,8 +110,8 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
         draw: makes the pictures for TensorBoard; None makes none.
 
     Raises:
-        FloatingPointError: if a loss, a gradient, a weight or a predicted count is not finite; names the epoch, the step and the
-            files of the batch.
+        FloatingPointError: if a loss, a gradient, a weight or a predicted count is not finite; names the epoch, the
+            step and the files of the batch.
         OutputError: if a file of the run cannot be written.
     """
     with _progress_bar(runtime, job) as progress:  # an error message begins on a line of its own
