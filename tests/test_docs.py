@@ -353,7 +353,7 @@ def test_the_format_of_checkpoints_is_current() -> None:
 
 def test_the_slurm_script_requests_the_processes_that_it_trains_with() -> None:
     """Read by bash, and its command by train.py."""
-    (script,) = (block for block in blocks("text", PAGES["docs/processes.md"]) if "#SBATCH" in block)
+    (script,) = blocks("bash", PAGES["docs/processes.md"])
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     requested = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.+)$", script, re.M))
     (command,) = re.findall(r"python train.py (.*)", script.replace("\\\n", " "))

@@ -60,9 +60,9 @@ def test_on_one_process_it_is_batch_normalization(options: dict[str, object], ch
     found = outcome(synchronized, images.contiguous(memory_format=layout))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.allclose(found[name].double(), value.double(), rtol=2e-4, atol=2e-4 * float(value.abs().max())), (
-            name
-        )
+        # A bias before another normalization has the gradient 0.
+        close = 1e-4 * (1 + float(value.abs().max()))
+        assert torch.allclose(found[name].double(), value.double(), rtol=1e-4, atol=close), name
 
 
 def test_names_and_evaluation_are_unchanged() -> None:

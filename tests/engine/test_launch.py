@@ -3,6 +3,7 @@
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -198,7 +199,22 @@ def test_every_signal_has_a_name() -> None:
         assert launch._ending(-one) == f"was killed by signal {one.value} ({one.name})"
 
 
-def test_children_of_another_machine_are_not_asked() -> None:
+def test_a_process_that_dies_before_all_are_connected_ends_the_one_that_started_it(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_same_command", lambda: [sys.executable, "-c", "raise SystemExit(3)"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # restored afterwards
+    children = Children({}, devices=2)
+    deadline = time.monotonic() + 60
+    while not exits and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children.connected.set()
+    assert exits[0] == 2
+    assert "one of the processes it started exited with status 3; its error is above" in capfd.readouterr().err
+
+
+def test_children_of_another_machine_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # restored afterwards
     children = Children({}, devices=1)
     assert children.ended(1) is None
     assert children.ended(7) is None

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headcount.cli.compose import compose, to_config
-from headcount.config import TrainConfig
-from headcount.data.loading import EpochSampler
+from headcount.config import RuntimeConfig, TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine import train as loop
 from headcount.engine.lock import LOCK_FILE
@@ -369,42 +367,30 @@ def test_a_run_that_has_finished_adds_no_file(whole: Path) -> None:
     assert json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "images", "words"),
-    [
-        (1, 1, 7, ""),
-        (2, 2, 7, ""),
-        (1, 2, 8, "resuming with runtime.devices=2 a run of runtime.devices=1: each step has the same 8 crops"),
-        (4, 2, 100, "resuming with runtime.devices=2 a run of runtime.devices=4: each step has the same 8 crops"),
-    ],
-)
-def test_a_run_goes_on_with_another_number_of_processes(
-    tmp_path: Path, before: int, now: int, images: int, words: str
-) -> None:
-    note = _processes_note(*resumed(tmp_path, before, now, images), within_epoch=False)
-    assert note.startswith(words) if words else not note
+def processes_note(before: int, now: int, images: int, *, synchronized: bool = True, within_epoch: bool = False) -> str:
+    old, new = (RuntimeConfig(devices=devices, sync_batchnorm=synchronized) for devices in (before, now))
+    return _processes_note(old, new, images=images, batch_size=8, batchnorm=True, within_epoch=within_epoch)
 
 
-def resumed(folder: Path, before: int, now: int, images: int, *typed: str) -> tuple[TrainConfig, Any]:
-    """The settings of a run, and as much of the job that resumes it as is read."""
-    old, new = (config_of(folder, "batch_size=8", f"runtime.devices={k}", *typed) for k in (before, now))
-    sampler = EpochSampler(images, batch_size=8 // now, seed=0, world=now)
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
-    return old, SimpleNamespace(config=new, data=SimpleNamespace(train=range(images)), loader=sampler, counter=network)
+def test_a_run_goes_on_with_another_number_of_processes() -> None:
+    assert processes_note(1, 1, 7) == processes_note(2, 2, 7) == processes_note(2, 2, 7, within_epoch=True) == ""
+    words = "resuming with runtime.devices=2 a run of runtime.devices={}: each step has the same 8 crops, so that"
+    for before in (1, 4):
+        note = processes_note(before, 2, 100)
+        assert note.startswith(words.format(before))
+        assert "BatchNorm" not in note
 
 
-def test_steps_of_another_number_of_crops_are_refused(tmp_path: Path) -> None:
+def test_steps_of_another_number_of_crops_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"runtime.devices=2: its steps have 7 crops.*resume with runtime.devices=1$"):
-        _processes_note(*resumed(tmp_path, 1, 2, 7), within_epoch=False)
+        processes_note(1, 2, 7)
 
 
-def test_within_an_epoch_the_number_of_processes_stays(tmp_path: Path) -> None:
+def test_within_an_epoch_the_number_of_processes_stays() -> None:
     with pytest.raises(ConfigError, match=r"stopped within an epoch.*resume with runtime.devices=1$"):
-        _processes_note(*resumed(tmp_path, 1, 2, 8), within_epoch=True)
-    assert not _processes_note(*resumed(tmp_path, 2, 2, 8), within_epoch=True)
+        processes_note(1, 2, 8, within_epoch=True)
 
 
-def test_statistics_over_other_crops_are_announced(tmp_path: Path) -> None:
-    typed = "runtime.sync_batchnorm=false"
-    note = _processes_note(*resumed(tmp_path, 1, 4, 8, typed), within_epoch=False)
+def test_statistics_over_other_crops_are_announced() -> None:
+    note = processes_note(1, 4, 8, synchronized=False)
     assert note.endswith("but BatchNorm, which is not synchronized, used 8 crops at a time and now uses 2")

@@ -69,7 +69,7 @@ def refuse_other_launch(config: RuntimeConfig) -> None:
 
 def _refuse_no_node(typed: str, num_nodes: int) -> None:
     """Refuse several machines if nothing says which one this is, and where the first one is."""
-    if num_nodes == 1 or torch.distributed.is_torchelastic_launched() or _in_slurm():
+    if num_nodes == 1 or _in_torchrun() or _in_slurm():
         return
     missing = [name for name in _NODE if not os.environ.get(name)]
     rank = os.environ.get("NODE_RANK", "")
@@ -84,7 +84,11 @@ def _refuse_no_node(typed: str, num_nodes: int) -> None:
 
 def is_launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return torch.distributed.is_torchelastic_launched() or _in_slurm() or "LOCAL_RANK" in os.environ
+    return _in_torchrun() or _in_slurm() or "LOCAL_RANK" in os.environ
+
+
+def _in_torchrun() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
 
 
 def _in_slurm() -> bool:
@@ -202,7 +206,8 @@ class Watch:
         self._links = self._connect(host, exchange, everywhere=num_nodes > 1)
         for link in self._links.values():
             _keep_alive(link)
-            os.register_at_fork(after_in_child=link.close)  # a data-loading worker outlives its process for a while
+            if hasattr(os, "register_at_fork"):  # a data-loading worker outlives its process for a while
+                os.register_at_fork(after_in_child=link.close)
         atexit.register(self.leave)
         threading.Thread(target=self._run, name="watch of processes", daemon=True).start()
 
@@ -223,7 +228,7 @@ class Watch:
             while len(links) < self._world - 1:
                 link, _ = server.accept()
                 link.settimeout(_CONNECT)
-                hello = link.recv(len(token) + 9, socket.MSG_WAITALL).decode(errors="replace").split()
+                hello = link.recv(len(token) + 9, getattr(socket, "MSG_WAITALL", 0)).decode(errors="replace").split()
                 if len(hello) == 2 and secrets.compare_digest(hello[0], token):
                     link.settimeout(None)
                     links[int(hello[1])] = link
