@@ -10,7 +10,7 @@ from torch import Tensor
 from headcount.config import WholeImageConfig
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
-from headcount.engine.setup import build_job
+from headcount.engine.setup import _over_processes, build_job
 from headcount.engine.train import train, train_step
 from headcount.losses.sinkhorn import TransportSolution
 from headcount.models.tiling import count_image
@@ -142,8 +142,6 @@ def test_a_deterministic_run_on_a_gpu_is_repeated_bit_for_bit(tmp_path: Path) ->
 
 def test_the_sum_of_a_transport_term_does_not_depend_on_the_processes() -> None:
     """Gradients are averaged over processes, so that each process's sum counts as many times as there are processes."""
-    from headcount.engine.setup import _over_processes
-
     summed, mean = config_of("loss.transport.ot_reduction=sum", "loss.transport.ot_weight=0.1").loss, config_of().loss
     assert _over_processes(summed, 4).transport.ot_weight == pytest.approx(0.4)  # type: ignore[attr-defined]
     assert _over_processes(summed, 1) == summed
