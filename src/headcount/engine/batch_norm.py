@@ -82,7 +82,9 @@ class _Normalize(torch.autograd.Function):
         values = world * (input.numel() // input.shape[1])
         if values < 2:
             raise ValueError(f"expected more than 1 value per channel in training, got input of {tuple(input.shape)}")
-        variance, mean = torch.var_mean(input.float(), dims, correction=0)
+        mean = input.float().mean(dims)
+        # torch.var_mean takes ten times as long for these dimensions.
+        variance = (input.float() - mean.view(1, -1, *[1] * (input.ndim - 2))).square_().mean(dims)
         own = torch.stack([variance, mean])
         of_all = [torch.empty_like(own) for _ in range(world)]
         torch.distributed.all_gather(of_all, own)
@@ -101,13 +103,15 @@ class _Normalize(torch.autograd.Function):
         input, weight, mean, scale = ctx.saved_tensors
         shape = [1, -1, *[1] * (input.ndim - 2)]
         gradient = of_output.float()
-        normalized = (input.float() - mean.view(shape)) * scale.view(shape)
+        centered = input.float() - mean.view(shape)
         # Those of the parameters stay the process's own: DistributedDataParallel averages them.
         of_bias = gradient.sum(ctx.dims)
-        of_weight = (gradient * normalized).sum(ctx.dims)
+        of_weight = (gradient * centered).sum(ctx.dims) * scale
         sums = torch.stack([of_bias, of_weight])
         torch.distributed.all_reduce(sums)
-        of_mean, of_scale = (sums / ctx.values).view(2, *shape)
+        of_mean, of_scale = sums / ctx.values
         factor = scale if weight is None else scale * weight
-        of_input = (gradient - of_mean - normalized * of_scale) * factor.view(shape)
+        # factor * (gradient - of_mean - centered * scale * of_scale), in the memory of ``centered``
+        of_input = centered.mul_((-factor * scale * of_scale).view(shape))
+        of_input.addcmul_(gradient, factor.view(shape)).sub_((factor * of_mean).view(shape))
         return of_input.to(input.dtype), *(None if weight is None else one for one in (of_weight, of_bias)), None
