@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.folders import make_qnrf, make_ucf_cc_50
 from headcount.bins import build_bins
+from headcount.cli.compose import checked_config
 from headcount.config import OLD_SPELLINGS, BinsConfig, ImageNetConfig
 from headcount.engine.checkpoint import FORMAT, FORMAT_VERSION
 from headcount.models.build import build_model
@@ -33,7 +34,7 @@ PAGES = {
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
             *("data", "own_data", "models", "losses", "evaluation", "sweeps", "tables", "checkpoints"),
-            *("differences", "speed", "python_api"),
+            *("differences", "speed", "python_api", "processes", "reproducibility"),
         )
     },
 }
@@ -348,3 +349,17 @@ def test_renamed_settings_are_in_the_changelog() -> None:
 
 def test_the_format_of_checkpoints_is_current() -> None:
     assert f"`{FORMAT}`, {FORMAT_VERSION}" in read(ROOT / "checkpoints" / "README.md")
+
+
+def test_the_slurm_script_requests_the_processes_that_it_trains_with() -> None:
+    """Read by bash, and its command by train.py."""
+    (script,) = blocks("bash", PAGES["docs/processes.md"])
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    requested = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.+)$", script, re.M))
+    (command,) = re.findall(r"python train.py (.*)", script.replace("\\\n", " "))
+    config = checked_config([*command.split(), "model.weights=none"], config_name="train")
+    assert config.resume
+    assert config.runtime.devices == int(requested["ntasks-per-node"]) == int(requested["gpus-per-node"])
+    assert config.runtime.num_nodes == int(requested["nodes"])
+    assert config.runtime.workers + 1 == int(requested["cpus-per-task"])
+    assert requested["signal"] == "TERM@120"

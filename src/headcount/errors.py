@@ -43,3 +43,7 @@ class OutputError(HeadcountError, OSError):
 
 class DivergedError(HeadcountError, FloatingPointError):
     """A training whose loss, weights or predictions are no longer finite; what was saved before is finite."""
+
+
+class ProcessError(HeadcountError):
+    """Another process of the same run has died; the message says which one, how, and what to do."""

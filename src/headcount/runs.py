@@ -36,7 +36,7 @@ _MAX_CONFIG_BYTES = 200_000
 _MAX_DEPTH = 20
 _MAX_INTEGER = 2**63
 # Settings that are not part of a recipe.
-_PLACE = (*PLACE, "runtime.devices", "expected")
+_PLACE = (*PLACE, "expected")
 # Values that earlier versions recorded under another name: old -> new.
 _RENAMED = {f"{key}_spread": f"{key}_std" for key in ("train/predicted", "eval/predicted", "eval/true")}
 # Settings that name files or folders.

@@ -272,3 +272,15 @@ def test_an_old_spelling_with_a_value_goes_before_its_key() -> None:
         assert spelling == key or key not in seen, spelling
         assert sentence.startswith("is now ")
         seen.add(spelling)
+
+
+def test_runs_of_several_processes_normalized_each_process_by_itself() -> None:
+    for devices, synchronized in ((1, True), (2, False)):
+        plain = copy.deepcopy(DEFAULT)
+        plain["runtime"]["devices"] = devices
+        assert "sync_batchnorm" not in plain["runtime"]
+        runtime = from_plain(plain).runtime
+        assert (runtime.sync_batchnorm, runtime.num_nodes, runtime.deterministic) == (synchronized, 1, False)
+    written = to_plain(from_plain(plain))
+    written["runtime"]["sync_batchnorm"] = True
+    assert from_plain(written).runtime.sync_batchnorm

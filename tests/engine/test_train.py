@@ -200,8 +200,18 @@ def test_a_dry_run_describes_and_leaves_nothing(tmp_path: Path, capsys: pytest.C
     assert not any(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_files_of_its_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("poisoned_total", "words"),
+    [
+        (lambda total: total * float("nan"), "epoch 1, step 1: the loss became nan"),
+        (lambda total: total * float("inf"), "epoch 1, step 1: the loss became inf"),
+        # The derivative of a square root at 0 is infinite, and 0 times that is NaN.
+        (lambda total: total + (0 * total).sqrt(), "epoch 1, step 1: the norm of the gradient became nan"),
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+def test_what_is_not_finite_stops_the_training_with_the_files_of_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned_total: Any, words: str
 ) -> None:
     call = DaceLoss.__call__
     poisoned: list[list[str]] = []
@@ -211,12 +221,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_files_of_its_batch(
         if poisoned or len(batch.names) < 2:
             return terms
         poisoned.append(batch.names)
-        return dataclasses.replace(terms, total=terms.total * float("nan"))
+        return dataclasses.replace(terms, total=poisoned_total(terms.total))
 
     monkeypatch.setattr(DaceLoss, "__call__", poison)
     with pytest.raises(FloatingPointError) as caught:
         train(config_of(tmp_path))
-    for name in poisoned[0]:
+    assert str(caught.value).startswith(words)
+    for name in (*poisoned[0], "cross_entropy"):
         assert name in str(caught.value)
     assert not (tmp_path / "synthetic" / "run" / "seed1" / checkpoint.LAST).exists()
 

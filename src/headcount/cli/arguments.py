@@ -182,5 +182,5 @@ def whole_number(text: str) -> int:
 
 def single_process_errors(config: Any, why: str) -> list[str]:
     """The error if several processes are requested of a script that uses one; ``why`` ends in "takes"."""
-    devices = config.runtime.devices
-    return [f"runtime.devices={devices}: {why} 1"] if devices > 1 else []
+    runtime = config.runtime
+    return [f"{runtime.typed_processes}: {why} 1"] if runtime.processes > 1 else []

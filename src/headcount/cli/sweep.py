@@ -66,9 +66,9 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
             typed = " ".join(map(as_typed, job))
             raise ConfigError(f"{typed}: occurs twice in this sweep; name each value once")
         config = checked_config(job, config_name=config_name)
-        if multirun and not launched and config.runtime.devices > 1:
+        if multirun and not launched and config.runtime.processes > 1:
             raise ConfigError(
-                f"runtime.devices={config.runtime.devices}: a sweep in one process cannot start several; run the jobs "
+                f"{config.runtime.typed_processes}: a sweep in one process cannot start several; run the jobs "
                 "one by one, or each as a job of its own on a SLURM cluster with hydra/launcher=submitit_slurm "
                 "(pip install hydra-submitit-launcher)"
             )

@@ -46,7 +46,16 @@ class RuntimeConfig:
     accelerator: Accelerator = Accelerator.auto
     """Device: ``cpu``, ``cuda``, or ``auto``, which uses CUDA if it is available."""
     devices: int = number(1, 1, 64)
-    """Number of training processes, each with one device (or a share of the CPU) and an equal part of the batch."""
+    """Number of training processes per machine, each with one device (or a share of the CPU) and an equal part of the
+    batch."""
+    num_nodes: int = number(1, 1, 1024)
+    """Number of machines, each with ``devices`` processes."""
+    sync_batchnorm: bool = True
+    """With several processes, normalize by the statistics of all their crops, so that a step is the same on any number
+    of processes; False normalizes each process by its own crops, which is faster. No effect on one process."""
+    deterministic: bool = False
+    """Repeat a run bit for bit on the same machine, also on a GPU, which is slower; operations that cannot are
+    errors. A CPU does so anyway."""
     precision: Precision = Precision.float32
     """Arithmetic of the network: ``float32``, or mixed precision with ``bf16`` or ``fp16``; losses and evaluation
     always use float32."""
@@ -57,6 +66,17 @@ class RuntimeConfig:
     compile: bool = False
     """Compile the network with torch.compile for training; the first steps take minutes; same results up to
     rounding."""
+
+    @property
+    def processes(self) -> int:
+        """Number of training processes on all machines."""
+        return self.devices * self.num_nodes
+
+    @property
+    def typed_processes(self) -> str:
+        """The settings that determine the number of processes, as they are typed."""
+        nodes = f" runtime.num_nodes={self.num_nodes}" if self.num_nodes > 1 else ""
+        return f"runtime.devices={self.devices}{nodes}"
 
 
 @dataclass
@@ -136,7 +156,8 @@ class EvalCommandConfig:
 PLACE = (
     *("resume", "dry_run", "data_root", "output_dir", "run_name", "draw_every_evaluations"),
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
-    *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile"),
+    *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile", "runtime.deterministic"),
+    *("runtime.devices", "runtime.num_nodes"),
 )
 """Settings that determine where and how a run is executed, not what is learned."""
 
@@ -164,9 +185,10 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         wrong = crop_error(crop_size, block_size=block_size, stride=stride, model=config.model.name)
         errors += [] if wrong is None else [wrong]
     errors += augment.errors(config.augment)
-    if config.batch_size % config.runtime.devices:
+    if config.batch_size % config.runtime.processes:
+        product = config.runtime.typed_processes.replace(" ", " * ")
         errors.append(
-            f"batch_size={config.batch_size}: must be a multiple of runtime.devices={config.runtime.devices}, "
+            f"batch_size={config.batch_size}: must be a multiple of {product}, "
             "so that every process gets the same number of images"
         )
     checked = config.model

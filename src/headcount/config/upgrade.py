@@ -114,6 +114,12 @@ def _exif_orientation(plain: Plain) -> None:
         dataset.setdefault("exif_orientation", False)
 
 
+def _sync_batchnorm(plain: Plain) -> None:
+    runtime = _group(plain, "runtime")
+    if isinstance(runtime.get("devices"), int) and runtime["devices"] > 1:
+        runtime.setdefault("sync_batchnorm", False)
+
+
 CHANGES = (
     Change("method", "missing: supervised, the only method at that time", 2, _add_method),
     Change("model.head", "the kind of the group model/head", 2, _head),
@@ -122,6 +128,7 @@ CHANGES = (
     Change("loss.count_loss", "mae, mse: loss.error of the kind dace_block_error; dm: the kind dace", 2, _count_loss),
     Change("loss.kernel", "the kind of the group loss/kernel, with sigma, neighbours and beta in it", 2, _kernel),
     Change("dataset.exif_orientation", "missing: false, as all images were read", 2, _exif_orientation),
+    Change("runtime.sync_batchnorm", "missing: false with several processes, as they all ran", 2, _sync_batchnorm),
 )
 """Every key that is written differently today, in the order in which they are replaced."""
 

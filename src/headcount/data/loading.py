@@ -183,6 +183,16 @@ def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
     return partial(collate, targets=targets)
 
 
+def step_images(images: int, batch_size: int, processes: int) -> int:
+    """Images per optimizer step, over all processes: a batch, or what can be shared equally of a smaller dataset.
+
+    Args:
+        images: in the dataset.
+        batch_size: over all processes.
+    """
+    return min(batch_size // processes, images // processes) * processes
+
+
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys, in an order drawn from (seed, epoch).
 
@@ -200,12 +210,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if images < world:
             raise ConfigError(
                 f"{images} training images cannot be shared among {world} processes; "
-                f"set runtime.devices={images} at most"
+                f"start at most {images} (runtime.devices)"
             )
         self.epoch = 0
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
-        self._batch_size = min(batch_size, images // world)
+        self._batch_size = step_images(images, batch_size * world, world) // world
 
     @property
     def step_images(self) -> int:

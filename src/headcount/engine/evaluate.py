@@ -115,8 +115,16 @@ def evaluate_checkpoint(
 
     Raises:
         ConfigError, CheckpointError, DataError: if the settings, the checkpoint or the data are unusable.
+        ProcessError: if another process has died.
     """
     runtime = Runtime(config.runtime)
+    with runtime.guard():
+        return _evaluate_checkpoint(runtime, config, defaults)
+
+
+def _evaluate_checkpoint(
+    runtime: Runtime, config: EvalCommandConfig, defaults: DatasetConfig | None
+) -> CheckpointEvaluation | None:
     loaded = checkpoint.load(config.ckpt)
     trained = loaded.config
     mode = loaded.counting_mode(config.eval)

@@ -4,11 +4,13 @@ metrics.jsonl has one line per epoch. A resumed run truncates both to its checkp
 look as if it had never stopped.
 """
 
+import math
 import os
 import socket
 import textwrap
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from headcount.runs import CONFIG_FILE, METRICS_FILE, read_metrics
 from headcount.types import Batch, LossTerms, Prediction
 
 _EVENTS = "events.out.tfevents"
+# The name of the gradient's L2 norm among the logged values.
+_GRADIENT = "gradient_norm"
 
 
 class Records:
@@ -145,6 +149,30 @@ class NoRecords:
         """Do nothing."""
 
 
+@dataclass
+class _Step:
+    """A step whose loss has not been checked yet."""
+
+    values: dict[str, Tensor]
+    """The loss, its terms, and the norm of the gradient, on the device."""
+    names: list[str]
+    """Files of the batch."""
+
+    def describe(self, *, gradient: bool) -> str:
+        """Say what is not finite: the loss, or only the ``gradient``; and which terms. Device sync."""
+        numbers = {name: float(value) for name, value in self.values.items()}
+        total, norm = numbers.pop("total"), numbers.pop(_GRADIENT, math.nan)
+        wrong = [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value))
+        files = f"on the batch of {', '.join(self.names)}"
+        if gradient:
+            return f"the norm of the gradient became {norm} {files}, though the loss is {total:.4g} ({terms})"
+        finite = f"; finite are {terms}" if terms else ""
+        return (
+            f"the loss became {total} {files} (not finite: {', '.join(wrong) or 'only the sum of its terms'}{finite})"
+        )
+
+
 class Meter:
     """Sums over one epoch, kept on the device until they are read."""
 
@@ -156,7 +184,7 @@ class Meter:
         self.started = time.perf_counter()
         self.sums: dict[str, Tensor] = {}
         self.counts: list[Tensor] = []
-        self.unchecked: list[tuple[Tensor, list[str]]] = []
+        self.unchecked: list[_Step] = []
 
     def add(self, loss: LossTerms, prediction: Prediction, batch: Batch) -> None:
         """Add one step; no device sync."""
@@ -167,29 +195,50 @@ class Meter:
         for key, value in values.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.counts.append(prediction.count.detach())
-        self.unchecked.append((total, batch.names))
+        norm = {_GRADIENT: loss.logged[_GRADIENT]} if _GRADIENT in loss.logged else {}
+        self.unchecked.append(_Step({"total": total, **loss.parts, **norm}, batch.names))
         self.steps += 1
         self.images += len(batch.names)
 
-    def check(self) -> str:
+    def check(self, runtime: Runtime | None = None) -> str:
         """The mean of each term so far, as text; device sync.
 
+        Args:
+            runtime: all processes check together, so that all stop with the same message; None checks this one alone.
+
         Raises:
-            FloatingPointError: if a loss since the last check is not finite; names the files of the batch.
+            FloatingPointError: if a loss, or the gradient, of a step since the last check is not finite; names the
+                files of the batch and the terms of the loss.
         """
-        finite = torch.stack([total for total, _ in self.unchecked]).isfinite().tolist() if self.unchecked else []
-        if not all(finite):
-            total, names = self.unchecked[finite.index(False)]
-            step = self.steps - len(self.unchecked) + finite.index(False) + 1
-            raise FloatingPointError(
-                f"epoch {self.epoch}, step {step}: the loss became {float(total)} on the batch of {', '.join(names)}"
-            )
+        # With fp16, gradients that overflow are skipped and the scale of the loss is lowered: an error only at the end.
+        scaled = runtime is not None and runtime.loss_scale() > 1
+        found = self._first_not_finite(gradients=not scaled)
+        errors = [] if found is None else [found]
+        if runtime is not None:
+            errors = runtime.gather(errors)
+        if errors:
+            # The process whose loss became NaN says more than those that received its gradient.
+            step, _, text = min(errors)
+            raise FloatingPointError(f"epoch {self.epoch}, step {step}: {text}")
         self.unchecked.clear()
         return " ".join(f"{key} {float(value) / self.steps:.4g}" for key, value in self.sums.items())
 
+    def _first_not_finite(self, *, gradients: bool) -> tuple[int, bool, str] | None:
+        """The first step whose loss, or else gradient, is not finite: its number, whether only the gradient, and text.
+
+        None if there is none.
+        """
+        names = ("total", _GRADIENT) if gradients else ("total",)
+        watched = [[step.values[name] for name in names if name in step.values] for step in self.unchecked]
+        finite = torch.stack([torch.stack(values).float() for values in watched]).isfinite().tolist() if watched else []
+        for k, (step, values) in enumerate(zip(self.unchecked, finite, strict=True)):
+            if not all(values):
+                return self.steps - len(self.unchecked) + k + 1, values[0], step.describe(gradient=values[0])
+        return None
+
     def close(self, runtime: Runtime) -> dict[str, float]:
         """The epoch's means over all processes, and its speed."""
-        self.check()
+        self.check(runtime)
         keys = list(self.sums)
         counts = torch.cat(self.counts).double()
         local = [float(self.sums[k]) for k in keys]

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from headcount.config import PLACE, ConfigError, TrainConfig, from_plain, to_plain
+from headcount.config import PLACE, ConfigError, RuntimeConfig, TrainConfig, from_plain, to_plain
 from headcount.data.crowd import CrowdDataset
+from headcount.data.loading import step_images
 from headcount.data.prepare import image_origin
 from headcount.engine import checkpoint
+from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.engine.optim import load_optimizer_state, load_schedule_state
 from headcount.engine.records import NoRecords, Records
@@ -66,6 +68,11 @@ class RunFolder:
         if not config.dry_run:
             runtime.on_main(folder._take)
         folder.resuming = config.resume and (folder.path / checkpoint.LAST).exists()
+        if len(set(runtime.gather([folder.resuming]))) > 1:
+            raise ConfigError(
+                f"output_dir={config.output_dir}: {folder.path / checkpoint.LAST} is not visible to all processes; "
+                "choose a folder that all machines share"
+            )
         return folder
 
     def _take(self) -> None:
@@ -170,6 +177,16 @@ class RunFolder:
             raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
         _refuse_changed_config(job.config, trained)
         _refuse_changed_images(self._images, content, job.data.selection_split)
+        note = _processes_note(
+            trained.runtime,
+            job.config.runtime,
+            images=len(job.data.train),
+            batch_size=job.config.batch_size,
+            batchnorm=has_batch_norm(job.counter),
+            within_epoch="step" in content,
+        )
+        if note and self._runtime.is_main:
+            print(note, file=sys.stderr)
         try:
             job.counter.load_state_dict(content["model"])
             load_optimizer_state(job.optimizer, content["optimizer"])
@@ -280,6 +297,43 @@ def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
             f"resume=true with settings that differ from those of the run: {', '.join(changed)}; continue with its own "
             "settings, or start another run with run_name=NAME"
         )
+
+
+def _processes_note(
+    before: RuntimeConfig, now: RuntimeConfig, *, images: int, batch_size: int, batchnorm: bool, within_epoch: bool
+) -> str:
+    """What it means that a run continues on another number of processes; empty if it does not.
+
+    Args:
+        images: to train on.
+        batch_size: over all processes.
+        batchnorm: whether the network has batch normalization.
+        within_epoch: whether the checkpoint was saved in the middle of an epoch, with the state of each process.
+
+    Raises:
+        ConfigError: if its steps would have another number of crops, or each process needs its own state.
+    """
+    if before.processes == now.processes:
+        return ""
+    if within_epoch:
+        raise ConfigError(
+            f"resume=true with {now.typed_processes}: the run was stopped within an epoch, and each process continues "
+            f"with its own random numbers; resume with {before.typed_processes}"
+        )
+    crops, crops_now = (step_images(images, batch_size, runtime.processes) for runtime in (before, now))
+    if crops != crops_now:
+        raise ConfigError(
+            f"resume=true with {now.typed_processes}: its steps have {crops} crops, which cannot be shared equally "
+            f"({images} training images); resume with {before.typed_processes}"
+        )
+    note = (
+        f"resuming with {now.typed_processes} a run of {before.typed_processes}: each step has the same {crops} crops, "
+        "so that results are the same up to rounding"
+    )
+    if batchnorm and not now.sync_batchnorm:
+        shares = crops // before.processes, crops // now.processes
+        note += f"; but BatchNorm, which is not synchronized, used {shares[0]} crops at a time and now uses {shares[1]}"
+    return note
 
 
 def _digest(dataset: CrowdDataset) -> str:

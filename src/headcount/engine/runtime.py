@@ -18,13 +18,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric, is_wrapped
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from headcount.config import FP16_ON_CPU, Accelerator, ConfigError, Precision, RuntimeConfig
-from headcount.errors import HeadcountError
+from headcount.engine.batch_norm import synchronize_batch_norm
+from headcount.engine.launch import Children, Watch, refuse_other_launch
+from headcount.errors import HeadcountError, ProcessError
 from headcount.types import Batch
+from headcount.wording import one_line
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
@@ -42,13 +44,16 @@ class Runtime:
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
-        """Start the processes (for ``devices`` > 1, by running the same command again).
+        """Start the processes of this machine (for ``devices`` > 1, by running the same command again).
 
         Raises:
             ConfigError: if the machine has fewer GPUs or CPU cores than requested, or cannot compute in this precision,
                 or a launcher (torchrun, srun, mpirun) started another number of processes.
         """
-        _refuse_other_launch(config.devices)
+        refuse_other_launch(config)
+        self.deterministic = config.deterministic
+        if config.deterministic:  # cuBLAS reads this once, when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         gpus = torch.cuda.device_count()
         on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
         if on_gpu and gpus < config.devices:
@@ -67,9 +72,11 @@ class Runtime:
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
             devices=config.devices,
-            strategy="ddp" if config.devices > 1 else "auto",
+            num_nodes=config.num_nodes,
+            strategy="ddp" if config.processes > 1 else "auto",
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
         )
+        children = self._start_others(config.devices)
         self.fabric.launch()
         self.rank = self.fabric.global_rank
         self.world = self.fabric.world_size
@@ -77,6 +84,86 @@ class Runtime:
         self.device = self.fabric.device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.compile = config.compile
+        self.sync_batchnorm = config.sync_batchnorm
+        self._watch: Watch | None = None
+        if self.world > 1:
+            self._watch = Watch(
+                self.rank, self.world, num_nodes=config.num_nodes, exchange=self.gather, children=children
+            )
+        if children is not None:
+            children.connected.set()
+
+    def _start_others(self, devices: int) -> Children | None:
+        """Start the other processes of this machine; None if there are none, or a launcher starts them.
+
+        Fabric would do so, too, but ends this process by SIGKILL and without a word when another one dies.
+        """
+        environment: Any = getattr(self.fabric.strategy, "cluster_environment", None)
+        if environment is None or environment.creates_processes_externally:
+            return None
+        variables = {
+            "MASTER_ADDR": environment.main_address,
+            "MASTER_PORT": str(environment.main_port),
+            "NODE_RANK": str(environment.node_rank()),
+            "WORLD_SIZE": str(devices * self.fabric.strategy.num_nodes),  # type: ignore[attr-defined]
+        }
+        return Children(variables, devices=devices)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let the processes of a run fail together, and use deterministic operations if the settings say so.
+
+        An error in this process is reported to the others, which would wait for it; where this one fails because
+        another has died, the cause is raised instead of the consequence.
+
+        Raises:
+            ProcessError: if another process has died; says which one, and how.
+            ConfigError: with ``runtime.deterministic``, if an operation has no deterministic form.
+        """
+        with self._deterministic_operations() if self.deterministic else nullcontext():
+            if self._watch is None:
+                yield
+            else:
+                with self._shared_failure(self._watch):
+                    yield
+
+    @contextmanager
+    def _deterministic_operations(self) -> Iterator[None]:
+        cudnn = torch.backends.cudnn
+        before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
+        try:
+            yield
+        except RuntimeError as error:
+            if "use_deterministic_algorithms" not in str(error):  # torch has no type of its own for this error
+                raise
+            raise ConfigError(
+                f"runtime.deterministic=true: {one_line(error)}; choose settings without this operation, or set "
+                "runtime.deterministic=false"
+            ) from error
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            cudnn.deterministic, cudnn.benchmark = before[1:]
+
+    @staticmethod
+    @contextmanager
+    def _shared_failure(watch: Watch) -> Iterator[None]:
+        try:
+            yield
+        except HeadcountError as error:
+            watch.leave(str(error))
+            raise
+        except Exception as error:
+            cause = watch.cause()
+            if cause is not None:
+                raise ProcessError(cause) from error
+            watch.leave(f"{type(error).__name__}: {error}")
+            raise
+        except BaseException as error:
+            done = isinstance(error, SystemExit) and error.code in (None, 0)
+            watch.leave(None if done else f"interrupted ({type(error).__name__})")
+            raise
 
     def describe(self) -> dict[str, Any]:
         """Versions, hardware and command line, for the run's record."""
@@ -102,6 +189,8 @@ class Runtime:
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Move both to the device and wrap them for distributed, mixed-precision training; optionally compile."""
         model = model.to(memory_format=self.memory_format)
+        if self.world > 1 and self.sync_batchnorm:
+            model = synchronize_batch_norm(model, self.device)
         # Fabric removes the compiled wrapper, wraps the network inside, and compiles that: the names of the weights
         # and the result of `unwrap` are those of the plain network, which is the one that is evaluated.
         compiled: Any = torch.compile(model) if self.compile else model
@@ -211,42 +300,14 @@ class Runtime:
         """State of the gradient scaler, which only fp16 has and Fabric does not save; otherwise empty."""
         return self.fabric.strategy.precision.state_dict()
 
+    def loss_scale(self) -> float:
+        """The factor by which fp16 multiplies the loss; 1 for other arithmetic. Device sync."""
+        return float(self.scaler_state().get("scale", 1.0))
+
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`scaler_state` returned."""
         if state:
             self.fabric.strategy.precision.load_state_dict(state)
-
-
-def _refuse_other_launch(devices: int) -> None:
-    """Refuse a launcher that started another number of processes: each would believe it is alone, or wait for others.
-
-    Raises:
-        ConfigError: names the variable in which the launcher reports the number, and what to type.
-    """
-    slurm = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Fabric's rule: a shell is one process
-    for variable in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", *(["SLURM_NTASKS"] if slurm else [])):
-        text = os.environ.get(variable, "")
-        if not text.isdigit():
-            continue
-        started = int(text)
-        # Fabric starts the others itself, unless it was started as one of several.
-        if started > devices or (started < devices and _is_launched()):
-            raise ConfigError(
-                f"runtime.devices={devices}: {variable}={text} means that a launcher started {started} processes of "
-                f"this command: type runtime.devices={max(started, 1)}, or start {devices} (torchrun --nproc-per-node="
-                f"{devices}; srun --nodes=1 --ntasks-per-node={devices}), or start one without a launcher, after "
-                f"`unset {variable}`"
-            )
-        if variable == "SLURM_NTASKS" and started > 1 and os.environ.get("SLURM_NTASKS_PER_NODE") != text:
-            raise ConfigError(
-                f"runtime.devices={devices}: all {started} processes must be on one machine; start them with "
-                f"srun --nodes=1 --ntasks-per-node={started}"
-            )
-
-
-def _is_launched() -> bool:
-    """Whether Fabric finds that its processes are started by somebody else."""
-    return TorchElasticEnvironment.detect() or not os.environ.keys().isdisjoint(("SLURM_NTASKS", "LOCAL_RANK"))
 
 
 def cpu_name() -> str:

@@ -1,6 +1,7 @@
 """From a training config to a job: data, bins, network, loss, optimizer, schedule."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,9 +17,12 @@ from headcount.config import (
     BlockwiseConfig,
     ConfigError,
     CountedIn,
+    LossConfig,
+    Reduction,
     Representatives,
     SlidingWindowConfig,
     TrainConfig,
+    TransportConfig,
     WholeImageConfig,
     counting_mode,
     crop_error,
@@ -98,7 +102,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=pretrained)
     mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
     _refuse_sizes(config, counter, mode)
-    loss = build_loss(config.loss, grid, bins)
+    loss = build_loss(_over_processes(config.loss, runtime.world), grid, bins)
     targets = Targets(
         loss.needs,
         grid,
@@ -116,7 +120,8 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         world=runtime.world,
         pin_memory=runtime.device.type == "cuda",
     )
-    _refuse_single_values(config, counter, crops=loader.step_images // runtime.world)
+    crops = loader.step_images if config.runtime.sync_batchnorm else loader.step_images // runtime.world
+    _refuse_single_values(config, counter, crops=crops)
     plain_optimizer = build_optimizer(config.optim, counter)
     # On the plain optimizer: Fabric's wrapper would hide its steps from the schedule.
     schedule = build_schedule(config.optim, plain_optimizer, epochs=config.epochs, steps_per_epoch=len(loader))
@@ -135,6 +140,19 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         average=build_average(config.optim, counter),
         mode=mode,
     )
+
+
+def _over_processes(config: LossConfig, processes: int) -> LossConfig:
+    """The loss of one process's part of a batch: gradients are averaged over processes, a sum would be divided.
+
+    Args:
+        processes: number of training processes.
+    """
+    transport = getattr(config, "transport", None)  # any loss may have one
+    if not isinstance(transport, TransportConfig) or transport.ot_reduction is not Reduction.sum:
+        return config
+    summed = dataclasses.replace(transport, ot_weight=transport.ot_weight * processes)
+    return dataclasses.replace(config, transport=summed)  # type: ignore[call-arg]
 
 
 def open_data(config: TrainConfig) -> TrainingData:
@@ -188,7 +206,7 @@ def _refuse_single_values(config: TrainConfig, counter: Counter, *, crops: int) 
     """Refuse a batch of one small crop, which leaves BatchNorm one value per channel; only the network knows where.
 
     Args:
-        crops: number of crops per step of this process.
+        crops: number of crops per step whose values are normalized together.
     """
     size = config.augment.crop_size
     if crops > 1 or size > _MAX_STRIDE:

@@ -6,6 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.config import BinsConfig, ClipConfig
+from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.setup import Job
 from headcount.models.prompts import write_prompts
 from headcount.types import Sample
@@ -23,6 +24,7 @@ def summarize(job: Job) -> str:
         *data.train.describe(),
         *(f"{data.selection_split}: {line}" for line in data.selection.describe_left_out()),
         *_describe_batches(job),
+        *_describe_processes(job),
         *_describe_bins(job),
         f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
     ]
@@ -45,6 +47,25 @@ def _describe_batches(job: Job) -> list[str]:
     if images == batch_size:
         return []
     return [f"batches hold {images} images, not batch_size={batch_size}: there are no more"]
+
+
+def _describe_processes(job: Job) -> list[str]:
+    """The number of processes, and over which crops they normalize; nothing for one process."""
+    runtime = job.config.runtime
+    if runtime.processes == 1:
+        return []
+    crops = job.loader.step_images
+    share = crops // runtime.processes
+    machines = f" on {runtime.num_nodes} machines" if runtime.num_nodes > 1 else ""
+    lines = [f"processes: {runtime.processes}{machines}; crops of each per step: {share}"]
+    if has_batch_norm(job.counter) and runtime.sync_batchnorm:
+        lines.append(f"BatchNorm: synchronized, over all {crops} crops of a step")
+    elif has_batch_norm(job.counter):
+        lines.append(
+            f"BatchNorm: not synchronized, over the crops of each process ({share}): a step differs from that of one "
+            "process; runtime.sync_batchnorm=true"
+        )
+    return lines
 
 
 def _describe_bins(job: Job) -> list[str]:

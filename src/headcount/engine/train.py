@@ -65,16 +65,18 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
             unusable.
         OutputError: if a file of the run cannot be written.
         DivergedError: if the training diverges.
+        ProcessError: if another process of the run has died.
     """
     # 1. Processes.
     runtime = Runtime(config.runtime)
     config = dataclasses.replace(config, model=follow_weights(config.model))
-    # 2. Run folder: refuse a used one, or one in use, before any work is done.
-    run = RunFolder.open(runtime, config)
-    try:
-        return _train(runtime, config, run, draw)
-    finally:
-        run.close()
+    with runtime.guard():
+        # 2. Run folder: refuse a used one, or one in use, before any work is done.
+        run = RunFolder.open(runtime, config)
+        try:
+            return _train(runtime, config, run, draw)
+        finally:
+            run.close()
 
 
 def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBlocks | None) -> FinishedRun | None:
@@ -109,8 +111,8 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None =
         draw: makes the pictures for TensorBoard; None makes none.
 
     Raises:
-        FloatingPointError: if a loss, a weight or a predicted count is not finite; names the epoch, the step and the
-            files of the batch.
+        FloatingPointError: if a loss, a gradient, a weight or a predicted count is not finite; names the epoch, the
+            step and the files of the batch.
         OutputError: if a file of the run cannot be written.
     """
     with _progress_bar(runtime, job) as progress:  # an error message begins on a line of its own
@@ -130,7 +132,7 @@ def _fit(runtime: Runtime, job: Job, run: RunFolder, progress: Any, draw: DrawBl
             meter.add(loss, prediction, batch)  # no device sync here
             progress.update(len(batch.names) * runtime.world)
             if meter.steps % CHECK_EVERY == 1:
-                progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check()}")
+                progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check(runtime)}")
         job.epoch = epoch + 1
         record = {"epoch": job.epoch, "lr": lr, **meter.close(runtime)}
         _refuse_diverged(runtime, job, meter.steps)
