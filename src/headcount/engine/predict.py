@@ -5,6 +5,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from headcount.config import (
 from headcount.data.images import Picture, read_picture, upright_picture
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import MAX_SIDE, ResizeRule
+from headcount.data.regions import Region, RegionGrid, as_regions
 from headcount.engine import checkpoint
 from headcount.errors import DataError
 from headcount.models.counter import Counter
@@ -38,14 +40,16 @@ _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
 # A strip of a few pixels would be enlarged to thousands of megapixels.
 _MAX_ENLARGED_PIXELS = 100_000_000
+NO_REGIONS = "this counter predicts one number per picture and no blocks, so that regions cannot be counted; use another"
 _DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
 if TYPE_CHECKING:
     FilePath = str | os.PathLike[str]
     Photo = FilePath | IO[bytes] | Image.Image | np.ndarray | Tensor
     Device = str | torch.device
+    Regions = Mapping[str, Any] | Sequence[Region]
 else:  # anything may be passed; what is not taken is refused with an error of our own
-    FilePath = Photo = Device = Any
+    FilePath = Photo = Device = Regions = Any
 
 
 @dataclass(repr=False)
@@ -79,6 +83,41 @@ class PhotoCount:
             blocks = f"{rows} x {cols} blocks of {self.block_size} px"
         note = f", {self.note}" if self.note else ""
         return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks}{note})"
+
+    def count_regions(self, regions: Regions) -> dict[str, float]:
+        """The people in each region of the picture.
+
+        A block that a region's border crosses counts by the share of its area that lies in the region: the counts of
+        regions that tile the picture sum to its count.
+
+        Args:
+            regions: the result of :func:`~headcount.data.region_files.read_regions`, or name -> region: text such as
+                ``"10,20,300,200"`` (opposite corners of a rectangle), ``"0,0,90,0,90,80"`` (a polygon) or
+                ``"0%,0%,50%,100%"`` (shares of width and height), a list of corners (x, y), or a shapely polygon.
+                Numbers without a percent sign are pixels of the upright picture before it was resized.
+
+        Returns:
+            Expected people by name.
+
+        Raises:
+            ConfigError: if a region is invalid or outside the picture, or the counter predicts no blocks.
+        """
+        grid = self.region_grid(as_regions(regions))
+        assert self.block_counts is not None, "region_grid refuses it"
+        return grid.count(self.block_counts.double().numpy())
+
+    def region_grid(self, regions: Sequence[Region]) -> RegionGrid:
+        """Regions on the blocks of this picture, and of all pictures of its size.
+
+        Raises:
+            ConfigError: if a region does not fit the picture, or the counter predicts no blocks.
+        """
+        if self.block_counts is None:
+            raise ConfigError(NO_REGIONS)
+        image_size = (self.image.shape[2], self.image.shape[1])
+        return RegionGrid.build(
+            regions, photo_size=self.photo_size, image_size=image_size, block_size=self.block_size
+        )
 
 
 @dataclass(repr=False)
