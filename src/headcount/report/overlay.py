@@ -5,6 +5,7 @@ are drawn at reduced size.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from headcount.data.points import distribute_blocks
 from headcount.report.pictures import save_figure, shorten
+from headcount.report.regions import DrawnRegion, draw_regions
 
 _COLORS = "turbo"
 _FROM, _TO = 0.1, 0.93  # part of the color map that is used: its ends are too dark to be seen in dark photos
@@ -29,6 +31,7 @@ _MIN_SCALE = 0.2  # lowest maximum of the color scale, in heads per block: noise
 _MAX_OPACITY = 0.8  # weight of the color at the densest place; the rest is photo
 _BLACK, _WHITE = 0.15, 0.8  # gray levels that replace black and white, so that colors are visible on any photo
 _LETTER_WIDTH = 12  # of the title, in pixels
+_LEVELS = 256  # of the color map; a lookup is much faster than computing the color of every pixel of a frame
 
 
 def overlay_picture(
@@ -38,6 +41,7 @@ def overlay_picture(
     *,
     block_size: int,
     title: str,
+    regions: Sequence[DrawnRegion] = (),
 ) -> None:
     """Draw a photo in gray with its predicted density in color, the count above it and a color bar beside it.
 
@@ -47,6 +51,7 @@ def overlay_picture(
         path: the picture file; its suffix determines the format.
         block_size: side of a block, in pixels of ``image``.
         title: written above the count.
+        regions: outlined, with name and count.
 
     Raises:
         OSError: if the file cannot be written.
@@ -54,16 +59,13 @@ def overlay_picture(
     _, height, width = image.shape
     shrink = min(1.0, _LONG_SIDE / max(height, width))
     panel = max(1, round(height * shrink)), max(1, round(width * shrink))
-    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
-    gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
     blocks = block_counts.double().numpy()
-    per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
-    scale = max(_MIN_SCALE, float(per_block.max()))
+    drawn, scale = heat_map(image, blocks, panel=panel, block_size=block_size)
 
     inches = max(panel[1] / _DPI, 4.0) + 1.3, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
-    axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
+    axis.imshow(draw_regions(drawn, regions), interpolation="antialiased")
     axis.set_axis_off()
     name = shorten(title, int(inches[0] * _DPI / _LETTER_WIDTH))
     figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
@@ -75,6 +77,35 @@ def overlay_picture(
     with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         save_figure(figure, path)
+
+
+def heat_map(
+    image: UInt8[Tensor, "3 height width"],
+    blocks: Float[np.ndarray, "rows cols"] | None,
+    *,
+    panel: tuple[int, int],
+    block_size: int,
+    scale: float = _MIN_SCALE,
+) -> tuple[UInt8[np.ndarray, "panel_height panel_width 3"], float]:
+    """A photo in gray with its predicted density in color.
+
+    Args:
+        image: the photo.
+        blocks: expected heads in each block; None draws the photo alone.
+        panel: height and width of the result, pixels.
+        block_size: side of a block, in pixels of ``image``.
+        scale: lowest maximum of the color scale, heads per block.
+
+    Returns:
+        RGB, and the maximum of the color scale.
+    """
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
+    gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
+    share = np.zeros(panel)
+    if blocks is not None:
+        share = _per_block(blocks, image=(image.shape[1], image.shape[2]), panel=panel, block_size=block_size)
+        scale = max(scale, float(share.max()))
+    return (255 * _blend(gray, share / scale)).round().astype(np.uint8), scale
 
 
 def _per_block(
@@ -92,8 +123,9 @@ def _per_block(
 
 def _blend(gray: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
     """Blend the color of ``share`` with ``gray``, both from 0 to 1."""
-    share = share.clip(0, 1)
-    color = colormaps[_COLORS](_FROM + (_TO - _FROM) * share)[..., :3]
+    level = (share.clip(0, 1) * (_LEVELS - 1)).round().astype(np.intp)
+    levels = np.linspace(0, 1, _LEVELS, dtype=np.float32)
+    color = colormaps[_COLORS](_FROM + (_TO - _FROM) * levels)[:, :3].astype(np.float32)
     # The square root keeps single people visible beside a crowd.
-    weight = _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(share))[..., None]
-    return (1 - weight) * gray[..., None] + weight * color
+    weight = _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(levels))[:, None]
+    return (1 - weight)[level] * gray[..., None] + (weight * color)[level]
