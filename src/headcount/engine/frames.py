@@ -25,7 +25,8 @@ from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.wording import one_line, printable
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""RGB of a frame of any size."""
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
 """Endings of the images of a sequence that is given as a folder."""
@@ -95,8 +96,11 @@ class Selection:
         """
         if duration is None or rate is None:
             return None
-        length = max(0.0, min(duration, self.end if self.end is not None else math.inf) - self.start)
-        return math.ceil(round(length / (self.every_seconds or self.every_frames / rate), 3))
+        end = duration if self.end is None else min(duration, self.end)
+        if self.every_seconds is not None:
+            return max(0, math.ceil(round((end - self.start) / self.every_seconds, 6)))
+        frames = math.ceil(round(end * rate, 6)) - math.ceil(round(self.start * rate, 6))
+        return max(0, math.ceil(frames / self.every_frames))
 
 
 class ImageSequence:
@@ -216,27 +220,32 @@ class VideoSource:
         av = import_av("counting the frames of a video")
         self._seek(av, selection.start)
         packets = self.container.demux(self.stream)
-        ends = 0.0
+        usual = 1 / (self.rate or DEFAULT_RATE)
+        ends, decoded_at, longest = 0.0, math.inf, usual
         while True:
             try:
                 packet = next(packets, None)
             except (av.FFmpegError, OSError) as error:
-                reason = _reason(error, stream=self.live)
-                yield Frame(None, ends, None, f"{self.name} cannot be read any further after {ends:.3f} s: {reason}")
+                what = f"{self.name} cannot be read any further after {ends:.3f} s: {_words(error)}"
+                yield Frame(None, ends, None, what)
                 return
             if packet is None:
                 break
             seconds = ends
             if packet.pts is not None:
                 seconds = self._from_start(packet.pts * packet.time_base)
-                length = packet.duration * packet.time_base if packet.duration else 1 / (self.rate or DEFAULT_RATE)
+                length = packet.duration * packet.time_base if packet.duration else usual
                 ends = max(ends, seconds + float(length))
+            if packet.dts is not None:
+                longest = max(longest, float(packet.dts * packet.time_base) - decoded_at)
+                decoded_at = float(packet.dts * packet.time_base)
             try:
                 yield from packet.decode()
             except (av.FFmpegError, ValueError) as error:
-                reason = _reason(error, stream=False)
-                yield Frame(None, seconds, None, f"the frame at {seconds:.3f} s cannot be decoded: {reason}")
-        if self.duration is not None and not self.live and ends < self.duration - 2 / (self.rate or DEFAULT_RATE):
+                what = f"the frame at {seconds:.3f} s cannot be decoded: {_words(error)}"
+                yield Frame(None, seconds, None, what)
+        # The last frame may be shown as long as any other, where the file does not say how long.
+        if self.duration is not None and not self.live and ends < self.duration - 1.5 * longest:
             what = f"{self.name} ends at {ends:.3f} s, but says that it has {self.duration:.3f} s: it is truncated"
             yield Frame(None, ends, None, what)
 
@@ -414,13 +423,17 @@ def without_password(address: str) -> str:
 
 
 def _reason(error: BaseException, *, stream: bool) -> str:
-    """What FFmpeg says, in words; its own text may hold the password of an address."""
-    words = one_line(getattr(error, "strerror", None) or type(error).__name__)
-    if words == "Immediate exit requested" or isinstance(error, TimeoutError):
-        return f"no answer within {_TIMEOUTS[0]:g} s"
+    """Why a source cannot be opened."""
     if stream:
-        return f"cannot be opened or read: {words}; check the address, and that the camera or server is running"
-    return f"is not a video that FFmpeg can read, or it is damaged or truncated ({words})"
+        return f"cannot be opened: {_words(error)}; check the address, and that the camera or server is running"
+    return f"is not a video that FFmpeg can read, or it is damaged or truncated ({_words(error)})"
+
+
+def _words(error: BaseException) -> str:
+    """What FFmpeg says, without the address, which may hold a password."""
+    words = one_line(getattr(error, "strerror", None) or type(error).__name__)
+    timed_out = words == "Immediate exit requested" or isinstance(error, TimeoutError)
+    return "no answer in time" if timed_out else words
 
 
 def _no_video(message: str) -> DataError:

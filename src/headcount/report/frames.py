@@ -1,5 +1,6 @@
 """Draw the counts of a video: into each frame, and as a curve over time."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,7 +125,9 @@ class CountCurve:
         marker = "o" if len(points) < 60 else ""
         for k, name in enumerate(self.names, start=1):
             style = {"color": "black", "linewidth": 1.8} if k == 1 else {"linewidth": 1.3}
-            axis.plot(points[:, 0], points[:, k], label=shorten(name).replace("$", r"\$"), marker=marker, ms=3, **style)
+            # A label that begins with "_" would be hidden, and dollar signs begin a formula.
+            label = (" " if name.startswith("_") else "") + shorten(name).replace("$", r"\$")
+            axis.plot(points[:, 0], points[:, k], label=label, marker=marker, ms=3, **style)
         means = f", means of {self.frames_per_point} frames" if self.frames_per_point > 1 else ""
         axis.set(xlabel="time in the video, seconds", ylabel=f"people{means}")
         axis.set_title(shorten(title, 90), fontsize=11, parse_math=False)
@@ -132,4 +135,6 @@ class CountCurve:
         from_zero(axis)
         if len(self.names) > 1:
             axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-        save_figure(figure, path)
+        with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            save_figure(figure, path)
