@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -190,6 +191,25 @@ def test_a_camera_is_counted_until_the_end_or_ctrl_c(
     assert record(tmp_path / "out")["dropped"] >= 0  # type: ignore[operator]
 
 
+def test_a_counter_without_blocks_gives_a_count_and_a_gray_video(
+    count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = engine.PhotoCounter.predict_batch
+
+    def one_number(self: engine.PhotoCounter, photos: list[np.ndarray]) -> list[engine.PhotoCount]:
+        return [replace(found, block_counts=None) for found in predict(self, photos)]
+
+    monkeypatch.setattr(engine.PhotoCounter, "predict_batch", one_number)
+    assert count("crowd.mp4", "--every", "4")[0] == 0
+    assert all(float(row["count"]) > 0 for row in rows(tmp_path / "video"))
+    with av.open(str(tmp_path / "video" / "annotated.mp4")) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    assert np.ptp(frame, axis=2).max() < 12
+    status, _, err = count("crowd.mp4", *LEFT)
+    assert status == 2
+    assert "this counter predicts one number per picture and no blocks" in err
+
+
 def test_a_truncated_video_is_counted_as_far_as_it_goes(count: Count, tmp_path: Path) -> None:
     file = make_video(tmp_path / "a.mp4", picture=noise, container_options={"movflags": "faststart"})
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
@@ -238,7 +258,7 @@ def test_the_annotated_video_of_an_earlier_run_is_no_source(count: Count, crowd:
     ("typed", "message"),
     [
         (["gone.mp4"], "gone.mp4: no such file, folder or images"),
-        (["crowd.mp4", "b.mp4"], "one source of frames is counted at a time, and 2 are given: crowd.mp4, b.mp4"),
+        (["crowd.mp4", "b.mp4"], "one source is counted at a time, and 2 are given: crowd.mp4, b.mp4"),
         ([], "0 are given: none"),
         (["crowd.mp4", "--every", "0"], "0: must be a number of frames such as 5, or of seconds such as 0.5s"),
         (["crowd.mp4", "--every", "0s"], "0s: must be a number of frames"),

@@ -1,5 +1,6 @@
 """Regions hold the exact share of every block, and those that tile a picture sum to its count."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_regions_that_tile_the_picture_sum_to_its_count(photo: tuple[int, int], 
 
 def test_strips_in_percent_tile_a_picture() -> None:
     edges = [0, 12.3456789, 100 / 3, 66.6, 99.999, 100]
-    strips = {f"s{k}": f"{a}%,0%,{b}%,100%" for k, (a, b) in enumerate(zip(edges, edges[1:], strict=False))}
+    strips = {f"s{k}": f"{a}%,0%,{b}%,100%" for k, (a, b) in enumerate(itertools.pairwise(edges))}
     grid = RegionGrid.build(as_regions(strips), photo_size=(641, 479), image_size=(672, 512), block_size=16)
     blocks = np.random.default_rng(0).uniform(0, 5, (32, 42))
     assert sum(grid.count(blocks).values()) == pytest.approx(blocks.sum(), abs=1e-6)
@@ -150,7 +151,7 @@ def test_a_region_outside_the_picture_is_refused_with_how_far(text: str, message
 
 def test_rounding_at_the_border_is_accepted_and_adds_nothing() -> None:
     np.testing.assert_array_equal(shares("-0.5,-0.5,40.5,24.5"), np.ones((3, 5)))
-    with pytest.raises(ConfigError, match="^region a: no part of it lies inside the picture"):
+    with pytest.raises(ConfigError, match=r"^region a: no part of it lies inside the picture"):
         RegionGrid.build(as_regions({"a": "40,0,40.4,24"}), **SQUARE)
     np.testing.assert_array_equal(
         shares("0,0,1,1", photo_size=(1, 1), image_size=(8, 8)),
@@ -225,7 +226,7 @@ def test_files_are_recognized_by_their_content(content: dict[str, Any], names: l
 
 def test_regions_that_were_drawn_on_a_picture_of_another_size(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(LABELME))
-    with pytest.raises(ConfigError, match="^region queue: was drawn on a picture of 40 x 24 pixels, .* has 80 x 48"):
+    with pytest.raises(ConfigError, match=r"^region queue: was drawn on a picture of 40 x 24 pixels, .* has 80 x 48"):
         read_regions(tmp_path / "a.json")[0].placed(80, 48)
 
 

@@ -63,7 +63,16 @@ def test_a_transport_stream_that_does_not_begin_at_zero_begins_at_zero(tmp_path:
 
 @pytest.mark.parametrize(
     "matrix",
-    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+    [
+        (1, 0, 0, 1),
+        (0, 1, -1, 0),
+        (-1, 0, 0, -1),
+        (0, -1, 1, 0),
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (0, 1, 1, 0),
+        (0, -1, -1, 0),
+    ],
 )
 def test_frames_are_turned_and_mirrored_as_the_file_says(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
     def quarters(_: int) -> np.ndarray:
@@ -158,7 +167,7 @@ def test_a_file_whose_end_is_missing(tmp_path: Path) -> None:
     # Without the table of its frames, which other files have at their end, there is nothing to read.
     other = make_video(tmp_path / "b.mp4")
     other.write_bytes(other.read_bytes()[:1000])
-    with pytest.raises(DataError, match="b.mp4: is not a video that FFmpeg can read, or it is damaged or truncated"):
+    with pytest.raises(DataError, match=r"b\.mp4: is not a video that FFmpeg can read, or it is damaged or truncated"):
         read(other)
 
 
@@ -209,7 +218,7 @@ def test_a_picture_a_sound_and_what_is_missing_are_refused(tmp_path: Path) -> No
     ):
         with pytest.raises(DataError, match=message):
             read(tmp_path / name)
-    with pytest.raises(ConfigError, match="^ftp://host/a.mp4: must begin with rtsp, rtsps, http"):
+    with pytest.raises(ConfigError, match=r"^ftp://host/a.mp4: must begin with rtsp, rtsps, http"):
         read("ftp://host/a.mp4")
 
 
@@ -228,7 +237,9 @@ def test_without_pyav_images_are_read_and_videos_name_what_to_install(
 def test_a_camera_that_this_pyav_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_CAMERAS", {sys.platform: ("no such format", "{}")})
     for camera in ("camera:0", "/dev/video0"):
-        with pytest.raises(ConfigError, match=f"^{camera}: the wheels of PyAV have no cameras on this system: build it"):
+        with pytest.raises(
+            ConfigError, match=f"^{camera}: the wheels of PyAV have no cameras on this system: build it"
+        ):
             read(camera)
 
 

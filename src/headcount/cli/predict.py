@@ -273,9 +273,7 @@ def write_one(
     result.error = "; ".join(errors)
 
 
-def count_regions(
-    prediction: "PhotoCount", result: PictureResult, regions: "Sequence[Region]"
-) -> "list[DrawnRegion]":
+def count_regions(prediction: "PhotoCount", result: PictureResult, regions: "Sequence[Region]") -> "list[DrawnRegion]":
     """Record the people in each region of one picture; what is drawn of them.
 
     Raises:

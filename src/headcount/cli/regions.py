@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 REGIONS_HELP = """\
 Regions: --region NAME=x1,y1,x2,y2 is a rectangle by two opposite corners, NAME=x1,y1,x2,y2,x3,y3,... a polygon. Numbers
 are pixels from the top left corner of the upright picture before it is resized, or shares of its width and height where
-each has a percent sign: left=0%,0%,50%,100%. --regions FILE reads what LabelMe saved, or GeoJSON in pixels. A block on a
-region's border counts by the share of its area inside the region, so that regions that tile a picture sum to its count.
+each has a percent sign: left=0%,0%,50%,100%. --regions FILE reads what LabelMe saved, or GeoJSON in pixels. A block on
+a region's border counts by the share of its area inside, so that regions that tile a picture sum to its count.
 """
 
 

@@ -51,9 +51,7 @@ def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
-    parser.add_argument(
-        "--output", type=to_path, default=Path("video"), help="folder of the results (default: video)"
-    )
+    parser.add_argument("--output", type=to_path, default=Path("video"), help="folder of the results (default: video)")
     parser.add_argument(
         "--every",
         type=every,
@@ -83,7 +81,7 @@ def main() -> None:
             raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
         if len(options.source) != 1:
             found = ", ".join(options.source) or "none"
-            raise ConfigError(f"one source of frames is counted at a time, and {len(options.source)} are given: {found}")
+            raise ConfigError(f"one source is counted at a time, and {len(options.source)} are given: {found}")
         sys.exit(count_video(options.source[0], Path(ckpt).expanduser(), options))
 
 

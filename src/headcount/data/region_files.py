@@ -117,7 +117,8 @@ def _geojson(content: dict[str, Any]) -> Iterator[Region]:
     for number, feature in enumerate(features, start=1):
         if not isinstance(feature, dict):
             raise ConfigError(f"feature {number} is not an object")
-        properties = feature.get("properties") if isinstance(feature.get("properties"), dict) else {}
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
         names = [properties.get("name"), properties.get("label"), feature.get("id")]
         known = [str(name) for name in names if isinstance(name, str | int) and str(name).strip()]
         if not known:
@@ -126,7 +127,9 @@ def _geojson(content: dict[str, Any]) -> Iterator[Region]:
         geometry = feature.get("geometry")
         kind = geometry.get("type") if isinstance(geometry, dict) else None
         if kind not in ("Polygon", "MultiPolygon"):
-            raise ConfigError(f"region {name}: is a {printable(str(kind))[:40]}; only Polygon and MultiPolygon are read")
+            raise ConfigError(
+                f"region {name}: is a {printable(str(kind))[:40]}; only Polygon and MultiPolygon are read"
+            )
         yield checked(Region(name, _polygons(name, geometry)))
 
 

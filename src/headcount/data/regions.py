@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import shapely
@@ -19,7 +20,7 @@ from headcount.config import ConfigError
 from headcount.files import name_text
 from headcount.wording import many, printable
 
-Shape = Polygon | MultiPolygon
+Shape: TypeAlias = Polygon | MultiPolygon
 
 ROUNDING = 0.5
 """How far a corner may lie outside the picture, pixels: drawing tools round. Only what lies inside is counted."""

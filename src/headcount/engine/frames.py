@@ -11,7 +11,7 @@ import re
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class ImageSequence:
         self.name, self.files, self.rate = name, files, rate
         self.duration = len(files) / rate
 
-    def frames(self, selection: Selection, stop: threading.Event) -> Iterator[Frame]:
+    def frames(self, selection: Selection, stop: threading.Event) -> Generator[Frame, None, None]:
         """The selected images; one that cannot be read has an error. Ends early if ``stop`` is set."""
         number = -1
         for k, file in enumerate(self.files):
@@ -182,7 +182,7 @@ class VideoSource:
         alone = self.container.duration and len(self.container.streams) == 1
         return self.container.duration / 1e6 if alone else None
 
-    def frames(self, selection: Selection, stop: threading.Event) -> Iterator[Frame]:
+    def frames(self, selection: Selection, stop: threading.Event) -> Generator[Frame, None, None]:
         """The selected frames, and what cannot be decoded. Ends early if ``stop`` is set.
 
         Frames of a live source that come while others are counted are dropped, except the last.
@@ -193,7 +193,7 @@ class VideoSource:
         """Close the file or connection."""
         self.container.close()
 
-    def _frames(self, selection: Selection, stop: threading.Event) -> Iterator[Frame]:
+    def _frames(self, selection: Selection, stop: threading.Event) -> Generator[Frame, None, None]:
         number, last = -1, None
         for found in self._decoded(selection):
             if stop.is_set():
@@ -276,7 +276,7 @@ class VideoSource:
             return self._from_start(stamp * frame.time_base)
         return 0.0 if last is None else last + 1 / (self.rate or DEFAULT_RATE)
 
-    def _latest(self, selection: Selection, stop: threading.Event) -> Iterator[Frame]:
+    def _latest(self, selection: Selection, stop: threading.Event) -> Generator[Frame, None, None]:
         """The frames of a live source, which a thread reads as fast as they come."""
         waiting: queue.Queue[Frame | BaseException | None] = queue.Queue(maxsize=2)
         leave = threading.Event()
@@ -411,9 +411,9 @@ def upright(frame: Any) -> Pixels:
     a, b, _, c, d, *_ = (value / 65536 for value in struct.unpack("=9i", bytes(matrix)[:36]))
     a, b, c, d = (round(value) for value in (a, b, c, d))
     if (abs(a), abs(d), b, c) == (1, 1, 0, 0):
-        pixels = pixels[:: d, :: a]
+        pixels = pixels[::d, ::a]
     elif (a, d, abs(b), abs(c)) == (0, 0, 1, 1):
-        pixels = pixels.transpose(1, 0, 2)[:: b, :: c]
+        pixels = pixels.transpose(1, 0, 2)[::b, ::c]
     return np.ascontiguousarray(pixels)
 
 

@@ -41,7 +41,9 @@ _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
 # A strip of a few pixels would be enlarged to thousands of megapixels.
 _MAX_ENLARGED_PIXELS = 100_000_000
-NO_REGIONS = "this counter predicts one number per picture and no blocks, so that regions cannot be counted; use another"
+NO_REGIONS = (
+    "this counter predicts one number per picture and no blocks, so that regions cannot be counted; use another"
+)
 _DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
 if TYPE_CHECKING:
@@ -116,9 +118,7 @@ class PhotoCount:
         if self.block_counts is None:
             raise ConfigError(NO_REGIONS)
         image_size = (self.image.shape[2], self.image.shape[1])
-        return RegionGrid.build(
-            regions, photo_size=self.photo_size, image_size=image_size, block_size=self.block_size
-        )
+        return RegionGrid.build(regions, photo_size=self.photo_size, image_size=image_size, block_size=self.block_size)
 
 
 @dataclass
