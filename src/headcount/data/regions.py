@@ -5,6 +5,7 @@ border crosses therefore contributes the share of that area which lies in the re
 regions that tile a picture sum to its count.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -120,18 +121,19 @@ def block_shares(
     across, down = (side / block_size for side in image_size)
     scaled = shapely.transform(shape, lambda corners: corners / photo_size * (across, down))
     rows, cols = math.ceil(down), math.ceil(across)
-    shares = np.zeros((rows, cols))
-    left, top, right, bottom = scaled.bounds
-    row, col = np.mgrid[
-        max(0, math.floor(top)) : min(rows, math.ceil(bottom)), max(0, math.floor(left)) : min(cols, math.ceil(right))
-    ]
-    boxes = shapely.box(col, row, np.minimum(col + 1, across), np.minimum(row + 1, down))
+    row, col = np.mgrid[:rows, :cols]
     shapely.prepare(scaled)
-    inside = shapely.covers(scaled, boxes)
-    crossed = ~inside & shapely.intersects(scaled, boxes)
-    part = inside.astype(np.float64)
-    part[crossed] = shapely.area(shapely.intersection(scaled, boxes[crossed])) / shapely.area(boxes[crossed])
-    shares[row, col] = part
+    shares = shapely.contains_xy(scaled, col + 0.5, row + 0.5).astype(np.float64)
+    # A block that the outline crosses is that of one of these points, or one of its neighbors; all others lie entirely
+    # inside or outside.
+    points = np.floor(shapely.get_coordinates(shapely.segmentize(scaled, 0.5))).astype(int)
+    crossed = np.zeros((rows + 2, cols + 2), dtype=bool)
+    for below, beside in itertools.product(range(3), repeat=2):
+        crossed[(points[:, 1] + below).clip(0, rows + 1), (points[:, 0] + beside).clip(0, cols + 1)] = True
+    crossed = crossed[1:-1, 1:-1]
+    left, top = col[crossed], row[crossed]
+    boxes = shapely.box(left, top, np.minimum(left + 1, across), np.minimum(top + 1, down))
+    shares[crossed] = shapely.area(shapely.intersection(scaled, boxes)) / shapely.area(boxes)
     return shares
 
 

@@ -31,7 +31,6 @@ _MIN_SCALE = 0.2  # lowest maximum of the color scale, in heads per block: noise
 _MAX_OPACITY = 0.8  # weight of the color at the densest place; the rest is photo
 _BLACK, _WHITE = 0.15, 0.8  # gray levels that replace black and white, so that colors are visible on any photo
 _LETTER_WIDTH = 12  # of the title, in pixels
-_LEVELS = 256  # of the color map; a lookup is much faster than computing the color of every pixel of a frame
 
 
 def overlay_picture(
@@ -100,12 +99,18 @@ def heat_map(
         RGB, and the maximum of the color scale.
     """
     photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
-    gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
-    share = np.zeros(panel)
-    if blocks is not None:
-        share = _per_block(blocks, image=(image.shape[1], image.shape[2]), panel=panel, block_size=block_size)
-        scale = max(scale, float(share.max()))
-    return (255 * _blend(gray, share / scale)).round().astype(np.uint8), scale
+    gray = photo.convert("L").point([round(255 * _BLACK + (_WHITE - _BLACK) * level) for level in range(256)])
+    if blocks is None:
+        return np.asarray(gray.convert("RGB")), scale
+    per_block = _per_block(blocks, image=(image.shape[1], image.shape[2]), panel=panel, block_size=block_size)
+    scale = max(scale, float(per_block.max()))
+    # Tables of 256 levels: the color of every pixel would take most of the time that a frame of a video takes.
+    levels = (per_block * (255 / scale)).round().clip(0, 255).astype(np.uint8)
+    color, weight = _color(np.linspace(0, 1, 256))
+    colored = Image.frombytes("P", gray.size, levels.tobytes())
+    colored.putpalette((255 * color).round().astype(np.uint8).tobytes())
+    mask = Image.fromarray((255 * weight).round().astype(np.uint8)[levels])
+    return np.asarray(Image.composite(colored.convert("RGB"), gray.convert("RGB"), mask)), scale
 
 
 def _per_block(
@@ -123,9 +128,12 @@ def _per_block(
 
 def _blend(gray: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
     """Blend the color of ``share`` with ``gray``, both from 0 to 1."""
-    level = (share.clip(0, 1) * (_LEVELS - 1)).round().astype(np.intp)
-    levels = np.linspace(0, 1, _LEVELS, dtype=np.float32)
-    color = colormaps[_COLORS](_FROM + (_TO - _FROM) * levels)[:, :3].astype(np.float32)
+    color, weight = _color(share.clip(0, 1))
+    return (1 - weight[..., None]) * gray[..., None] + weight[..., None] * color
+
+
+def _color(share: Float[np.ndarray, "*shape"]) -> tuple[Float[np.ndarray, "*shape 3"], Float[np.ndarray, "*shape"]]:
+    """The color of a density from 0 to 1, and how much of it is blended with the photo."""
+    color = colormaps[_COLORS](_FROM + (_TO - _FROM) * share)[..., :3]
     # The square root keeps single people visible beside a crowd.
-    weight = _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(levels))[:, None]
-    return (1 - weight)[level] * gray[..., None] + (weight * color)[level]
+    return color, _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(share))
