@@ -233,7 +233,7 @@ def _opened_as_text_without_encoding(call: ast.Call) -> bool:
 
 
 def test_text_is_utf_8_whatever_the_machine_prefers() -> None:
-    # open_image, Image.open, av.open and the like have other names or owners; our own read_text and write_text are UTF-8.
+    # open_image, Image.open and av.open have other names or owners; our own read_text and write_text are UTF-8.
     found = []
     for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
