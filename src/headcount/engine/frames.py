@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from headcount.commands import as_typed
 from headcount.config import ConfigError
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
@@ -165,7 +166,8 @@ class VideoSource:
         streams = self.container.streams
         form = self.container.format.name
         if form.endswith("_pipe") or form == "image2":
-            raise _no_video(f"{self.name}: is a picture; count it with scripts/predict.py, or give a folder of frames")
+            one = as_typed("scripts/predict.py")
+            raise _no_video(f"{self.name}: is a picture; count it with {one}, or give a folder of frames")
         if form == "tty" or not streams.video:
             kinds = sorted({stream.type for stream in streams} - {"video"})
             held = "text" if form == "tty" else ", ".join(kinds) or "nothing that FFmpeg knows"
