@@ -171,16 +171,30 @@ def test_a_file_whose_end_is_missing(tmp_path: Path) -> None:
         read(other)
 
 
-def test_a_broken_frame_is_named_and_the_others_are_read(tmp_path: Path) -> None:
-    file = make_video(tmp_path / "a.avi", codec="mpeg4", options={"g": "1"})
+@pytest.mark.parametrize(
+    ("name", "codec", "damage"),
+    [
+        *(("a.avi", "mpeg4", "all"), ("a.mp4", "libx264", "all"), ("a.webm", "libvpx-vp9", "all")),
+        *(("a.avi", "mpeg4", "half"), ("a.mp4", "libx264", "half")),
+    ],
+)
+def test_a_broken_frame_is_named_and_the_others_are_read(name: str, codec: str, damage: str, tmp_path: Path) -> None:
+    def grainy(k: int) -> np.ndarray:
+        pixels = gray(k)
+        pixels[:, :80] = np.random.default_rng(k).integers(0, 256, (64, 80, 3))  # no two packets are equal
+        return pixels
+
+    options = {"g": "1"}  # every frame complete in itself
+    file = make_video(tmp_path / name, codec=codec, options=options, picture=grainy)
     with av.open(str(file)) as container:
-        packet = [packet for packet in container.demux(video=0) if packet.size][5]
-        old = bytes(packet)
+        old = bytes([packet for packet in container.demux(video=0) if packet.size][5])
     content = file.read_bytes()
     assert content.count(old) == 1
-    file.write_bytes(content.replace(old, b"\xff" * len(old)))
+    kept = 5 if damage == "all" else len(old) // 2
+    file.write_bytes(content.replace(old, old[:kept] + bytes(byte ^ 0x55 for byte in old[kept:])))
     frames = read(file)
     assert [k for _, _, k in seen(frames)] == [*range(5), *range(6, 12)]
+    assert [seconds for _, seconds, _ in seen(frames)] == [k / 10 for k in (*range(5), *range(6, 12))]
     (broken,) = [frame for frame in frames if frame.pixels is None]
     assert broken.error.startswith("the frame at 0.500 s ")
 

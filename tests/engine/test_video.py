@@ -190,6 +190,16 @@ def test_an_error_leaves_no_video_and_the_old_one(tmp_path: Path) -> None:
         pass
 
 
+def test_a_frame_that_cannot_be_encoded_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    def odd() -> None:
+        with write_video(tmp_path / "a.mp4") as writer:
+            writer.write(gray(0, width=65, height=33), 0)
+
+    with pytest.raises(OutputError, match=r"a\.mp4 cannot be encoded by libx264: "):
+        odd()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_long_video_is_written_in_little_memory(tmp_path: Path) -> None:
     """The encoder's frames are not collected: the file grows before its end."""
     with write_video(tmp_path / "a.mp4") as writer:

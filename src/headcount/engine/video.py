@@ -12,6 +12,7 @@ from headcount.config import ConfigError
 from headcount.data.regions import Region, RegionGrid
 from headcount.engine.frames import Frame, Pixels, import_av
 from headcount.engine.predict import PhotoCount, PhotoCounter
+from headcount.errors import OutputError
 from headcount.files import atomic_write
 from headcount.wording import one_line
 
@@ -169,10 +170,15 @@ def write_video(path: Path) -> Iterator[VideoWriter]:
 
     Raises:
         ConfigError: if PyAV is missing.
-        OutputError: if the file cannot be written.
+        OutputError: if the file cannot be written, or a frame cannot be encoded.
     """
     av = import_av("writing a video")
     with atomic_write(path) as part, av.open(str(part), "w", format="mp4") as container:
         writer = VideoWriter(container, encoder())
-        yield writer
-        writer.finish()
+        try:
+            yield writer
+            writer.finish()
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # a disk without room, which atomic_write explains
+                raise
+            raise OutputError(f"{path} cannot be encoded by {writer.codec}: {one_line(error)}") from error
