@@ -141,6 +141,7 @@ def test_ctrl_c_leaves_what_was_counted(
     assert out.startswith("6 frames")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_and_a_kill_keep_the_counts(
     count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_second_ctrl_c_and_a_kill_keep_the_counts(
     assert len(rows(tmp_path / "video")) == 2
 
 
+@pytest.mark.slow
 def test_a_camera_is_counted_until_the_end_or_ctrl_c(
     count: Count, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_camera_is_counted_until_the_end_or_ctrl_c(
     assert record(tmp_path / "out")["dropped"] >= 0  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_counter_without_blocks_gives_a_count_and_a_gray_video(
     count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_counter_without_blocks_gives_a_count_and_a_gray_video(
     assert "this counter predicts one number per picture and no blocks" in err
 
 
+@pytest.mark.slow
 def test_a_truncated_video_is_counted_as_far_as_it_goes(count: Count, tmp_path: Path) -> None:
     file = make_video(tmp_path / "a.mp4", picture=noise, container_options={"movflags": "faststart"})
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
@@ -246,6 +250,7 @@ def test_an_earlier_run_is_replaced_and_nothing_else(count: Count, crowd: Path, 
     assert "video.json is not a result of an earlier run" in err
 
 
+@pytest.mark.slow
 def test_the_annotated_video_of_an_earlier_run_is_no_source(count: Count, crowd: Path, tmp_path: Path) -> None:
     assert count("crowd.mp4", "--every", "4")[0] == 0
     status, _, err = count("video/annotated.mp4")

@@ -74,16 +74,16 @@ def test_regions_are_outlined_where_they_are() -> None:
     assert white[180:220, 560:640].sum() > 50
 
 
-@pytest.mark.parametrize("name", ["人群", "$x_1$", "a" * 300, "_hidden"])
-def test_any_name_is_drawn_in_pictures_and_curves(name: str, tmp_path: Path) -> None:
+def test_any_name_is_drawn_in_pictures_and_curves(tmp_path: Path) -> None:
     """Warnings are errors here."""
-    regions = as_regions({name: "0%,0%,10%,10%"})
+    names = ["人群", "$x_1$", "a" * 300, "_hidden"]
+    regions = as_regions(dict.fromkeys(names, "0%,0%,10%,10%"))
     grid = RegionGrid.build(regions, photo_size=(64, 32), image_size=(64, 32), block_size=8)
-    drawn = drawn_regions(grid, {name: 1.0}, photo_size=(64, 32))
+    drawn = drawn_regions(grid, dict.fromkeys(names, 1.0), photo_size=(64, 32))
     overlay_picture(flat(32, 64), torch.ones(4, 8), tmp_path / "a.png", block_size=8, title="a", regions=drawn)
-    curve = CountCurve(["people", name])
-    curve.add(0.0, [1.0, 2.0])
-    curve.draw(tmp_path / "b.png", title=f"{name}.mp4")
+    curve = CountCurve(["people", *names])
+    curve.add(0.0, [1.0] * 5)
+    curve.draw(tmp_path / "b.png", title="人群$_$.mp4")
     assert (tmp_path / "b.png").stat().st_size > 1000
 
 
