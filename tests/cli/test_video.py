@@ -109,15 +109,20 @@ def test_images_are_counted_like_a_video_and_nothing_is_drawn(count: Count, tmp_
     assert status == 1
     assert "failed: 1\n" in err
     assert "frame_0001.png cannot be read as an image" in err
-    found = rows(tmp_path / "video")
+    found = rows(tmp_path / "video_counts")
     assert [row["seconds"] for row in found] == ["0.000", "0.500", "1.000"]
     assert [bool(row["count"]) for row in found] == [True, False, True]
     assert "frame_0001.png cannot be read" in found[1]["error"]
-    assert sorted(path.name for path in (tmp_path / "video").iterdir()) == ["counts.csv", "counts.png", "video.json"]
+    assert sorted(path.name for path in (tmp_path / "video_counts").iterdir()) == [
+        "counts.csv",
+        "counts.png",
+        "video.json",
+    ]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_what_was_counted(
-    count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = engine.PhotoCounter.predict_batch
     calls = []
@@ -125,19 +130,19 @@ def test_ctrl_c_leaves_what_was_counted(
     def interrupted(self: engine.PhotoCounter, photos: list[np.ndarray]) -> list[engine.PhotoCount]:
         calls.append(len(photos))
         if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return predict(self, photos)
 
     monkeypatch.setattr(engine.PhotoCounter, "predict_batch", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     status, out, err = count("crowd.mp4", "--batch", "2")
     assert status == 130
     assert calls == [2, 2, 2]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert "press Ctrl-C again" in err
-    assert [row["frame"] for row in rows(tmp_path / "video")] == [str(k) for k in range(6)]
-    assert len(shown(tmp_path / "video")) == 6
-    assert record(tmp_path / "video")["interrupted"] is True
+    assert [row["frame"] for row in rows(tmp_path / "video_counts")] == [str(k) for k in range(6)]
+    assert len(shown(tmp_path / "video_counts")) == 6
+    assert record(tmp_path / "video_counts")["interrupted"] is True
     assert out.startswith("6 frames")
 
 
@@ -159,13 +164,13 @@ def test_a_second_ctrl_c_and_a_kill_keep_the_counts(
     monkeypatch.setattr(sys, "argv", ["video.py", "crowd.mp4", "--batch", "2"])
     with pytest.raises(KeyboardInterrupt):
         count("crowd.mp4", "--batch", "2")
-    assert [row["frame"] for row in rows(tmp_path / "video")] == ["0", "1", "2", "3"]
-    assert record(tmp_path / "video")["complete"] is False
-    assert sorted(os.listdir(tmp_path / "video")) == ["counts.csv", "video.json"]
+    assert [row["frame"] for row in rows(tmp_path / "video_counts")] == ["0", "1", "2", "3"]
+    assert record(tmp_path / "video_counts")["complete"] is False
+    assert sorted(os.listdir(tmp_path / "video_counts")) == ["counts.csv", "video.json"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert count("crowd.mp4", "--every", "6")[0] == 0  # the folder is a run's and can be used again
-    assert len(rows(tmp_path / "video")) == 2
+    assert len(rows(tmp_path / "video_counts")) == 2
 
 
 @pytest.mark.slow
@@ -204,8 +209,8 @@ def test_a_counter_without_blocks_gives_a_count_and_a_gray_video(
 
     monkeypatch.setattr(engine.PhotoCounter, "predict_batch", one_number)
     assert count("crowd.mp4", "--every", "4")[0] == 0
-    assert all(float(row["count"]) > 0 for row in rows(tmp_path / "video"))
-    with av.open(str(tmp_path / "video" / "annotated.mp4")) as container:
+    assert all(float(row["count"]) > 0 for row in rows(tmp_path / "video_counts"))
+    with av.open(str(tmp_path / "video_counts" / "annotated.mp4")) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     assert np.ptp(frame, axis=2).max() < 12
     status, _, err = count("crowd.mp4", *LEFT)
@@ -221,10 +226,10 @@ def test_a_truncated_video_is_counted_as_far_as_it_goes(count: Count, tmp_path: 
     assert status == 1
     assert "a.mp4 ends at" in err
     assert "it is truncated" in err
-    counted = [row for row in rows(tmp_path / "video") if row["count"]]
+    counted = [row for row in rows(tmp_path / "video_counts") if row["count"]]
     assert 3 <= len(counted) < 12
     assert out.startswith(f"{len(counted)} frames")
-    assert len(shown(tmp_path / "video")) == len(counted)
+    assert len(shown(tmp_path / "video_counts")) == len(counted)
 
 
 def test_an_earlier_run_is_replaced_and_nothing_else(count: Count, crowd: Path, tmp_path: Path) -> None:
@@ -243,8 +248,8 @@ def test_an_earlier_run_is_replaced_and_nothing_else(count: Count, crowd: Path, 
     status, _, err = count("crowd.mp4", "--output", "out")
     assert status == 2
     assert "counts.csv exists and is not a result of an earlier run" in err
-    (tmp_path / "video").mkdir()
-    (tmp_path / "video" / "video.json").write_text('{"mine": 1}')
+    (tmp_path / "video_counts").mkdir()
+    (tmp_path / "video_counts" / "video.json").write_text('{"mine": 1}')
     status, _, err = count("crowd.mp4")
     assert status == 2
     assert "video.json is not a result of an earlier run" in err
@@ -253,10 +258,10 @@ def test_an_earlier_run_is_replaced_and_nothing_else(count: Count, crowd: Path, 
 @pytest.mark.slow
 def test_the_annotated_video_of_an_earlier_run_is_no_source(count: Count, crowd: Path, tmp_path: Path) -> None:
     assert count("crowd.mp4", "--every", "4")[0] == 0
-    status, _, err = count("video/annotated.mp4")
+    status, _, err = count("video_counts/annotated.mp4")
     assert status == 2
-    assert "video/annotated.mp4 is a result of an earlier run in video" in err
-    assert count("video/annotated.mp4", "--output", "again")[0] == 0
+    assert "video_counts/annotated.mp4 is a result of an earlier run in video_counts" in err
+    assert count("video_counts/annotated.mp4", "--output", "again")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -306,6 +311,6 @@ def test_a_missing_checkpoint_is_named(count: Count, crowd: Path, monkeypatch: p
 def test_as_typed(run_command: Callable[..., object], crowd: Path, best: str, tmp_path: Path) -> None:
     done = run_command("scripts/video.py", "crowd.mp4", f"ckpt={best}", "--every", "6")
     assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]
-    assert len(shown(tmp_path / "video")) == 2
+    assert len(shown(tmp_path / "video_counts")) == 2
     helped = run_command("scripts/video.py", "--help")
     assert "left=0%,0%,50%,100%" in helped.stdout  # type: ignore[attr-defined]

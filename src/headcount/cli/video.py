@@ -14,8 +14,9 @@ frames are counted; counts.png, the curve over time; annotated.mp4, the counted 
 and video.json, a summary. It holds one run: results of an earlier run are replaced once a frame is counted; other files
 are never overwritten.
 
-A frame that cannot be decoded is named and skipped. Ctrl-C ends the run and keeps what was counted: the video can be
-played. Cameras and streams are counted until Ctrl-C or --end; frames that come while others are counted are dropped.
+A frame that cannot be decoded is named and skipped. Ctrl-C (or SIGTERM) ends the run and keeps what was counted: the
+video can be played. Cameras and streams are counted until Ctrl-C or --end; frames that come while others are counted
+are dropped.
 
 Exit status: 0; 1 if a frame could not be counted (the others are); 2 if nothing could be done; 130 if a file was
 interrupted.
@@ -51,7 +52,9 @@ def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
-    parser.add_argument("--output", type=to_path, default=Path("video"), help="folder of the results (default: video)")
+    parser.add_argument(
+        "--output", type=to_path, default=Path("video_counts"), help="folder of the results (default: video_counts)"
+    )
     parser.add_argument(
         "--every",
         type=every,
@@ -188,19 +191,28 @@ def drawn(annotator: Any, frame: "FrameCount") -> Any:
 
 @contextmanager
 def stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """Set an event at the first Ctrl-C, so that files are completed; the second one interrupts as usual."""
+    """Set an event at the first Ctrl-C, or when the process is told to end, so that files are completed.
+
+    The second time interrupts as usual.
+    """
     stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def first(*_: Any) -> None:
         stop.set()
         print("stopping; press Ctrl-C again to give up the video", file=sys.stderr)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, first)
+    for number in before:
+        signal.signal(number, first)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def every(text: str) -> tuple[int, float | None]:

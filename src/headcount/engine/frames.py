@@ -23,14 +23,13 @@ from headcount.commands import as_typed
 from headcount.config import ConfigError
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
+from headcount.data.listing import IMAGE_ENDINGS, natural_key
 from headcount.errors import DataError
 from headcount.wording import one_line, printable
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 """RGB of a frame of any size."""
 
-PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
-"""Endings of the images of a sequence that is given as a folder."""
 DEFAULT_RATE = 25.0
 _PROTOCOLS = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "tcp", "srt", "rtp")
 _NUMBERED = re.compile(r"%(?:0(\d+))?d")
@@ -105,7 +104,7 @@ class Selection:
 
 
 class ImageSequence:
-    """Images that are counted as the frames of a video, by one rule with :func:`headcount.load`'s counters."""
+    """Images that are counted as the frames of a video; their files are read as those of photos are."""
 
     live = False
 
@@ -153,7 +152,11 @@ class VideoSource:
             self.container = av.open(target, format=camera, options=options, timeout=_TIMEOUTS if stream else None)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise _no_video(f"{name}: {_reason(error, stream=stream or camera is not None)}") from error
-        self.stream = self._video_stream(av)
+        try:
+            self.stream = self._video_stream()
+        except DataError:
+            self.container.close()
+            raise
         self.rate = float(self.stream.average_rate) if self.stream.average_rate else None
         self.duration = self._duration()
         # A file that is read from a server has a duration; a broadcast has none.
@@ -162,7 +165,12 @@ class VideoSource:
         self.left_out = 0
         """Frames of a live source that were not used because counting was slower."""
 
-    def _video_stream(self, av: Any) -> Any:
+    def _video_stream(self) -> Any:
+        """The video among the streams of the file.
+
+        Raises:
+            DataError: if there is none.
+        """
         streams = self.container.streams
         form = self.container.format.name
         if form.endswith("_pipe") or form == "image2":
@@ -196,6 +204,7 @@ class VideoSource:
         self.container.close()
 
     def _frames(self, selection: Selection, stop: threading.Event) -> Generator[Frame, None, None]:
+        """See :meth:`frames`; none is dropped."""
         number, last = -1, None
         for found in self._decoded(selection):
             if stop.is_set():
@@ -266,6 +275,7 @@ class VideoSource:
         return float((self.stream.start_time or 0) * self.stream.time_base)
 
     def _from_start(self, stamp: Any) -> float:
+        """A time stamp in seconds as the time since the start of the source."""
         if self._first is None:
             # A camera's time may be that since the start of its computer.
             self._first = float(stamp) if self.live else self._begin()
@@ -353,7 +363,11 @@ def open_source(text: str, *, rate: float = DEFAULT_RATE) -> Source:
         raise _no_video(f"{text}: not a file, a folder or a camera")
     files = _images(path, text)
     if not files:
-        what = f"no image below it ends in {', '.join(PICTURES)}" if path.is_dir() else "no such file, folder or images"
+        what = (
+            f"no image below it ends in {', '.join(IMAGE_ENDINGS)}"
+            if path.is_dir()
+            else "no such file, folder or images"
+        )
         raise _no_video(f"{text}: {what}")
     return ImageSequence(printable(text), files, rate=rate)
 
@@ -362,20 +376,14 @@ def _images(path: Path, text: str) -> list[Path]:
     """The images of a folder, a numbered name or a pattern, ordered by the numbers in their names."""
     numbered = _NUMBERED.search(path.name)
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+        files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith(".")]
     elif numbered:
         digits = rf"\d{{{numbered[1]},}}" if numbered[1] else r"\d+"
         name = re.compile(re.escape(path.name[: numbered.start()]) + digits + re.escape(path.name[numbered.end() :]))
         files = [p for p in path.parent.glob("*") if name.fullmatch(p.name)]
     else:
         files = [Path(name) for name in glob.glob(str(path))]
-    return sorted((p for p in files if p.is_file()), key=_by_numbers)
-
-
-def _by_numbers(path: Path) -> list[tuple[int, int | str]]:
-    """A key that sorts ``f2`` before ``f10``."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts]
+    return sorted((p for p in files if p.is_file()), key=lambda p: natural_key(str(p)))
 
 
 def _camera(text: str, name: str) -> VideoSource:
