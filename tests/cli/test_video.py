@@ -199,16 +199,19 @@ def test_a_camera_is_counted_until_the_end_or_ctrl_c(
 
 
 @pytest.mark.slow
-def test_a_counter_without_blocks_gives_a_count_and_a_gray_video(
+def test_a_counter_without_blocks_gives_a_count_and_a_gray_video_and_notes_are_printed(
     count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = engine.PhotoCounter.predict_batch
 
     def one_number(self: engine.PhotoCounter, photos: list[np.ndarray]) -> list[engine.PhotoCount]:
-        return [replace(found, block_counts=None) for found in predict(self, photos)]
+        return [replace(found, block_counts=None, note="far outside") for found in predict(self, photos)]
 
     monkeypatch.setattr(engine.PhotoCounter, "predict_batch", one_number)
-    assert count("crowd.mp4", "--every", "4")[0] == 0
+    status, out, _ = count("crowd.mp4", "--every", "4")
+    assert status == 0
+    assert "\nnote on 3 of 3 frames: far outside\n" in out
+    assert {row["note"] for row in rows(tmp_path / "video_counts")} == {"far outside"}
     assert all(float(row["count"]) > 0 for row in rows(tmp_path / "video_counts"))
     with av.open(str(tmp_path / "video_counts" / "annotated.mp4")) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)

@@ -66,6 +66,7 @@ class VideoResults:
         self.summaries = [Summary() for _ in self.names]
         self.curve = CountCurve(self.names)
         self._errors: list[str] = []
+        self._noted, self._first_note = 0, ""
         self._waiting: list[list[Any]] = []
 
     @property
@@ -89,6 +90,9 @@ class VideoResults:
         self._begin()
         append_csv(self.output / TABLE, [[number, f"{seconds:.3f}", *(f"{c:.4f}" for c in counts), note, ""]])
         self.curve.add(seconds, counts)
+        if note:
+            self._noted += 1
+            self._first_note = self._first_note or note
         for summary, count in zip(self.summaries, counts, strict=True):
             summary.add(seconds, count)
 
@@ -126,6 +130,8 @@ class VideoResults:
             headings = [many(self.summaries[0].frames, "frame"), "mean", "min", "max", "at"]
             align = ("left", *["right"] * 4)
             print(tabulate(rows, headings, tablefmt="plain", disable_numparse=True, colalign=align))
+            if self._noted:
+                print(f"note on {self._noted} of {many(self.summaries[0].frames, 'frame')}: {self._first_note}")
             print("\n".join(printable(str(path)) for path in self.files() if path.exists()))
         if self.failed:
             print(f"failed: {self.failed}", file=sys.stderr)
