@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from data.folders import make_qnrf, make_ucf_cc_50
+from engine.videos import make_video
 from headcount.bins import build_bins
 from headcount.cli.compose import checked_config
 from headcount.config import OLD_SPELLINGS, BinsConfig, ImageNetConfig
@@ -33,8 +34,8 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "sweeps", "tables", "checkpoints"),
-            *("differences", "speed", "python_api", "processes", "reproducibility"),
+            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
+            *("differences", "speed", "python_api", "processes", "reproducibility", "extending"),
         )
     },
 }
@@ -98,6 +99,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my_pictures/a.jpg", "more/b.png"):
         (folder / name).parent.mkdir()
         shutil.copy(folder / "photo.jpg", folder / name)
+    make_video(folder / "crowd.mp4")
     torch.save(released_csrnet(), folder / "best_mae.pth")
     weights = (
         folder / "torch" / "hub" / "checkpoints" / Path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).name
@@ -193,6 +195,7 @@ def test_commands_run_in_order(workplace: Path) -> None:
     assert len(list(workplace.rglob("last.pt"))) >= 18
     for made in (
         "out/counts.csv",
+        "counted/annotated.mp4",
         "audit/sha/report.md",
         "tables/table4.tex",
         "figure.png",

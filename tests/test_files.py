@@ -233,13 +233,13 @@ def _opened_as_text_without_encoding(call: ast.Call) -> bool:
 
 
 def test_text_is_utf_8_whatever_the_machine_prefers() -> None:
-    # open_image, Image.open and the like have other names or owners; our own read_text and write_text are UTF-8.
+    # open_image, Image.open and av.open have other names or owners; our own read_text and write_text are UTF-8.
     found = []
     for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and _opened_as_text_without_encoding(node):
                 owner = node.func.value if isinstance(node.func, ast.Attribute) else None
                 ours = owner is None and getattr(node.func, "id", "") != "open"
-                if not ours and getattr(owner, "id", "") not in ("Image", "RunFolder", "SweepLog", "os"):
+                if not ours and getattr(owner, "id", "") not in ("Image", "RunFolder", "SweepLog", "av", "os"):
                     found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert found == []

@@ -259,6 +259,17 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
 
 
+def append_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows to a file of :func:`write_csv`; if that fails, the file is as it was before.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
+    append_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a file that :func:`write_csv` wrote: one dictionary per row, with the headings as keys.
 

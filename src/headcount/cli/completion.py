@@ -74,7 +74,9 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
     from headcount.config import register_schemas
 
     register_schemas()
-    command = "eval" if before[0] in ("eval", "predict", "figure", "cross-evaluate", "nwpu-submit") else "train"
+    command = (
+        "eval" if before[0] in ("eval", "predict", "video", "figure", "cross-evaluate", "nwpu-submit") else "train"
+    )
     groups = {dotted(group): group for group in command_choices(command)}
     key, equals, typed = word.partition("=")
     if equals:

@@ -13,6 +13,7 @@ _SUMMARIES = {
     "train": "train a counter",
     "eval": "evaluate a checkpoint: errors, a table, pictures",
     "predict": "count the people in pictures",
+    "video": "count the people in a video, a camera or a stream",
     "audit": "report what a dataset contains, and what is broken or odd about it",
     "compare": "put runs side by side: settings, errors, curves",
     "cross-evaluate": "evaluate checkpoints on several datasets",

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
+from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
 from headcount.config import ConfigError, missing_checkpoint
 from headcount.errors import HeadcountError
@@ -50,14 +51,16 @@ from headcount.report.predictions import (
 from headcount.wording import printable
 
 if TYPE_CHECKING:
+    from headcount.data.regions import Region
     from headcount.engine.predict import PhotoCount, PhotoCounter
+    from headcount.report.regions import DrawnRegion
 
 _SAVE_EVERY = 30  # seconds
 
 
 def main() -> None:
     """Read the command line and count."""
-    parser = script_parser(__doc__)
+    parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
     parser.add_argument(
         "--output",
@@ -74,6 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--no-pictures", dest="draw", action="store_false", help="draw nothing")
     parser.add_argument("--no-density", dest="density", action="store_false", help="write no .npy files")
+    add_region_options(parser)
     with exit_on_error(parser.prog, OSError):  # errors of a single picture are caught where it is counted
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
@@ -94,12 +98,14 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     """
     if not ckpt.is_file():
         raise ConfigError(missing_checkpoint(ckpt))
+    regions = typed_regions(options)
     output = options.output.expanduser()
     earlier = earlier_results(output)
     found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
     files = found.files
     refuse_uncountable(files)
     results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
+    results.regions = [region.name for region in regions]
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
     # Heavy imports after the checks.
@@ -110,13 +116,15 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = max(1, options.max_megapixels * 1_000_000 // 2)  # Pillow refuses twice as many
     counter = load(ckpt, device=options.device)
     choose_windows(counter, options)
+    if wrong := regions_error(options, counter.config.model.head.predicts):
+        raise ConfigError(wrong)
     for folder in (output, *{path.parent for path in results.files()}):
         make_folder(folder, "--output ")
     for line in found.left_out:
         print(printable(line), file=sys.stderr)
     results.earlier = earlier
     results.save()
-    interrupted = count_all(counter, files, results)
+    interrupted = count_all(counter, files, results, regions)
     results.finish()
     results.print_table()
     if interrupted:
@@ -181,7 +189,9 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
         raise ConfigError(wrong.replace("eval.", "--"))
 
 
-def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) -> bool:
+def count_all(
+    counter: "PhotoCounter", files: Sequence[Path], results: Results, regions: "Sequence[Region]" = ()
+) -> bool:
     """Count the pictures and fill in their results, which are saved periodically.
 
     Returns:
@@ -197,7 +207,7 @@ def count_all(counter: "PhotoCounter", files: Sequence[Path], results: Results) 
             pictures[k] = result
             if prediction is not None:
                 results.begin()
-                write_one(file, prediction, result, results.output)
+                write_one(file, prediction, result, results.output, regions)
             results.save(every=_SAVE_EVERY)
     except KeyboardInterrupt:
         interrupted = True
@@ -227,12 +237,20 @@ def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "
         return None
 
 
-def write_one(file: Path, prediction: "PhotoCount", result: PictureResult, output: Path) -> None:
-    """Write the files of one picture; an error is recorded in the result."""
+def write_one(
+    file: Path, prediction: "PhotoCount", result: PictureResult, output: Path, regions: "Sequence[Region]" = ()
+) -> None:
+    """Count the regions of one picture and write its files; an error is recorded in the result."""
     import numpy as np
 
     from headcount.report.overlay import overlay_picture
 
+    errors: list[str] = []
+    drawn: list[DrawnRegion] = []
+    try:
+        drawn = count_regions(prediction, result, regions)
+    except Exception as error:  # the picture is drawn without them
+        errors.append(failure_message(file, error))
     try:
         if result.density and prediction.block_counts is not None:
             with atomic_write(output / result.density) as part, part.open("wb") as density:
@@ -244,13 +262,30 @@ def write_one(file: Path, prediction: "PhotoCount", result: PictureResult, outpu
                 output / result.picture,
                 block_size=prediction.block_size,
                 title=printable(file.name),
+                regions=drawn,
             )
     except Exception as error:  # one bad file never stops the others
-        result.error = failure_message(file, error)
+        errors.append(failure_message(file, error))
         for name in ("density", "picture"):
             written = getattr(result, name)
             if written and not (output / written).exists():
                 setattr(result, name, None)
+    result.error = "; ".join(errors)
+
+
+def count_regions(prediction: "PhotoCount", result: PictureResult, regions: "Sequence[Region]") -> "list[DrawnRegion]":
+    """Record the people in each region of one picture; what is drawn of them.
+
+    Raises:
+        ConfigError: if a region does not fit the picture.
+    """
+    from headcount.report.regions import drawn_regions
+
+    if not regions or prediction.block_counts is None:
+        return []
+    grid = prediction.region_grid(regions)
+    result.regions = grid.count(prediction.block_counts.double().numpy())
+    return drawn_regions(grid, result.regions, photo_size=prediction.photo_size)
 
 
 def _windows(prediction: Any) -> str:

@@ -1,12 +1,14 @@
 """A counter: pixels in, expected heads of every block out."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from headcount.config import SlidingWindowConfig, WholeImageConfig
 from headcount.models.heads import PredictionHead, resample
-from headcount.models.tiling import count_image
+from headcount.models.tiling import count_image, count_whole
 from headcount.types import BlockGrid, Counted, Prediction
 
 WHOLE_IMAGE = WholeImageConfig()
@@ -92,6 +94,26 @@ class Counter(nn.Module):
         height, width = image.shape[-2:]
         return count_image(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
 
+    @torch.inference_mode()
+    def count_batch(
+        self,
+        images: Sequence[UInt8[Tensor, "3 height width"]],
+        mode: WholeImageConfig = WHOLE_IMAGE,
+        *,
+        probabilities: bool = False,
+    ) -> list[Counted]:
+        """Count the heads in images of one size as wholes, in one batch; otherwise as :meth:`count`.
+
+        Raises:
+            MemoryError: if they do not fit into memory together.
+        """
+
+        def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+            return self._predict_parts(images, size, probabilities)
+
+        height, width = images[0].shape[-2:]
+        return count_whole(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
+
     def _predict_windows(
         self,
         image: UInt8[Tensor, "3 height width"],
@@ -100,11 +122,17 @@ class Counter(nn.Module):
         probabilities: bool,
     ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
         """Predict the windows of ``size`` (height, width) at ``corners`` (top, left) of ``image``, on the host."""
+        parts = [image[:, top : top + size[0], left : left + size[1]] for top, left in corners]
+        return self._predict_parts(parts, size, probabilities)
+
+    def _predict_parts(
+        self, parts: Sequence[UInt8[Tensor, "3 _ _"]], size: tuple[int, int], probabilities: bool
+    ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
+        """Predict images or parts of one, padded at the right and at the bottom to ``size``, on the host."""
         device = self.mean.device
         # Zero is the mean color of normalized pixels.
-        pixels = torch.zeros(len(corners), 3, *size, device=device).contiguous(memory_format=torch.channels_last)
-        for k, (top, left) in enumerate(corners):
-            part = image[:, top : top + size[0], left : left + size[1]]
+        pixels = torch.zeros(len(parts), 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+        for k, part in enumerate(parts):
             pixels[k, :, : part.shape[1], : part.shape[2]] = self.normalize(part[None].to(device))[0]
         prediction = self.predict_normalized(pixels)
         counts = prediction.count.float().cpu()

@@ -36,16 +36,33 @@ def count_image(
         predict: the network on windows of that image, which may extend beyond its right and lower border.
         stride: of the network, in pixels.
     """
-    if isinstance(mode, SlidingWindowConfig):
-        maps = _windows(predict, mode, height=height, width=width, grid=grid)
-    else:
-        size = whole_size(height, width, stride=stride, block_size=grid.block_size)
-        count, whole = _whole_image(predict, height=height, width=width, size=size)
-        if whole is None:
-            return Counted(count, blocks=None, probabilities=None, mode=mode)
-        maps = whole
-    rows, cols = grid.shape(height, width)
-    maps = maps[:, :rows, :cols]
+    if not isinstance(mode, SlidingWindowConfig):
+        return count_whole(predict, mode, height=height, width=width, grid=grid, stride=stride)[0]
+    maps = _windows(predict, mode, height=height, width=width, grid=grid)
+    return _counted(maps, mode, shape=grid.shape(height, width))
+
+
+def count_whole(
+    predict: PredictWindows, mode: WholeImageConfig, *, height: int, width: int, grid: BlockGrid, stride: int
+) -> list[Counted]:
+    """Count one or more images of ``height`` x ``width`` pixels as wholes, in one batch.
+
+    Args:
+        predict: the network on these images, asked for the one window that covers an image.
+        stride: of the network, in pixels.
+    """
+    size = whole_size(height, width, stride=stride, block_size=grid.block_size)
+    counts, maps = _whole_images(predict, height=height, width=width, size=size)
+    if maps is None:
+        return [Counted(float(count), blocks=None, probabilities=None, mode=mode) for count in counts]
+    return [_counted(of_image, mode, shape=grid.shape(height, width)) for of_image in maps]
+
+
+def _counted(
+    maps: Float[Tensor, "maps rows cols"], mode: WholeImageConfig | SlidingWindowConfig, *, shape: tuple[int, int]
+) -> Counted:
+    """The counted image of its maps, without the blocks beyond ``shape`` (rows, cols)."""
+    maps = maps[:, : shape[0], : shape[1]]
     return Counted(
         count=float(maps[0].sum(dtype=torch.float64)),
         blocks=maps[0],
@@ -89,19 +106,18 @@ def whole_size(height: int, width: int, *, stride: int, block_size: int) -> tupl
     return height + -height % multiple, width + -width % multiple
 
 
-def _whole_image(
+def _whole_images(
     predict: PredictWindows, *, height: int, width: int, size: tuple[int, int]
-) -> tuple[float, Float[Tensor, "maps rows cols"] | None]:
-    """The count, and the maps if there are any, of the image padded to ``size`` (height, width)."""
+) -> tuple[Float[Tensor, " images"], Maps | None]:
+    """The counts, and the maps if there are any, of the images padded to ``size`` (height, width)."""
     try:
-        counts, maps = predict([(0, 0)], size)
+        return predict([(0, 0)], size)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
         raise MemoryError(
             f"an image of {width} x {height} pixels does not fit into memory as a whole; add eval=sliding_window"
         ) from error
-    return float(counts[0]), None if maps is None else maps[0]
 
 
 def _windows(

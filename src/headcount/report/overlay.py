@@ -5,6 +5,7 @@ are drawn at reduced size.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from headcount.data.points import distribute_blocks
 from headcount.report.pictures import save_figure, shorten
+from headcount.report.regions import DrawnRegion, draw_regions
 
 _COLORS = "turbo"
 _FROM, _TO = 0.1, 0.93  # part of the color map that is used: its ends are too dark to be seen in dark photos
@@ -38,6 +40,7 @@ def overlay_picture(
     *,
     block_size: int,
     title: str,
+    regions: Sequence[DrawnRegion] = (),
 ) -> None:
     """Draw a photo in gray with its predicted density in color, the count above it and a color bar beside it.
 
@@ -47,6 +50,7 @@ def overlay_picture(
         path: the picture file; its suffix determines the format.
         block_size: side of a block, in pixels of ``image``.
         title: written above the count.
+        regions: outlined, with name and count.
 
     Raises:
         OSError: if the file cannot be written.
@@ -54,16 +58,13 @@ def overlay_picture(
     _, height, width = image.shape
     shrink = min(1.0, _LONG_SIDE / max(height, width))
     panel = max(1, round(height * shrink)), max(1, round(width * shrink))
-    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
-    gray = _BLACK + (_WHITE - _BLACK) * np.asarray(photo.convert("L"), dtype=np.float32) / 255
     blocks = block_counts.double().numpy()
-    per_block = _per_block(blocks, image=(height, width), panel=panel, block_size=block_size)
-    scale = max(_MIN_SCALE, float(per_block.max()))
+    drawn, scale = heat_map(image, blocks, panel=panel, block_size=block_size)
 
     inches = max(panel[1] / _DPI, 4.0) + 1.3, max(panel[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
-    axis.imshow(_blend(gray, per_block / scale), interpolation="antialiased")
+    axis.imshow(draw_regions(drawn, regions), interpolation="antialiased")
     axis.set_axis_off()
     name = shorten(title, int(inches[0] * _DPI / _LETTER_WIDTH))
     figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
@@ -75,6 +76,41 @@ def overlay_picture(
     with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         save_figure(figure, path)
+
+
+def heat_map(
+    image: UInt8[Tensor, "3 height width"],
+    blocks: Float[np.ndarray, "rows cols"] | None,
+    *,
+    panel: tuple[int, int],
+    block_size: int,
+    scale: float = _MIN_SCALE,
+) -> tuple[UInt8[np.ndarray, "panel_height panel_width 3"], float]:
+    """A photo in gray with its predicted density in color.
+
+    Args:
+        image: the photo.
+        blocks: expected heads in each block; None draws the photo alone.
+        panel: height and width of the result, pixels.
+        block_size: side of a block, in pixels of ``image``.
+        scale: lowest maximum of the color scale, heads per block.
+
+    Returns:
+        RGB, and the maximum of the color scale.
+    """
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
+    gray = photo.convert("L").point([round(255 * _BLACK + (_WHITE - _BLACK) * level) for level in range(256)])
+    if blocks is None:
+        return np.asarray(gray.convert("RGB")), scale
+    per_block = _per_block(blocks, image=(image.shape[1], image.shape[2]), panel=panel, block_size=block_size)
+    scale = max(scale, float(per_block.max()))
+    # Tables of 256 levels: the color of every pixel would take most of the time that a frame of a video takes.
+    levels = (per_block * (255 / scale)).round().clip(0, 255).astype(np.uint8)
+    color, weight = _color(np.linspace(0, 1, 256))
+    colored = Image.frombytes("P", gray.size, levels.tobytes())
+    colored.putpalette((255 * color).round().astype(np.uint8).tobytes())
+    mask = Image.fromarray((255 * weight).round().astype(np.uint8)[levels])
+    return np.asarray(Image.composite(colored.convert("RGB"), gray.convert("RGB"), mask)), scale
 
 
 def _per_block(
@@ -92,8 +128,12 @@ def _per_block(
 
 def _blend(gray: Float[np.ndarray, "*shape"], share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
     """Blend the color of ``share`` with ``gray``, both from 0 to 1."""
-    share = share.clip(0, 1)
+    color, weight = _color(share.clip(0, 1))
+    return (1 - weight[..., None]) * gray[..., None] + weight[..., None] * color
+
+
+def _color(share: Float[np.ndarray, "*shape"]) -> tuple[Float[np.ndarray, "*shape 3"], Float[np.ndarray, "*shape"]]:
+    """The color of a density from 0 to 1, and how much of it is blended with the photo."""
     color = colormaps[_COLORS](_FROM + (_TO - _FROM) * share)[..., :3]
     # The square root keeps single people visible beside a crowd.
-    weight = _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(share))[..., None]
-    return (1 - weight) * gray[..., None] + weight * color
+    return color, _MAX_OPACITY * np.minimum(1, 1.5 * np.sqrt(share))

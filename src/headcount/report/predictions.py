@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class PictureResult:
     file: str
     count: float | None = None
     """Expected people."""
+    regions: dict[str, float] | None = None
+    """Expected people in each region, by name."""
     width: int | None = None
     """Pixels of the upright picture before it was resized."""
     height: int | None = None
@@ -58,6 +60,8 @@ class Results:
     """Time of the last save, seconds of a monotonic clock."""
     earlier: set[Path] = field(default_factory=set)
     """Files of an earlier run in the output folder, which are kept until a picture is counted."""
+    regions: Sequence[str] = ()
+    """Names of the regions that are counted in every picture."""
 
     @property
     def json_file(self) -> Path:
@@ -74,8 +78,10 @@ class Results:
         named = [name for picture in self.pictures for name in (picture.density, picture.picture)]
         return [self.output / name for name in named if name]
 
-    def total(self) -> float:
-        """People in all pictures that were counted."""
+    def total(self, region: str | None = None) -> float:
+        """People in all pictures that were counted, or in one region of them."""
+        if region is not None:
+            return sum((picture.regions or {}).get(region, 0.0) for picture in self.pictures)
         return sum(picture.count for picture in self.pictures if picture.count is not None)
 
     def begin(self) -> None:
@@ -102,32 +108,41 @@ class Results:
         pictures = [asdict(picture) for picture in self.pictures]
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
         write_json(self.json_file, content)
-        rows = [["file", "count", "width", "height", "note", "error"]]
+        of_regions = [f"region {name}" for name in self.regions]
+        rows = [["file", "count", *of_regions, "width", "height", "note", "error"]]
         for picture in self.pictures:
             count = "" if picture.count is None else f"{picture.count:.4f}"
             size = [str(picture.width or ""), str(picture.height or "")]
-            rows.append([picture.file, count, *size, picture.note, picture.error])
+            inside = self._regions(picture, digits=4)
+            rows.append([picture.file, count, *inside, *size, picture.note, picture.error])
         write_csv(self.csv_file, rows)
         self.saved = time.monotonic()
+
+    def _regions(self, picture: PictureResult, *, digits: int) -> list[str]:
+        """The counts of the regions as text; empty where they are unknown."""
+        known = picture.regions or {}
+        return [f"{known[name]:.{digits}f}" if name in known else "" for name in self.regions]
 
     def print_table(self) -> None:
         """Print the table, and what failed on the error stream."""
         rows = []
         for picture in self.pictures:
             name = printable(picture.file)
+            inside = self._regions(picture, digits=1)
             if picture.count is None:
-                rows.append([name, "-", "failed", ""])
+                rows.append([name, "-", *inside, "failed", ""])
             else:
                 size = f"{picture.width} x {picture.height}"
-                rows.append([name, f"{picture.count:.1f}", size, picture.note])
+                rows.append([name, f"{picture.count:.1f}", *inside, size, picture.note])
         if len(self.pictures) > 1:
-            rows.append(["total", f"{self.total():.1f}", "", ""])
+            sums = PictureResult("", regions={name: self.total(name) for name in self.regions})
+            rows.append(["total", f"{self.total():.1f}", *self._regions(sums, digits=1), "", ""])
         table = tabulate(
             rows,
-            ["file", "people", "pixels", ""],
+            ["file", "people", *self.regions, "pixels", ""],
             tablefmt="plain",
             disable_numparse=True,
-            colalign=("left", "right", "left", "left"),
+            colalign=("left", *["right"] * (1 + len(self.regions)), "left", "left"),
         )
         print("\n".join(line.rstrip() for line in table.splitlines()))
         if not self.earlier:
