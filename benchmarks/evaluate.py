@@ -60,7 +60,7 @@ def bare(counter: Counter, image: UInt8[Tensor, "3 height width"]) -> Callable[[
 
     @torch.inference_mode()
     def run() -> object:
-        return counter(counter.normalize(image[None].to(counter.mean.device)))
+        return counter(image[None].to(counter.mean.device))
 
     return run
 
