@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headcount.engine.lock import LOCK_FILE, FolderLock
-from headcount.errors import ConfigError
+from headcount.errors import ConfigError, OutputError
 from headcount.processes import Process, this_process
 
 
@@ -105,20 +104,15 @@ def test_of_many_at_once_one_gets_the_folder(tmp_path: Path, links: bool, monkey
         assert sum(pool.map(race, range(6))) == 1
 
 
-def test_a_polite_end_releases_the_lock(tmp_path: Path) -> None:
+def test_a_folder_that_another_process_took_meanwhile_is_not_written_to(tmp_path: Path) -> None:
     lock = acquire(tmp_path / "run")
-
-    def interrupted() -> None:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            lock.release()
-
-    with pytest.raises(SystemExit) as stop:
-        interrupted()
-    assert stop.value.code == 143
-    assert not lock.file.exists()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    lock.verify()
+    lock.file.unlink()
+    lock.verify()  # a missing folder is reported by the writing itself
+    owner = replace(this_process(), number=7)
+    locked_by(tmp_path / "run", owner)
+    with pytest.raises(OutputError, match=rf"run now belongs to process 7, started {owner.started[:10]}.*moved"):
+        lock.verify()
 
 
 def test_a_forked_process_does_not_release_the_lock_of_its_parent(

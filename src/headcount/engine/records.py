@@ -4,6 +4,7 @@ metrics.jsonl has one line per epoch. A resumed run truncates both to its checkp
 look as if it had never stopped.
 """
 
+import math
 import os
 import socket
 import textwrap
@@ -153,6 +154,8 @@ class Meter:
         """Number of the epoch, from 1."""
         self.steps = 0
         self.images = 0
+        self.lr = math.nan
+        """Learning rate of the last step."""
         self.started = time.perf_counter()
         self.sums: dict[str, Tensor] = {}
         self.counts: list[Tensor] = []
@@ -186,6 +189,24 @@ class Meter:
             )
         self.unchecked.clear()
         return " ".join(f"{key} {float(value) / self.steps:.4g}" for key, value in self.sums.items())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint in the middle of the epoch; device sync."""
+        return {
+            "steps": self.steps,
+            "images": self.images,
+            "lr": self.lr,
+            "seconds": time.perf_counter() - self.started,
+            "sums": {key: value.cpu() for key, value in self.sums.items()},
+            "counts": torch.cat(self.counts).cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` returned, as if its steps were done here."""
+        self.steps, self.images, self.lr = state["steps"], state["images"], state["lr"]
+        self.started = time.perf_counter() - state["seconds"]
+        self.sums = {key: value.to(device) for key, value in state["sums"].items()}
+        self.counts = [state["counts"].to(device)]
 
     def close(self, runtime: Runtime) -> dict[str, float]:
         """The epoch's means over all processes, and its speed."""
