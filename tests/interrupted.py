@@ -23,8 +23,8 @@ from headcount.engine.train import train
 from headcount.runs import read_metrics
 
 SETTINGS = ["scale=smoke", "model.width=8", "runtime=cpu", "augment.crop_size=64", "run_name=run", "batch_size=2"]
-SETTINGS += ["dataset.width=64", "dataset.height=64", "dataset.max_people=9", "dataset.train_images=8"]
-SETTINGS += ["dataset.val_images=2", "eval_every_epochs=1", "optim.ema_decay=0.9"]
+SETTINGS += ["dataset.width=64", "dataset.height=64", "dataset.max_people=9", "optim.ema_decay=0.9"]
+SETTINGS += ["dataset.train_images=8", "dataset.max_train_images=8", "dataset.val_images=2"]
 STEPS = 4
 """Steps per epoch of these settings."""
 _CLOCK = ("train/seconds", "train/images_per_second", "train/peak_memory_mib")
@@ -32,7 +32,7 @@ _CLOCK = ("train/seconds", "train/images_per_second", "train/peak_memory_mib")
 
 def config_of(output: Path, *overrides: str) -> TrainConfig:
     """The config of a tiny run below ``output``."""
-    typed = [*SETTINGS, "epochs=2", "runtime.workers=0", f"output_dir={output}", *overrides]
+    typed = [*SETTINGS, "epochs=2", "eval_every_epochs=1", "runtime.workers=0", f"output_dir={output}", *overrides]
     return to_config(compose(typed, config_name="train"))
 
 

@@ -36,18 +36,16 @@ def finish(output: Path, *overrides: str) -> FinishedRun:
     return run
 
 
-class Noisy:
-    """Draws from every global generator at each step, as dropout does, and lets the loss depend on it."""
+def make_noisy(patch: pytest.MonkeyPatch) -> None:
+    """Let the loss depend on the random generators, as with dropout; Python's own is used by the type checker, too."""
+    call = DaceLoss.__call__
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        call = DaceLoss.__call__
+    def noisy(self: DaceLoss, *arguments: Any) -> LossTerms:
+        terms = call(self, *arguments)
+        factor = 1 + 0.1 * (float(torch.rand(())) + float(np.random.rand()))  # noqa: NPY002
+        return dataclasses.replace(terms, total=terms.total * factor)
 
-        def noisy(self: DaceLoss, *arguments: Any) -> LossTerms:
-            terms = call(self, *arguments)
-            factor = 1 + 0.1 * (float(torch.rand(())) + random.random() + float(np.random.rand()))  # noqa: NPY002
-            return dataclasses.replace(terms, total=terms.total * factor)
-
-        monkeypatch.setattr(DaceLoss, "__call__", noisy)
+    patch.setattr(DaceLoss, "__call__", noisy)
 
 
 def signal_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
@@ -69,7 +67,7 @@ def signal_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Callab
 def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An uninterrupted run, with randomness in its steps."""
     with monkeypatch.context() as patch:
-        Noisy(patch)
+        make_noisy(patch)
         yield finish(tmp_path / "whole").folder
 
 
@@ -156,7 +154,7 @@ def test_a_kill_costs_what_was_trained_since_the_last_interval(
         return train_step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(autosave.time, "monotonic", clock)
+        patch.setattr(autosave, "monotonic", clock)
         patch.setattr(loop, "train_step", stepping)
         with pytest.raises(Killed):
             train(config_of(tmp_path, "save_every_minutes=2"))
@@ -276,36 +274,31 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------ several processes
 
 
-@dataclasses.dataclass
-class Several:
-    """Stands for a runtime of several processes, of which each answers for itself."""
+class Several(Runtime):
+    """Stands for a runtime of two processes, of which the other one answers to each question as given."""
 
-    world: int
-    others: list[tuple[bool, int, int]]
-    """What the processes after this one answer to each question."""
-    first: tuple[bool, int, int] | None = None
-    """What rank 0 answers; None if this process is rank 0."""
-    asked: int = 0
+    def __init__(self, *, other: tuple[bool, int, int], is_main: bool = True) -> None:
+        self.world, self.is_main, self.asked, self._other = 2, is_main, 0, other
 
-    def gather(self, items: list[Any]) -> list[Any]:
+    def gather(self, items: Any) -> Any:
         self.asked += 1
-        return [*([self.first] if self.first else []), *items, *self.others]
+        return [*items, self._other] if self.is_main else [self._other, *items]
 
 
 def test_the_clock_of_rank_0_and_a_signal_to_any_process_decide() -> None:
     late, early, signaled = (True, 0, 3), (False, 0, 3), (False, signal.SIGTERM, 3)
 
     def decision(**answers: Any) -> tuple[bool, int]:
-        saver = Autosave(Several(2, **answers), StopSignals(), minutes=None)  # type: ignore[arg-type]
+        saver = Autosave(Several(**answers), StopSignals(), minutes=None)
         saver.start_epoch(0)
         decided = saver.decide(1, is_last=False)
         return decided.save, decided.signal
 
-    assert decision(others=[early]) == (False, 0)
-    assert decision(others=[late]) == (False, 0)  # rank 0 is this process
-    assert decision(others=[], first=late) == (True, 0)
-    assert decision(others=[signaled]) == (True, signal.SIGTERM)
-    assert decision(others=[], first=signaled) == (True, signal.SIGTERM)
+    assert decision(other=early) == (False, 0)
+    assert decision(other=late) == (False, 0)
+    assert decision(other=late, is_main=False) == (True, 0)
+    assert decision(other=signaled) == (True, signal.SIGTERM)
+    assert decision(other=signaled, is_main=False) == (True, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +309,9 @@ def test_processes_ask_each_other_rarely_but_within_seconds(
     seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(autosave.time, "monotonic", lambda: now)
-    several = Several(2, others=[(False, 0, 1)])
-    saver = Autosave(several, StopSignals(), minutes=10)  # type: ignore[arg-type]
+    monkeypatch.setattr(autosave, "monotonic", lambda: now)
+    several = Several(other=(False, 0, 1))
+    saver = Autosave(several, StopSignals(), minutes=10)
     saver.start_epoch(0)
     steps = []
     for step in range(1, 25):

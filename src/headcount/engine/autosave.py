@@ -1,7 +1,7 @@
 """When to save within an epoch: at intervals of time, and when a signal asks the training to stop."""
 
-import time
 from dataclasses import dataclass
+from time import monotonic
 
 from headcount.engine.runtime import Runtime
 from headcount.engine.signals import StopSignals
@@ -39,16 +39,16 @@ class Autosave:
         self._runtime = runtime
         self._signals = signals
         self._seconds = 60 * minutes if minutes else None
-        self._saved = self._asked = time.monotonic()
+        self._saved = self._asked = monotonic()
         self._asked_step = self._next_step = 0
 
     def start_epoch(self, step: int) -> None:
         """Begin an epoch, of which ``step`` steps are done already."""
-        self._asked, self._asked_step, self._next_step = time.monotonic(), step, step + 1
+        self._asked, self._asked_step, self._next_step = monotonic(), step, step + 1
 
     def saved(self) -> None:
         """Start the clock again."""
-        self._saved = time.monotonic()
+        self._saved = monotonic()
 
     def decide(self, step: int, *, is_last: bool) -> Decision:
         """What to do after a step.
@@ -62,7 +62,7 @@ class Autosave:
         """
         if step < self._next_step and not is_last:
             return _CONTINUE
-        now = time.monotonic()
+        now = monotonic()
         is_due = self._seconds is not None and now - self._saved >= self._seconds
         answers = self._runtime.gather([(is_due, self._signals.received, self._pause(step, now))])
         self._asked, self._asked_step = now, step
