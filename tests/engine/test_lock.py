@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from headcount import processes
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.errors import ConfigError, OutputError
 from headcount.processes import Process, this_process
@@ -62,10 +63,49 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path: Path, owne
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "ended"),
+    [
+        (("1234", None), ("1234", "1"), True),  # requeued, because a machine failed
+        (("1234", "1"), ("1234", "2"), True),
+        (("1234", None), ("1234", None), False),  # another step of the same job
+        (("1234", None), ("12", "1"), False),
+        (("1234", None), (None, None), False),
+        ((None, None), ("1234", None), False),
+    ],
+)
+def test_a_job_of_a_cluster_that_was_started_again_takes_its_own_lock_over(
+    tmp_path: Path,
+    before: tuple[str | None, str | None],
+    now: tuple[str | None, str | None],
+    ended: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(job: tuple[str | None, str | None]) -> Process:
+        for variable, value in zip(("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), job, strict=True):
+            monkeypatch.delenv(variable, raising=False)
+            if value is not None:
+                monkeypatch.setenv(variable, value)
+        processes._describe.cache_clear()
+        return this_process()
+
+    try:
+        folder = locked_by(tmp_path / "run", replace(start(before), host="node7 pid:[1]"))
+        start(now)
+        if ended:
+            acquire(folder).release()
+        else:
+            with pytest.raises(ConfigError, match=r"on another machine .*node7"):
+                acquire(folder)
+    finally:
+        start((None, None))
+
+
+@pytest.mark.parametrize(
     ("owner", "words"),
     [
         (replace(ended(), host="node7 pid:[1]"), "on another machine or in another container (node7"),
         ("", "does not name the process"),
+        ('{"host": "a", "number": 1, "birth": "", "started": "", "job": 1}', "does not name the process"),
         ('{"host": "a"}', "does not name the process"),
         ('{"host": 1, "number": "x", "birth": "", "started": ""}', "does not name the process"),
     ],

@@ -174,5 +174,5 @@ def _parse(content: str) -> Process | None:
         owner = Process(**json.loads(content))
     except (ValueError, TypeError):
         return None
-    kinds = (str(owner.host), str(owner.birth), str(owner.started)) == (owner.host, owner.birth, owner.started)
+    kinds = all(isinstance(text, str) for text in (owner.host, owner.birth, owner.started, owner.job))
     return owner if kinds and type(owner.number) is int and owner.number > 0 else None
