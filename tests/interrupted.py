@@ -99,9 +99,9 @@ def _die() -> None:
 
 
 def _half_of_a_checkpoint(save: Callable[..., None], name: str) -> Callable[..., None]:
-    def saving(content: Any, file: Any) -> None:
-        if not Path(file.name).name.startswith(f".{name}."):
-            return save(content, file)
+    def saving(content: Any, file: Any, **options: Any) -> None:
+        if not Path(getattr(file, "name", "")).name.startswith(f".{name}."):
+            return save(content, file, **options)
         whole = BytesIO()
         save(content, whole)
         file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
@@ -167,6 +167,7 @@ def _work(
         os.dup2(file.fileno(), 2)
     sys.argv = ["train.py"]
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the loading of data, as in a command
     if point is not None:
         point.install()
     train_step = loop.train_step
