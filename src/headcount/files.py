@@ -106,6 +106,11 @@ def naming_failures(path: Path) -> Iterator[None]:
         elif error.errno in READ_ONLY:
             remedy = f"make it writable, or {remedy}"
         reason = error.strerror or str(error)
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path} cannot be written: {reason}; its folder was removed or moved, or is on a disk that is gone: "
+                f"put it back, or {remedy}"
+            ) from error
         raise OutputError(f"{path} cannot be written: {reason}; {remedy}. The file is as it was before") from error
 
 

@@ -26,6 +26,8 @@ class Process:
     """When it started, by the clock of the system's start; empty where the system does not report it."""
     started: str
     """Date and time of the start of its work, for people."""
+    job: str = ""
+    """Number of its job on a SLURM cluster, and how often that was restarted, such as ``1234 0``; empty elsewhere."""
 
     @property
     def tag(self) -> str:
@@ -37,7 +39,9 @@ class Process:
         return self.host == this_process().host
 
     def has_ended(self) -> bool:
-        """Whether it no longer runs; False for a process of another machine."""
+        """Whether it no longer runs; False for a process of another machine, unless its job was restarted here."""
+        if self.job and self.job != this_process().job and self.job.split()[0] == this_process().job.partition(" ")[0]:
+            return True  # SLURM ends all processes of a job before it restarts the job, on whichever machine
         return self.is_here() and not _runs(self.number, self.birth)
 
 
@@ -62,7 +66,9 @@ def tag_has_ended(name: str) -> bool | None:
 @functools.cache  # per process id: a forked process is another one
 def _describe(number: int) -> Process:
     started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    return Process(_host(), number, _birth(number), started)
+    job = os.environ.get("SLURM_JOB_ID")
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return Process(_host(), number, _birth(number), started, f"{job} {restarts}" if job else "")
 
 
 def _host() -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from headcount import processes
 from headcount.engine.lock import LOCK_FILE, FolderLock
-from headcount.errors import ConfigError
+from headcount.errors import ConfigError, OutputError
 from headcount.processes import Process, this_process
 
 
@@ -63,10 +63,49 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path: Path, owne
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "ended"),
+    [
+        (("1234", None), ("1234", "1"), True),  # requeued, because a machine failed
+        (("1234", "1"), ("1234", "2"), True),
+        (("1234", None), ("1234", None), False),  # another step of the same job
+        (("1234", None), ("12", "1"), False),
+        (("1234", None), (None, None), False),
+        ((None, None), ("1234", None), False),
+    ],
+)
+def test_a_job_of_a_cluster_that_was_started_again_takes_its_own_lock_over(
+    tmp_path: Path,
+    before: tuple[str | None, str | None],
+    now: tuple[str | None, str | None],
+    ended: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(job: tuple[str | None, str | None]) -> Process:
+        for variable, value in zip(("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), job, strict=True):
+            monkeypatch.delenv(variable, raising=False)
+            if value is not None:
+                monkeypatch.setenv(variable, value)
+        processes._describe.cache_clear()
+        return this_process()
+
+    try:
+        folder = locked_by(tmp_path / "run", replace(start(before), host="node7 pid:[1]"))
+        start(now)
+        if ended:
+            acquire(folder).release()
+        else:
+            with pytest.raises(ConfigError, match=r"on another machine .*node7"):
+                acquire(folder)
+    finally:
+        start((None, None))
+
+
+@pytest.mark.parametrize(
     ("owner", "words"),
     [
         (replace(ended(), host="node7 pid:[1]"), "on another machine or in another container (node7"),
         ("", "does not name the process"),
+        ('{"host": "a", "number": 1, "birth": "", "started": "", "job": 1}', "does not name the process"),
         ('{"host": "a"}', "does not name the process"),
         ('{"host": 1, "number": "x", "birth": "", "started": ""}', "does not name the process"),
     ],
@@ -105,20 +144,15 @@ def test_of_many_at_once_one_gets_the_folder(tmp_path: Path, links: bool, monkey
         assert sum(pool.map(race, range(6))) == 1
 
 
-def test_a_polite_end_releases_the_lock(tmp_path: Path) -> None:
+def test_a_folder_that_another_process_took_meanwhile_is_not_written_to(tmp_path: Path) -> None:
     lock = acquire(tmp_path / "run")
-
-    def interrupted() -> None:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            lock.release()
-
-    with pytest.raises(SystemExit) as stop:
-        interrupted()
-    assert stop.value.code == 143
-    assert not lock.file.exists()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    lock.verify()
+    lock.file.unlink()
+    lock.verify()  # a missing folder is reported by the writing itself
+    owner = replace(this_process(), number=7)
+    locked_by(tmp_path / "run", owner)
+    with pytest.raises(OutputError, match=rf"run now belongs to process 7, started {owner.started[:10]}.*moved"):
+        lock.verify()
 
 
 def test_a_forked_process_does_not_release_the_lock_of_its_parent(

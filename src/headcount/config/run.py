@@ -117,6 +117,9 @@ class TrainConfig:
     draw_every_evaluations: int = number(10, 0, 1_000_000)
     """Number of evaluations between density maps in TensorBoard; those of the first and the last evaluation are always
     drawn; 0 draws none at all."""
+    save_every_minutes: float | None = number(10.0, 0, 10_080)
+    """Minutes between saving the state within an epoch, which is all that a kill can cost; 0 or None saves only at the
+    end of each epoch, and when a signal stops the run."""
     seed: int = number(1, 0, 2**32 - 1)
     """Seed of the weights, the order of images, and the augmentation."""
     data_root: str | None = None
@@ -126,7 +129,7 @@ class TrainConfig:
     run_name: str = "auto"
     """Name of the run; ``auto`` composes it of model, bins and every setting that differs from the defaults."""
     resume: bool = False
-    """Continue from last.pt in the same run folder."""
+    """Continue where the run in the same folder was saved last."""
     dry_run: bool = False
     """Build everything, print a summary, and stop."""
     expected: ExpectedConfig | None = None
@@ -155,6 +158,7 @@ class EvalCommandConfig:
 
 PLACE = (
     *("resume", "dry_run", "data_root", "output_dir", "run_name", "draw_every_evaluations"),
+    "save_every_minutes",
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
     *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile", "runtime.deterministic"),
     *("runtime.devices", "runtime.num_nodes"),

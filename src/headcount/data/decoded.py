@@ -54,9 +54,20 @@ def decode_images(images: Sequence[PreparedImage], folder: Path, *, label: str) 
 
 
 def open_decoded(file: Path) -> UInt8[Tensor, "3 height width"]:
-    """Open a file that :func:`decode_images` wrote; pixels are read from disk when they are used."""
-    # "c" (copy on write), because torch asks for a writable array; writing would change memory, not the file.
-    return torch.from_numpy(np.load(file, mmap_mode="c")).permute(2, 0, 1)
+    """Open a file that :func:`decode_images` wrote; pixels are read from disk when they are used.
+
+    Raises:
+        DataError: if it was removed or truncated since.
+    """
+    try:
+        # "c" (copy on write), because torch asks for a writable array; writing would change memory, not the file.
+        return torch.from_numpy(np.load(file, mmap_mode="c")).permute(2, 0, 1)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}; it is a decoded image that the next start makes again",
+            kind=DataErrorKind.cache,
+            file=file,
+        ) from error
 
 
 def _origin(image: PreparedImage) -> str:

@@ -8,16 +8,20 @@ A training method of your own: a config (``headcount.config.register("method", n
 and a builder registered with ``@build_batches.register``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import cache, partial, singledispatch
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from headcount.config import (
     AdaptiveKernelConfig,
@@ -29,8 +33,9 @@ from headcount.config import (
     MethodConfig,
     SupervisedConfig,
 )
-from headcount.data.crowd import CrowdDataset, sample_seed
+from headcount.data.crowd import CrowdDataset, Key, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
+from headcount.errors import HeadcountError
 from headcount.types import Batch, BlockGrid, Sample
 
 
@@ -213,6 +218,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 f"start at most {images} (runtime.devices)"
             )
         self.epoch = 0
+        self.start = 0
+        """Number of batches at the start of the epoch that are left out."""
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
         self._batch_size = step_images(images, batch_size * world, world) // world
@@ -229,7 +236,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         generator = torch.Generator().manual_seed(sample_seed(self._seed, self.epoch))
         order = torch.randperm(self._images, generator=generator).tolist()
         step = self.step_images
-        for k in range(len(self)):
+        for k in range(self.start, len(self)):
             yield [(self.epoch, index) for index in order[k * step : (k + 1) * step][self._rank :: self._world]]
 
 
@@ -245,12 +252,14 @@ class TrainLoader:
         workers: int,
         pin_memory: bool,
     ) -> None:
+        _kill_workers_at_exit(os.getpid())
         self._sampler = sampler
-        self._loader: DataLoader[Sample] = DataLoader(
-            dataset,
+        self._loader: DataLoader[Any] = DataLoader(
+            _ReturnsErrors(dataset),
             batch_sampler=sampler,
             num_workers=workers,  # Each runs torch on one thread: DataLoader's own rule.
-            collate_fn=make_batch,
+            collate_fn=partial(_make_batch, make_batch),
+            worker_init_fn=_ignore_signals,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # Its numbers are not used; the global generator stays untouched.
@@ -265,10 +274,14 @@ class TrainLoader:
         """Images per optimizer step, over all processes; fewer than the batch size if the dataset is smaller."""
         return self._sampler.step_images
 
-    def epoch(self, epoch: int) -> Iterable[Batch]:
-        """The batches of that epoch."""
-        self._sampler.epoch = epoch
-        return iter(self._loader)
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of that epoch, without the first ``start``, whose images are not loaded.
+
+        Raises:
+            HeadcountError, MemoryError: if a sample cannot be loaded, in whichever process.
+        """
+        self._sampler.epoch, self._sampler.start = epoch, start
+        yield from map(_raise_error, self._loader)
 
 
 def build_train_loader(
@@ -299,17 +312,76 @@ def evaluation_samples(
     dataset: CrowdDataset, *, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[tuple[int, Sample]]:
     """Whole images, one at a time, with their index; process ``rank`` gets every ``world``-th image."""
+    _kill_workers_at_exit(os.getpid())
     indices = range(rank, len(dataset), world)
-    loader: DataLoader[Sample] = DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        _ReturnsErrors(dataset),
         sampler=indices,
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),
     )
-    yield from zip(indices, loader, strict=True)
+    yield from zip(indices, map(_raise_error, loader), strict=True)
 
 
 def _unchanged(sample: Any) -> Any:
     return sample
+
+
+class _ReturnsErrors(Dataset[Any]):
+    """A dataset that returns an error for the user instead of raising it.
+
+    DataLoader would replace the message of an error that a worker process raises by its traceback.
+    """
+
+    def __init__(self, dataset: CrowdDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        try:
+            return self._dataset[key]
+        except (HeadcountError, MemoryError) as error:
+            return error
+
+
+def _make_batch(make_batch: MakeBatch, samples: Sequence[Any]) -> Any:
+    """The batch of these samples, or the first error among them or of making it."""
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    if errors:
+        return errors[0]
+    try:
+        return make_batch(samples)
+    except (HeadcountError, MemoryError) as error:
+        return error
+
+
+def _raise_error(loaded: Any) -> Any:
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training process: it saves its state, which takes more batches, and then ends this one."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@cache
+def _kill_workers_at_exit(process: int) -> None:
+    """Let this process, once, kill the workers that are left when it ends; by SIGTERM, multiprocessing would try."""
+    Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _kill_workers() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report them as errors
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()

@@ -41,6 +41,8 @@ FORMAT = "headcount checkpoint"
 FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best_mae.pt"
+MID_EPOCH = "mid_epoch.pt"
+"""Written within an epoch, and removed at its end: as last.pt, and how far the epoch is trained."""
 
 
 def _is_selection(value: Any) -> bool:
@@ -176,13 +178,20 @@ def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:
 _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
 
 
+def repair_hint(path: Path) -> str:
+    """What to do if a checkpoint cannot be resumed from."""
+    if path.name == MID_EPOCH:
+        return "remove this file to continue after the last finished epoch, or start another run with run_name=NAME"
+    return "put the run's own file back, or start another run with run_name=NAME"
+
+
 def read_training(path: Path) -> dict[str, Any]:
     """The content of a checkpoint to resume from, with all its keys.
 
     Raises:
         CheckpointError: as :func:`read`, or if it is a checkpoint to evaluate, or a key has a value of another type.
     """
-    hint = "put the run's own file back, or start another run with run_name=NAME"
+    hint = repair_hint(path)
     try:
         content = read(path)
     except CheckpointError as error:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -38,6 +38,10 @@ from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
 
 
+class EvaluationStoppedError(Exception):
+    """An evaluation was stopped before all images were counted."""
+
+
 def evaluate(
     runtime: Runtime,
     counter: Counter,
@@ -47,6 +51,7 @@ def evaluate(
     workers: int = 0,
     evaluators: Sequence[Evaluator] = (),
     probabilities: bool = False,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Count every image of ``dataset``; the processes share the images, and each gets the whole result.
 
@@ -57,8 +62,10 @@ def evaluate(
         workers: processes that load images; 0 loads in this process.
         evaluators: what to measure on each image beyond the count error.
         probabilities: compute the bins' probabilities, for evaluators that use them.
+        is_stopping: asked before each image whether to stop instead of counting it.
 
     Raises:
+        EvaluationStoppedError: if any process stopped; on all of them.
         FloatingPointError: if a predicted count is not finite; names the images.
         MemoryError: if an image does not fit into memory; names it.
     """
@@ -68,6 +75,8 @@ def evaluate(
     progress = progress_bar(total=len(dataset), label="evaluating", leave=False, disable=not runtime.is_main)
     with progress:
         for index, sample in evaluation_samples(dataset, rank=runtime.rank, world=runtime.world, workers=workers):
+            if is_stopping():
+                break
             try:
                 counted = counter.count(sample.image, mode, probabilities=probabilities)
             except MemoryError as error:
@@ -80,6 +89,8 @@ def evaluate(
             progress.update(runtime.world)
     counter.train(was_training)
     images = sorted(runtime.gather(mine), key=lambda image: image.index)
+    if len(images) < len(dataset):
+        raise EvaluationStoppedError(f"{len(images)} of {len(dataset)} images were counted")
     wrong = [f"{image.name} ({image.predicted})" for image in images if not math.isfinite(image.predicted)]
     if wrong:
         raise FloatingPointError(

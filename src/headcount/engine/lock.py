@@ -6,24 +6,17 @@ has ended is taken over, which only the machine of that process can find out.
 
 import json
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from headcount.errors import ConfigError, HeadcountError
+from headcount.errors import ConfigError, HeadcountError, OutputError
 from headcount.files import make_folder, naming_failures, temporary_name
 from headcount.processes import Process, this_process
 
 LOCK_FILE = "run.lock"
 
-# What ends a process politely: a cluster's scheduler, a closed terminal. Python would end without its last steps.
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # A lock that ends while it is examined, or is taken by another process, is examined again.
 _ATTEMPTS = 20
 
@@ -34,13 +27,10 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.file = folder / LOCK_FILE
         self._created: list[Path] = []
-        self._handlers: dict[int, Any] = {}
         self._holder: Process | None = None
 
     def acquire(self, *, setting: str, instead: str) -> None:
         """Lock the folder, which is created with its parents.
-
-        SIGTERM and SIGHUP then raise ``SystemExit``, so that the lock is released.
 
         Args:
             setting: the setting that chose the folder, for error messages.
@@ -59,7 +49,6 @@ class FolderLock:
             self._remove_folders()
             raise
         self._holder = this_process()
-        self._handle_signals()
 
     def release(self) -> None:
         """Remove the lock, and the folders that :meth:`acquire` created if nothing was written there."""
@@ -69,9 +58,21 @@ class FolderLock:
         with suppress(OSError):
             self.file.unlink()
         self._remove_folders()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+
+    def verify(self) -> None:
+        """Check that no other process took the folder: it may have been moved, and another run started in its place.
+
+        Raises:
+            OutputError: names the other process.
+        """
+        found = None
+        with suppress(OSError):  # missing: writing into a folder that does not exist says so better
+            found = _parse(self.file.read_text(encoding="utf-8", errors="replace"))
+        if found not in (None, self._holder):
+            raise OutputError(
+                f"{self.file.parent} now belongs to process {found.number}, started {found.started}: it was moved or "
+                "removed while this process trained, and another run started in its place; nothing was written there"
+            )
 
     def _take(self, instead: str) -> None:
         content = json.dumps(asdict(this_process()), indent=2) + "\n"
@@ -117,19 +118,6 @@ class FolderLock:
         if owner.is_here():
             return f"{folder} is in use by {user}; wait until it ends, or {instead}"
         return f"{folder} is in use by {user}, on another machine or in another container ({owner.host}); {remove}"
-
-    def _handle_signals(self) -> None:
-        """Let signals that would end Python at once raise an exception; those that somebody handles are left."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._handlers[number] = signal.signal(number, _exit)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    """End with the status that shells report for a signal."""
-    sys.exit(128 + number)
 
 
 @contextmanager
@@ -186,5 +174,5 @@ def _parse(content: str) -> Process | None:
         owner = Process(**json.loads(content))
     except (ValueError, TypeError):
         return None
-    kinds = (str(owner.host), str(owner.birth), str(owner.started)) == (owner.host, owner.birth, owner.started)
+    kinds = all(isinstance(text, str) for text in (owner.host, owner.birth, owner.started, owner.job))
     return owner if kinds and type(owner.number) is int and owner.number > 0 else None

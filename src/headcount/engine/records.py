@@ -181,6 +181,8 @@ class Meter:
         """Number of the epoch, from 1."""
         self.steps = 0
         self.images = 0
+        self.lr = math.nan
+        """Learning rate of the last step."""
         self.started = time.perf_counter()
         self.sums: dict[str, Tensor] = {}
         self.counts: list[Tensor] = []
@@ -235,6 +237,24 @@ class Meter:
             if not all(values):
                 return self.steps - len(self.unchecked) + k + 1, values[0], step.describe(gradient=values[0])
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint in the middle of the epoch; device sync."""
+        return {
+            "steps": self.steps,
+            "images": self.images,
+            "lr": self.lr,
+            "seconds": time.perf_counter() - self.started,
+            "sums": {key: value.cpu() for key, value in self.sums.items()},
+            "counts": torch.cat(self.counts).cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` returned, as if its steps were done here."""
+        self.steps, self.images, self.lr = state["steps"], state["images"], state["lr"]
+        self.started = time.perf_counter() - state["seconds"]
+        self.sums = {key: value.to(device) for key, value in state["sums"].items()}
+        self.counts = [state["counts"].to(device)]
 
     def close(self, runtime: Runtime) -> dict[str, float]:
         """The epoch's means over all processes, and its speed."""

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from headcount.engine import checkpoint
 from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.engine.optim import load_optimizer_state, load_schedule_state
-from headcount.engine.records import NoRecords, Records
+from headcount.engine.records import Meter, NoRecords, Records
 from headcount.engine.runtime import Runtime
-from headcount.engine.setup import Job
+from headcount.engine.setup import Job, UnfinishedEpoch
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, remove_leftovers, write_json
 from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, flatten, read_provenance, read_run
@@ -42,7 +43,7 @@ class RunFolder:
     def __init__(self, runtime: Runtime, config: TrainConfig) -> None:
         self.path = run_path(config)
         self.resuming = False
-        """Whether training continues from last.pt."""
+        """Whether training continues from last.pt or mid_epoch.pt."""
         self._runtime = runtime
         self._config = config
         self._commit = checkpoint.commit()
@@ -50,7 +51,7 @@ class RunFolder:
         self._records: Records | NoRecords = NoRecords()
         self._lock = FolderLock(self.path)
         self._record: dict[str, Any] | None = None
-        self._saved: dict[str, int] = {}
+        self._saved: dict[str, str] = {}
         self._started = time.perf_counter()
         self._provenance: dict[str, Any] = {}
         self._earlier_seconds = 0.0
@@ -67,13 +68,16 @@ class RunFolder:
         folder = cls(runtime, config)
         if not config.dry_run:
             runtime.on_main(folder._take)
-        folder.resuming = config.resume and (folder.path / checkpoint.LAST).exists()
+        folder.resuming = config.resume and folder._can_resume()
         if len(set(runtime.gather([folder.resuming]))) > 1:
             raise ConfigError(
-                f"output_dir={config.output_dir}: {folder.path / checkpoint.LAST} is not visible to all processes; "
+                f"output_dir={config.output_dir}: the checkpoints in {folder.path} are not visible to all processes; "
                 "choose a folder that all machines share"
             )
         return folder
+
+    def _can_resume(self) -> bool:
+        return any((self.path / name).exists() for name in (checkpoint.LAST, checkpoint.MID_EPOCH))
 
     def _take(self) -> None:
         """Lock the folder, check that nothing in it can be lost, and remove what killed processes left."""
@@ -82,18 +86,18 @@ class RunFolder:
             remove_leftovers(self.path, sole_use=True)
             if not self._config.resume:
                 _refuse_used(self.path)
-            elif not (self.path / checkpoint.LAST).exists():
+            elif not self._can_resume():
                 _refuse_results(self.path)
         except HeadcountError:
             self._lock.release()
             raise
 
     def restore(self, job: Job) -> None:
-        """Continue where last.pt stopped, if there is one, and open the records.
+        """Continue from the newest checkpoint to resume from, if there is one, and open the records.
 
         Raises:
             ConfigError: if the settings or the training images are not those of the run.
-            CheckpointError: if last.pt or the records are damaged.
+            CheckpointError: if the checkpoint or the records are damaged.
         """
         self._images = {
             "training_images": _digest(job.data.train),
@@ -105,6 +109,8 @@ class RunFolder:
         elif self._config.resume and self._runtime.is_main:
             print(f"nothing to resume in {self.path}: starting at the first epoch", file=sys.stderr)
         self._runtime.on_main(partial(self._start, job))
+        if self._runtime.is_main and job.unfinished is None:  # all processes have read it
+            self._remove_mid_epoch()
 
     def save(self, job: Job, record: dict[str, Any], *, is_best: bool) -> None:
         """Write last.pt, and then what a resumed run can make again from it: best_mae.pt and the records.
@@ -117,32 +123,61 @@ class RunFolder:
             OutputError: if a file cannot be written.
         """
         self._runtime.on_main(partial(self._save, job, record, is_best=is_best))
-        self._saved |= dict.fromkeys((checkpoint.LAST, checkpoint.BEST) if is_best else (checkpoint.LAST,), job.epoch)
+
+    def save_mid_epoch(self, job: Job, meter: Meter) -> None:
+        """Write mid_epoch.pt: everything that a resumed run needs to continue after the last step.
+
+        Args:
+            meter: of the unfinished epoch.
+
+        Raises:
+            OutputError: if the file cannot be written.
+        """
+        mine = {"meter": meter.state_dict(), "random": self._runtime.random_state()}
+        processes = self._runtime.gather([mine])
+        self._runtime.on_main(partial(self._save_mid_epoch, job, meter, processes))
 
     def _save(self, job: Job, record: dict[str, Any], *, is_best: bool) -> None:
-        training = {
-            "model": job.counter.state_dict(),
-            "optimizer": job.optimizer.state_dict(),
-            "schedule": job.schedule.state_dict(),
-            "average": job.average.state_dict(),
-            "scaler": self._runtime.scaler_state(),
-            "record": record,
-            **self._images,
-        }
-        checkpoint.save({**self._common(job), **training}, self.path / checkpoint.LAST)
-        self._saved[checkpoint.LAST] = job.epoch
+        self._lock.verify()
+        checkpoint.save({**self._training(job), "record": record}, self.path / checkpoint.LAST)
+        self._saved[checkpoint.LAST] = f"epoch {job.epoch}"
+        self._remove_mid_epoch()
         if is_best:
             self._save_best(job)
         self._records.write(record, shown={"train/peak_memory_mib": self._runtime.peak_memory_mib()})
         self._write_provenance(worked=True)
 
+    def _save_mid_epoch(self, job: Job, meter: Meter, processes: list[dict[str, Any]]) -> None:
+        self._lock.verify()
+        progress = {"epoch": meter.epoch - 1, "step": meter.steps, "processes": processes}
+        checkpoint.save({**self._training(job), **progress}, self.path / checkpoint.MID_EPOCH)
+        self._saved[checkpoint.MID_EPOCH] = f"epoch {meter.epoch}, step {meter.steps}"
+        self._write_provenance(worked=True)
+
+    def _remove_mid_epoch(self) -> None:
+        with suppress(OSError):  # where it is left, it is older than last.pt, and not used
+            (self.path / checkpoint.MID_EPOCH).unlink()
+        self._saved.pop(checkpoint.MID_EPOCH, None)
+
+    def _training(self, job: Job) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            **self._common(job),
+            "model": job.counter.state_dict(),
+            "optimizer": job.optimizer.state_dict(),
+            "schedule": job.schedule.state_dict(),
+            "average": job.average.state_dict(),
+            "scaler": self._runtime.scaler_state(),
+            **self._images,
+        }
+
     def _save_best(self, job: Job) -> None:
         best = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
         checkpoint.save(best, self.path / checkpoint.BEST)
-        self._saved[checkpoint.BEST] = job.epoch
+        self._saved[checkpoint.BEST] = f"epoch {job.epoch}"
 
     def _common(self, job: Job) -> dict[str, Any]:
-        """What both checkpoints of an epoch hold."""
+        """What all checkpoints hold."""
         return {
             "commit": self._commit,
             "config": to_plain(job.config),
@@ -161,16 +196,18 @@ class RunFolder:
         """The checkpoints that are complete, for an error message."""
         if not self._saved:
             return f"no checkpoint has been saved in {self.path}"
-        files = " and ".join(f"{name} of epoch {epoch}" for name, epoch in self._saved.items())
-        return f"safe in {self.path}: {files}"
+        # The folder may have been removed, or its disk be gone.
+        kept = {name: moment for name, moment in self._saved.items() if (self.path / name).is_file()}
+        if not kept:
+            return f"{' and '.join(self._saved)} are no longer in {self.path}"
+        return f"safe in {self.path}: {' and '.join(f'{name} of {moment}' for name, moment in kept.items())}"
 
     def close(self) -> None:
         """Release the lock."""
         self._lock.release()
 
     def _load(self, job: Job) -> None:
-        file = self.path / checkpoint.LAST
-        content = checkpoint.read_training(file)
+        file, content = self._newest()
         try:
             trained = from_plain(content["config"])
         except (HeadcountError, KeyError, TypeError, AttributeError) as error:
@@ -200,17 +237,45 @@ class RunFolder:
             self._record = content.get("record")
             if self._record is not None and self._record["epoch"] != job.epoch:
                 raise ValueError("'record' is that of another epoch")
+            if file.name == checkpoint.MID_EPOCH:
+                job.unfinished = self._unfinished(job, content)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; restore the file, or "
-                "start another run with run_name=NAME"
+                f"{file}: the checkpoint is damaged, or is not one to resume from: {error!r}; "
+                f"{checkpoint.repair_hint(file)}"
             ) from error
         if wrong := checkpoint.not_finite(content["model"]):
             raise CheckpointError(
-                f"{file}: its weights are not finite ({first_names(wrong)}), so training cannot continue; restore "
-                "the file, or start another run with run_name=NAME"
+                f"{file}: its weights are not finite ({first_names(wrong)}), so training cannot continue; "
+                f"{checkpoint.repair_hint(file)}"
             )
-        self._saved = {checkpoint.LAST: job.epoch} | ({checkpoint.BEST: job.best.epoch} if job.best else {})
+        moments = {checkpoint.LAST: f"epoch {job.epoch}"} if job.epoch else {}
+        moments |= {checkpoint.BEST: f"epoch {job.best.epoch}"} if job.best else {}
+        moments |= {checkpoint.MID_EPOCH: f"epoch {job.epoch + 1}, step {content['step']}"} if job.unfinished else {}
+        self._saved = moments
+
+    def _newest(self) -> tuple[Path, dict[str, Any]]:
+        """The checkpoint to resume from: mid_epoch.pt, unless its epoch was finished and it could not be removed."""
+        files = [self.path / name for name in (checkpoint.LAST, checkpoint.MID_EPOCH)]
+        contents = [(file, checkpoint.read_training(file)) for file in files if file.exists()]
+        return max(reversed(contents), key=lambda found: found[1]["epoch"])
+
+    def _unfinished(self, job: Job, content: dict[str, Any]) -> UnfinishedEpoch:
+        """This process's part of the state within an epoch.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, RuntimeError: if it is damaged.
+        """
+        processes, step = content["processes"], content["step"]
+        if len(processes) != self._runtime.world or not 0 < step <= len(job.loader):
+            raise ValueError(f"it is step {step} of {len(processes)} processes")
+        state = processes[self._runtime.rank]
+        meter = Meter(job.epoch + 1)
+        meter.load_state_dict(state["meter"], self._runtime.device)
+        if meter.steps != step:
+            raise ValueError(f"'meter' is that of step {meter.steps}, not {step}")
+        self._runtime.load_random_state(state["random"])  # damaged states are found here; restored again when used
+        return UnfinishedEpoch(meter, state["random"])
 
     def _start(self, job: Job) -> None:
         """Write the settings and the provenance, open the records, and complete an epoch whose saving was killed."""
@@ -227,14 +292,15 @@ class RunFolder:
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
         self._write_provenance(worked=False)
-        if job.best is not None and job.best.epoch == job.epoch and _best_epoch(self.path) != job.epoch:
+        is_best = job.best is not None and job.best.epoch == job.epoch
+        if is_best and job.unfinished is None and _best_epoch(self.path) != job.epoch:
             self._save_best(job)  # a kill came between the two checkpoints of this epoch
 
     def _write_provenance(self, *, worked: bool) -> None:
-        """Write run.json; ``seconds`` is the duration until the last saved epoch, over all processes that resumed it.
+        """Write run.json; ``seconds`` is the duration until the last save, over all processes that resumed the run.
 
         Args:
-            worked: whether an epoch was just saved; if not, the duration is that of the earlier processes.
+            worked: whether a checkpoint was just saved; if not, the duration is that of the earlier processes.
         """
         new = time.perf_counter() - self._started if worked else 0.0
         seconds = round(self._earlier_seconds + new, 1)

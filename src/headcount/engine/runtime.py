@@ -186,6 +186,25 @@ class Runtime:
         np.random.seed(value)  # noqa: NPY002  libraries may still draw from the global generator
         torch.manual_seed(value)
 
+    def random_state(self) -> dict[str, Any]:
+        """The states of this process's global generators, as plain values and tensors."""
+        name, key, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return {
+            "python": random.getstate(),
+            "numpy": (name, np.asarray(key).tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+        }
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`random_state` returned."""
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        for cuda in state["cuda"]:
+            torch.cuda.set_rng_state(cuda, self.device)
+
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Move both to the device and wrap them for distributed, mixed-precision training; optionally compile."""
         model = model.to(memory_format=self.memory_format)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batche
 from headcount.data.open import no_heads_error, open_split
 from headcount.data.points import Smoothing
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
+from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model
@@ -56,6 +58,16 @@ class TrainingData:
     """Name of the split that selects; written into every record."""
     histogram: Mapping[int, int]
     """Block count -> number of training blocks."""
+
+
+@dataclass
+class UnfinishedEpoch:
+    """The part of an epoch that was trained before the run was stopped, on this process."""
+
+    meter: Meter
+    """What was measured in its steps."""
+    random: dict[str, Any]
+    """States of the random generators after them (``Runtime.random_state``)."""
 
 
 @dataclass
@@ -82,6 +94,8 @@ class Job:
     """Finished epochs."""
     best: Best | None = None
     """The best evaluation so far; None before the first."""
+    unfinished: UnfinishedEpoch | None = None
+    """Where a resumed run continues within the next epoch; None at its start."""
 
 
 def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: TrainingData | None = None) -> Job:

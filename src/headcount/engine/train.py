@@ -16,14 +16,16 @@ from torch import Tensor
 from headcount.commands import as_typed
 from headcount.config import TrainConfig
 from headcount.engine import checkpoint
-from headcount.engine.evaluate import evaluate
+from headcount.engine.autosave import Autosave
+from headcount.engine.evaluate import EvaluationStoppedError, evaluate
 from headcount.engine.evaluators import Evaluator, Game, empty_blocks
 from headcount.engine.records import Meter
 from headcount.engine.run import RunFolder
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.setup import Job, build_job
+from headcount.engine.signals import StopSignals, stop
 from headcount.engine.summary import summarize
-from headcount.errors import DivergedError, OutputError
+from headcount.errors import DataError, DivergedError, OutputError
 from headcount.files import quoted
 from headcount.metrics import GAME
 from headcount.models.build import follow_weights
@@ -66,20 +68,23 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
         OutputError: if a file of the run cannot be written.
         DivergedError: if the training diverges.
         ProcessError: if another process of the run has died.
+        SystemExit, KeyboardInterrupt: if a signal stopped the training, whose state is then saved.
     """
     # 1. Processes.
     runtime = Runtime(config.runtime)
     config = dataclasses.replace(config, model=follow_weights(config.model))
-    with runtime.guard():
+    with runtime.guard(), StopSignals() as signals:
         # 2. Run folder: refuse a used one, or one in use, before any work is done.
         run = RunFolder.open(runtime, config)
         try:
-            return _train(runtime, config, run, draw)
+            return _train(runtime, config, run, signals, draw)
         finally:
             run.close()
 
 
-def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBlocks | None) -> FinishedRun | None:
+def _train(
+    runtime: Runtime, config: TrainConfig, run: RunFolder, signals: StopSignals, draw: DrawBlocks | None
+) -> FinishedRun | None:
     # 3. Data, bins, network, loss, optimizer.
     job = build_job(config, runtime, pretrained=not run.resuming)
     # 4. Description.
@@ -92,54 +97,76 @@ def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBloc
     run.restore(job)
     if runtime.is_main:
         resumed = f", from epoch {job.epoch}" if job.epoch else ""
+        resumed = f", from epoch {job.epoch + 1}, step {job.unfinished.meter.steps}" if job.unfinished else resumed
         print(f"{description}\nrun: {run.path}{resumed}", file=sys.stderr)
     # 6. Train and evaluate.
     try:
-        fit(runtime, job, run, draw=draw if runtime.is_main else None)
+        fit(runtime, job, run, signals, draw=draw if runtime.is_main else None)
     except FloatingPointError as error:
         hint = "a lower optim.lr, or optim.max_grad_norm=1, usually helps"
         raise DivergedError(f"{error}; {run.safe()}; {hint}") from error
     except OutputError as error:
         raise OutputError(f"{error}; {run.safe()}. After that, add resume=true to the same command") from error
+    except DataError as error:
+        text = f"{error}; {run.safe()}. Once the data are complete again, add resume=true to the same command"
+        raise DataError(text, kind=error.kind, file=error.file) from error
     return _finish(job, run.path) if runtime.is_main else None
 
 
-def fit(runtime: Runtime, job: Job, run: RunFolder, *, draw: DrawBlocks | None = None) -> None:
-    """Train from ``job.epoch`` to the last epoch; save at the end of each.
+def fit(runtime: Runtime, job: Job, run: RunFolder, signals: StopSignals, *, draw: DrawBlocks | None = None) -> None:
+    """Train from ``job.epoch`` to the last epoch; save at the end of each, within it at intervals, and on signals.
 
     Args:
+        signals: of which any to any process ends the training, once its state is saved.
         draw: makes the pictures for TensorBoard; None makes none.
 
     Raises:
         FloatingPointError: if a loss, a gradient, a weight or a predicted count is not finite; names the epoch, the
             step and the files of the batch.
         OutputError: if a file of the run cannot be written.
+        DataError: if an image can no longer be read.
+        SystemExit, KeyboardInterrupt: if a signal stopped the training.
     """
-    with _progress_bar(runtime, job) as progress:  # an error message begins on a line of its own
-        _fit(runtime, job, run, progress, draw)
+    autosave = Autosave(runtime, signals, minutes=job.config.save_every_minutes)
+    with signals.deferred(), _progress_bar(runtime, job) as progress:  # an error message begins on a line of its own
+        stopped = _fit(runtime, job, run, autosave, progress, draw)
+    if stopped and runtime.is_main:
+        print(f"stopped; {run.safe()}", file=sys.stderr)
+        stop(stopped)
+    if stopped:
+        sys.exit(0)  # Fabric kills rank 0 when another process ends with another status
 
 
-def _fit(runtime: Runtime, job: Job, run: RunFolder, progress: Any, draw: DrawBlocks | None) -> None:
+def _fit(runtime: Runtime, job: Job, run: RunFolder, autosave: Autosave, progress: Any, draw: DrawBlocks | None) -> int:
+    """Train; the result is the number of the signal that stopped it, or 0."""
     config = job.config
     for epoch in range(job.epoch, config.epochs):
         # Train one epoch.
-        runtime.seed(config.seed, epoch)
-        job.model.train()
-        meter = Meter(epoch + 1)
-        for batch in job.loader.epoch(epoch):
-            lr = job.optimizer.param_groups[0]["lr"]
+        meter = _start_epoch(runtime, job, epoch)
+        autosave.start_epoch(meter.steps)
+        for batch in job.loader.epoch(epoch, start=meter.steps):
+            meter.lr = job.optimizer.param_groups[0]["lr"]
             loss, prediction = train_step(runtime, job, batch)
             meter.add(loss, prediction, batch)  # no device sync here
             progress.update(len(batch.names) * runtime.world)
             if meter.steps % CHECK_EVERY == 1:
                 progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check(runtime)}")
+            decision = autosave.decide(meter.steps, is_last=meter.steps == len(job.loader))
+            if decision.save:
+                _save_mid_epoch(runtime, job, run, meter)
+                autosave.saved()
+            if decision.signal:
+                return decision.signal
         job.epoch = epoch + 1
-        record = {"epoch": job.epoch, "lr": lr, **meter.close(runtime)}
-        _refuse_diverged(runtime, job, meter.steps)
+        record = {"epoch": job.epoch, "lr": meter.lr, **meter.close(runtime)}
+        _refuse_diverged(runtime, job, meter)
         # Evaluate.
         is_best = False
         if job.epoch % config.eval_every_epochs == 0 or job.epoch == config.epochs:
-            evaluation = _evaluate(runtime, job)
+            evaluation = _evaluate(runtime, job, autosave)
+            if evaluation is None:
+                run.save_mid_epoch(job, meter)
+                return autosave.signal()
             is_best = job.best is None or evaluation.errors.mae < job.best.mae
             if is_best:
                 job.best = Best(epoch=job.epoch, **dataclasses.asdict(evaluation.errors))
@@ -150,6 +177,27 @@ def _fit(runtime: Runtime, job: Job, run: RunFolder, progress: Any, draw: DrawBl
                 progress.write(_evaluation_line(job, evaluation), file=sys.stderr)
         # Record and save.
         run.save(job, record, is_best=is_best)
+        autosave.saved()
+    return 0
+
+
+def _start_epoch(runtime: Runtime, job: Job, epoch: int) -> Meter:
+    """Seed the random generators and measure anew; or continue with those of the unfinished epoch."""
+    runtime.seed(job.config.seed, epoch)
+    job.model.train()
+    if job.unfinished is None:
+        return Meter(epoch + 1)
+    meter, random = job.unfinished.meter, job.unfinished.random
+    runtime.load_random_state(random)
+    job.unfinished = None
+    return meter
+
+
+def _save_mid_epoch(runtime: Runtime, job: Job, run: RunFolder, meter: Meter) -> None:
+    """Save the state after the last step, unless it is no longer finite; device sync."""
+    meter.check(runtime)
+    _refuse_diverged(runtime, job, meter)
+    run.save_mid_epoch(job, meter)
 
 
 def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Prediction]:
@@ -167,23 +215,33 @@ def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Pre
     return dataclasses.replace(loss, logged={**loss.logged, "gradient_norm": norm.detach()}), prediction
 
 
-def _refuse_diverged(runtime: Runtime, job: Job, steps: int) -> None:
-    """Refuse weights that the last steps of an epoch made useless, before they replace good ones; device sync."""
+def _refuse_diverged(runtime: Runtime, job: Job, meter: Meter) -> None:
+    """Refuse weights that the last steps made useless, before they replace good ones; device sync."""
     wrong = checkpoint.not_finite(job.counter.state_dict()) or checkpoint.not_finite(job.average.state_dict())
     if runtime.sum([len(wrong)])[0]:  # statistics of normalization differ between processes
         raise FloatingPointError(
-            f"epoch {job.epoch}, step {steps}: the weights are no longer finite ({first_names(wrong)}), though every "
-            "loss was"
+            f"epoch {meter.epoch}, step {meter.steps}: the weights are no longer finite ({first_names(wrong)}), though "
+            "every loss was"
         )
 
 
-def _evaluate(runtime: Runtime, job: Job) -> Evaluation:
-    """Evaluate the weights of the end of an epoch on the images that select."""
+def _evaluate(runtime: Runtime, job: Job, autosave: Autosave) -> Evaluation | None:
+    """Evaluate the weights of the end of an epoch on the images that select; None if a signal stopped it."""
     evaluated = runtime.broadcast_buffers(job.average.evaluated(unwrap(job.model)))
     workers = job.config.runtime.workers
     try:
         evaluators: list[Evaluator] = [empty_blocks, Game(evaluated.grid)]
-        return evaluate(runtime, evaluated, job.data.selection, job.mode, workers=workers, evaluators=evaluators)
+        return evaluate(
+            runtime,
+            evaluated,
+            job.data.selection,
+            job.mode,
+            workers=workers,
+            evaluators=evaluators,
+            is_stopping=autosave.is_stopping,
+        )
+    except EvaluationStoppedError:
+        return None
     except FloatingPointError as error:
         raise FloatingPointError(f"epoch {job.epoch}: {error}") from error
 
@@ -226,7 +284,7 @@ def _progress_bar(runtime: Runtime, job: Job) -> Any:
     return progress_bar(
         label="training",
         total=job.config.epochs * images,
-        initial=job.epoch * images,
+        initial=job.epoch * images + (job.unfinished.meter.steps * job.loader.step_images if job.unfinished else 0),
         disable=not runtime.is_main,
         smoothing=0.05,
     )
