@@ -45,9 +45,8 @@ PIECES = (
     *("[1]", "x", "IMG_1", "0", "1e5", "nan", "None", "train", ":", "=", "(", "^"),
 )
 # What our own tables and texts become; a name must not become an element.
-_ELEMENTS = frozenset(
-    "p table thead tbody tr th td h1 h2 h3 h4 code pre ul ol li em strong img a br hr blockquote".split()
-)
+_ELEMENTS = {"p", "table", "thead", "tbody", "tr", "th", "td", "h1", "h2", "h3", "h4", "code", "pre", "ul", "ol", "li"}
+_ELEMENTS |= {"em", "strong", "img", "a", "br", "hr", "blockquote"}
 _FORMULAS = tuple("=+-@＝＋－＠\t\r")
 
 

@@ -1,4 +1,4 @@
-"""Command lines: the values that were typed, or refused with the name of the setting; nothing but a message is printed."""
+"""Command lines: the values that were typed, or refused with the name of the setting and nothing but a message."""
 
 import dataclasses
 import io
@@ -178,7 +178,7 @@ def _as_typed(word: str, config: Any) -> None:
             assert low <= one <= high, f"{key}={value} is out of its range"
             assert math.isfinite(one)
     text = text.strip().strip("'\"")
-    if not re.fullmatch(r"[\w.+-]+", text, re.ASCII) or key in ("run_name",) and text == "auto":
+    if not re.fullmatch(r"[\w.+-]+", text, re.ASCII) or (key == "run_name" and text == "auto"):
         return
     match value:
         case bool():

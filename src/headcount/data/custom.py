@@ -134,7 +134,8 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
     # does: the image may be there.
     for name in sorted(orphans, key=natural_key) if all(folder.is_dir() for folder in folders) else ():
         expected = images_in / f"{name}.jpg"
-        message = f"{orphans[name]} has no image {cut(name, MAX_NAME_LENGTH)} in {images_in}; correct the name, or remove the annotation"
+        wanted = cut(name, MAX_NAME_LENGTH)
+        message = f"{orphans[name]} has no image {wanted} in {images_in}; correct the name, or remove the annotation"
         listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
     return listed
 
@@ -418,8 +419,8 @@ def _read_split_file(path: Path) -> dict[str, str]:
         if split.lower() not in SPLITS:
             raise _invalid_split_file(
                 path,
-                f": {cut(name)} is in split {cut(split)!r}; there are {', '.join(SPLITS)} (a first line with names of columns is "
-                "image,split)",
+                f": {cut(name)} is in split {cut(split)!r}; there are {', '.join(SPLITS)} (a first line with names of "
+                "columns is image,split)",
             )
         if name in splits:
             raise _invalid_split_file(path, f" names {cut(name)} twice")
