@@ -81,6 +81,8 @@ def run_cases(
             for case in waiting:  # next() of a list's iterator is atomic
                 outcome, problem = child.run(case)
                 report.outcomes[outcome] += 1
+                if (done := sum(report.outcomes.values())) % 500 == 0:
+                    print(f"{done} cases, {len(report.faults)} faults", flush=True)
                 if problem:
                     kept = keep / f"{case.kind}-{case.seed}-{case.number}"
                     shutil.rmtree(kept, ignore_errors=True)
@@ -113,8 +115,7 @@ class _Child:
         self._cases += 1
         try:
             self._connection.send(case)
-            # The first case of a child imports torch.
-            if not self._connection.poll(self._seconds + (60 if self._cases == 1 else 0)):
+            if not self._connection.poll(self._seconds):
                 self._stop(signal.SIGABRT)  # faulthandler writes where it is
                 return f"{case.kind} FAULT", f"not finished after {self._seconds:g} s\n{self._last_words()}"
             outcome: tuple[str, str] = self._connection.recv()
@@ -139,6 +140,7 @@ class _Child:
         self._process = context.Process(target=_serve, args=(theirs, self._checks, self._base))
         self._process.start()
         theirs.close()
+        self._connection.recv()  # It has imported torch.
         self._cases = 0
 
     def _stop(self, how: int | None = None) -> None:
@@ -168,6 +170,7 @@ def _serve(connection: Connection, checks: dict[str, Check], base: Path) -> None
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, _BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(base)
+    connection.send("ready")
     while True:
         try:
             case: Case = connection.recv()
