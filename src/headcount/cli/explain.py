@@ -124,6 +124,9 @@ def value_problem(cfg: DictConfig, setting: Setting) -> str | None:
             return f"{setting.typed}: {key} takes {_type_words(node)}, not {value}"
     if _is_number_for_a_word(node, value):
         return f"{setting.typed}: {key} takes {_type_words(node)}"
+    text, read = setting.text.partition("=")[2].strip(), setting.value
+    if hydra_private.declared_type(node).type is str and isinstance(read, (bool, int, float)) and str(read) != text:
+        return f"{setting.typed}: would become {read}; put quotes around a text: {key}=\"'{text}'\""
     return None
 
 
