@@ -115,7 +115,7 @@ def _changed_values(rng: np.random.Generator) -> bytes:
             others = [
                 value.double(),
                 value.half(),
-                value[:1],
+                value.flatten()[:1],
                 value * torch.nan,
                 value.to(torch.complex64),
                 value[None],

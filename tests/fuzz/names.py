@@ -102,7 +102,15 @@ def _audit(rng: np.random.Generator, folder: Path) -> str:
 
 
 def _train(rng: np.random.Generator, folder: Path) -> str:
-    small = ["model=tiny", "model.width=8", "epochs=1", "batch_size=2", "augment.crop_size=32", "runtime=cpu"]
+    small = [
+        "model=tiny",
+        "model.width=8",
+        "epochs=1",
+        "optim.warmup_epochs=0",
+        "batch_size=2",
+        "augment.crop_size=32",
+        "runtime=cpu",
+    ]
     words = [*_dataset(rng), *small, "runtime.workers=0", "output_dir=runs", "run_name=r", "dataset.cache_dir=cache"]
     status = _command(train.main, "train.py", *words)
     if status == 0:
