@@ -67,6 +67,8 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("resume=5", ["resume=5: resume takes true or false"]),
         ("runtime.compile=0.5", ["runtime.compile=0.5: runtime.compile takes true or false"]),
         ("bins.last=2", ["bins.last=2: bins.last takes one of open, clipped"]),
+        ("epochs=" + "9" * 5001, ["epochs=9999", "...: holds a number of a thousand digits or more"]),
+        ("model.head=" + "A" * 5000, ["model.head=AAAA", "no such choice; allowed are ebc, regression"]),
         # Texts that Hydra takes for numbers of another spelling.
         ("run_name=1e3", ["run_name=1e3: would become 1000.0; put quotes around a text: run_name=\"'1e3'\""]),
         ("output_dir=1_000", ["output_dir=1_000: would become 1000; put quotes"]),

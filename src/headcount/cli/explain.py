@@ -18,6 +18,7 @@ from headcount.wording import one_line
 COMPOSING_ERRORS = (
     *(HydraException, OmegaConfBaseException, GrammarParseError),
     *(ValueError, TypeError, AttributeError, AssertionError, RecursionError),
+    OSError,  # the name of a choice is longer than that of a file may be
 )
 """What Hydra and OmegaConf raise for settings that cannot be composed."""
 FIXED_NAMES = ("dataset.name", "method.name", "model.name", "model.head.name", "loss.name", "loss.error")
