@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 # Two tests at a time, one thread each: the threads of one test would compete with those of the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(if $(COVERAGE),--cov --cov-append --cov-report=)
 
-.PHONY: help quickstart test test-rest test-all lint docs clean
+.PHONY: help quickstart test test-rest test-all coverage fuzz lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,13 @@ test-rest: $(VENV)/installed ## the tests that `make test` leaves out, except th
 
 test-all: $(VENV)/installed ## all tests; golden numbers and real data if HEADCOUNT_GOLDEN and HEADCOUNT_DATA are set
 	$(PYTEST) -m "not gpu"
+
+coverage: $(VENV)/installed ## line coverage of src, of the tests run with COVERAGE=1 since the last report; fails below 92 %
+	$(BIN)/coverage report --skip-covered --sort=cover
+	rm -f .coverage
+
+fuzz: $(VENV)/installed ## thousands of damaged files and random settings, some minutes; not in CI; FUZZ="--seed 7"
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 lint: $(VENV)/installed docs ## ruff, mypy, and the documentation built strictly
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

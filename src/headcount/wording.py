@@ -5,6 +5,9 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 
+MAX_NAME_LENGTH = 255
+"""Longest name in a message, in characters: no file system has longer ones, but a file may hold any text as a name."""
+
 # Controls, invisible marks (some reverse the text after them), halves of characters, and line separators.
 _NOT_SHOWN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 # Persian, Indic scripts and emoji need these two.
@@ -13,13 +16,19 @@ _JOINERS = "\u200c\u200d"
 
 def one_line(error: object, limit: int = 300) -> str:
     """The message of another library in one line, without what follows the first ``limit`` characters."""
-    text = " ".join(str(error).split())
+    return cut(" ".join(str(error).split()), limit)
+
+
+def cut(text: str, limit: int = 80) -> str:
+    """A text from a file as it is quoted in a message: of a long one, only the start."""
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:
     """List names in a message, separated by commas; ``...`` stands for those after the first ``limit``."""
-    return ", ".join(map(printable, names[:limit])) + (", ..." if len(names) > limit else "")
+    return ", ".join(printable(cut(name, MAX_NAME_LENGTH)) for name in names[:limit]) + (
+        ", ..." if len(names) > limit else ""
+    )
 
 
 def many(number: int, what: str) -> str:

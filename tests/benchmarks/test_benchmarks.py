@@ -187,3 +187,14 @@ class Nothing(torch.nn.Module):
 
     def forward(self, features: torch.Tensor, *, factor: float) -> Prediction:
         return Prediction(features.sum((1, 2, 3)), blocks=None)
+
+
+def test_scale(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/scale.py", "--images", "80", "--heads", "20", "--target", "1000000")
+    assert done.returncode == 0, done.stderr
+    (rows,) = tables(done.stdout)
+    listing, *_, order = rows
+    assert listing["step"] == "list images and annotations"
+    assert order["step"] == "order of an epoch"
+    copied = next(row for row in rows if "not forked" in row["step"])
+    assert 8 * 20 < int(copied["per image"].split()[0]) < 10_000  # two float32 per head, and what else there is

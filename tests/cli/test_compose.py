@@ -67,6 +67,12 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("resume=5", ["resume=5: resume takes true or false"]),
         ("runtime.compile=0.5", ["runtime.compile=0.5: runtime.compile takes true or false"]),
         ("bins.last=2", ["bins.last=2: bins.last takes one of open, clipped"]),
+        ("epochs=" + "9" * 5001, ["epochs=9999", "...: holds a number of a thousand digits or more"]),
+        ("model.head=" + "A" * 5000, ["model.head=AAAA", "no such choice; allowed are ebc, regression"]),
+        # Texts that Hydra takes for numbers of another spelling.
+        ("run_name=1e3", ["run_name=1e3: would become 1000.0; put quotes around a text: run_name=\"'1e3'\""]),
+        ("output_dir=1_000", ["output_dir=1_000: would become 1000; put quotes"]),
+        ("data_root=true", ["data_root=true: would become True; put quotes"]),
         ("epochs=${nope}", ["epochs=${nope}: Interpolation key 'nope' not found; type the value itself"]),
         ("output_dir=${oc.env:NOT_SET_ANYWHERE}", ["output_dir=${oc.env:NOT_SET_ANYWHERE}: ", "not found"]),
         ("epochs=${epochs}", ["epochs=${epochs}: Recursive interpolation"]),
@@ -87,6 +93,13 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [("run_name='1e3'", "1e3"), ("run_name=2024", "2024"), ("run_name=1.5", "1.5")]
+)
+def test_a_text_of_digits_stays_as_it_was_typed(typed: str, name: str) -> None:
+    assert composed(typed).run_name == name
 
 
 @pytest.mark.parametrize("typed", ["epochs=???", "optim.lr=???", "model.mean=[???,0,0]"])

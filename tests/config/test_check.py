@@ -79,6 +79,8 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("optim.min_lr=0.5", "optim.min_lr=0.5: must be at most optim.lr=0.001"),
         ("output_dir=''", "output_dir=: must not be empty"),
         ("dataset=custom dataset.root='\" \"'", "dataset.root= : must not be empty"),
+        (f"output_dir=runs/{'a' * 256}", f"output_dir=runs/{'a' * 75}...: is too long: a name in a path may have 255"),
+        (f"dataset=custom dataset.root={'a' * 5000}", "...: is too long"),
         ("runtime=cpu runtime.precision=fp16", "runtime.precision=fp16: needs a GPU"),
         ("bins.block_size=14 augment.crop_size=64 model=clip_vit_b16", "must be a multiple of 112"),
         ("bins.block_size=14 augment.crop_size=64 model=clip_vit_b16", "; the smallest is 112"),

@@ -15,6 +15,7 @@ import scipy.io
 from data.folders import write_image, write_info_mat
 from headcount.config import CustomConfig
 from headcount.data.annotations import READERS, read_annotation, read_mat_points, read_points_table
+from headcount.data.custom import custom_splits
 from headcount.data.matfile import load_mat
 from headcount.data.open import open_split
 from headcount.errors import DataError
@@ -93,6 +94,11 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "npy, an npz": (".npy", npz(), "not a readable"),
     "npy, a broken zip": (".npy", broken_zip(), "not a readable"),
     "npy, logical": (".npy", saved(HEADS > 5), "its values are true and false"),
+    "npy, signaling NaN": (
+        ".npy",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 2), }\n", struct.pack("<Qd", 0x7FF0000000000001, 1)),
+        "not finite",
+    ),
     "json, long integer": (".json", b"[[1, " + b"9" * 5000 + b"]]", "not a readable"),
     "json, integer beyond float": (".json", b"[[1, 1" + b"0" * 400 + b"]]", "not finite"),
     "json, 1e400": (".json", b"[[1, 1e400]]", "not finite"),
@@ -172,6 +178,71 @@ def test_a_split_file_must_not_name_a_split_twice(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"s\.json cannot be read: .* 'train' comes twice"):
         open_split(config, "train")
+
+
+LONG = "a" * 100_000
+# Every text of a file that a message quotes.
+QUOTED: dict[str, tuple[str, str]] = {
+    "points.json": (json.dumps({LONG: [[1, 2]]}), "it holds"),
+    "many.json": (json.dumps({f"{k}{LONG[:300]}": 1 for k in range(100)}), "it holds"),
+    "twice.json": (f'{{"{LONG}": 1, "{LONG}": 2}}', "comes twice"),
+    "line.csv": (f"1,2\n{LONG},3\n", "is not a position"),
+    "columns.csv": (f"{LONG},y\n", "the columns are"),
+}
+QUOTED_IN_TABLES: dict[str, tuple[str, str]] = {
+    "points.json": (json.dumps({LONG: 3}), "expected a list"),
+    "twice.json": (json.dumps([{"image": LONG, "points": []}] * 2), "twice"),
+    "both.csv": (f"image,x,y\n{LONG},1,2\n{LONG},,\n", "has no people, but line 2"),
+    "number.csv": (f"image,x,y\na,{LONG},2\n", "is not a position"),
+}
+QUOTED_IN_SPLIT_FILES: dict[str, tuple[str, str]] = {
+    "split.csv": (f"a,{LONG}\n", "is in split"),
+    "image.csv": (f"{LONG},nowhere\n", "is in split"),
+    "fields.csv": (f"{LONG}\n", "is not name,split"),
+    "twice.csv": (f"{LONG},train\n{LONG},val\n", "twice"),
+}
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_no_message_quotes_a_page_of_an_annotation(name: str, tmp_path: Path) -> None:
+    text, message = QUOTED[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        READERS[Path(name).suffix][1](tmp_path / name)
+    assert len(str(error.value)) < 2000 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", QUOTED_IN_TABLES)
+def test_no_message_quotes_a_page_of_a_table(name: str, tmp_path: Path) -> None:
+    text, message = QUOTED_IN_TABLES[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        read_points_table(tmp_path / name)
+    assert len(str(error.value)) < 2000 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", QUOTED_IN_SPLIT_FILES)
+def test_no_message_quotes_a_page_of_a_split_file(name: str, tmp_path: Path) -> None:
+    text, message = QUOTED_IN_SPLIT_FILES[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        custom_splits(CustomConfig(root=str(tmp_path), split_file=str(tmp_path / name)))
+    assert len(str(error.value)) < 2000 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("setting", ["points", "split_file"])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(setting: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / "mine" / f"{name}.jpg")
+        (tmp_path / "mine" / f"{name}.csv").write_text("1,2\n")
+    table = {name: [[1, 2]] for name in ("a", "b", LONG)}
+    content = table if setting == "points" else dict.fromkeys(table, "train")
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    config = CustomConfig(root=str(tmp_path / "mine"), val_fraction=0, test_fraction=0, min_side=64)
+    setattr(config, setting, str(tmp_path / "t.json"))
+    with pytest.raises(DataError, match=r"1 of 3 images of train cannot be used(.*\n)*.*aaa.* has no image") as error:
+        open_split(config, "train")
+    assert len(str(error.value)) < 2000 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("compress", [False, True])

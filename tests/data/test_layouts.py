@@ -22,6 +22,7 @@ from headcount.config import (
     UcfCc50Config,
 )
 from headcount.data.catalogue import DATASETS, dataset_info, selection_split
+from headcount.data.layouts import nwpu_ids
 from headcount.data.open import open_images, open_split
 from headcount.errors import DataError
 
@@ -315,6 +316,11 @@ def test_a_missing_partner_names_the_file(name: str, missing: int, tmp_path: Pat
         open_split(config_of(name, tmp_path), "train", data_root=str(tmp_path))
     kinds = ("image", "annotation")
     assert f"{kinds[1 - missing]} {files[1 - missing]} has no {kinds[missing]} {files[missing]}" in str(error.value)
+
+
+def test_separators_in_nwpus_lists_are_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("0001 2,\n, 2;1 ;;\n,;\n3\n")
+    assert nwpu_ids(tmp_path, "train") == {"0001": ["2"], "0002": ["1"], "0003": []}
 
 
 def test_nwpus_lists_may_name_files(tmp_path: Path) -> None:

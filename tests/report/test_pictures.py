@@ -123,6 +123,11 @@ def test_names_are_no_formulas_and_long_ones_are_cut(tmp_path: Path, texts: list
     assert "a" * 20 + "..." + "b" * 20 in texts
 
 
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    comparison_picture([row(16, 16, name="日本＝👩")], tmp_path / "a.png", title="日本")  # warnings are errors
+    assert (tmp_path / "a.png").exists()
+
+
 def test_comparison_needs_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         comparison_picture([], tmp_path / "a.png")

@@ -21,6 +21,7 @@ COMPOSING_ERRORS = (
     *(HydraException, OmegaConfBaseException, GrammarParseError),
     *(ValueError, TypeError, AttributeError, AssertionError, RecursionError),
     YAMLError,
+    OSError,  # the name of a choice is longer than that of a file may be
 )
 """What Hydra and OmegaConf raise for settings that cannot be composed."""
 SPANNING = ("experiment", "recipe", "scale")
@@ -140,6 +141,9 @@ def value_problem(cfg: DictConfig, setting: Setting) -> str | None:
             return f"{setting.typed}: {key} takes {_type_words(node)}, not {value}"
     if _is_number_for_a_word(node, value):
         return f"{setting.typed}: {key} takes {_type_words(node)}"
+    text, read = setting.text.partition("=")[2].strip(), setting.value
+    if hydra_private.declared_type(node).type is str and isinstance(read, (bool, int, float)) and str(read) != text:
+        return f"{setting.typed}: would become {read}; put quotes around a text: {key}=\"'{text}'\""
     return None
 
 

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from headcount.cli import hydra_private
 from headcount.cli.choices import all_choices, dotted, nested_groups
 from headcount.config import OLD_SPELLINGS, ConfigError
+from headcount.wording import cut
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def parse(overrides: Sequence[str]) -> list[Setting]:
 def _parse(text: str) -> Setting:
     if "=" not in text and not text.startswith("~"):
         raise ConfigError(f"{text}: settings are typed as key=value{_key_hint(text)}")
+    if re.search(r"[\d_]{1000}", text):  # Python refuses to print a number of more than 4300 digits
+        raise ConfigError(f"{cut(text)}: holds a number of a thousand digits or more; shorten it")
     written = written_out(text)
     try:
         setting = Setting(written, hydra_private.parse(written))

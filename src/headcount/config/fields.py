@@ -2,10 +2,15 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import field
 from typing import Any
 
 from omegaconf import MISSING
+
+from headcount.wording import cut
+
+_MAX_NAME_BYTES = 255  # of a file or folder, in the usual file systems
 
 
 def number(default: Any, minimum: float = 0, maximum: float = math.inf) -> Any:
@@ -38,6 +43,8 @@ def range_errors(config: Any, path: str = "") -> list[str]:
         elif isinstance(value, str) and value != MISSING and not value.strip():
             # As a path, it would be the working folder.
             errors.append(f"{key}={value}: must not be empty; leave it out, or name something")
+        elif isinstance(value, str) and any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in value.split("/")):
+            errors.append(f"{key}={cut(value)}: is too long: a name in a path may have {_MAX_NAME_BYTES} bytes")
         elif value is not None and allowed is not None:
             minimum, maximum = allowed
             values = value if isinstance(value, list) else [value]

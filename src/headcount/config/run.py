@@ -1,5 +1,6 @@
 """A whole run: every group together, and the checks that span groups."""
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -17,7 +18,7 @@ from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
 from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig
 from headcount.config.optim import OptimConfig
-from headcount.wording import url_hint
+from headcount.wording import cut, url_hint
 
 
 class Accelerator(Enum):
@@ -271,12 +272,15 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
     path = Path(config.ckpt).expanduser()
-    return errors if path.is_file() else [*errors, missing_checkpoint(path)]
+    return errors if os.path.isfile(path) else [*errors, missing_checkpoint(path)]
 
 
 def missing_checkpoint(path: Path) -> str:
     """The message for a checkpoint that does not exist: its path, and the checkpoints beside it."""
-    folder = path if path.is_dir() else path.parent
-    beside = sorted(str(file) for file in folder.glob("*.pt")) if folder.is_dir() else []
-    problem = "is a folder" if path.is_dir() else "no such file"
-    return f"ckpt={path}: {problem}" + (f"; there is {', '.join(beside)}" if beside else url_hint(str(path)))
+    # Those of os.path are false, instead of an error, for a path that is too long.
+    folder = path if os.path.isdir(path) else path.parent
+    beside = sorted(str(file) for file in folder.glob("*.pt")) if os.path.isdir(folder) else []
+    problem = "is a folder" if os.path.isdir(path) else "no such file"
+    return f"ckpt={cut(str(path), 1000)}: {problem}" + (
+        f"; there is {', '.join(beside)}" if beside else url_hint(str(path))
+    )

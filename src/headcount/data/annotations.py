@@ -23,9 +23,11 @@ from headcount.data.textfile import is_number, load_json
 from headcount.data.tools import HeadMarks, ToolFile, read_tool_csv, read_tool_json, read_tool_xml
 from headcount.errors import DataError
 from headcount.files import quoted
+from headcount.wording import cut, one_line
 
 # Shapes of arrays that mean an image without people: an empty list, MATLAB's [], no rows of x and y.
 _EMPTY_SHAPES = ((0,), (0, 0), (0, 2))
+_MAX_KEYS = 12  # in a message
 # Accepted names of the column with the image name, and of the list of heads in a JSON object.
 NAME_KEYS = ("image", "name", "file", "filename")
 NO_RULES = HeadMarks()
@@ -98,7 +100,7 @@ def _load_mat(path: Path, *wanted: str) -> dict[str, Any]:
     try:
         return load_mat(path, *wanted)
     except Exception as error:  # scipy raises half a dozen types of errors on damaged files.
-        raise _invalid(path, f"{path} is not a readable .mat file: {error}") from error
+        raise _invalid(path, f"{path} is not a readable .mat file: {one_line(error)}") from error
 
 
 def _unpacked(node: object, field: str) -> object:
@@ -187,7 +189,7 @@ def read_npy_points(path: Path) -> Float[Tensor, "n 2"]:
         with path.open("rb") as file:
             array = _read_array(file)
     except Exception as error:  # NumPy raises half a dozen types of errors on damaged files.
-        raise _invalid(path, f"{path} is not a readable .npy file: {error}") from error
+        raise _invalid(path, f"{path} is not a readable .npy file: {one_line(error)}") from error
     return _as_points(array, path, f"it holds an array of {array.dtype} of shape {array.shape}")
 
 
@@ -362,11 +364,11 @@ def _csv_table(path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
         if points[image]:
             raise _invalid(
                 path,
-                f"{path}, line {row.line}: {row.text[:80]!r} says that {image} has no people, but line "
+                f"{path}, line {row.line}: {row.text[:80]!r} says that {cut(image)} has no people, but line "
                 f"{points[image][0].line} has a head of it; remove one of them",
             )
     return {
-        image: _as_points(to_positions(heads, (x, y), len(names), path), path, f"those of {image}")
+        image: _as_points(to_positions(heads, (x, y), len(names), path), path, f"those of {cut(image)}")
         for image, heads in points.items()
     }
 
@@ -379,12 +381,12 @@ def _json_table(content: Any, path: Path) -> dict[str, Float[Tensor, "_ 2"]]:
             if key is None or not isinstance(item[key], str):
                 raise _invalid(path, f'{path}: item {k} is not {{"image": name, "points": [[x, y], ...]}}')
             if item[key] in table:
-                raise _invalid(path, f"{path} has {item[key]} twice")
+                raise _invalid(path, f"{path} has {cut(item[key])} twice")
             table[item[key]] = item
         content = table
     if not isinstance(content, dict):
         raise _invalid(path, f'{path} holds neither {{name: [[x, y], ...]}} nor [{{"image": .., "points": ..}}, ...]')
-    return {name: _json_points(value, path, f"{name}: ") for name, value in content.items()}
+    return {name: _json_points(value, path, f"{cut(name)}: ") for name, value in content.items()}
 
 
 # ---------------------------------------------------------------------------------------- conversions
@@ -418,8 +420,10 @@ def _json_points(value: Any, path: Path, image: str = "") -> Float[Tensor, "n 2"
     return _as_points(array, path, found)
 
 
-def _keys(content: Mapping[str, Any]) -> list[str] | str:
-    return sorted(key for key in content if not key.startswith("__")) or "nothing"
+def _keys(content: Mapping[str, Any]) -> str:
+    names = sorted(key for key in content if not key.startswith("__"))
+    shown = ", ".join(repr(cut(name)) for name in names[:_MAX_KEYS])
+    return f"[{shown}, ...]" if len(names) > _MAX_KEYS else f"[{shown}]" if names else "nothing"
 
 
 def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
@@ -438,7 +442,7 @@ def _as_points(values: object, path: Path, found: str) -> Float[Tensor, "n 2"]:
         return torch.zeros(0, 2)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
         raise _invalid(path, f"{path} has no (n, 2) head positions: {found}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32, a signaling NaN: named below
         points = array.astype(np.float32)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():

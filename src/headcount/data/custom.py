@@ -36,7 +36,7 @@ from headcount.data.textfile import load_json, read_text
 from headcount.data.tools import HeadMarks
 from headcount.errors import DataError
 from headcount.files import FileIdentity, file_identity
-from headcount.wording import first_names, many
+from headcount.wording import MAX_NAME_LENGTH, cut, first_names, many
 
 POINTS_FOLDERS = ("points", "annotations", "ground_truth", "ground-truth", "gt", "labels", "mats", "jsons")
 """Folders that are searched for annotations, in this order, if ``dataset.points`` is not set."""
@@ -132,13 +132,14 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
         else:
             expected = images_in / f"{name}.jpg"
             named_by = _resolve(config.split_file, config.root) if config.split_file is not None else None
-            message = f"{name}, named by {named_by}, has no image in {images_in}"
+            message = f"{cut(name, MAX_NAME_LENGTH)}, named by {named_by}, has no image in {images_in}"
             listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
     # The split of a missing image is unknown, so each split reports it. If one of three folders is missing, none
     # does: the image may be there.
     for name in sorted(orphans, key=natural_key) if all(folder.is_dir() for folder in folders) else ():
         expected = images_in / f"{name}.jpg"
-        message = f"{orphans[name]} has no image {name} in {images_in}; correct the name, or remove the annotation"
+        wanted = cut(name, MAX_NAME_LENGTH)
+        message = f"{orphans[name]} has no image {wanted} in {images_in}; correct the name, or remove the annotation"
         listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
     return listed
 
@@ -333,7 +334,7 @@ def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) 
         name = name if name in known else plain_name(written)
         if name in table:
             raise DataError(
-                f"{path} names {name} twice, with different endings, folders or encodings of accents",
+                f"{path} names {cut(name)} twice, with different endings, folders or encodings of accents",
                 kind=DataErrorKind.ambiguous,
                 file=path,
             )
@@ -346,7 +347,7 @@ def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) 
         message = f"image {image} has no annotation in {path}; one without people is written {empty}"
         return report_when_read(message, DataErrorKind.missing_annotation, image)
 
-    return heads_of, {name: f"annotation {name} of {path}" for name in table if name not in known}
+    return heads_of, {name: f"annotation {cut(name)} of {path}" for name in table if name not in known}
 
 
 # ---------------------------------------------------------------------------------------------- splits
@@ -426,11 +427,11 @@ def _read_split_file(path: Path) -> dict[str, str]:
         if split.lower() not in SPLITS:
             raise _invalid_split_file(
                 path,
-                f": {name} is in split {split!r}; there are {', '.join(SPLITS)} (a first line with names of columns is "
-                "image,split)",
+                f": {cut(name)} is in split {cut(split)!r}; there are {', '.join(SPLITS)} (a first line with names of "
+                "columns is image,split)",
             )
         if name in splits:
-            raise _invalid_split_file(path, f" names {name} twice")
+            raise _invalid_split_file(path, f" names {cut(name)} twice")
         splits[name] = split.lower()
     if not splits:
         raise _invalid_split_file(path, " names no images")
@@ -452,7 +453,7 @@ def _split_rows_of_csv(text: str, path: Path) -> list[tuple[str, str]]:
         raise _invalid_split_file(path, f" cannot be read: {error}; correct the quotation marks") from error
     for k, fields in enumerate(lines):
         if len(fields) != 2:
-            raise _invalid_split_file(path, f": {','.join(fields)!r} is not name,split")
+            raise _invalid_split_file(path, f": {cut(','.join(fields))!r} is not name,split")
         name, split = fields[0].strip(), fields[1].strip()
         is_header = k == 0 and name.lower() in SPLIT_FILE_NAMES and split.lower() in ("split", "subset", "set")
         if not is_header:

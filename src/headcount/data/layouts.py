@@ -33,6 +33,7 @@ from headcount.data.listing import (
 )
 from headcount.data.textfile import read_text
 from headcount.errors import DataError
+from headcount.wording import cut
 
 NWPU_IMAGES = {"train": (1, 3109), "val": (3110, 3609), "test": (3610, 5109)}
 """First and last image of NWPU-Crowd's splits, for copies without its lists."""
@@ -160,11 +161,14 @@ def nwpu_ids(root: Path, split: str) -> dict[str, list[str]]:
         first, last = NWPU_IMAGES[split]
         return {f"{k:04d}": [] for k in range(first, last + 1)}
     ids: dict[str, list[str]] = {}
-    for line in filter(str.strip, read_text(list_file).splitlines()):
-        first_word, *labels = re.split(r"[\s,;]+", line.strip())
+    for line in read_text(list_file).splitlines():
+        words = re.findall(r"[^\s,;]+", line)
+        if not words:
+            continue
+        first_word, *labels = words
         name = plain_name(first_word).zfill(4)
         if name in ids:
-            raise _invalid_list(list_file, f"{list_file} names {name} twice; remove one of the lines")
+            raise _invalid_list(list_file, f"{list_file} names {cut(name)} twice; remove one of the lines")
         ids[name] = labels
     if not ids:
         raise _invalid_list(

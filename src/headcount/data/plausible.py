@@ -1,5 +1,6 @@
 """Find head positions and image files that are readable but cannot be meant: refuse them, or describe them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def shared_files(files: Mapping[str, Sequence[Path]]) -> list[str]:
     """
     places: dict[FileIdentity, list[tuple[str, str]]] = {}
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
-        if path.exists():  # A missing one is reported when it is read.
+        if os.path.exists(path):  # Path.exists raises for a name that is too long. Both are reported when it is read.
             places.setdefault(file_identity(path), []).append((split, image_name(path)))
     return [
         " = ".join(f"{split}/{name}" for split, name in group)

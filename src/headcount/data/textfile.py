@@ -8,6 +8,7 @@ from typing import Any
 
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
+from headcount.wording import cut
 
 # float() also takes 1_000, digits of other scripts, and blanks.
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
@@ -52,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r} comes twice in one object, and only one could be used; merge or rename them")
+        raise ValueError(f"{cut(twice)!r} comes twice in one object, and only one could be used; merge or rename them")
     return content
 
 

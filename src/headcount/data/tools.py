@@ -22,7 +22,7 @@ from headcount.data.listing import IMAGE_ENDINGS
 from headcount.data.textfile import is_number, read_text
 from headcount.errors import DataError
 from headcount.files import quoted
-from headcount.wording import many, printable
+from headcount.wording import cut, many, one_line, printable
 
 _MAKESENSE_COLUMNS = 6  # label, x, y, image, width, height
 _VIA_COLUMN = "region_shape_attributes"
@@ -79,14 +79,12 @@ def _problem(every: Sequence[Mark], chosen: Sequence[Mark], marks: HeadMarks) ->
     """Why the heads among the marks are unclear; None if they are not."""
     labels = Counter(mark.label for mark in every)
     shapes = Counter(mark.shape for mark in chosen)
-    listed = ", ".join(f"{label} ({number})" for label, number in labels.most_common(8))
+    listed = ", ".join(f"{cut(label)} ({number})" for label, number in labels.most_common(8))
     if marks.label is None and len(labels) > 1:
-        return (
-            f"it has the labels {listed}; choose the one of the heads with dataset.label={quoted(next(iter(labels)))}"
-        )
+        return f"it has the labels {listed}; choose the one of the heads with dataset.label={quoted(cut(next(iter(labels))))}"
     if marks.label is not None and every and not chosen:
         return f"dataset.label={marks.label}: no mark has this label; there are {listed}"
-    others = [f"{number} of shape {shape}" for shape, number in shapes.items() if shape not in ("point", "box")]
+    others = [f"{number} of shape {cut(shape)}" for shape, number in shapes.items() if shape not in ("point", "box")]
     if others:
         return f"{', '.join(others)} cannot be heads; mark heads as points, or choose a label with dataset.label"
     boxes = f"{shapes['box']} {'box' if shapes['box'] == 1 else 'boxes'}"
@@ -121,7 +119,7 @@ def read_tool_json(content: Any, path: Path) -> ToolFile | None:
                 raise
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 tool = read.__name__.removeprefix("_read_")
-                message = f"{path} is a damaged file of {_NAMES[tool]}: {type(error).__name__}: {error}"
+                message = f"{path} is a damaged file of {_NAMES[tool]}: {one_line(f'{type(error).__name__}: {error}')}"
                 raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
     return None
 
@@ -204,7 +202,7 @@ def _read_via(content: Any) -> ToolFile:
         regions = list(regions.values()) if isinstance(regions, dict) else regions  # version 1 numbers them
         name = _text(entry["filename"])
         if name in found.images:
-            raise ValueError(f"{name} comes twice")
+            raise ValueError(f"{cut(name)} comes twice")
         found.images[name] = [_via_mark(r["shape_attributes"], r.get("region_attributes", {})) for r in regions]
     return found
 
@@ -237,9 +235,11 @@ def _read_label_studio(content: Any) -> ToolFile:
         name = re.split(r"[/\\]|%2F|\?d=", address)[-1]
         done = [a for a in task.get("annotations", task.get("completions")) if not a.get("was_cancelled")]
         if len(done) > 1:
-            raise ValueError(f"{name} has {len(done)} annotations, of several annotators; export one of each image")
+            raise ValueError(
+                f"{cut(name)} has {len(done)} annotations, of several annotators; export one of each image"
+            )
         if name in found.images:
-            raise ValueError(f"{name} comes twice")
+            raise ValueError(f"{cut(name)} comes twice")
         found.images[name] = [
             _studio_mark(r) for a in done for r in a["result"] if r.get("type", "").endswith(("labels", "keypoint"))
         ]
@@ -296,7 +296,7 @@ def read_tool_xml(path: Path) -> ToolFile:
         if root.tag != "annotations" or (root.find("version") is None and not images):
             inside = ", ".join(dict.fromkeys(child.tag for child in root)) or "nothing"
             raise DataError(
-                f"{path} is an XML file with {root.tag} holding {inside[:80]}, which is not read; of XML files only "
+                f"{path} is an XML file with {cut(root.tag)} holding {inside[:80]}, which is not read; of XML files only "
                 "those of CVAT (CVAT for images) are; export points as csv or json",
                 kind=DataErrorKind.other_format,
                 file=path,
@@ -304,10 +304,10 @@ def read_tool_xml(path: Path) -> ToolFile:
         found = ToolFile("CVAT")
         for image in images:
             if image.attrib["name"] in found.images:
-                raise ValueError(f"{image.attrib['name']} comes twice")
+                raise ValueError(f"{cut(image.attrib['name'])} comes twice")
             found.images[image.attrib["name"]] = [mark for shape in image for mark in _cvat_marks(shape)]
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        message = f"{path} is not a readable XML file of CVAT: {error}"
+        message = f"{path} is not a readable XML file of CVAT: {one_line(error)}"
         raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
     return found
 
@@ -354,7 +354,7 @@ def _read_table(
         try:
             image, mark = read(row)
         except (LookupError, TypeError, ValueError) as error:
-            message = f"{path}, a file of {tool}: {','.join(row)[:80]!r} cannot be read: {error}"
+            message = f"{path}, a file of {tool}: {','.join(row)[:80]!r} cannot be read: {one_line(error)}"
             raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
         found.images.setdefault(image, []).extend([mark] if mark else [])
     return found

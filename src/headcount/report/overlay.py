@@ -4,7 +4,6 @@ The map is smoothed slightly, for display only: the count in the title is the su
 are drawn at reduced size.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,9 +72,7 @@ def overlay_picture(
     seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
     bar = figure.colorbar(ScalarMappable(Normalize(0, scale), seen), ax=axis, fraction=0.04, pad=0.01)
     bar.set_label(f"people per block, smoothed\n(blocks of {block_size} x {block_size} pixels)")
-    with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def heat_map(

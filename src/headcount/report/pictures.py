@@ -5,6 +5,7 @@ show heads per block. Truth and prediction are smoothed in the same way, for dis
 counts in the captions are sums of the unsmoothed data.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,7 +278,8 @@ def save_figure(figure: Figure, path: Path, **options: Any) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    with atomic_write(path) as part:
+    with atomic_write(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # they are drawn as boxes
         figure.savefig(part, format=path.suffix.removeprefix(".") or "png", **options)
 
 
