@@ -296,8 +296,8 @@ def read_tool_xml(path: Path) -> ToolFile:
         if root.tag != "annotations" or (root.find("version") is None and not images):
             inside = ", ".join(dict.fromkeys(child.tag for child in root)) or "nothing"
             raise DataError(
-                f"{path} is an XML file with {cut(root.tag)} holding {inside[:80]}, which is not read; of XML files only "
-                "those of CVAT (CVAT for images) are; export points as csv or json",
+                f"{path} is an XML file with {cut(root.tag)} holding {inside[:80]}, which is not read; of XML files "
+                "only those of CVAT (CVAT for images) are; export points as csv or json",
                 kind=DataErrorKind.other_format,
                 file=path,
             )
