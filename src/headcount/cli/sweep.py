@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.errors import HydraException
 
-from headcount.cli.compose import checked_config, initialized
+from headcount.cli.compose import checked_config
+from headcount.cli.composed import composed
 from headcount.cli.overrides import as_typed, parse
 from headcount.config import ConfigError
 from headcount.errors import OutputError
@@ -89,8 +89,7 @@ class SweepLog:
     @classmethod
     def open(cls, jobs: list[list[str]], config_name: str) -> "SweepLog":
         """A new, empty log for these jobs."""
-        with initialized():
-            folder = Path(hydra.compose(config_name, jobs[0], return_hydra_config=True).hydra.sweep.dir)
+        folder = Path(composed(config_name, jobs[0], with_hydra=True).hydra.sweep.dir)
         make_folder(folder, "output_dir")
         return cls(temporary_name(folder.resolve() / "sweep"), jobs)
 

@@ -1,0 +1,47 @@
+"""What Hydra composes, kept for the process: a command needs some compositions several times, and each takes 0.15 s."""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, open_dict
+
+from headcount.cli import hydra_private
+from headcount.cli.choices import config_dir
+from headcount.config import SCHEMAS, register_schemas
+
+# Number of compositions that are kept; each takes less than 1 MB.
+_MAX_KEPT = 128
+
+
+def composed(config_name: str, texts: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """The config that Hydra composes; a copy, which may be changed.
+
+    Args:
+        config_name: ``train`` or ``eval``, the file in configs/ with the defaults.
+        texts: settings in Hydra's own spelling.
+        with_hydra: keep Hydra's own settings, and its choices, in the node ``hydra``.
+
+    Raises:
+        COMPOSING_ERRORS: of ``cli.explain``, if Hydra cannot compose it.
+    """
+    registered = tuple((group, *kinds.items()) for group, kinds in SCHEMAS.items())
+    return copy.deepcopy(_compose(str(config_dir()), config_name, tuple(texts), with_hydra, registered))
+
+
+@lru_cache(_MAX_KEPT)
+def _compose(
+    folder: str, config_name: str, texts: tuple[str, ...], with_hydra: bool, registered: tuple[Any, ...]
+) -> DictConfig:
+    """Compose the files in ``folder`` with the schemas that are ``registered``; never changed once it is returned."""
+    if not with_hydra:
+        cfg = copy.deepcopy(_compose(folder, config_name, texts, True, registered))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+    register_schemas()
+    hydra_private.reset()
+    with hydra.initialize_config_dir(folder, version_base="1.3"):
+        return hydra.compose(config_name, list(texts), return_hydra_config=True)
