@@ -33,17 +33,26 @@ def test_hydra_itself_gets_a_nested_group_in_its_own_spelling(tmp_path: Path, mo
     assert config.run_name == "tiny_none_loss-dm_loss.transport-stable_model.head-regression"
 
 
-def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["-m", "bins=fine,coarse", "optim.lr=1e-3,fast"], "optim.lr=fast: optim.lr takes a number"),
+        (["dataset=sha", "data_root=nowhere"], "dataset=sha: found no folder with train_data or test_data in it"),
+        (["dataset=custom", "dataset.train=.", "dataset.val=nowhere"], "dataset.val=nowhere: there is no folder"),
+    ],
+    ids=["setting", "data_root", "custom"],
+)
+def test_refusals_come_before_torch_and_leave_status_2(typed: list[str], message: str, tmp_path: Path) -> None:
     code = (
         "import sys, runpy\n"
-        f"sys.argv = ['train.py', '-m', 'bins=fine,coarse', 'optim.lr=1e-3,fast']\n"
+        f"sys.argv = ['train.py', *{typed!r}]\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "try: runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
         "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.strip() == "2 False"
-    assert "optim.lr=fast: optim.lr takes a number" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -63,8 +63,9 @@ def command_choices(config_name: str) -> dict[str, list[str]]:
 
 @cache
 def default_choices(config_name: str) -> dict[str, str]:
-    """Group -> choice, as in the defaults list of a command's own file."""
-    entries: Any = OmegaConf.select(OmegaConf.load(config_dir() / f"{config_name}.yaml"), "defaults")
+    """Group -> choice, as in the defaults list of a file of configs/, such as ``train``; empty if there is no file."""
+    file = config_dir() / f"{config_name}.yaml"
+    entries: Any = OmegaConf.select(OmegaConf.load(file), "defaults") if file.is_file() else []
     return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
 
 

@@ -1,9 +1,11 @@
 """Run train.py or eval.py: every job of the command line is composed and checked before torch is imported."""
 
 import argparse
+import gc
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -85,6 +87,23 @@ def run_command(task: Task, config_name: str) -> None:
         sys.exit(status)
     if log is not None and (status := log.close()):
         sys.exit(status)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Context for the imports of torch and what needs it: without garbage collection, they take a fifth less time.
+
+    What they create stays, so that it is not searched for garbage later either.
+    """
+    if "torch" in sys.modules:  # an earlier job of a sweep, whose garbage must not stay
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _read_command_line() -> argparse.Namespace:
