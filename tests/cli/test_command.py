@@ -123,3 +123,20 @@ def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
     assert "seed=3" in err
     assert "add resume=true to the same command" in err
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_imports_are_not_searched_for_garbage_and_what_follows_is() -> None:
+    code = (
+        "import gc\n"
+        "from headcount.cli.command import importing\n"
+        "for k in range(2):\n"
+        "    with importing():\n"
+        "        import torch\n"
+        "        print(gc.isenabled())\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+        "    gc.unfreeze()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    # In a later job of a sweep, torch is there already, and garbage must not be kept.
+    assert done.stdout.splitlines() == ["False", "True True", "True", "True False"], done.stderr

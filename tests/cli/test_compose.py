@@ -89,6 +89,13 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_that_is_changed_does_not_change_the_next() -> None:
+    typed = ["optim.lr=0.5"]
+    first = compose(typed, config_name="train")
+    first.optim.lr = 0.25
+    assert compose(typed, config_name="train").optim.lr == 0.5
+
+
 @pytest.mark.parametrize("typed", ["epochs=???", "optim.lr=???", "model.mean=[???,0,0]"])
 def test_a_value_that_is_left_open_is_asked_for(typed: str) -> None:
     with pytest.raises(ConfigError, match=r"is not set: type .*=\.\.\.$"):
