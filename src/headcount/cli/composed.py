@@ -1,15 +1,18 @@
-"""What Hydra composes, kept for the process: a command needs some compositions several times, and each takes 0.15 s."""
+"""What Hydra composes, kept for the process: a command needs some compositions several times, and each takes 0.15 s.
+
+Configs that differ in values alone share the composition of their choices.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import config_dir
+from headcount.cli.choices import all_choices, config_dir
 from headcount.config import SCHEMAS, register_schemas
 
 # Number of compositions that are kept; each takes less than 1 MB.
@@ -28,7 +31,24 @@ def composed(config_name: str, texts: Sequence[str], *, with_hydra: bool = False
         COMPOSING_ERRORS: of ``cli.explain``, if Hydra cannot compose it.
     """
     registered = tuple((group, *kinds.items()) for group, kinds in SCHEMAS.items())
-    return copy.deepcopy(_compose(str(config_dir()), config_name, tuple(texts), with_hydra, registered))
+    values: list[hydra_private.Override] = []
+    if not with_hydra:
+        groups = all_choices()
+        parsed = [(text, hydra_private.parse(text)) for text in texts]
+        values = [override for _, override in parsed if _is_value(override, groups)]
+        texts = [text for text, override in parsed if not _is_value(override, groups)]
+    cfg = copy.deepcopy(_compose(str(config_dir()), config_name, tuple(texts), with_hydra, registered))
+    for override in values:  # as Hydra does at the end of a composition
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+def _is_value(override: hydra_private.Override, groups: Collection[str]) -> bool:
+    """Whether an override sets one value of a config, rather than choosing, adding, removing or listing something."""
+    key = override.key_or_group
+    is_change = not (override.is_add() or override.is_force_add() or override.is_delete())
+    is_own = "/" not in key and key.split(".")[0] != "hydra" and override.package is None
+    return is_change and is_own and key not in groups and not override.is_sweep_override()
 
 
 @lru_cache(_MAX_KEPT)
