@@ -96,7 +96,7 @@ class Recorder:
 
     def batches(self, loader: TrainLoader, *arguments: Any, **options: Any) -> Iterator[Batch]:
         """The batches of an epoch; times the wait for each."""
-        batches = self._epoch(loader, *arguments, **options)
+        batches = iter(self._epoch(loader, *arguments, **options))
         while True:
             if self._ended is not None:
                 self.times.rest.append(self._clock() - self._ended)

@@ -103,10 +103,10 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
     ],
 )
 def test_values_are_set_as_hydra_sets_them(texts: list[str]) -> None:
+    found = kept_config("train", texts)
     hydra_private.reset()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         expected = hydra.compose("train", texts)
-    found = kept_config("train", texts)
     assert OmegaConf.to_container(found, resolve=False) == OmegaConf.to_container(expected, resolve=False)
     assert OmegaConf.to_object(found) == OmegaConf.to_object(expected)
     assert OmegaConf.is_struct(found)
