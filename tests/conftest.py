@@ -1,5 +1,6 @@
 """What every test may use: the folders of golden numbers and of real data, and a way to run commands."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Libraries and tests are imported without garbage collection: what they create stays.
+gc.disable()
+# No property is about time, and a test may wait for a busy machine.
+settings.register_profile("headcount", deadline=None)
+settings.load_profile("headcount")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, but never search what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -60,6 +60,17 @@ def make_folder(folder: Path, setting: str) -> None:
     remove_leftovers(folder)
 
 
+def describe_folder(folder: Path) -> str:
+    """Say what a folder contains, for error messages."""
+    if not folder.is_dir():
+        return f"{folder} does not exist"
+    names = sorted(printable(path.name) for path in folder.iterdir())
+    if not names:
+        return f"{folder} holds nothing"
+    shown = ", ".join(names[:8])
+    return f"{folder} holds {shown}, ..." if len(names) > 8 else f"{folder} holds {shown}"
+
+
 def temporary_name(path: Path) -> Path:
     """A name in the folder of ``path`` that no other file has, and that names the process it belongs to."""
     stem = f".{path.name[:_MAX_NAME_LENGTH]}.{this_process().tag}"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy import stats
 from torch import Tensor
 
 from headcount.types import CountErrors, ImageCount
@@ -125,6 +124,8 @@ def bootstrap_interval(
     if len(values) < 2:
         return Interval(math.nan, math.nan)
     samples, statistic = ((values,), np.mean) if baseline is None else ((values, baseline), _difference_of_means)
+    from scipy import stats  # slow to import, and not needed to train
+
     result = stats.bootstrap(
         samples,
         statistic,

@@ -75,6 +75,19 @@ def test_crops_of_shanghaitech(data_dir: Path, monkeypatch: pytest.MonkeyPatch) 
         assert all(bool(((points >= 0) & (points < loss.CROP_SIZE)).all()) for points in batch)
 
 
+def test_loop(run_command: Callable[..., Any]) -> None:
+    small = ["model.width=8", "augment.crop_size=64", "dataset.train_images=5", "dataset.val_images=1", "batch_size=2"]
+    done = run_command("benchmarks/loop.py", *small, "runtime.workers=0", "--steps=4")  # epochs of 2 steps
+    assert done.returncode == 0, done.stderr
+    ((row,),) = tables(done.stdout)
+    assert int(row["steps"]) == 4
+    bare, step, rest = (float(row[f"{part} ms"]) for part in ("bare", "step", "rest"))
+    assert min(bare, step) > rest > 0
+    assert -50 < number(row["added"]) < 200
+    done = run_command("benchmarks/loop.py", "runtime.precision=bf16")
+    assert (done.returncode, "runtime.precision=bf16: the bare calls are in float32" in done.stderr) == (2, True)
+
+
 def test_data(run_command: Callable[..., Any]) -> None:
     done = run_command(
         "benchmarks/data.py", "--images", "2", "--rounds", "1", "--epochs", "1", "--crop-size", "64", timeout=600

@@ -33,17 +33,26 @@ def test_hydra_itself_gets_a_nested_group_in_its_own_spelling(tmp_path: Path, mo
     assert config.run_name == "tiny_none_loss-dm_loss.transport-stable_model.head-regression"
 
 
-def test_refusals_come_before_torch_and_leave_status_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["-m", "bins=fine,coarse", "optim.lr=1e-3,fast"], "optim.lr=fast: optim.lr takes a number"),
+        (["dataset=sha", "data_root=nowhere"], "dataset=sha: found no folder with train_data or test_data in it"),
+        (["dataset=custom", "dataset.train=.", "dataset.val=nowhere"], "dataset.val=nowhere: there is no folder"),
+    ],
+    ids=["setting", "data_root", "custom"],
+)
+def test_refusals_come_before_torch_and_leave_status_2(typed: list[str], message: str, tmp_path: Path) -> None:
     code = (
         "import sys, runpy\n"
-        f"sys.argv = ['train.py', '-m', 'bins=fine,coarse', 'optim.lr=1e-3,fast']\n"
+        f"sys.argv = ['train.py', *{typed!r}]\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "try: runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
         "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.strip() == "2 False"
-    assert "optim.lr=fast: optim.lr takes a number" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -114,3 +123,20 @@ def test_an_interrupted_sweep_tells_what_it_has_and_leaves_nothing(
     assert "seed=3" in err
     assert "add resume=true to the same command" in err
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_imports_are_not_searched_for_garbage_and_what_follows_is() -> None:
+    code = (
+        "import gc\n"
+        "from headcount.cli.command import importing\n"
+        "for k in range(2):\n"
+        "    with importing():\n"
+        "        import torch\n"
+        "        print(gc.isenabled())\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+        "    gc.unfreeze()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    # In a later job of a sweep, torch is there already, and garbage must not be kept.
+    assert done.stdout.splitlines() == ["False", "True True", "True", "True False"], done.stderr

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from headcount.cli.choices import command_choices
+from headcount.cli import hydra_private
+from headcount.cli.choices import command_choices, config_dir
 from headcount.cli.compose import compose
+from headcount.cli.composed import composed as kept_config
 from headcount.cli.name import run_name
 from headcount.cli.sweep import check_jobs
 from headcount.config import SCHEMAS, ConfigError, DaceConfig, HeadConfig, StableTransportConfig, TrainConfig, register
@@ -100,6 +103,33 @@ def test_what_cannot_be_composed_is_explained(override: str, words: list[str]) -
 )
 def test_a_text_of_digits_stays_as_it_was_typed(typed: str, name: str) -> None:
     assert composed(typed).run_name == name
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["epochs=2", "optim.lr=1e-3", "epochs=3", "epochs=2"],
+        ["model.mean=[0.1,0.2,0.3]", "dataset.max_train_images=null", "run_name='a b'", "bins.last=clipped"],
+        ["loss=mse", "loss/kernel=adaptive", "loss.kernel.beta=0.5", "model/head=regression", "bins=none"],
+        ["output_dir=${run_name}", "epochs=${seed}", "data_root=a/${oc.env:HOME}"],
+        ["experiment=table1/csrnet_ebc_sha", "scale=smoke", "augment.crop_size=64"],
+    ],
+)
+def test_values_are_set_as_hydra_sets_them(texts: list[str]) -> None:
+    found = kept_config("train", texts)
+    hydra_private.reset()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        expected = hydra.compose("train", texts)
+    assert OmegaConf.to_container(found, resolve=False) == OmegaConf.to_container(expected, resolve=False)
+    assert OmegaConf.to_object(found) == OmegaConf.to_object(expected)
+    assert OmegaConf.is_struct(found)
+
+
+def test_a_config_that_is_changed_does_not_change_the_next() -> None:
+    typed = ["optim.lr=0.5"]
+    first = compose(typed, config_name="train")
+    first.optim.lr = 0.25
+    assert compose(typed, config_name="train").optim.lr == 0.5
 
 
 @pytest.mark.parametrize("typed", ["epochs=???", "optim.lr=???", "model.mean=[???,0,0]"])

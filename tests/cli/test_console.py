@@ -212,12 +212,16 @@ def test_choices_in_the_working_folder_come_first(tmp_path: Path, monkeypatch: p
         compose(["experiment=mine"], config_name="train")
 
 
-def test_configs_of_another_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_of_another_program_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headcount: Callable[..., Ran]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "train.yaml").write_text("defaults: [model: gpt]\n")
     with pytest.raises(ConfigError, match=r"configs/train\.yaml: belongs to another program"):
         compose([], config_name="train")
+    status, _, err = headcount("train", "--help")
+    assert (status, err.split(": ")[0]) == (2, "headcount train")
 
 
 def test_a_broken_extension_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,7 +361,10 @@ def test_a_split_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("shb", "train_data"), ("qnrf", "Train"), ("jhu", "train"), ("mall", "frames"), ("nwpu", "mats")],
+    [
+        *(("shb", "train_data"), ("qnrf", "Train"), ("jhu", "train"), ("nwpu", "mats")),
+        pytest.param("mall", "frames", marks=pytest.mark.slow),  # 801 images
+    ],
 )
 @pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
 def test_folders_are_found_in_any_case(name: str, folder: str, spell: Callable[[str], str], tmp_path: Path) -> None:

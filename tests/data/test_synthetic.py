@@ -15,7 +15,7 @@ RED, BLUE = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [draw_scene(i, config=CONFIG, split="train") for i in range(60)]
+    return [draw_scene(i, config=CONFIG, split="train") for i in range(36)]
 
 
 # ----------------------------------------------------------------------------------------- the dataset

@@ -47,8 +47,8 @@ SMALL = "model.width=16 model.embed_dim=16 model.text_width=16 model.text_heads=
     [
         ("model=tiny", None),
         ("model=mobilenet_v2", "imagenet"),
-        ("model=csrnet model.head=regression bins=none loss=dm", "imagenet"),
-        ("model=timm model.name=resnet18", "pretrained"),
+        pytest.param("model=csrnet model.head=regression bins=none loss=dm", "imagenet", marks=pytest.mark.slow),
+        pytest.param("model=timm model.name=resnet18", "pretrained", marks=pytest.mark.slow),
         (f"model=clip_rn50 model.layers=[1,1,1,1] {SMALL}", "openai"),
         (f"model=clip_rn50 model.layers=[1,1,1,1] model.decoder=none {SMALL}", "/gone/open_clip_model.safetensors"),
         (f"model=clip_vit_b16 model.layers=[1] model.heads=2 {SMALL}", "/gone/ViT-B-16.pt"),

@@ -1,7 +1,7 @@
 """Strides, parameters and features of the backbones, against arithmetic and against timm's own networks."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -37,6 +37,11 @@ TIMM = {  # channels and stride of the last map, where at most 16 is asked for
     "swin_tiny_patch4_window7_224": (768, 32),
     "test_vit2": (64, 16),
 }
+
+
+def quick_first(names: Iterable[str], *quick: str) -> list[Any]:
+    """The names for a test of each; all but the quick ones are left to make test-rest."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def parameters(module: nn.Module) -> int:
@@ -87,7 +92,7 @@ def test_parameters_of_the_decoders() -> None:
     assert parameters(on_meta(backbones.dm_count_decoder)) == conv(512, 256) + conv(256, 128)
 
 
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", quick_first(STRIDES, "mobilenet_v2", "vgg16", "csrnet"))
 def test_a_network_gives_one_feature_for_every_whole_stride(name: str) -> None:
     backbone = backbones.NETWORKS[name].build(STRIDES[name]).eval()
     assert (backbone.stride, backbone.channels) == (STRIDES[name], CHANNELS[name])
@@ -97,13 +102,14 @@ def test_a_network_gives_one_feature_for_every_whole_stride(name: str) -> None:
         assert maps.shape == (2, CHANNELS[name], height // STRIDES[name], width // STRIDES[name])
 
 
-STATED = [(kind, name) for kind in MODELS.values() for name in kind.names]
+STATED = {name: kind for kind in MODELS.values() for name in kind.names}
 SMALL_CLIP: dict[str, Any] = {"width": 64, "text_width": 32, "text_heads": 2, "text_layers": 1, "embed_dim": 8}
 
 
-@pytest.mark.parametrize(("kind", "name"), STATED, ids=[name for _, name in STATED])
-def test_the_features_have_the_stride_that_the_config_states(kind: type[ModelConfig], name: str) -> None:
+@pytest.mark.parametrize("name", quick_first(STATED, *(set(STATED) - {"densenet201", "resnet101"})))
+def test_the_features_have_the_stride_that_the_config_states(name: str) -> None:
     """The layers themselves, whose grid nothing crops at sizes that every stride divides."""
+    kind: type[ModelConfig] = STATED[name]
     options: dict[str, Any] = {"head": RegressionHeadConfig(), "name": name}
     if issubclass(kind, PretrainedConfig):
         options["weights"] = "none"
@@ -295,8 +301,9 @@ def test_decoders_keep_the_size_of_what_passes_them() -> None:
 # ----------------------------------------------------------------------------------------------- timm
 
 
-@pytest.mark.parametrize(("name", "expected"), TIMM.items())
-def test_networks_of_timm_give_one_feature_for_every_whole_stride(name: str, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", quick_first(TIMM, "resnet18", "convnext_atto", "eva02_tiny_patch14_224", "test_vit2"))
+def test_networks_of_timm_give_one_feature_for_every_whole_stride(name: str) -> None:
+    expected = TIMM[name]
     backbone = timm_backbone(name, max_stride=16, pretrained=False)
     assert (backbone.channels, backbone.stride) == expected
     assert backbone.training

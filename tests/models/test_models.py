@@ -40,7 +40,7 @@ def counter_of(config: ModelConfig, block_size: int = 8) -> Counter:
 
 @each_model
 @pytest.mark.parametrize("block_size", [8, 16, 32])
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (104, 136)])
+@pytest.mark.parametrize(("height", "width"), [pytest.param(64, 96, marks=pytest.mark.slow), (104, 136)])
 def test_one_prediction_a_block_and_no_padding(config: ModelConfig, block_size: int, height: int, width: int) -> None:
     counter = counter_of(config, block_size)
     with torch.no_grad():

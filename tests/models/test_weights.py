@@ -60,7 +60,9 @@ FAMILIES: dict[str, str] = {  # a model, and the classifier whose weights it tak
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [n if n in ("mobilenet_v2", "vgg16") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
 def test_a_classifier_of_any_number_of_classes_fills_its_backbone(name: str, tmp_path: Path) -> None:
     state = classifier(FAMILIES[name])
     backbone = backbones.mobilenet_v2(320, stride=16) if name == "mobilenet_v2" else encoder(name)
@@ -129,11 +131,17 @@ def test_a_file_of_safetensors_fills_a_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "problem"),
     [
-        ("resnet101", "mobilenet_v2", r"conv1\.weight is missing \(\d+ missing, 0 of another shape\)"),
+        pytest.param(
+            *("resnet101", "mobilenet_v2", r"conv1\.weight is missing \(\d+ missing, 0 of another shape\)"),
+            marks=pytest.mark.slow,
+        ),
         ("vgg16", "mobilenet_v2", r"features\.0\.weight is missing"),
         ("vgg19", "vgg16", r"features\.16\.weight is missing"),
-        ("resnet101", "resnet50", r"layer3\.6\.conv1\.weight is missing"),
-        ("densenet201", "densenet169", r"features\.denseblock3\.denselayer33\.norm1\.weight is missing"),
+        pytest.param("resnet101", "resnet50", r"layer3\.6\.conv1\.weight is missing", marks=pytest.mark.slow),
+        pytest.param(
+            *("densenet201", "densenet169", r"features\.denseblock3\.denselayer33\.norm1\.weight is missing"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_weights_of_another_architecture_name_what_does_not_fit(

@@ -195,6 +195,7 @@ def test_curves_have_one_color_an_experiment_and_a_legend_outside(
     assert "![training loss and MAE](runs.png)" in page
 
 
+@pytest.mark.slow
 def test_twelve_runs_have_twelve_colors_and_can_be_read(
     tmp_path: Path, config: TrainConfig, figures: list[Figure]
 ) -> None:

@@ -322,11 +322,11 @@ def test_a_wrong_setting_is_told_with_its_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "typed"),
     [
-        ("2", "bins=coarse"),
         ("3", "bins=fine"),
+        pytest.param("2", "bins=coarse", marks=pytest.mark.slow),
         pytest.param("4", "bins=fine loss=dace", marks=pytest.mark.slow),
         pytest.param("tokens", "model.prompt_tokens=32", marks=pytest.mark.slow),
-        ("count_loss", "loss=dace"),
+        pytest.param("count_loss", "loss=dace", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_table_compares_cannot_be_typed(table: str, typed: str, tmp_path: Path) -> None:

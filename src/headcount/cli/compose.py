@@ -3,23 +3,20 @@
 Hydra's own messages do not list what is allowed.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from headcount.cli import hydra_private
 from headcount.cli.choices import command_choices, config_dir, no_choice
+from headcount.cli.composed import composed
 from headcount.cli.explain import COMPOSING_ERRORS, FIXED_NAMES, explain_invalid_setting, reason, value_problem
 from headcount.cli.overrides import Setting, parse, show_typed
-from headcount.cli.search_path import search_own_configs
-from headcount.config import ConfigError, HeadcountError, TrainConfig, check, check_evaluation, register_schemas
+from headcount.config import ConfigError, HeadcountError, TrainConfig, check, check_evaluation
 
-__all__ = ["checked_config", "chosen", "compose", "config_dir", "initialized", "refuse", "to_config"]
+__all__ = ["checked_config", "chosen", "compose", "config_dir", "refuse", "to_config"]
 
 
 def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
@@ -37,36 +34,24 @@ def compose(overrides: Sequence[str], *, config_name: str) -> DictConfig:
     for setting in settings:  # Hydra would merge a dictionary into the group
         if setting.key in groups and not setting.is_sweep and not isinstance(setting.value, str):
             raise ConfigError(no_choice(setting.typed, groups[setting.key]))
-    with initialized():
-        try:
-            cfg = hydra.compose(config_name, [setting.text for setting in settings])
-        except COMPOSING_ERRORS as error:
-            raise ConfigError(explain_invalid_setting(settings, error, config_name)) from error
-        for setting in settings:
-            if setting.key.startswith("hydra"):
-                _refuse_unknown_reference(setting, config_name)
-            elif setting.key not in groups and (problem := value_problem(cfg, setting)):
-                raise ConfigError(problem)
-        if any(setting.key in FIXED_NAMES for setting in settings):
-            _refuse_other_names(cfg, hydra.compose(config_name, [s.text for s in settings if s.key in groups]))
-        return cfg
+    try:
+        cfg = composed(config_name, [setting.text for setting in settings])
+    except COMPOSING_ERRORS as error:
+        raise ConfigError(explain_invalid_setting(settings, error, config_name)) from error
+    for setting in settings:
+        if setting.key.startswith("hydra"):
+            _refuse_unknown_reference(setting, config_name)
+        elif setting.key not in groups and (problem := value_problem(cfg, setting)):
+            raise ConfigError(problem)
+    if any(setting.key in FIXED_NAMES for setting in settings):
+        _refuse_other_names(cfg, composed(config_name, [s.text for s in settings if s.key in groups]))
+    return cfg
 
 
 def chosen(settings: Sequence[Setting], *, config_name: str) -> dict[str, str]:
     """Group -> choice of a composition, nested groups included; what was not typed comes from the defaults."""
-    with initialized():
-        cfg = hydra.compose(config_name, [setting.text for setting in settings], return_hydra_config=True)
+    cfg = composed(config_name, [setting.text for setting in settings], with_hydra=True)
     return {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
-
-
-@contextmanager
-def initialized() -> Iterator[None]:
-    """Context in which ``hydra.compose`` works, even if Hydra was used before."""
-    register_schemas()
-    search_own_configs()
-    hydra_private.reset()
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        yield
 
 
 def to_config(cfg: DictConfig) -> Any:
@@ -115,7 +100,7 @@ def _refuse_unknown_reference(setting: Setting, config_name: str) -> None:
     """Refuse a setting of Hydra that refers to one that does not exist; others are known only once it runs."""
     if "${" not in setting.text or setting.override.is_sweep_override():
         return
-    cfg = hydra.compose(config_name, [setting.text], return_hydra_config=True)
+    cfg = composed(config_name, [setting.text], with_hydra=True)
     try:
         OmegaConf.select(cfg, setting.key)
     except InterpolationKeyError as error:

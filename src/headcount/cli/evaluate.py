@@ -1,7 +1,7 @@
 """``eval.py``: evaluate a checkpoint."""
 
 from headcount.cli.choices import default_dataset
-from headcount.cli.command import run_command
+from headcount.cli.command import importing, run_command
 from headcount.config import DatasetConfig, EvalCommandConfig
 
 
@@ -16,8 +16,9 @@ def evaluate_job(config: EvalCommandConfig) -> dict[str, float] | None:
     Returns:
         The errors; None on every process but the first.
     """
-    from headcount.engine.evaluate import evaluate_checkpoint  # imports torch: only once the settings are valid
-    from headcount.report.evaluation import write_evaluation
+    with importing():  # torch: only once the settings are known to be valid
+        from headcount.engine.evaluate import evaluate_checkpoint
+        from headcount.report.evaluation import write_evaluation
 
     typed = config.dataset
     defaults = default_dataset(typed.name) if isinstance(typed, DatasetConfig) else None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -13,6 +12,7 @@ from yaml import YAMLError
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import command_choices, dotted, find_file, nearest, no_choice, owners
+from headcount.cli.composed import composed
 from headcount.cli.overrides import Setting
 from headcount.files import read_text
 from headcount.wording import one_line
@@ -32,7 +32,7 @@ FIXED_NAMES = ("dataset.name", "method.name", "model.name", "model.head.name", "
 
 
 def explain_invalid_setting(settings: Sequence[Setting], error: Exception, config_name: str) -> str:
-    """Find the setting that is invalid and say what is allowed; Hydra must be initialized.
+    """Find the setting that is invalid and say what is allowed.
 
     Args:
         settings: everything that was typed.
@@ -46,7 +46,7 @@ def explain_invalid_setting(settings: Sequence[Setting], error: Exception, confi
         return problem
     for setting in settings:
         try:
-            hydra.compose(config_name, [setting.text])
+            composed(config_name, [setting.text])
         except COMPOSING_ERRORS as alone:
             return f"{setting.typed}: {reason(alone)}"
     return f"{' '.join(setting.typed for setting in settings)}: {reason(error)}"
@@ -71,13 +71,13 @@ def _find_problem(settings: Sequence[Setting], config_name: str) -> str | None:
             if problem := _package_problem(setting):
                 return problem
             chosen.append(setting)
-    base = hydra.compose(config_name, [setting.text for setting in chosen if "/" not in setting.key])
+    base = composed(config_name, [setting.text for setting in chosen if "/" not in setting.key])
     nested = [setting for setting in chosen if "/" in setting.key]
     for setting in nested:
         if problem := _problem(base, setting):
             return problem
     if nested:
-        base = hydra.compose(config_name, [setting.text for setting in chosen])
+        base = composed(config_name, [setting.text for setting in chosen])
     for setting in typed:
         if setting.key not in groups and (problem := _problem(base, setting)):
             return problem

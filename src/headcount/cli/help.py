@@ -7,7 +7,6 @@ from omegaconf import OmegaConf
 from headcount.cli.choices import command_choices, default_choices, dotted, owners
 from headcount.cli.compose import chosen, compose
 from headcount.cli.meanings import meanings
-from headcount.cli.overrides import parse
 from headcount.commands import as_typed
 
 _EXAMPLES = {
@@ -49,7 +48,7 @@ def _page(config_name: str) -> str:
         having = owners(parent, setting)
         default = by_default.get(group)
         if default is None and having:  # the default choice of the outer group has no such group
-            default = chosen(parse([f"{parent}={having[0]}"]), config_name=config_name).get(group)
+            default = default_choices(f"{parent}/{having[0]}").get(setting)
         marked = [f"{choice}*" if choice == default else choice for choice in choices]
         line = f"  {dotted(group) + '=':<16} {'  '.join(marked)}"
         if parent and having != groups[parent]:

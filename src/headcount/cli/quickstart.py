@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.compose import config_dir
+from headcount.cli.status import exit_on_error
 from headcount.config import SyntheticConfig
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the two commands, then print three errors and where everything is."""
+    parser = script_parser(__doc__)
+    with exit_on_error(parser.prog):
+        read_arguments(parser)
     started = time.perf_counter()
     root = config_dir().parent
     run = root / "checkpoints" / "synthetic" / "tiny_fine" / "seed1"

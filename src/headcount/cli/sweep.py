@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.errors import HydraException
 
-from headcount.cli.compose import checked_config, initialized
+from headcount.cli.compose import checked_config
+from headcount.cli.composed import composed
 from headcount.cli.overrides import as_typed, parse
-from headcount.config import ConfigError
+from headcount.config import ConfigError, TrainConfig
+from headcount.data.locate import check_folders
 from headcount.errors import OutputError
 from headcount.files import append_bytes, json_line, make_folder, temporary_name, write_csv, write_text
 
@@ -58,6 +59,7 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
 
     Raises:
         ConfigError: lists every error of the first job that has any.
+        DataError: if the dataset of a training is not where it should be.
     """
     launched = any(o.startswith("hydra/launcher=") for o in overrides)
     jobs = list_jobs(overrides, multirun=multirun)
@@ -72,6 +74,8 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
                 "one by one, or each as a job of its own on a SLURM cluster with hydra/launcher=submitit_slurm "
                 "(pip install hydra-submitit-launcher)"
             )
+        if isinstance(config, TrainConfig) and not launched:  # other machines may have other folders
+            check_folders(config.dataset, data_root=config.data_root)
     return jobs
 
 
@@ -89,8 +93,7 @@ class SweepLog:
     @classmethod
     def open(cls, jobs: list[list[str]], config_name: str) -> "SweepLog":
         """A new, empty log for these jobs."""
-        with initialized():
-            folder = Path(hydra.compose(config_name, jobs[0], return_hydra_config=True).hydra.sweep.dir)
+        folder = Path(composed(config_name, jobs[0], with_hydra=True).hydra.sweep.dir)
         make_folder(folder, "output_dir")
         return cls(temporary_name(folder.resolve() / "sweep"), jobs)
 

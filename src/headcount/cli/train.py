@@ -1,6 +1,8 @@
 """``train.py``: train a counter."""
 
-from headcount.cli.command import run_command
+from typing import Any
+
+from headcount.cli.command import importing, run_command
 from headcount.config import TrainConfig
 
 
@@ -15,11 +17,20 @@ def train_job(config: TrainConfig) -> dict[str, float] | None:
     Returns:
         The errors of the best evaluation; None for a dry run, and on every process but the first.
     """
-    from headcount.engine.train import train  # imports torch: only once the settings are known to be valid
-    from headcount.report.pictures import curve_picture, density_picture
+    with importing():  # torch: only once the settings are known to be valid
+        from headcount.engine.train import train
 
-    run = train(config, draw=density_picture)
+    run = train(config, draw=_draw_densities)
     if run is None:
         return None
+    from headcount.report.pictures import curve_picture
+
     curve_picture(run.metrics, run.folder / "curves.png")
     return {key: getattr(run.best, key.lower()) for key in ("MAE", "RMSE", "NAE")}
+
+
+def _draw_densities(*arguments: Any) -> Any:
+    """``density_picture``; its libraries are imported when the first evaluation is drawn."""
+    from headcount.report.pictures import density_picture
+
+    return density_picture(*arguments)

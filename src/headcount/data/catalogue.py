@@ -6,13 +6,12 @@ format is new, a reader in ``data.annotations``. From a package of your own, cal
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, UcfCc50Config
-from headcount.data import layouts
-from headcount.data.custom import custom_splits, list_custom
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import SPLITS, Listed
 from headcount.errors import DataError
 from headcount.extensions import BUILDERS, load_extensions
 
@@ -28,8 +27,8 @@ class FileSet:
     """Where it may be, relative to the data root."""
     markers: tuple[str, ...]
     """A folder belongs to this dataset if it contains one of these names, in any case."""
-    list_split: Callable[[Path, str, FolderDatasetConfig], list[Listed]]
-    """Lists the images of a split; a function of ``data.layouts`` or ``data.custom``."""
+    list_split: Callable[[Path, str, FolderDatasetConfig], list[Any]]
+    """Lists the images of a split, each a ``data.listing.Listed``."""
     settings: type[FolderDatasetConfig] = FolderDatasetConfig
     """The type of config that it is read with."""
     split_order: Callable[[Path, str], Iterable[str]] | None = None
@@ -53,6 +52,15 @@ class DatasetInfo:
     """None for images that are drawn by code."""
 
 
+def _imported(module: str, function: str) -> Callable[..., Any]:
+    """A function of this package that is imported when it is called: those that read files load torch."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"headcount.data.{module}"), function)(*arguments)
+
+    return call
+
+
 def _shanghaitech(part: str) -> DatasetInfo:
     parents = ("", "ShanghaiTech/", "shanghaitech/", "ShanghaiTech_Crowd_Counting_Dataset/")
     return DatasetInfo(
@@ -64,7 +72,7 @@ def _shanghaitech(part: str) -> DatasetInfo:
         files=FileSet(
             folders=tuple(f"{parent}part_{part}{ending}" for parent in parents for ending in ("", "_final")),
             markers=("train_data", "test_data"),
-            list_split=layouts.shanghaitech,
+            list_split=_imported("layouts", "shanghaitech"),
         ),
     )
 
@@ -81,7 +89,7 @@ DATASETS: dict[str, DatasetInfo] = {
         files=FileSet(
             folders=("UCF-QNRF_ECCV18", "UCF-QNRF", "ucf-qnrf", "qnrf"),
             markers=("train", "test"),
-            list_split=layouts.qnrf,
+            list_split=_imported("layouts", "qnrf"),
         ),
     ),
     "nwpu": DatasetInfo(
@@ -94,8 +102,8 @@ DATASETS: dict[str, DatasetInfo] = {
         files=FileSet(
             folders=("NWPU-Crowd", "NWPU", "nwpu"),
             markers=("images", "images_part1"),
-            list_split=layouts.nwpu,
-            split_order=layouts.nwpu_ids,
+            list_split=_imported("layouts", "nwpu"),
+            split_order=_imported("layouts", "nwpu_ids"),
         ),
     ),
     "jhu": DatasetInfo(
@@ -107,7 +115,7 @@ DATASETS: dict[str, DatasetInfo] = {
         files=FileSet(
             folders=("jhu_crowd_v2.0", "JHU-CROWD++", "jhu"),
             markers=("train", "val", "test"),
-            list_split=layouts.jhu,
+            list_split=_imported("layouts", "jhu"),
         ),
     ),
     "ucf_cc_50": DatasetInfo(
@@ -119,7 +127,7 @@ DATASETS: dict[str, DatasetInfo] = {
         files=FileSet(
             folders=("UCF_CC_50", "UCF_CC_50/UCF_CC_50", "ucf_cc_50"),
             markers=("1.jpg", "1_ann.mat"),
-            list_split=layouts.ucf_cc_50,
+            list_split=_imported("layouts", "ucf_cc_50"),
             settings=UcfCc50Config,
         ),
     ),
@@ -132,16 +140,16 @@ DATASETS: dict[str, DatasetInfo] = {
         files=FileSet(
             folders=("mall_dataset", "Mall", "mall"),
             markers=("frames",),
-            list_split=layouts.mall,
+            list_split=_imported("layouts", "mall"),
         ),
     ),
     "custom": DatasetInfo(
         title="custom images and annotations",
         source="your own folder",
         license="your own",
-        splits=SPLITS,
+        splits=("train", "val", "test"),
         selection="val",
-        files=FileSet(folders=(), markers=(), list_split=list_custom, settings=CustomConfig),
+        files=FileSet(folders=(), markers=(), list_split=_imported("custom", "list_custom"), settings=CustomConfig),
     ),
     "synthetic": DatasetInfo(
         title="crowds drawn by code",
@@ -190,6 +198,8 @@ def split_names(config: DatasetConfig) -> tuple[str, ...]:
         DataError: if a split file cannot be used.
     """
     if isinstance(config, CustomConfig):
+        from headcount.data.custom import custom_splits  # imports torch
+
         return custom_splits(config)
     return dataset_info(config.name).splits
 
@@ -230,7 +240,7 @@ def check_split(config: DatasetConfig, split: str) -> DatasetInfo:
     info = dataset_info(config.name)
     allowed = [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]
     if split not in allowed:
-        if isinstance(config, CustomConfig) and config.train is None and config.split_file and split in SPLITS:
+        if isinstance(config, CustomConfig) and config.train is None and config.split_file and split in info.splits:
             raise DataError(
                 f"split={split}: dataset.split_file={config.split_file} has no images in {split}, only in "
                 f"{', '.join(allowed)}; name some in it",

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from headcount.config import ConfigError, CustomConfig, FolderDatasetConfig, PointsFormat
+from headcount.config import CustomConfig, FolderDatasetConfig, PointsFormat
 from headcount.data.annotations import FORMATS, NAME_KEYS, describe_table, read_annotation, read_points_table
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
@@ -17,7 +17,6 @@ from headcount.data.listing import (
     SPLITS,
     Listed,
     LoadHeads,
-    describe_folder,
     find_folder,
     find_folders,
     find_images,
@@ -32,6 +31,7 @@ from headcount.data.listing import (
     sort_by_hash,
     spelled_out,
 )
+from headcount.data.locate import custom_folder, resolve_below
 from headcount.data.textfile import load_json, read_text
 from headcount.data.tools import HeadMarks
 from headcount.errors import DataError
@@ -61,33 +61,10 @@ def custom_splits(config: CustomConfig) -> tuple[str, ...]:
     if config.train is not None:
         return tuple(split for split in SPLITS if getattr(config, split) is not None)
     if config.split_file is not None:
-        named = _read_split_file(_resolve(config.split_file, config.root)).values()
+        named = _read_split_file(resolve_below(config.split_file, config.root)).values()
         return tuple(split for split in SPLITS if split in named)
     shares = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
     return tuple(split for split in SPLITS if shares[split] > 0)
-
-
-def custom_folder(config: CustomConfig, split: str) -> Path:
-    """Return the folder with the images of a split.
-
-    Raises:
-        ConfigError: if none is set.
-        DataError: if it does not exist.
-    """
-    key = "root" if config.train is None else split
-    folder = config.root if config.train is None else getattr(config, split)
-    if folder is None:
-        raise ConfigError(
-            "dataset=custom: no folder given; set dataset.root=FOLDER, or dataset.train=FOLDER and dataset.val=FOLDER"
-        )
-    path = Path(folder).expanduser() if key == "root" else _resolve(folder, config.root)
-    if not path.is_dir():
-        raise DataError(
-            f"dataset.{key}={folder}: there is no folder {path}; {describe_folder(path.parent)}",
-            kind=DataErrorKind.missing,
-            file=path,
-        )
-    return path
 
 
 def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Listed]:
@@ -114,7 +91,7 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
     names: Iterable[str] = _names_in_split(config, split, root, images) if config.train is None else images
     # Three folders may share one folder or file of annotations.
     of_splits = [config.train, config.val, config.test] if config.train is not None else []
-    folders = [_resolve(folder, config.root) for folder in of_splits if folder is not None]
+    folders = [resolve_below(folder, config.root) for folder in of_splits if folder is not None]
     known = {*names, *images, *(name for folder in folders for name in find_images(_images_in(folder) or folder))}
     places = _annotation_places(config, root, images_in, split)
     heads_of, orphans = _find_annotations(config, places, known=known)
@@ -131,7 +108,7 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
             listed.append(Listed(images[name], heads_of(images[name])))
         else:
             expected = images_in / f"{name}.jpg"
-            named_by = _resolve(config.split_file, config.root) if config.split_file is not None else None
+            named_by = resolve_below(config.split_file, config.root) if config.split_file is not None else None
             message = f"{cut(name, MAX_NAME_LENGTH)}, named by {named_by}, has no image in {images_in}"
             listed.append(Listed(expected, report_when_read(message, DataErrorKind.missing_image, expected)))
     # The split of a missing image is unknown, so each split reports it. If one of three folders is missing, none
@@ -149,7 +126,7 @@ def images_in_no_split(config: CustomConfig) -> list[str]:
     if config.train is not None or config.split_file is None:
         return []
     images_in = _images_in(custom_folder(config, "train"))
-    named = _read_split_file(_resolve(config.split_file, config.root))
+    named = _read_split_file(resolve_below(config.split_file, config.root))
     return sorted(set(find_images(images_in)) - set(named), key=natural_key) if images_in else []
 
 
@@ -187,13 +164,6 @@ def _images_in(root: Path) -> Path | None:
     return next((folder for folder in (root, find_folder(root, "images")) if folder and find_images(folder)), None)
 
 
-def _resolve(path: str, root: str | None) -> Path:
-    """Resolve a path below ``root`` or, if only that exists, relative to the working directory."""
-    given = Path(path).expanduser()
-    below = Path(root).expanduser() / given if root is not None else given
-    return below if below.exists() or not given.exists() else given
-
-
 # ----------------------------------------------------------------------------------------- annotations
 
 
@@ -203,7 +173,7 @@ def _annotation_places(config: CustomConfig, root: Path, images_in: Path, split:
     Raises:
         DataError: if ``dataset.points`` does not exist.
     """
-    points = _resolve(config.points, config.root) if config.points is not None else None
+    points = resolve_below(config.points, config.root) if config.points is not None else None
     if points is not None and points.is_file():
         return [points]
     if points is not None:
@@ -225,7 +195,7 @@ def _same_names(config: CustomConfig, split: str, places: list[Path]) -> dict[st
     found: dict[str, Path] = {}
     for other in SPLITS if config.train is not None else ():
         folder = getattr(config, other)
-        root = _resolve(folder, config.root) if folder is not None and other != split else None
+        root = resolve_below(folder, config.root) if folder is not None and other != split else None
         if root is None or not root.is_dir():
             continue
         images_in = _images_in(root) or root
@@ -254,7 +224,7 @@ def _files_by_image(
     config: CustomConfig, folders: list[Path], *, known: Set[str]
 ) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the annotation files by name of their image, and descriptions of files about many images."""
-    split_file = _resolve(config.split_file, config.root) if config.split_file is not None else None
+    split_file = resolve_below(config.split_file, config.root) if config.split_file is not None else None
     endings = _endings(config)
     files: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(folders):
@@ -356,7 +326,7 @@ def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) 
 def _names_in_split(config: CustomConfig, split: str, root: Path, images: dict[str, Path]) -> list[str]:
     """Return the names of one folder's images that belong to a split; a split file may name missing ones too."""
     if config.split_file is not None:
-        splits = _read_split_file(_resolve(config.split_file, config.root))
+        splits = _read_split_file(resolve_below(config.split_file, config.root))
     else:
         splits = _split_by_hash(list(images), test=config.test_fraction, val=config.val_fraction)
     names = [name for name, its_split in splits.items() if its_split == split]

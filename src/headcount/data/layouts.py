@@ -21,7 +21,6 @@ from headcount.data.annotations import (
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
     Listed,
-    describe_folder,
     find_files,
     find_folder,
     find_images,
@@ -33,6 +32,7 @@ from headcount.data.listing import (
 )
 from headcount.data.textfile import read_text
 from headcount.errors import DataError
+from headcount.files import describe_folder
 from headcount.wording import cut
 
 NWPU_IMAGES = {"train": (1, 3109), "val": (3110, 3609), "test": (3610, 5109)}

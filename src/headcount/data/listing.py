@@ -19,7 +19,6 @@ from torch import Tensor
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.files import name_text
-from headcount.wording import printable
 
 ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
 """Reads the head positions of an annotation file, in pixels of the image before resizing."""
@@ -139,17 +138,6 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 # ------------------------------------------------------------------------------------ files and folders
-
-
-def describe_folder(folder: Path) -> str:
-    """Say what a folder contains, for error messages."""
-    if not folder.is_dir():
-        return f"{folder} does not exist"
-    names = sorted(printable(path.name) for path in folder.iterdir())
-    if not names:
-        return f"{folder} holds nothing"
-    shown = ", ".join(names[:8])
-    return f"{folder} holds {shown}, ..." if len(names) > 8 else f"{folder} holds {shown}"
 
 
 def find_images(*folders: Path, unique: bool = False) -> dict[str, Path]:

@@ -19,11 +19,10 @@ from headcount.config import (
     FolderDatasetConfig,
     TrainedDatasetConfig,
 )
-from headcount.data.catalogue import DATASETS, FileSet
-from headcount.data.custom import custom_folder
+from headcount.data.catalogue import FileSet, dataset_info
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import describe_folder
 from headcount.errors import DataError
+from headcount.files import describe_folder
 
 DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
 """Environment variable with the folder of all datasets."""
@@ -102,7 +101,7 @@ def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | 
     """
     if isinstance(config, CustomConfig):
         return custom_folder(config, split)
-    info = DATASETS[config.name]
+    info = dataset_info(config.name)
     assert isinstance(info.files, FileSet)
     where = f"{info.title} is distributed at {info.source} ({info.license})"
     base = config.root or data_root or default_data_root()
@@ -125,6 +124,51 @@ def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | 
         kind=DataErrorKind.missing,
         file=root,
     )
+
+
+def check_folders(config: DatasetConfig, *, data_root: str | None) -> None:
+    """Check that the folders which a training with ``config`` reads exist; it neither opens a file nor loads torch.
+
+    Raises:
+        ConfigError, DataError: as :func:`dataset_folder`.
+    """
+    if not isinstance(config, FolderDatasetConfig):
+        return
+    splits = ["train"]
+    if isinstance(config, CustomConfig) and config.train is not None and config.holdout == 0:
+        splits.append("test" if config.val is None else "val")  # selects the checkpoint
+    for split in splits:
+        dataset_folder(config, split, data_root=data_root)
+
+
+def custom_folder(config: CustomConfig, split: str) -> Path:
+    """Return the folder with the images of a split.
+
+    Raises:
+        ConfigError: if none is set.
+        DataError: if it does not exist.
+    """
+    key = "root" if config.train is None else split
+    folder = config.root if config.train is None else getattr(config, split)
+    if folder is None:
+        raise ConfigError(
+            "dataset=custom: no folder given; set dataset.root=FOLDER, or dataset.train=FOLDER and dataset.val=FOLDER"
+        )
+    path = Path(folder).expanduser() if key == "root" else resolve_below(folder, config.root)
+    if not path.is_dir():
+        raise DataError(
+            f"dataset.{key}={folder}: there is no folder {path}; {describe_folder(path.parent)}",
+            kind=DataErrorKind.missing,
+            file=path,
+        )
+    return path
+
+
+def resolve_below(path: str, root: str | None) -> Path:
+    """Resolve a path below ``root`` or, if only that exists, relative to the working directory."""
+    given = Path(path).expanduser()
+    below = Path(root).expanduser() / given if root is not None else given
+    return below if below.exists() or not given.exists() else given
 
 
 def _data_root(typed: str | None, trained: str | None, *, own: bool) -> str | None:

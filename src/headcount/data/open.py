@@ -18,11 +18,12 @@ from headcount.data.custom import files_left_out, images_in_no_split
 from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
-from headcount.data.listing import Listed, describe_folder, sort_by_hash
+from headcount.data.listing import Listed, sort_by_hash
 from headcount.data.locate import dataset_folder
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
 from headcount.errors import DataError, HeadcountError
+from headcount.files import describe_folder
 from headcount.progress import progress_bar
 from headcount.wording import first_names, many, printable
 

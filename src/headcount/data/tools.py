@@ -81,7 +81,8 @@ def _problem(every: Sequence[Mark], chosen: Sequence[Mark], marks: HeadMarks) ->
     shapes = Counter(mark.shape for mark in chosen)
     listed = ", ".join(f"{cut(label)} ({number})" for label, number in labels.most_common(8))
     if marks.label is None and len(labels) > 1:
-        return f"it has the labels {listed}; choose the one of the heads with dataset.label={quoted(cut(next(iter(labels))))}"
+        first = quoted(cut(next(iter(labels))))
+        return f"it has the labels {listed}; choose the one of the heads with dataset.label={first}"
     if marks.label is not None and every and not chosen:
         return f"dataset.label={marks.label}: no mark has this label; there are {listed}"
     others = [f"{number} of shape {cut(shape)}" for shape, number in shapes.items() if shape not in ("point", "box")]

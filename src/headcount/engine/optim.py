@@ -89,7 +89,7 @@ class WeightAverage:
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:
-        """Add the weights after an optimizer step; the first call copies them."""
+        """Add the weights after an optimizer step; the first call copies them. Device sync: the counter."""
         self.average.update_parameters(model)
 
     def evaluated(self, model: nn.Module) -> Any:
