@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from headcount.config import Precision
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
@@ -102,6 +104,59 @@ def test_step_compares_the_head_of_clip(run_command: Callable[..., Any]) -> None
     _, _, heads = tables(done.stdout)
     assert len(heads) == 2
     assert all(float(row["textbook ms"]) > 0 and float(row["ours ms"]) > 0 for row in heads)
+
+
+CLIP_SIZES = ["model.embed_dim=16", "model.text_width=16", "model.text_heads=2", "model.text_layers=1"]
+TEXTBOOKS = {
+    "csrnet": ["model=csrnet"],
+    "dmcount": ["model=dmcount", "bins=none", "loss=dm", "model.head=regression", "optim=adamw_cosine"],
+    "clip_rn50": ["model=clip_rn50", "model.width=16", "model.layers=[1,1,1,1]", *CLIP_SIZES],
+    "clip_vit_b16": ["model=clip_vit_b16", "model.width=64", "model.layers=[2]", "model.input_size=64", *CLIP_SIZES],
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOKS)
+def test_training(run_command: Callable[..., Any], name: str) -> None:
+    arguments = ["--batch", "2", "--crop-size", "64", "--points", "20", "--repeats", "1"]
+    done = run_command("benchmarks/training.py", *TEXTBOOKS[name], *arguments)
+    assert done.returncode == 0, done.stderr  # and so losses and gradients agree
+    (rows,) = tables(done.stdout)
+    assert [row["precision"] for row in rows] == ["float32", "bf16"]
+    for row in rows:  # one round: the ratio of the times is the time of the ratios
+        assert row["model"] == name
+        ratio = float(row["textbook ms"]) / float(row["ours ms"])
+        assert float(row["textbook/ours"]) == pytest.approx(ratio, abs=0.02)
+        assert float(row["ours MB"]) > 0
+    ours, textbook = float(rows[1]["ours ms"]), float(rows[0]["textbook ms"])
+    assert float(rows[1]["float32 textbook/ours"]) == pytest.approx(textbook / ours, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model=tiny"], "model=tiny: has no textbook network"),
+        (["model=csrnet", "loss=mse"], "loss=mse: has no textbook"),
+    ],
+)
+def test_training_without_a_textbook_version(run_command: Callable[..., Any], settings: list[str], words: str) -> None:
+    done = run_command("benchmarks/training.py", *settings, "--crop-size", "64", "--batch", "1")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["encoder.0.weight", "decoder.2.bias", "head.to_logits.weight"])
+def test_training_finds_another_network(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    training, workloads, steps = (importlib.import_module(name) for name in ("training", "workload", "step"))
+    workload = workloads.Workload.build(["model=csrnet"], batch_size=1, crop_size=64, points=20, repeats=1)
+    ours = steps.Step(workload, 1, Precision.float32, channels_last=True)
+    plain = training.textbook_step(workload, ours)
+    training.check_agreement(ours, plain)
+    with torch.no_grad():
+        plain.network.get_parameter(wrong).add_(0.05)
+    with pytest.raises(AssertionError):
+        training.check_agreement(ours, plain)
 
 
 @pytest.mark.parametrize("loss", ["mse", "dm"])

@@ -460,3 +460,45 @@ def test_clips_own_mean_and_std() -> None:
 
 def test_initial_logit_scale() -> None:
     assert counter_of(small(ClipViTConfig)).head.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+# --------------------------------------------------------------------------------------- activation
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """As its definition is written."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def test_quick_gelu_in_float64() -> None:
+    x = torch.linspace(-30, 30, 241, dtype=torch.float64, requires_grad=True)
+    activation = clip.FastQuickGELU()
+    torch.testing.assert_close(activation(x), quick_gelu(x), rtol=1e-14, atol=1e-14)
+    found, expected = (torch.autograd.grad(f(x).sum(), x)[0] for f in (activation, quick_gelu))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+    assert torch.autograd.gradcheck(activation, x[::10].detach().requires_grad_())
+
+
+def test_quick_gelu_in_float32_is_as_close_to_float64_as_its_definition() -> None:
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).mul_(3)
+    errors = []
+    for function in (quick_gelu, clip.FastQuickGELU()):
+        given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        values, true = function(given), quick_gelu(exact)
+        gradients = torch.autograd.grad(values.sum(), given)[0], torch.autograd.grad(true.sum(), exact)[0]
+        errors.append([float((a.double() - b).abs().max()) for a, b in ((values.detach(), true.detach()), gradients)])
+    assert all(ours <= 2 * plain for plain, ours in zip(*errors, strict=True)), errors
+    assert max(errors[1]) < 4e-6  # some units of the last place of values up to 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quick_gelu_in_half_precision_is_open_clips(dtype: torch.dtype) -> None:
+    x = torch.linspace(-9, 9, 181).to(dtype)
+    assert torch.equal(clip.FastQuickGELU()(x), open_clip.transformer.QuickGELU()(x))
+
+
+def test_only_encoders_with_quick_gelu_use_it() -> None:
+    for quick in (True, False):
+        tower = counter_of(small(ClipViTConfig, quick_gelu=quick)).backbone.tower
+        kinds = {type(block.mlp.gelu) for block in tower.transformer.resblocks}
+        assert kinds == ({clip.FastQuickGELU} if quick else {nn.GELU})

@@ -18,7 +18,7 @@ from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate
 from headcount.engine.evaluators import Evaluator, Game, empty_blocks
 from headcount.engine.records import Meter
-from headcount.engine.run import RunFolder
+from headcount.engine.run import RunFolder, recorded_precision
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.setup import Job, build_job
 from headcount.engine.summary import summarize
@@ -66,8 +66,9 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
         DivergedError: if the training diverges.
     """
     # 1. Processes.
-    runtime = Runtime(config.runtime)
-    config = dataclasses.replace(config, model=follow_weights(config.model))
+    runtime = Runtime(config.runtime, recorded=recorded_precision(config))
+    settled = dataclasses.replace(config.runtime, precision=runtime.precision.precision)
+    config = dataclasses.replace(config, model=follow_weights(config.model), runtime=settled)
     # 2. Run folder: refuse a used one, or one in use, before any work is done.
     run = RunFolder.open(runtime, config)
     try:
@@ -80,7 +81,8 @@ def _train(runtime: Runtime, config: TrainConfig, run: RunFolder, draw: DrawBloc
     # 3. Data, bins, network, loss, optimizer.
     job = build_job(config, runtime, pretrained=not run.resuming)
     # 4. Description.
-    description = summarize(job)
+    precision = runtime.precision
+    description = f"{summarize(job)}\nprecision: {precision.precision.name} ({precision.reason})"
     if config.dry_run:
         if runtime.is_main:
             print(description)

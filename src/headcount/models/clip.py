@@ -78,6 +78,30 @@ class ClipResNet(nn.Module):
         return self.tower(images)[..., : height // self.stride, : width // self.stride]
 
 
+class FastQuickGELU(QuickGELU):
+    """open_clip's QuickGELU, x * sigmoid(1.702 x), up to rounding; in float32 in half the time and memory."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Apply the activation to each value."""
+        if x.dtype is torch.bfloat16 or x.dtype is torch.float16:  # a factor more would round once more
+            return super().forward(x)  # type: ignore[no-any-return]
+        return _ScaledSiLU.apply(x)  # type: ignore[no-any-return]
+
+
+class _ScaledSiLU(torch.autograd.Function):
+    """silu(1.702 x) / 1.702, whose derivative is that of SiLU at 1.702 x: one pass and one stored tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
+
+
 class ClipViT(nn.Module):
     """CLIP's vision transformer up to the normalized patches of its last layer.
 
@@ -345,7 +369,7 @@ def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
         heads=_heads(sizes["width"], config.heads or sizes["width"] // 64, "model.heads"),
         mlp_ratio=4.0,
         output_dim=sizes["embed_dim"],
-        act_layer=QuickGELU if config.quick_gelu else nn.GELU,
+        act_layer=FastQuickGELU if config.quick_gelu else nn.GELU,
     )
 
 
