@@ -70,6 +70,8 @@ class TextbookNetwork(nn.Module):
 class ToBins(nn.Module):
     """1x1 convolution to one logit per bin; a block's count is the expectation under the softmax."""
 
+    representatives: Tensor
+
     def __init__(self, channels: int, representatives: Tensor) -> None:
         super().__init__()
         self.to_logits = nn.Conv2d(channels, len(representatives), 1)
@@ -78,7 +80,7 @@ class ToBins(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Expected heads per block, and logits."""
         logits = self.to_logits(features)
-        counts = (logits.float().softmax(dim=1) * self.representatives.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)  # type: ignore[operator,union-attr]
+        counts = (logits.float().softmax(dim=1) * self.representatives.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
         return counts, logits
 
 
@@ -215,9 +217,10 @@ def _clip(config: ClipConfig) -> tuple[nn.Module, nn.Module, int]:
         tower.proj = None
         encoder, channels = PromptedViT(tower, config.prompt_tokens), width
     else:
-        encoder, channels = ModifiedResNet(layers, embed, heads=1, width=width), 32 * width
-        encoder.attnpool = nn.Identity()  # type: ignore[assignment]
-        encoder.layer4[0].avgpool = encoder.layer4[0].downsample[0] = nn.Identity()
+        resnet: Any = ModifiedResNet(layers, embed, heads=1, width=width)
+        resnet.attnpool = nn.Identity()
+        resnet.layer4[0].avgpool = resnet.layer4[0].downsample[0] = nn.Identity()
+        encoder, channels = resnet, 32 * width
     if config.decoder is Decoder.none:
         return encoder, nn.Identity(), channels
     if config.decoder_channels not in (None, [channels]):
@@ -313,8 +316,9 @@ class TextbookStep:
         self.trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = {Algorithm.adam: torch.optim.Adam, Algorithm.adamw: torch.optim.AdamW}[config.algorithm]
         self.optimizer = optimizer(self.trained, lr=config.lr, weight_decay=config.weight_decay)
-        self.decay = config.ema_decay
-        self.average = [v.clone() for v in network.state_dict().values()] if self.decay is not None else []
+        self.decay = config.ema_decay or 0.0
+        averaged = config.ema_decay is not None
+        self.average = [v.clone() for v in network.state_dict().values()] if averaged else []
 
     def forward(self) -> Tensor:
         """The loss."""

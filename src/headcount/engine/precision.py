@@ -1,6 +1,8 @@
 """Choose the arithmetic of a run: ``runtime.precision=auto`` is bf16 where the hardware multiplies it natively."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,7 +46,8 @@ def uses_cuda(config: RuntimeConfig) -> bool:
 
 def _native_on_cpu() -> tuple[bool, str]:
     """Whether the processor multiplies bf16 natively, in words too."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that is supported
+    # Not in the oldest torch that is supported.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     found = [name for name in _NATIVE_ON_CPU if capabilities.get(name)]
     if found:
         return True, f"the processor multiplies bf16 natively ({', '.join(found)})"
@@ -58,7 +61,5 @@ def _native_on_cuda(devices: int) -> tuple[bool, str]:
     capability = "compute capability " + ".".join(map(str, lowest))
     if lowest >= _NATIVE_ON_CUDA:
         return True, f"the GPU multiplies bf16 natively ({capability})"
-    return (
-        False,
-        f"the GPU does not multiply bf16 natively ({capability}; that takes {'.'.join(map(str, _NATIVE_ON_CUDA))})",
-    )
+    needed = ".".join(map(str, _NATIVE_ON_CUDA))
+    return False, f"the GPU does not multiply bf16 natively ({capability}; that takes {needed})"

@@ -275,9 +275,12 @@ class _WideBlocks(nn.Sequential):
     contiguous_on_cpu = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self[0].conv2.weight.is_contiguous():  # 3x3, unlike conv1, whose layout is ambiguous
+        first: Any = self[0]
+        if first.conv2.weight.is_contiguous():  # 3x3, unlike conv1, whose layout is ambiguous
             x = x.contiguous()
-        return super().forward(x)  # type: ignore[no-any-return]
+        for block in self:
+            x = block(x)
+        return x
 
 
 def residual_decoder(channels: int, widths: Sequence[int], *, bottleneck: bool) -> nn.Sequential:

@@ -84,8 +84,8 @@ class FastQuickGELU(QuickGELU):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Apply the activation to each value."""
         if x.dtype is torch.bfloat16 or x.dtype is torch.float16:  # a factor more would round once more
-            return super().forward(x)  # type: ignore[no-any-return]
-        return _ScaledSiLU.apply(x)  # type: ignore[no-any-return]
+            return super().forward(x)
+        return _ScaledSiLU.apply(x)
 
 
 class _ScaledSiLU(torch.autograd.Function):
@@ -98,7 +98,7 @@ class _ScaledSiLU(torch.autograd.Function):
         return F.silu(scaled).div_(1.702)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
