@@ -297,7 +297,6 @@ class TextbookStep:
         *,
         images: Float[Tensor, "batch 3 height width"],
         batch: Batch,
-        bf16: bool,
     ) -> None:
         """Build the optimizer.
 
@@ -305,13 +304,11 @@ class TextbookStep:
             config: learning rate, weight decay, clipping and averaging.
             images: normalized.
             batch: holds the targets.
-            bf16: whether the network runs under autocast.
         """
         self.network = network.train()
         self.loss = loss
         self.images = images
         self.batch = batch
-        self.bf16 = bf16
         self.max_norm = config.max_grad_norm
         self.trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = {Algorithm.adam: torch.optim.Adam, Algorithm.adamw: torch.optim.AdamW}[config.algorithm]
@@ -322,8 +319,7 @@ class TextbookStep:
 
     def forward(self) -> Tensor:
         """The loss."""
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.bf16):
-            counts, logits = self.network(self.images)
+        counts, logits = self.network(self.images)
         return self.loss(counts, logits, self.batch)
 
     def step(self) -> float:

@@ -122,13 +122,11 @@ def test_training(run_command: Callable[..., Any], name: str) -> None:
     assert done.returncode == 0, done.stderr  # and so losses and gradients agree
     (rows,) = tables(done.stdout)
     assert [row["precision"] for row in rows] == ["float32", "bf16"]
-    for row in rows:  # one round: the ratio of the times is the time of the ratios
+    for row in rows:  # one round: the ratio is that of the times
         assert row["model"] == name
         ratio = float(row["textbook ms"]) / float(row["ours ms"])
         assert float(row["textbook/ours"]) == pytest.approx(ratio, abs=0.02)
         assert float(row["ours MB"]) > 0
-    ours, textbook = float(rows[1]["ours ms"]), float(rows[0]["textbook ms"])
-    assert float(rows[1]["float32 textbook/ours"]) == pytest.approx(textbook / ours, abs=0.02)
 
 
 @pytest.mark.parametrize(
