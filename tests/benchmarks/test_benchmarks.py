@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from headcount.config import WholeImageConfig
+from headcount.config import Precision, WholeImageConfig
 from headcount.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +119,57 @@ def test_step_compares_the_head_of_clip(run_command: Callable[..., Any]) -> None
     _, _, heads = tables(done.stdout)
     assert len(heads) == 2
     assert all(float(row["textbook ms"]) > 0 and float(row["ours ms"]) > 0 for row in heads)
+
+
+CLIP_SIZES = ["model.embed_dim=16", "model.text_width=16", "model.text_heads=2", "model.text_layers=1"]
+TEXTBOOKS = {
+    "csrnet": ["model=csrnet"],
+    "dmcount": ["model=dmcount", "bins=none", "loss=dm", "model.head=regression", "optim=adamw_cosine"],
+    "clip_rn50": ["model=clip_rn50", "model.width=16", "model.layers=[1,1,1,1]", *CLIP_SIZES],
+    "clip_vit_b16": ["model=clip_vit_b16", "model.width=64", "model.layers=[2]", "model.input_size=64", *CLIP_SIZES],
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOKS)
+def test_training(run_command: Callable[..., Any], name: str) -> None:
+    arguments = ["--batch", "2", "--crop-size", "64", "--points", "20", "--repeats", "1"]
+    done = run_command("benchmarks/training.py", *TEXTBOOKS[name], *arguments)
+    assert done.returncode == 0, done.stderr  # and so losses and gradients agree
+    (rows,) = tables(done.stdout)
+    assert [row["precision"] for row in rows] == ["float32", "bf16"]
+    for row in rows:  # one round: the ratio is that of the times
+        assert row["model"] == name
+        ratio = float(row["textbook ms"]) / float(row["ours ms"])
+        assert float(row["textbook/ours"]) == pytest.approx(ratio, abs=0.02)
+        assert float(row["ours MB"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model=tiny"], "model=tiny: has no textbook network"),
+        (["model=csrnet", "loss=mse"], "loss=mse: has no textbook"),
+    ],
+)
+def test_training_without_a_textbook_version(run_command: Callable[..., Any], settings: list[str], words: str) -> None:
+    done = run_command("benchmarks/training.py", *settings, "--crop-size", "64", "--batch", "1")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["encoder.0.weight", "decoder.2.bias", "head.to_logits.weight"])
+def test_training_finds_another_network(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    training, workloads, steps = (importlib.import_module(name) for name in ("training", "workload", "step"))
+    workload = workloads.Workload.build(["model=csrnet"], batch_size=1, crop_size=64, points=20, repeats=1)
+    ours = steps.Step(workload, 1, Precision.float32, channels_last=True)
+    plain = training.textbook_step(workload, ours)
+    training.check_agreement(ours, plain)
+    with torch.no_grad():
+        plain.network.get_parameter(wrong)[0] += 0.5  # not all alike, which a softmax over bins does not see
+    with pytest.raises(AssertionError):
+        training.check_agreement(ours, plain)
 
 
 @pytest.mark.parametrize("loss", ["mse", "dm"])

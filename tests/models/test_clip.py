@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from headcount.bins import CountBins
 from headcount.config import (
@@ -460,3 +462,77 @@ def test_clips_own_mean_and_std() -> None:
 
 def test_initial_logit_scale() -> None:
     assert counter_of(small(ClipViTConfig)).head.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+# ------------------------------------------------------------------------- attention, activation
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_attention_is_that_of_torch(frozen: bool) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(24, 3, batch_first=True).double().requires_grad_(not frozen)
+    nn.init.normal_(attention.in_proj_bias)
+    tokens = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
+    found, expected = clip.attend(attention, tokens), attention(tokens, tokens, tokens, need_weights=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    wanted = [tokens] if frozen else [tokens, *attention.parameters()]
+    weights = torch.randn_like(expected)
+    both = [torch.autograd.grad((values * weights).sum(), wanted) for values in (found, expected)]
+    for ours, given in zip(*both, strict=True):
+        torch.testing.assert_close(ours, given, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_weights_of_attention_are_not_copied_for_each_token(dtype: torch.dtype) -> None:
+    attention = nn.MultiheadAttention(24, 3, batch_first=True).requires_grad_(False)
+    tokens = torch.randn(2, 50, 24, requires_grad=True)
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            return result
+
+    with Sizes(), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        clip.attend(attention, tokens).float().sum().backward()
+    assert max(sizes) <= 2 * 50 * 3 * 24  # the projected tokens; a copy for each is 50 times the weights' 3 * 24 * 24
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """As its definition is written."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def test_quick_gelu_in_float64() -> None:
+    x = torch.linspace(-30, 30, 241, dtype=torch.float64, requires_grad=True)
+    activation = clip.FastQuickGELU()
+    torch.testing.assert_close(activation(x), quick_gelu(x), rtol=1e-14, atol=1e-14)
+    found, expected = (torch.autograd.grad(f(x).sum(), x)[0] for f in (activation, quick_gelu))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+    assert torch.autograd.gradcheck(activation, x[::10].detach().requires_grad_())
+
+
+def test_quick_gelu_in_float32_is_as_close_to_float64_as_its_definition() -> None:
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).mul_(3)
+    errors = []
+    for function in (quick_gelu, clip.FastQuickGELU()):
+        given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        values, true = function(given), quick_gelu(exact)
+        gradients = torch.autograd.grad(values.sum(), given)[0], torch.autograd.grad(true.sum(), exact)[0]
+        errors.append([float((a.double() - b).abs().max()) for a, b in ((values.detach(), true.detach()), gradients)])
+    assert all(ours <= 2 * plain for plain, ours in zip(*errors, strict=True)), errors
+    assert max(errors[1]) < 4e-6  # some units of the last place of values up to 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quick_gelu_in_half_precision_is_open_clips(dtype: torch.dtype) -> None:
+    x = torch.linspace(-9, 9, 181).to(dtype)
+    assert torch.equal(clip.FastQuickGELU()(x), open_clip.transformer.QuickGELU()(x))
+
+
+def test_only_encoders_with_quick_gelu_use_it() -> None:
+    for quick in (True, False):
+        tower = counter_of(small(ClipViTConfig, quick_gelu=quick)).backbone.tower
+        kinds = {type(block.mlp.gelu) for block in tower.transformer.resblocks}
+        assert kinds == ({clip.FastQuickGELU} if quick else {nn.GELU})

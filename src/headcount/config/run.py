@@ -35,6 +35,7 @@ class Precision(Enum):
     float32 = 1
     bf16 = 2
     fp16 = 3
+    auto = 4
 
 
 FP16_ON_CPU = "runtime.precision=fp16: needs a GPU, a CPU would compute in bf16; allowed on a CPU are float32 and bf16"
@@ -59,7 +60,8 @@ class RuntimeConfig:
     errors. A CPU does so anyway."""
     precision: Precision = Precision.float32
     """Arithmetic of the network: ``float32``, or mixed precision with ``bf16`` or ``fp16``; losses and evaluation
-    always use float32."""
+    always use float32. ``auto`` is bf16 where the hardware multiplies it natively, else float32; a resumed run keeps
+    its own."""
     workers: int = number(1, 0, 128)
     """Number of data-loading processes per training process; 0 loads in the training process."""
     channels_last: bool = True

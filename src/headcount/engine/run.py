@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from headcount.config import PLACE, ConfigError, RuntimeConfig, TrainConfig, from_plain, to_plain
+from headcount.config import PLACE, ConfigError, Precision, RuntimeConfig, TrainConfig, from_plain, to_plain
 from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import step_images
 from headcount.data.prepare import image_origin
@@ -305,6 +305,19 @@ class RunFolder:
         new = time.perf_counter() - self._started if worked else 0.0
         seconds = round(self._earlier_seconds + new, 1)
         write_json(self.path / PROVENANCE_FILE, {**self._provenance, "seconds": seconds})
+
+
+def recorded_precision(config: TrainConfig) -> Precision | None:
+    """The arithmetic of the run that ``resume`` continues, for ``runtime.precision=auto``; None if there is none.
+
+    Raises:
+        CheckpointError: if its settings cannot be read.
+    """
+    folder = run_path(config)
+    automatic = config.runtime.precision is Precision.auto
+    if not (automatic and config.resume and (folder / CONFIG_FILE).is_file()):
+        return None
+    return read_run(folder).config.runtime.precision
 
 
 def run_path(config: TrainConfig) -> Path:

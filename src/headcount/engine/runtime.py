@@ -21,9 +21,10 @@ from lightning_fabric import Fabric, is_wrapped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headcount.config import FP16_ON_CPU, Accelerator, ConfigError, Precision, RuntimeConfig
+from headcount.config import FP16_ON_CPU, ConfigError, Precision, RuntimeConfig
 from headcount.engine.batch_norm import synchronize_batch_norm
 from headcount.engine.launch import Children, Watch, refuse_other_launch
+from headcount.engine.precision import choose_precision, uses_cuda
 from headcount.errors import HeadcountError, ProcessError
 from headcount.types import Batch
 from headcount.wording import one_line
@@ -41,10 +42,14 @@ class Runtime:
         rank, world: index of this process and number of processes.
         is_main: whether this process writes files and logs.
         device: where this process computes.
+        precision: the arithmetic of the network, and why it was chosen.
     """
 
-    def __init__(self, config: RuntimeConfig) -> None:
+    def __init__(self, config: RuntimeConfig, *, recorded: Precision | None = None) -> None:
         """Start the processes of this machine (for ``devices`` > 1, by running the same command again).
+
+        Args:
+            recorded: see :func:`headcount.engine.precision.choose_precision`.
 
         Raises:
             ConfigError: if the machine has fewer GPUs or CPU cores than requested, or cannot compute in this precision,
@@ -55,13 +60,14 @@ class Runtime:
         if config.deterministic:  # cuBLAS reads this once, when it is first used
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         gpus = torch.cuda.device_count()
-        on_gpu = config.accelerator is Accelerator.cuda or (config.accelerator is Accelerator.auto and gpus > 0)
+        on_gpu = uses_cuda(config)
         if on_gpu and gpus < config.devices:
             raise ConfigError(
                 f"runtime.accelerator={config.accelerator.name} runtime.devices={config.devices}: this machine has "
                 f"{gpus} GPUs; request at most that many, or set runtime.accelerator=cpu"
             )
-        if not on_gpu and config.precision is Precision.fp16:
+        self.precision = choose_precision(config, recorded)
+        if not on_gpu and self.precision.precision is Precision.fp16:
             raise ConfigError(FP16_ON_CPU)
         cores = os.cpu_count() or 1
         if not on_gpu and config.devices > max(2, cores):
@@ -74,7 +80,7 @@ class Runtime:
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy="ddp" if config.processes > 1 else "auto",
-            precision=_PRECISION[config.precision],  # type: ignore[arg-type]
+            precision=_PRECISION[self.precision.precision],  # type: ignore[arg-type]
         )
         children = self._start_others(config.devices)
         self.fabric.launch()
@@ -172,6 +178,8 @@ class Runtime:
             "device": torch.cuda.get_device_name(self.device) if cuda else cpu_name(),
             "cpu": cpu_name(),
             "cpu_cores": os.cpu_count(),
+            "precision": self.precision.precision.name,
+            "precision_reason": self.precision.reason,
             "processes": self.world,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -207,7 +215,7 @@ class Runtime:
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Move both to the device and wrap them for distributed, mixed-precision training; optionally compile."""
-        model = model.to(memory_format=self.memory_format)
+        model = self._lay_out(model)
         if self.world > 1 and self.sync_batchnorm:
             model = synchronize_batch_norm(model, self.device)
         # Fabric removes the compiled wrapper, wraps the network inside, and compiles that: the names of the weights
@@ -217,7 +225,16 @@ class Runtime:
 
     def move_to_device(self, model: Network) -> Network:
         """Move a model that is only evaluated to the device."""
-        return model.to(self.device).to(memory_format=self.memory_format)
+        return self._lay_out(model.to(self.device))
+
+    def _lay_out(self, model: Network) -> Network:
+        """Put the weights into the memory layout, except those of parts that are faster contiguous on a CPU."""
+        model = model.to(memory_format=self.memory_format)
+        if self.device.type == "cpu" and self.precision.precision is Precision.float32:
+            for part in model.modules():
+                if getattr(part, "contiguous_on_cpu", False):
+                    part.to(memory_format=torch.contiguous_format)
+        return model
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this process's device, its images in the network's memory layout."""

@@ -20,7 +20,7 @@ from headcount.engine.autosave import Autosave
 from headcount.engine.evaluate import EvaluationStoppedError, evaluate
 from headcount.engine.evaluators import Evaluator, Game, empty_blocks
 from headcount.engine.records import Meter
-from headcount.engine.run import RunFolder
+from headcount.engine.run import RunFolder, recorded_precision
 from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.setup import Job, build_job
 from headcount.engine.signals import StopSignals, stop
@@ -71,8 +71,9 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
         SystemExit, KeyboardInterrupt: if a signal stopped the training, whose state is then saved.
     """
     # 1. Processes.
-    runtime = Runtime(config.runtime)
-    config = dataclasses.replace(config, model=follow_weights(config.model))
+    runtime = Runtime(config.runtime, recorded=recorded_precision(config))
+    settled = dataclasses.replace(config.runtime, precision=runtime.precision.precision)
+    config = dataclasses.replace(config, model=follow_weights(config.model), runtime=settled)
     with runtime.guard(), StopSignals() as signals:
         # 2. Run folder: refuse a used one, or one in use, before any work is done.
         run = RunFolder.open(runtime, config)
@@ -88,7 +89,8 @@ def _train(
     # 3. Data, bins, network, loss, optimizer.
     job = build_job(config, runtime, pretrained=not run.resuming)
     # 4. Description.
-    description = summarize(job)
+    precision = runtime.precision
+    description = f"{summarize(job)}\nprecision: {precision.precision.name} ({precision.reason})"
     if config.dry_run:
         if runtime.is_main:
             print(description)

@@ -78,6 +78,30 @@ class ClipResNet(nn.Module):
         return self.tower(images)[..., : height // self.stride, : width // self.stride]
 
 
+class FastQuickGELU(QuickGELU):
+    """open_clip's QuickGELU, x * sigmoid(1.702 x), up to rounding; in float32 in half the time and memory."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Apply the activation to each value."""
+        if x.dtype is torch.bfloat16 or x.dtype is torch.float16:  # a factor more would round once more
+            return super().forward(x)
+        return _ScaledSiLU.apply(x)
+
+
+class _ScaledSiLU(torch.autograd.Function):
+    """silu(1.702 x) / 1.702, whose derivative is that of SiLU at 1.702 x: one pass and one stored tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
+
+
 class ClipViT(nn.Module):
     """CLIP's vision transformer up to the normalized patches of its last layer.
 
@@ -136,9 +160,24 @@ class ClipViT(nn.Module):
             if self.prompts is not None and index < len(self.prompts):
                 prompts = self.dropout(self.prompts[index].expand(len(images), -1, -1)).to(tokens.dtype)
                 tokens = torch.cat([tokens[:, :1], prompts, tokens[:, 1 + (own if index else 0) :]], dim=1)
-            tokens = block(tokens)
+            tokens = tokens + block.ls_1(attend(block.attn, block.ln_1(tokens)))
+            tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         maps = tower.ln_post(tokens[:, 1 + own :])
         return maps.transpose(1, 2).unflatten(2, (rows, cols))
+
+
+def attend(
+    attention: nn.MultiheadAttention, tokens: Float[Tensor, "batch tokens width"]
+) -> Float[Tensor, "batch tokens width"]:
+    """Self-attention with the weights of ``attention``, as its own forward pass computes it, up to rounding.
+
+    That one transposes the tokens first, after which the product with weights that are not trained is taken for each
+    token alone, from a copy of the weights for each of them: in bf16 on a CPU, ten times as slow.
+    """
+    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    values = F.scaled_dot_product_attention(query, key, value)
+    return attention.out_proj(values.transpose(1, 2).flatten(2))
 
 
 def interpolate_positions(
@@ -345,7 +384,7 @@ def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
         heads=_heads(sizes["width"], config.heads or sizes["width"] // 64, "model.heads"),
         mlp_ratio=4.0,
         output_dim=sizes["embed_dim"],
-        act_layer=QuickGELU if config.quick_gelu else nn.GELU,
+        act_layer=FastQuickGELU if config.quick_gelu else nn.GELU,
     )
 
 

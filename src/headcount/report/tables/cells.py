@@ -246,6 +246,8 @@ def _collect(
         run, settings = read
         if cell.settings.get("model.quick_gelu") is None:  # derived from the weights, and recorded by the run
             settings = settings | {"model.quick_gelu": cell.settings.get("model.quick_gelu")}
+        if cell.settings.get("runtime.precision") == "auto":  # settled by the hardware, and recorded by the run
+            settings = settings | {"runtime.precision": "auto"}
         changed = differences(cell.settings, settings, ignore=("seed",))
         if changed:
             if named[folder]:
