@@ -20,10 +20,11 @@ from headcount.config import (
     RegressionHeadConfig,
     TimmConfig,
 )
-from headcount.models import backbones
-from headcount.models.backbones import Backbone, ContextModule, timm_backbone
+from headcount.models import backbones, timm_networks
+from headcount.models.backbones import Backbone, ContextModule
 from headcount.models.build import build_model, follow_weights
 from headcount.models.clip import ClipResNet, ClipViT
+from headcount.models.timm_networks import timm_backbone
 from headcount.types import BlockGrid
 
 STRIDES = {name: stride for name, stride in ImageNetConfig.names.items() if stride is not None}
@@ -384,7 +385,7 @@ def test_a_network_without_features_is_refused_by_name(monkeypatch: pytest.Monke
         raise RuntimeError("features_only not implemented for this model.")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    backbones._timm_options.cache_clear()  # other tests have built the same network
+    timm_networks._timm_options.cache_clear()  # other tests have built the same network
     with pytest.raises(ConfigError, match=r"model\.name=resnet18: .* features_only not implemented"):
         timm_backbone("resnet18", max_stride=16, pretrained=False)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from headcount.config import ConfigError, ImageNetConfig
 from headcount.errors import CheckpointError
 from headcount.models import backbones
-from headcount.models.backbones import Backbone, timm_backbone
+from headcount.models.backbones import Backbone
+from headcount.models.timm_networks import timm_backbone
 from headcount.models.weights import load_backbone, read_state_dict
 
 State = dict[str, Tensor]

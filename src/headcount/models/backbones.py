@@ -6,13 +6,10 @@ same grid. The strides are stated by the configs (``ModelConfig.names``) and pas
 classify, count or read weights.
 """
 
-import difflib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,9 +27,6 @@ from torchvision.models import (
     vgg,
 )
 from torchvision.models.resnet import BasicBlock, Bottleneck
-
-from headcount.config import ConfigError
-from headcount.models.hub import quick_hub
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -344,173 +338,3 @@ NETWORKS: dict[str, Network] = {
     "resnet101": Network(resnet101, ResNet101_Weights.IMAGENET1K_V1),
     "densenet201": Network(densenet201, DenseNet201_Weights.IMAGENET1K_V1),
 }
-
-
-# ----------------------------------------------------------------------------------------------- timm
-
-
-class TimmBackbone(Backbone):
-    """The last feature map of a timm network.
-
-    Pixels beyond the last complete stride are cropped before the network rather than features after it, because a
-    transformer does not accept an incomplete patch.
-
-    Args:
-        features: a timm network created with ``features_only=True``.
-        channels_last: whether the network returns (batch, rows, cols, channels).
-        description: the other arguments of :class:`Backbone`.
-    """
-
-    def __init__(self, features: nn.Module, *, channels_last: bool, **description: Any) -> None:
-        super().__init__(features, **description)
-        self.channels_last = channels_last
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
-        height, width = (size // self.stride * self.stride for size in images.shape[-2:])
-        maps = self.features(images[..., :height, :width])[-1]
-        return maps.movedim(-1, 1) if self.channels_last else maps
-
-
-def check_timm_name(name: str) -> None:
-    """Check that timm has a model called ``name``, without building it.
-
-    Raises:
-        ConfigError: if it does not exist; lists similar names.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        near = _near(name, timm.list_models())
-        raise ConfigError(f"model.name={name}: timm has no such model; similar names: {', '.join(near) or 'none'}")
-
-
-# Where the networks of timm whose last stride can be removed have it, by a part of their names.
-LAST_STRIDES = {"resnet": "layer4.0", "mobilenetv2": "blocks.5.0", "densenet": "features_transition3"}
-
-
-def _remove_last_stride(network: nn.Module, name: str) -> None:
-    """Remove the stride before or in the last stage of a network in :data:`LAST_STRIDES`, without dilation."""
-    where = next(module for part, module in LAST_STRIDES.items() if part in name)
-    block: Any = network.get_submodule(where)
-    if hasattr(block, "pool"):  # DenseNet's transition
-        block.pool = nn.Identity()
-    for layer in block.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.stride = (1, 1)
-
-
-def timm_backbone(name: str, *, max_stride: int, pretrained: bool, dilate: bool = True) -> Backbone:
-    """Build a timm network that returns feature maps for images of any size.
-
-    Args:
-        name: timm's name of the model, with or without a tag of weights.
-        max_stride: maximum pixels between two features. The stride is reduced to this value, or to the next possible
-            power of two above it, if the architecture supports timm's ``output_stride``; else it is not changed.
-        pretrained: whether timm downloads and loads its weights.
-        dilate: False removes the stride of the last stage, once, and dilates nothing.
-
-    Raises:
-        ConfigError: if timm has no such model, the network does not return such feature maps, or its weights could not
-            be downloaded.
-    """
-    import timm  # late: takes seconds to load, and most models do not need it
-
-    check_timm_name(name)
-    options, last = _timm_options(name, max_stride, dilate)
-    try:
-        with quick_hub() if pretrained else nullcontext():
-            features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except Exception as error:  # the hub raises many kinds of errors when offline
-        if not pretrained:
-            raise
-        raise ConfigError(
-            f"model.weights=pretrained: timm's weights of {name} could not be downloaded ({_first_line(error)}). "
-            "Without a network connection, set model.weights=FILE (a state dict), or train from scratch with "
-            "model.weights=none"
-        ) from error
-    if not dilate and last["stride"] < features.feature_info.reduction()[-1]:
-        _remove_last_stride(features, name)
-    trained = features.pretrained_cfg
-    return TimmBackbone(
-        features,
-        **last,
-        prefix="",
-        mean=tuple(trained.get("mean") or IMAGENET_MEAN),
-        std=tuple(trained.get("std") or IMAGENET_STD),
-    )
-
-
-@cache  # a checkpoint builds its network twice
-def _timm_options(name: str, max_stride: int, dilate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for ``timm.create_model``, and the channels, stride and layout of the last feature map with them.
-
-    Found by building on the meta device, which computes shapes but no values.
-    """
-    # Without one of these options, transformers accept images of only one size.
-    sizes: list[dict[str, Any]] = [{}, {"dynamic_img_size": True}, {"strict_img_size": False}]
-    reasons = []
-    for size in sizes:
-        try:
-            last = _probe(name, **size)
-        except Exception as error:  # timm raises TypeError, AssertionError, RuntimeError, ...
-            reasons.append(_first_line(error))
-            continue
-        if not dilate:
-            return size, last if last["stride"] <= max_stride else _probe_without_last_stride(name, **size)
-        stride = 1 << (max_stride.bit_length() - 1)
-        while stride < last["stride"]:
-            try:
-                lower = _probe(name, output_stride=stride, **size)
-            except Exception:  # as above
-                stride *= 2
-                continue
-            if lower["stride"] < last["stride"]:
-                return {"output_stride": stride, **size}, lower
-            break
-        return size, last
-    raise ConfigError(f"model.name={name}: not usable as a backbone for images of any size: {reasons[0]}")
-
-
-def _probe_without_last_stride(name: str, **options: Any) -> dict[str, Any]:
-    """As :func:`_probe`, for the network without the stride of its last stage.
-
-    Raises:
-        ConfigError: if it has none that can be removed.
-    """
-    try:
-        return _probe(name, remove_last_stride=True, **options)
-    except Exception as error:  # AttributeError, RuntimeError, ...
-        raise ConfigError(
-            f"model.dilate=False: the stride of the last stage of {name} cannot be removed; only those of ResNets, "
-            "MobileNetV2s and DenseNets can. Set model.dilate=true, or raise model.max_stride"
-        ) from error
-
-
-def _probe(name: str, *, remove_last_stride: bool = False, **options: Any) -> dict[str, Any]:
-    """Channels, stride and layout of the last feature map: as timm describes them, checked with images of two sizes."""
-    import timm
-
-    with torch.device("meta"), torch.no_grad():
-        network: Any = timm.create_model(name, pretrained=False, features_only=True, **options).eval()
-        channels, stride = network.feature_info.channels()[-1], network.feature_info.reduction()[-1]
-        if remove_last_stride:
-            _remove_last_stride(network, name)
-            stride //= 2
-        # Two sizes, because some networks attend within windows that happen to divide the first.
-        for height, width in ((64, 96), (160, 224)):
-            rows, cols = height // stride, width // stride
-            shape = tuple(network(torch.zeros(1, 3, rows * stride, cols * stride))[-1].shape)
-            if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
-                raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
-    return {"channels": channels, "stride": stride, "channels_last": shape[1] != channels}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _near(name: str, names: list[str]) -> list[str]:
-    """Up to five of ``names`` that contain ``name`` (shortest first) or are similar to it."""
-    containing = sorted((n for n in names if name in n), key=len)
-    return (containing + [n for n in difflib.get_close_matches(name, names, n=5) if n not in containing])[:5]

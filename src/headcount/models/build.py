@@ -24,6 +24,7 @@ from headcount.extensions import BUILDERS, load_extensions
 from headcount.models import backbones
 from headcount.models.counter import Counter
 from headcount.models.heads import build_head
+from headcount.models.timm_networks import check_timm_name, timm_backbone
 from headcount.models.weights import load_backbone
 from headcount.types import BlockGrid
 
@@ -72,7 +73,7 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
         ConfigError: if the config contradicts its weights, or the model or the weights do not exist.
     """
     if isinstance(config, TimmConfig):
-        backbones.check_timm_name(config.name)
+        check_timm_name(config.name)
     if not isinstance(config, ClipConfig):
         return config
     from headcount.models import clip
@@ -141,9 +142,7 @@ def _build_imagenet(config: ImageNetConfig, *, pretrained: bool) -> Encoder:
 @build_backbone.register(TimmConfig)
 def _build_timm(config: TimmConfig, *, pretrained: bool) -> Encoder:
     published = pretrained and config.weights == "pretrained"
-    backbone = backbones.timm_backbone(
-        config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published
-    )
+    backbone = timm_backbone(config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published)
     if pretrained and config.weights not in ("pretrained", "none"):
         load_backbone(backbone, config.weights, None)
     return Encoder(backbone)

@@ -34,6 +34,7 @@ from headcount.models import backbones
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.prompts import write_prompts
+from headcount.models.timm_networks import LAST_STRIDES, timm_backbone
 from headcount.types import BlockGrid
 
 # Our torchvision networks that are timm's in the released code -> their names there.
@@ -127,7 +128,7 @@ def released_config(config: ModelConfig, *, block_size: int) -> ModelConfig:
         changes["weights"] = "none"
     if isinstance(config, TimmConfig):
         reduced = block_size <= _LARGEST_BLOCK_WITHOUT_LAST_STRIDE
-        reduced = reduced and any(part in config.name for part in backbones.LAST_STRIDES)
+        reduced = reduced and any(part in config.name for part in LAST_STRIDES)
         changes |= {"dilate": False, "max_stride": 16 if reduced else _ANY_STRIDE}
     return follow_weights(dataclasses.replace(config, **changes))
 
@@ -230,7 +231,7 @@ def _released_names(config: ModelConfig, own: Iterable[str]) -> dict[str, str]:
 def _mobilenet_names() -> list[str]:
     """The released names of MobileNetV2's encoder, in the order of its layers."""
     with torch.device("meta"):
-        encoder = backbones.timm_backbone("mobilenetv2_100", max_stride=_ANY_STRIDE, pretrained=False).features
+        encoder = timm_backbone("mobilenetv2_100", max_stride=_ANY_STRIDE, pretrained=False).features
     return [f"backbone.encoder.{name}" for name in encoder.state_dict()]
 
 
