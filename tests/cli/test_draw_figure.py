@@ -73,6 +73,7 @@ def test_named_images_in_their_order_and_other_settings(script: Script, modes: l
     assert "new/f.png" in out
 
 
+@pytest.mark.slow
 def test_another_dataset_than_the_counter_was_trained_on(script: Script, tmp_path: Path) -> None:
     heads = {"IMG_1": [(3.0, 4.0)], "IMG_2": [(5.0, 5.0)] * 2}
     make_shanghaitech(tmp_path / "data" / "part_B", {"train": heads, "test": heads})

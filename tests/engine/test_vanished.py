@@ -102,7 +102,9 @@ def custom(root: Path, output: Path, *overrides: str) -> TrainConfig:
 @pytest.mark.parametrize(
     ("gone", "workers", "named"),
     [
-        ("data/train", 2, r"train\d\.bmp cannot be read as an image: .*No such file"),
+        pytest.param(
+            "data/train", 2, r"train\d\.bmp cannot be read as an image: .*No such file", marks=pytest.mark.slow
+        ),
         pytest.param("data/train", 0, r"train\d\.bmp cannot be read as an image", marks=pytest.mark.slow),
         pytest.param("data/val", 2, r"val\d\.bmp cannot be read as an image", marks=pytest.mark.slow),
         pytest.param("cache", 2, r"\.npy cannot be read: .*that the next start makes again", marks=pytest.mark.slow),
