@@ -127,11 +127,11 @@ def test_each_way_of_waiting_would_be_found(waiting: Any, name: str) -> None:
     assert name in found
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "precision"), [*((recipe, "float32") for recipe in RECIPES), ("default", "bf16")])
 def test_no_operation_of_a_step_reads_from_the_device(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(tmp_path, *RECIPES[recipe], "runtime.accelerator=cpu")
+    config = config_of(tmp_path, *RECIPES[recipe], "runtime.accelerator=cpu", f"runtime.precision={precision}")
     runtime = Runtime(config.runtime)
     job = build_job(config, runtime, pretrained=False)
     job.model.train()
