@@ -82,7 +82,7 @@ def test_a_resumed_run_has_the_whole_state_on_its_device(
         tensors = [*job.counter.state_dict().values(), *averages.values()]
         tensors += [t for state in job.optimizer.state.values() for name, t in state.items() if name != "step"]
         assert {tensor.device.type for tensor in tensors} == {device}
-        fit(runtime, job, run, **options)
+        fit(runtime, job, run, *others, **options)
 
     monkeypatch.setattr(training, "fit", check_and_fit)
     finished = train(config_of(tmp_path, *settings, "resume=true"))
