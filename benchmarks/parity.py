@@ -166,7 +166,7 @@ def loss_problem(bins: CountBins) -> tuple[BinPrediction, Batch]:
     logits = torch.randn(len(HEADS), len(bins.edges), GRID_SIDE, GRID_SIDE, generator=generator).requires_grad_()
     images = torch.zeros(len(HEADS), 3, size, size, dtype=torch.uint8)
     names = [f"{n} heads" for n in HEADS]
-    batch = Batch(images, names, {"points": points, "block_counts": counts})
+    batch = Batch(images, names, {"points": points, "block_counts": counts, "labels": bins.label(counts)})
     return BinPrediction(count=blocks.sum((1, 2, 3)), blocks=blocks, logits=logits), batch
 
 
@@ -188,8 +188,7 @@ def exact_value_and_gradients(loss: DaceLoss, prediction: BinPrediction, batch: 
     assert prediction.blocks is not None
     blocks, logits = (t.detach().double().requires_grad_() for t in (prediction.blocks, prediction.logits))
     true = batch.target("block_counts")
-    labels = loss.bins.label(true)
-    entropy = functional.cross_entropy(logits, labels, reduction="none").sum((1, 2)).mean()
+    entropy = functional.cross_entropy(logits, batch.target("labels"), reduction="none").sum((1, 2)).mean()
     counts = loss.count_loss(blocks, [points.double() for points in batch.target("points")], true.double())
     total = entropy + loss.weight * counts.total
     by_blocks, by_logits = torch.autograd.grad(total, [blocks, logits])

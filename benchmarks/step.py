@@ -216,7 +216,7 @@ class Step:
 
     def follow(self) -> None:
         """The update of the average of the weights."""
-        self.job.average.update(self.counter)
+        self.job.average.update()
 
     def loss(self) -> None:
         """Forward and backward of the loss, from the prediction."""

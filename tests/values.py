@@ -1,7 +1,10 @@
 """Short ways to make the values that are passed between the packages, for tests."""
 
+from typing import Any
+
 from torch import Tensor
 
+from headcount.bins import CountBins
 from headcount.types import Batch, BinPrediction, Prediction
 
 
@@ -16,8 +19,18 @@ def predict_bins(blocks: Tensor, logits: Tensor) -> BinPrediction:
 
 
 def batch_of(
-    images: Tensor, points: list[Tensor], block_counts: Tensor, names: list[str], smoothed: Tensor | None = None
+    images: Tensor,
+    points: list[Tensor],
+    block_counts: Tensor,
+    names: list[str],
+    *,
+    smoothed: Tensor | None = None,
+    bins: CountBins | None = None,
 ) -> Batch:
-    """A batch with these targets."""
-    targets = {"points": points, "block_counts": block_counts}
-    return Batch(images, names, targets if smoothed is None else {**targets, "smoothed": smoothed})
+    """A batch with these targets, and with the labels of the block counts if there are ``bins``."""
+    targets: dict[str, Any] = {"points": points, "block_counts": block_counts}
+    if smoothed is not None:
+        targets["smoothed"] = smoothed
+    if bins is not None:
+        targets["labels"] = bins.label(block_counts)
+    return Batch(images, names, targets)

@@ -178,7 +178,7 @@ class CountBins:
         invalid = (given < 0) | ~given.isfinite()
         if not self.smoothed:
             invalid |= given != given.round()
-        # Device sync; otherwise a count outside every bin would be trained as a wrong class.
+        # Device sync; the loader labels on the host. Unchecked, such a count would be trained as a wrong class.
         if bool(invalid.any()):
             allowed = "numbers from 0" if self.smoothed else "the integers 0, 1, 2, ..."
             raise ValueError(f"block count {float(given[invalid][0]):g} lies in no bin; allowed are {allowed}")

@@ -1,8 +1,11 @@
 """Batches: complete, the same on any number of workers and processes, and after a resume."""
 
+import math
+
 import pytest
 import torch
 
+from headcount.bins import CountBins
 from headcount.config import (
     AdaptiveKernelConfig,
     AugmentConfig,
@@ -15,6 +18,7 @@ from headcount.config import (
     MseConfig,
     SupervisedConfig,
 )
+from headcount.data import loading
 from headcount.data.augment import build_augment
 from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import (
@@ -28,6 +32,7 @@ from headcount.data.loading import (
     evaluation_samples,
 )
 from headcount.data.points import Smoothing
+from headcount.errors import DataError
 from headcount.types import Batch, BlockGrid, Sample
 
 
@@ -99,9 +104,45 @@ def test_only_the_needed_targets_are_made() -> None:
         collate([sample], targets=targets_of("block_counts")).target("points")
 
 
+def test_labels_are_the_bins_of_the_counts() -> None:
+    bins = CountBins(BlockGrid(8), ((0, 0), (1, 1), (2, math.inf)), (0.0, 1.0, 2.5))
+    points = torch.tensor([(0.0, 0.0), (17.0, 9.0), (18.0, 9.0), (19.0, 9.0)])
+    samples = [Sample(torch.zeros(3, 16, 24, dtype=torch.uint8), p, "a") for p in (points, torch.zeros(0, 2))]
+    targets = Targets(frozenset({"labels"}), BlockGrid(8), bins=bins)(samples)
+    assert set(targets) == {"labels"}
+    assert targets["labels"].tolist() == [[[1, 0, 0], [0, 0, 2]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_labels_of_intervals_are_those_of_the_smoothed_counts() -> None:
+    bins = CountBins.from_edges([0.05], grid=BlockGrid(8))
+    sample = Sample(torch.zeros(3, 8, 24, dtype=torch.uint8), torch.tensor([(7.0, 4.0)]), "a")
+    needs = frozenset({"labels", "block_counts"})
+    targets = Targets(needs, BlockGrid(8), smoothing=Smoothing(1.0), bins=bins)([sample])
+    assert set(targets) == needs
+    # One deviation from the edge, 16 % of a head lie in the next block; nine deviations away, nothing.
+    assert targets["labels"].tolist() == [[[2, 2, 0]]]
+
+
+def test_a_count_in_no_bin_is_refused_when_the_batch_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would be trained as a wrong class; the message names the image, also from a worker process."""
+    bins = CountBins(BlockGrid(8), ((0, 0), (1, math.inf)), (0.0, 1.0))
+    monkeypatch.setattr(loading, "block_counts", lambda points, **_: torch.full((4, 4), len(points) / 2))
+    make_batch = build_batches(SupervisedConfig(), Targets(frozenset({"labels"}), BlockGrid(8), bins=bins))
+    for workers in (0, 1):
+        batches = build_train_loader(
+            crowd(1, augmented=False), make_batch, batch_size_per_process=1, seed=0, workers=workers
+        )
+        with pytest.raises(DataError, match=r"^image 0: block count 0\.5 lies in no bin; allowed are the integers"):
+            list(batches.epoch(0))
+
+
 def test_targets_that_nobody_makes_are_refused() -> None:
     with pytest.raises(ValueError, match="needs smoothed counts, but there is no Gaussian"):
         targets_of("smoothed")
+    with pytest.raises(ConfigError, match="needs labels, but there are no bins"):
+        targets_of("labels")
+    with pytest.raises(ConfigError, match="needs smoothed counts, but there is no Gaussian"):
+        Targets(frozenset({"labels"}), BlockGrid(8), bins=CountBins.from_edges([0.5], grid=BlockGrid(8)))
     with pytest.raises(ConfigError, match="method=supervised: the loss needs the target depth"):
         build_batches(SupervisedConfig(), targets_of("points", "depth"))
     with pytest.raises(ConfigError, match="method=other: no builder is registered for MethodConfig"):

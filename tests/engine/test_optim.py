@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
 from headcount.engine.optim import (
     NoAverage,
+    WeightAverage,
     build_average,
     build_optimizer,
     build_schedule,
@@ -109,9 +111,44 @@ def test_weight_average_by_hand() -> None:
     average = build_average(OptimConfig(ema_decay=0.75), model)
     for weight in (8.0, 4.0, 0.0):  # taken over, then 0.75 * 8 + 0.25 * 4, then 0.75 * 7
         nn.init.constant_(model.weight, weight)
-        average.update(model)
+        average.update()
     assert average.evaluated(model).weight.item() == pytest.approx(5.25)
     assert model.weight.item() == 0
+
+
+def test_the_average_is_torch_s_own_bit_for_bit_and_so_is_its_state() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+    ours = WeightAverage(model, 0.9)
+    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(1, 6):
+        if step == 3:  # ours continues from what torch's saved, as a run of an earlier version does
+            ours = WeightAverage(model, 0.9)
+            ours.load_state_dict(torchs.state_dict())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(2, 1, 5, 5))
+        ours.update()
+        torchs.update_parameters(model)
+        state, expected = ours.state_dict(), torchs.state_dict()
+        assert list(state) == list(expected)
+        assert int(state["n_averaged"]) == step
+        # torch averages the number of batches, too, and rounds it down: it would stay at 1.
+        counter = "module.1.num_batches_tracked"
+        assert int(state.pop(counter)) == step
+        assert int(expected.pop(counter)) == 1
+        for name, value in expected.items():
+            assert torch.equal(state[name], value), name
+
+
+def test_a_model_whose_tensors_were_replaced_is_not_averaged_in_silence() -> None:
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, 0.9)
+    average.evaluated(model)
+    model.running_mean = torch.ones(2)
+    with pytest.raises(AssertionError, match="other tensors"):
+        average.evaluated(model)
 
 
 def test_no_average_is_the_model_itself() -> None:

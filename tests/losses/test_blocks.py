@@ -16,7 +16,7 @@ TRUE = torch.tensor([[[[2.0, 1.0]]], [[[0.0, 0.0]]]])
 
 def batch_of(smoothed: torch.Tensor | None) -> Batch:
     images = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
-    return make_batch(images, [torch.zeros(0, 2)] * 2, torch.full((2, 1, 1, 2), 9.0), ["a", "b"], smoothed)
+    return make_batch(images, [torch.zeros(0, 2)] * 2, torch.full((2, 1, 1, 2), 9.0), ["a", "b"], smoothed=smoothed)
 
 
 def test_sums_over_blocks_are_averaged_over_images() -> None:

@@ -33,7 +33,7 @@ def prediction_and_batch(*, rows=4, cols=5, seed=0):
             counts[i, 0, y, x] += 1
     logits = torch.randn(3, 3, rows, cols, generator=generator).requires_grad_()
     images = torch.zeros(3, 3, 8 * rows, 8 * cols, dtype=torch.uint8)
-    return logits, batch_of(images, points, counts, ["a", "b", "c"])
+    return logits, batch_of(images, points, counts, ["a", "b", "c"], bins=BINS)
 
 
 def predict(logits):
@@ -50,7 +50,7 @@ class FixedCounts:
 
 def test_gradient_of_the_chain_is_the_analytic_one():
     logits, batch = prediction_and_batch()
-    terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.25)(predict(logits), batch)
+    terms = DaceLoss(FixedCounts(), weight=0.25)(predict(logits), batch)
     found = torch.autograd.grad(terms.total, logits)[0]
     p = logits.detach().softmax(1)
     hot = torch.nn.functional.one_hot(BINS.label(batch.target("block_counts")), 3).movedim(-1, 1)
@@ -64,14 +64,14 @@ def test_gradient_of_the_chain_is_the_analytic_one():
 def test_cross_entropy_is_summed_over_blocks_and_averaged_over_images():
     logits, batch = prediction_and_batch()
     uniform = torch.zeros_like(logits)
-    terms = DaceLoss(FixedCounts(), bins=BINS, weight=1.0)(predict(uniform), batch)
+    terms = DaceLoss(FixedCounts(), weight=1.0)(predict(uniform), batch)
     assert float(terms.parts["cross_entropy"]) == pytest.approx(20 * torch.log(torch.tensor(3.0)).item())
 
 
 def test_parts_are_weighted_and_what_is_only_logged_is_not():
     logits, batch = prediction_and_batch()
-    terms = DaceLoss(FixedCounts(), bins=BINS, weight=0.5)(predict(logits), batch)
-    full = DaceLoss(FixedCounts(), bins=BINS, weight=1.0)(predict(logits), batch)
+    terms = DaceLoss(FixedCounts(), weight=0.5)(predict(logits), batch)
+    full = DaceLoss(FixedCounts(), weight=1.0)(predict(logits), batch)
     torch.testing.assert_close(2 * terms.parts["count"], full.parts["count"])
     assert float(terms.logged["transport_cost"]) == 5
     assert float(terms.total.detach()) == pytest.approx(float(terms.parts["cross_entropy"] + terms.parts["count"]))
@@ -88,7 +88,7 @@ def test_autocast_changes_nothing():
     logits, batch = prediction_and_batch()
     prediction = predict(logits)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = DaceLoss(Product(), bins=BINS, weight=1.0)(prediction, batch)
+        terms = DaceLoss(Product(), weight=1.0)(prediction, batch)
     assert terms.total.dtype == torch.float32
     assert float(terms.parts["product"]) == 1 + 2**-12
 
@@ -145,7 +145,7 @@ def test_without_a_weight_nothing_is_transported():
         raise AssertionError("the count loss was computed")
 
     logits, batch = prediction_and_batch()
-    terms = DaceLoss(never, bins=BINS, weight=0.0)(predict(logits), batch)
+    terms = DaceLoss(never, weight=0.0)(predict(logits), batch)
     alone = build_loss(CrossEntropyConfig(), BINS.grid, BINS)(predict(logits), batch)
     assert set(terms.parts) == set(alone.parts) == {"cross_entropy"}
     torch.testing.assert_close(terms.total, alone.total)
@@ -164,18 +164,18 @@ def test_count_loss_of_every_block(error_kind):
     torch.testing.assert_close(terms.total.detach(), by_hand + terms.parts["cross_entropy"])
 
 
-def test_bins_of_smoothed_counts_are_labeled_by_those():
-    bins = CountBins.from_edges([0.5], grid=BlockGrid(8))  # as many as above
+def test_the_labels_alone_decide_the_cross_entropy():
     logits, batch = prediction_and_batch()
-    smoothed = torch.full_like(batch.target("block_counts"), 0.3)
+    ones = {**batch.targets, "labels": torch.ones_like(batch.target("labels"))}
     for loss in (
-        build_loss(CrossEntropyConfig(), bins.grid, bins),
-        build_loss(DaceConfig(weight=0.0), bins.grid, bins),
+        build_loss(CrossEntropyConfig(), BINS.grid, BINS),
+        build_loss(DaceConfig(weight=0.0), BINS.grid, BINS),
     ):
-        found = loss(predict(logits), dataclasses.replace(batch, targets={**batch.targets, "smoothed": smoothed})).total
+        found = loss(predict(logits), dataclasses.replace(batch, targets=ones)).total
         torch.testing.assert_close(found, -logits.log_softmax(1)[:, 1].sum((1, 2)).mean())
-        with pytest.raises(ValueError, match="no target 'smoothed'"):
-            loss(predict(logits), batch)
+        unlabeled = {"block_counts": batch.target("block_counts")}
+        with pytest.raises(ValueError, match="no target 'labels'"):
+            loss(predict(logits), dataclasses.replace(batch, targets=unlabeled))
 
 
 @pytest.mark.parametrize("config", [DaceConfig(), DaceBlockErrorConfig(), CrossEntropyConfig()])
@@ -185,11 +185,9 @@ def test_a_loss_of_bins_says_that_it_needs_them(config):
 
 
 def test_each_loss_names_the_targets_it_needs():
-    smoothed = CountBins.from_edges([0.5], grid=BlockGrid(8))
-    assert build_loss(DaceConfig(), BINS.grid, BINS).needs == {"points", "block_counts"}
-    assert build_loss(DaceConfig(), smoothed.grid, smoothed).needs == {"points", "block_counts", "smoothed"}
-    assert build_loss(DaceConfig(weight=0.0), smoothed.grid, smoothed).needs == {"smoothed"}
-    assert build_loss(CrossEntropyConfig(), BINS.grid, BINS).needs == {"block_counts"}
+    assert build_loss(DaceConfig(), BINS.grid, BINS).needs == {"points", "block_counts", "labels"}
+    assert build_loss(DaceConfig(weight=0.0), BINS.grid, BINS).needs == {"labels"}
+    assert build_loss(CrossEntropyConfig(), BINS.grid, BINS).needs == {"labels"}
 
 
 def test_an_unknown_kind_is_refused():

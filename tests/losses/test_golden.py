@@ -38,7 +38,9 @@ class Case:
     def batch(self) -> Batch:
         """Blank images with the targets of this case."""
         size = (len(self.points), 3, *(self.block_size * k for k in self.target.shape[2:]))
-        return batch_of(torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points))
+        return batch_of(
+            torch.zeros(size, dtype=torch.uint8), self.points, self.target, [""] * len(self.points), bins=self.bins
+        )
 
     def loss(self, *, ot=0.1, tv=0.01, count=1.0) -> TransportLoss:
         """The released reduction and, unless told otherwise, the released weights."""
@@ -59,7 +61,7 @@ class Case:
         """Terms of the whole loss, and the gradient by the logits."""
         logits = self.tensor("logits").float().requires_grad_()
         counts = expected_counts(logits.softmax(1), torch.tensor(self.bins.representatives, device=self.device))
-        terms = DaceLoss(loss, bins=self.bins, weight=weight)(predict_bins(counts, logits), self.batch())
+        terms = DaceLoss(loss, weight=weight)(predict_bins(counts, logits), self.batch())
         return terms, torch.autograd.grad(terms.total, logits)[0].cpu().numpy()
 
 
@@ -146,7 +148,7 @@ def compare_weighted_dace(case: Case) -> None:
         "dmcount_w0.25": case.loss(),
     }
     for name, loss in losses.items():
-        dace = DaceLoss(loss, bins=case.bins, weight=0.25 if "0.25" in name else 1.0)
+        dace = DaceLoss(loss, weight=0.25 if "0.25" in name else 1.0)
         total = dace(predict_bins(case.predicted.detach(), logits), batch).total
         assert float(total) == pytest.approx(case.scalars[f"dace_{name}_loss"], rel=1e-5)
 

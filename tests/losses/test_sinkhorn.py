@@ -126,6 +126,28 @@ def test_a_ragged_batch_is_its_images_one_at_a_time(monkeypatch, at_once, vector
         assert float(solution.costs[i]) == pytest.approx(cost, rel=1e-5)
 
 
+# A batch at once as on a GPU, in parts, and one image at a time; a block of the first is not one of the last.
+@pytest.mark.parametrize("at_once", [(10_000, 10_000), (64, 128), (1, 1)])
+@pytest.mark.parametrize(("regularization", "iterations"), [(10.0, 100), (100.0, 45)])
+def test_nothing_read_from_the_device_is_the_same(monkeypatch, at_once, regularization, iterations):
+    kind = {"regularization": regularization, "iterations": iterations}
+    crowds = [crowd(n, 14, 9, seed=n) for n in (0, 3, 200, 0, 50, 1, 0)]
+    points, blocks = [p for p, _ in crowds], torch.stack([b for _, b in crowds])
+    monkeypatch.setitem(sinkhorn.POINTS_AT_ONCE, "cpu", at_once)
+    expected = solve(points, blocks, **kind)
+    monkeypatch.setitem(sinkhorn.READS_SIZES, "cpu", False)
+    found = solve(points, blocks, **kind)
+    torch.testing.assert_close(found.potentials, expected.potentials, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.costs, expected.costs, rtol=1e-9, atol=0)
+    single = solve([p.float() for p in points], blocks.float(), **kind)
+    torch.testing.assert_close(single.potentials.double(), expected.potentials, rtol=0, atol=2e-2)
+
+
+def test_an_image_stops_at_the_released_threshold_though_nothing_is_read(monkeypatch):
+    monkeypatch.setitem(sinkhorn.READS_SIZES, "cpu", False)
+    test_an_image_stops_at_the_released_threshold()
+
+
 def test_transposing_the_image_transposes_the_potentials():
     points, blocks = crowd(40, 7, 13, seed=6)
     upright = solve([points], blocks[None])

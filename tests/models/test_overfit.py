@@ -72,21 +72,30 @@ def batch() -> Batch:
         if samples.keys() >= set(HEADS):
             break
     chosen = [samples[n] for n in HEADS]
-    counts = [block_counts(s.points, height=SIZE, width=SIZE, block_size=BLOCK) for s in chosen]
+    counts = torch.stack([block_counts(s.points, height=SIZE, width=SIZE, block_size=BLOCK) for s in chosen])[:, None]
     return batch_of(
         torch.stack([s.image for s in chosen]),
         [s.points for s in chosen],
-        torch.stack(counts)[:, None],
+        counts,
         [s.name for s in chosen],
+        bins=bins_of(histogram_of(counts)),
     )
+
+
+def histogram_of(counts: Tensor) -> dict[int, int]:
+    values, numbers = counts.long().unique(return_counts=True)
+    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
+
+
+def bins_of(histogram: dict[int, int]) -> CountBins:
+    return CountBins.from_histogram(histogram, grid=BlockGrid(BLOCK), strategy=Strategy.fine, m=4)
 
 
 def build(family: str, head: HeadConfig, batch: Batch) -> tuple[Counter, Loss]:
     """A counter without pretrained weights, as the command builds it, and the loss of its head."""
     torch.manual_seed(0)
-    values, numbers = batch.target("block_counts").long().unique(return_counts=True)
-    histogram = dict(zip(values.tolist(), numbers.tolist(), strict=True))
-    bins = CountBins.from_histogram(histogram, grid=BlockGrid(BLOCK), strategy=Strategy.fine, m=4)
+    histogram = histogram_of(batch.target("block_counts"))
+    bins = bins_of(histogram)
     kind, changes = FAMILIES[family]
     if kind is not TinyConfig:
         changes = {**changes, "weights": "none"}
@@ -118,12 +127,11 @@ def learn_by_heart(counter: Counter, loss: Loss, batch: Batch, *, lr: float, ste
             4 x 4 features of four images adds up to a fifth of the counts.
     """
     optimizer = torch.optim.Adam([p for p in counter.parameters() if p.requires_grad], lr=lr)
-    step_batch = batch_of(
-        batch.images.repeat(copies, 1, 1, 1),
-        batch.target("points") * copies,
-        batch.target("block_counts").repeat(copies, 1, 1, 1),
-        batch.names * copies,
-    )
+    repeated = {
+        name: target * copies if isinstance(target, list) else target.repeat(copies, *[1] * (target.ndim - 1))
+        for name, target in batch.targets.items()
+    }
+    step_batch = Batch(batch.images.repeat(copies, 1, 1, 1), batch.names * copies, repeated)
     worst = math.inf
     counter.train()
     for step in range(1, steps + 1):

@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from headcount.bins import CountBins
 from headcount.config import (
     AdaptiveKernelConfig,
     BlocksConfig,
@@ -35,8 +36,9 @@ from headcount.config import (
 )
 from headcount.data.crowd import CrowdDataset, Key, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
-from headcount.errors import HeadcountError
+from headcount.errors import DataError, HeadcountError
 from headcount.types import Batch, BlockGrid, Sample
+from headcount.wording import printable
 
 
 def build_smoothing(bins: BlocksConfig, loss: LossConfig) -> Smoothing | None:
@@ -54,21 +56,29 @@ class Targets:
     """Makes the targets that a loss needs from the heads of a batch's images, and no others.
 
     Raises:
-        ConfigError: if ``needs`` has ``smoothed`` and no ``smoothing`` is given.
+        ConfigError: if ``needs`` has ``labels`` and no ``bins`` are given, or smoothed counts are needed, for
+            ``smoothed`` or for the labels, and no ``smoothing`` is given.
     """
 
     needs: frozenset[str]
     """Names of targets: ``points``, one (n, 2) tensor per image, (x, y) in pixels; ``block_counts`` and ``smoothed``,
-    heads per block, (batch, 1, rows, cols). A method may make others itself."""
+    heads per block, (batch, 1, rows, cols); ``labels``, the bin of each block's count, (batch, rows, cols). A method
+    may make others itself."""
     grid: BlockGrid
     merge: bool = False
     """Count the heads in one pixel once, as the released code's density maps do; ``points``, and therefore the count
     and transport terms, keep all of them."""
     smoothing: Smoothing | None = None
     """Gaussian of the ``smoothed`` counts; None if they are not needed."""
+    bins: CountBins | None = None
+    """Bins of the ``labels``; None if they are not needed."""
 
     def __post_init__(self) -> None:
-        if "smoothed" in self.needs and self.smoothing is None:
+        if "labels" in self.needs and self.bins is None:
+            raise ConfigError(
+                "the loss needs labels, but there are no bins to label with; choose bins, such as bins=fine"
+            )
+        if "smoothed" in self.needs | self._labeled and self.smoothing is None:
             raise ConfigError(
                 "the loss needs smoothed counts, but there is no Gaussian to make them with: it comes from the loss's "
                 "own setting `kernel`, or from bins=blockwise"
@@ -79,15 +89,36 @@ class Targets:
 
         Raises:
             ValueError: if a side is no multiple of the block size.
+            DataError: if a count lies in no bin; names the image.
         """
         made: dict[str, Any] = {}
         if "points" in self.needs:
             made["points"] = [sample.points for sample in samples]
-        if "block_counts" in self.needs:
+        if "block_counts" in self.needs | self._labeled:
             made["block_counts"] = torch.stack([self._block_counts(sample) for sample in samples]).unsqueeze(1)
-        if "smoothed" in self.needs:
+        if "smoothed" in self.needs | self._labeled:
             made["smoothed"] = torch.stack([self._smoothed(sample) for sample in samples]).float().unsqueeze(1)
-        return made
+        for name in self._labeled:
+            made["labels"] = self._labels(samples, made[name])
+        return {name: target for name, target in made.items() if name in self.needs}
+
+    @property
+    def _labeled(self) -> set[str]:
+        """The name of the counts whose bins are the labels; empty if no labels are needed."""
+        if "labels" not in self.needs or self.bins is None:
+            return set()
+        return {"smoothed" if self.bins.smoothed else "block_counts"}
+
+    def _labels(self, samples: Sequence[Sample], counts: Tensor) -> Tensor:
+        """The labels of counts, checked here, on the host, where a check makes no GPU wait."""
+        assert self.bins is not None
+        labels = []
+        for sample, of_sample in zip(samples, counts, strict=True):
+            try:
+                labels.append(self.bins.label(of_sample[None]))
+            except ValueError as error:
+                raise DataError(f"image {printable(sample.name)}: {error}", kind="count") from error
+        return torch.cat(labels)
 
     def _counted(self, sample: Sample) -> Tensor:
         return one_head_per_pixel(sample.points) if self.merge else sample.points
@@ -180,7 +211,7 @@ def build_batches(config: MethodConfig, targets: Targets) -> MakeBatch:
 
 @build_batches.register(SupervisedConfig)
 def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
-    if missing := targets.needs - {"points", "block_counts", "smoothed"}:
+    if missing := targets.needs - {"points", "block_counts", "smoothed", "labels"}:
         raise ConfigError(
             f"method={config.name}: the loss needs the target {', '.join(sorted(missing))}, which this method does not "
             "make; choose another loss or method"

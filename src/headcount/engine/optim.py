@@ -1,12 +1,14 @@
 """Optimizer, learning-rate schedule and weight averaging from their config."""
 
 import math
+import operator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
 
@@ -83,32 +85,63 @@ def load_schedule_state(schedule: LambdaLR, state: dict[str, Any]) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of weights and normalization statistics, by torch's ``AveragedModel``."""
+    """Exponential moving average of weights and normalization statistics, in torch's ``AveragedModel``.
+
+    The model must keep its parameter and buffer tensors; only their values change.
+    """
+
+    # AveragedModel's own update copies its counter to the GPU, a device sync, and searches all modules for tensors at
+    # every step. The average is the same bit for bit: that update calls torch._foreach_lerp_, too.
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average = AveragedModel(model, use_buffers=True)
+        self.decay = decay
+        self.updates = 0
+        self._current = _tensors(model)
+        pairs = list(zip(_tensors(self.average.module), self._current, strict=True))
+        self._floating = _unzip([(mean, value) for mean, value in pairs if value.is_floating_point()])
+        self._integers = _unzip([(mean, value) for mean, value in pairs if not value.is_floating_point()])
 
-    def update(self, model: nn.Module) -> None:
-        """Add the weights after an optimizer step; the first call copies them. Device sync: the counter."""
-        self.average.update_parameters(model)
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the weights after an optimizer step; the first call copies them. Integers are always copied."""
+        if self.updates:
+            torch._foreach_lerp_(*self._floating, 1 - self.decay)
+        else:
+            torch._foreach_copy_(*self._floating)
+        if self._integers[0]:
+            torch._foreach_copy_(*self._integers)
+        self.updates += 1
 
     def evaluated(self, model: nn.Module) -> Any:
         """The network to evaluate and save: the average."""
+        assert all(map(operator.is_, _tensors(model), self._current)), "the model has other tensors than at first"
         return self.average.module
 
     def state_dict(self) -> dict[str, Any]:
         """Averaged weights and the number of updates."""
+        self.average.n_averaged.fill_(self.updates)
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.average.load_state_dict(state)
+        self.updates = int(self.average.n_averaged)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers."""
+    return [*model.parameters(), *model.buffers()]
+
+
+def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 class NoAverage:
     """Used without averaging: the network itself is evaluated."""
 
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Do nothing."""
 
     def evaluated(self, model: nn.Module) -> Any:

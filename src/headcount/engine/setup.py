@@ -122,6 +122,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         grid,
         merge=config.dataset.one_head_per_pixel,
         smoothing=build_smoothing(config.bins, config.loss),
+        bins=bins,
     )
     make_batch = build_batches(config.method, targets)
     loader = build_train_loader(

@@ -213,7 +213,7 @@ def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Pre
     job.optimizer.step()
     job.optimizer.zero_grad()
     job.schedule.step()
-    job.average.update(unwrap(job.model))
+    job.average.update()
     return dataclasses.replace(loss, logged={**loss.logged, "gradient_norm": norm.detach()}), prediction
 
 

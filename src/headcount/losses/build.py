@@ -59,18 +59,20 @@ def build_loss(config: LossConfig, grid: BlockGrid, bins: CountBins | None) -> L
 
 @build_loss.register(DaceConfig)
 def _build_dace(config: DaceConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
-    transport = _build_transport(config.transport, grid)
-    return DaceLoss(transport, bins=_require_bins(bins, config), weight=config.weight)
+    _require_bins(bins, config)
+    return DaceLoss(_build_transport(config.transport, grid), weight=config.weight)
 
 
 @build_loss.register(DaceBlockErrorConfig)
 def _build_dace_block_error(config: DaceBlockErrorConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
-    return DaceLoss(BlockError(config.error), bins=_require_bins(bins, config), weight=config.weight)
+    _require_bins(bins, config)
+    return DaceLoss(BlockError(config.error), weight=config.weight)
 
 
 @build_loss.register(CrossEntropyConfig)
 def _build_cross_entropy(config: CrossEntropyConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
-    return CrossEntropyLoss(_require_bins(bins, config))
+    _require_bins(bins, config)
+    return CrossEntropyLoss()
 
 
 @build_loss.register(DmConfig)
@@ -83,10 +85,9 @@ def _build_mse(config: MseConfig, grid: BlockGrid, bins: CountBins | None) -> Lo
     return MseLoss(config.scale)
 
 
-def _require_bins(bins: CountBins | None, config: LossConfig) -> CountBins:
+def _require_bins(bins: CountBins | None, config: LossConfig) -> None:
     if bins is None:
         raise ConfigError(missing_bins(f"loss={config.choice}", "loss=dm"))
-    return bins
 
 
 def _build_transport(config: TransportConfig, grid: BlockGrid) -> TransportLoss:

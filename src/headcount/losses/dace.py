@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from headcount.bins import CountBins
 from headcount.losses.blocks import blocks_of
 from headcount.losses.cross_entropy import cross_entropy
 from headcount.types import Batch, LossTerms, Prediction
@@ -34,33 +33,30 @@ class DaceLoss:
 
     Args:
         count_loss: loss on the expected counts of the blocks; not computed if ``weight`` is 0.
-        bins: classes of the blocks.
         weight: weight of ``count_loss`` (the paper's lambda).
 
     Source: arXiv:2403.09281, equation 3.
     """
 
-    def __init__(self, count_loss: CountLoss, *, bins: CountBins, weight: float) -> None:
+    def __init__(self, count_loss: CountLoss, *, weight: float) -> None:
         self.count_loss = count_loss
-        self.bins = bins
         self.weight = weight
-        targets = {"smoothed" if bins.smoothed else "block_counts"}
-        self.needs = frozenset(targets | ({"points", "block_counts"} if weight else set()))
+        self.needs = frozenset({"labels", "points", "block_counts"} if weight else {"labels"})
 
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
 
-        The expected counts are compared with the unsmoothed counts, even if the bins are bins of smoothed counts.
+        The expected counts are compared with the unsmoothed counts, even if the labels are bins of smoothed counts.
 
         Returns:
             The total and its parts: ``cross_entropy``, and those of the count loss multiplied by ``weight``; values
             that the count loss only logs are not multiplied.
 
         Raises:
-            ValueError: if the prediction has no logits, or a true count lies in no bin.
+            ValueError: if the prediction has no logits, or the batch lacks a target.
         """
         with torch.autocast(prediction.count.device.type, enabled=False):
-            classification = cross_entropy(prediction, batch, self.bins, name="dace")
+            classification = cross_entropy(prediction, batch, name="dace")
             parts = {"cross_entropy": classification.detach()}
             if self.weight == 0:
                 return LossTerms(total=classification, parts=parts)

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
+from torch.nn import functional
 
 EPSILON = 1e-16
 """Added to each divisor of the iteration. Where the kernel underflows, this value determines the result, so it is part
@@ -35,6 +36,11 @@ numbers, which a CPU multiplies a hundred times more slowly."""
 POINTS_AT_ONCE = {"cpu": (128, 1024), "cuda": (65536, 65536)}
 """Minimum and maximum number of points per kernel, by device type. Between these bounds the number is twice the points
 of the most crowded image: more points mean fewer calls, fewer points mean less memory."""
+
+READS_SIZES = {"cpu": True, "cuda": False}
+"""Whether values are read to find out how much there is to compute, by device type. On a GPU, the host would wait for
+them (a device sync); there, each point is paired with the same number of blocks, and the entries of those too far away
+are 0."""
 
 VECTOR_PRODUCT_ON_CPU = sys.platform == "linux" and torch.backends.mkl.is_available()
 """Whether torch can multiply a sparse matrix by a vector on this CPU; a one-column matrix takes twice as long."""
@@ -89,17 +95,18 @@ class TruncatedSinkhorn:
         Returns:
             Potentials and costs of each image; not converged, see the module docstring.
         """
-        lengths = torch.tensor([len(p) for p in points], device=blocks.device)
+        lengths = from_host([len(p) for p in points], blocks.device)
         # A block that no point reaches receives no mass: its v is b / EPSILON from the first iteration on.
         v = (blocks / EPSILON).flatten()
         costs = blocks.new_zeros(len(blocks))
         for images in _chunks([len(p) for p in points], *POINTS_AT_ONCE[blocks.device.type]):
             chunk = torch.cat([points[i].to(blocks) for i in images])
-            chosen = torch.tensor(images, device=blocks.device)
+            chosen = from_host(images, blocks.device)
             image = torch.repeat_interleave(chosen, lengths[chosen], output_size=len(chunk))
             pairs = _pairs(chunk, image, blocks.shape, block_size=block_size, regularization=self.regularization)
             a = 1 / lengths[image].to(blocks)
-            costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, v_everywhere=v))
+            among = range(images[0] * blocks[0].numel(), (images[-1] + 1) * blocks[0].numel())
+            costs.index_add_(0, image, self._solve(pairs, a=a, blocks=blocks, among=among, v_everywhere=v))
         potentials = v.add_(EPSILON).log_().mul_(self.regularization).view_as(blocks)
         return TransportSolution(potentials.masked_fill_((lengths == 0)[:, None, None], 0), costs)
 
@@ -109,14 +116,19 @@ class TruncatedSinkhorn:
         *,
         a: Float[Tensor, " n"],
         blocks: Float[Tensor, "batch rows cols"],
+        among: range,
         v_everywhere: Float[Tensor, " blocks"],
     ) -> Float[Tensor, " n"]:
         """Solve for several images at once and write ``v_everywhere`` in place where a point reaches a block.
 
+        Args:
+            among: indices of the blocks of these images.
+
         Returns:
             Transport cost of each point, in squared pixels.
         """
-        reached, to_points, to_blocks = _kernel(pairs, self.regularization)
+        reads_sizes = READS_SIZES[blocks.device.type]
+        reached, to_points, to_blocks = _kernel(pairs, self.regularization, among=None if reads_sizes else among)
         image = reached // blocks[0].numel()
         b = blocks.flatten()[reached]
         # Contribution of the blocks that no point reaches to the error of each image: the sum of b^2 over them.
@@ -133,7 +145,7 @@ class TruncatedSinkhorn:
             if i and i % CHECK_EVERY == 0:
                 errors = (v * (received - epsilon) / KERNEL_SCALE - b).square()
                 running &= (unreached.index_add(0, image, errors) > STOP_BELOW)[image]
-                some_done = b.is_cuda or not bool(running.all())  # no device sync: not evaluated on a GPU
+                some_done = not reads_sizes or not bool(running.all())
             # A finished image keeps its v, and therefore its u, while the others continue.
             v = torch.where(running, scaled_b / received, v) if some_done else scaled_b / received
             u = scaled_a / _add_product(epsilon_a, to_points, v)
@@ -146,7 +158,7 @@ class TruncatedSinkhorn:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of a point and a block whose kernel entry is stored, ordered by point."""
+    """Pairs of a point and a block whose kernel entry is stored, ordered by point; no pair occurs twice."""
 
     starts: Int[Tensor, " starts"]
     """Index of the first pair of each point, followed by the number of pairs."""
@@ -166,9 +178,12 @@ def _pairs(
     row, dy2 = _near_blocks(points[:, 1], count=rows, block_size=block_size, radius=radius)
     row = image.int()[:, None] * rows + row
     cost = (dy2[:, :, None] + dx2[:, None, :]).flatten(1)
-    near = cost <= radius**2
-    kept = near.flatten().nonzero().squeeze(1)  # device sync: the number of pairs
     block = (row[:, :, None] * cols + col[:, None, :]).flatten()
+    if not READS_SIZES[points.device.type]:
+        starts = cost.size(1) * torch.arange(len(points) + 1, dtype=torch.int32, device=points.device)
+        return _Pairs(starts, block=block, cost=cost.flatten())
+    near = cost <= radius**2
+    kept = near.flatten().nonzero().squeeze(1)
     return _Pairs(_starts(near.sum(1)), block=block.index_select(0, kept), cost=cost.flatten().index_select(0, kept))
 
 
@@ -188,22 +203,38 @@ def _near_blocks(
     return index, (block_size * (index + 0.5) - x[:, None]).square()
 
 
-def _kernel(pairs: _Pairs, regularization: float) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(pairs: _Pairs, regularization: float, *, among: range | None) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel as two sparse matrices.
 
+    Args:
+        among: the blocks that form the columns, whether they occur in ``pairs`` or not; None for those that occur.
+
     Returns:
-        The blocks that occur in ``pairs``, in increasing order; the matrix exp(-C / regularization) * ``KERNEL_SCALE``,
+        The blocks that form the columns, in increasing order; the matrix exp(-C / regularization) * ``KERNEL_SCALE``,
         points x these blocks; and its transpose, stored as well because only row-wise products are fast.
     """
     kernel = torch.exp(pairs.cost / -regularization).mul_(KERNEL_SCALE)
     by_block, order = pairs.block.sort()
-    reached, rank, sizes = torch.unique_consecutive(by_block, return_inverse=True, return_counts=True)
-    column = torch.empty_like(pairs.block).scatter_(0, order, rank.int())
-    del by_block, rank  # peak memory use is below
+    if among is None:
+        reached, rank, sizes = torch.unique_consecutive(by_block, return_inverse=True, return_counts=True)
+        column = torch.empty_like(pairs.block).scatter_(0, order, rank.int())
+        starts = _starts(sizes)
+        del rank
+    else:
+        functional.threshold(kernel, MIN_KERNEL * KERNEL_SCALE, 0, inplace=True)
+        bounds = torch.arange(among.start, among.stop + 1, dtype=by_block.dtype, device=by_block.device)
+        reached, column = bounds[:-1], pairs.block - among.start
+        starts = torch.searchsorted(by_block, bounds, out_int32=True)
+    del by_block  # peak memory use is below
     point = torch.repeat_interleave(pairs.starts.diff(), output_size=len(kernel)).int().index_select(0, order)
     to_points = _sparse(pairs.starts, column, kernel, columns=len(reached))
-    to_blocks = _sparse(_starts(sizes), point, kernel.index_select(0, order), columns=len(pairs.starts) - 1)
+    to_blocks = _sparse(starts, point, kernel.index_select(0, order), columns=len(pairs.starts) - 1)
     return reached.long(), to_points, to_blocks
+
+
+def from_host(values: list[int], device: torch.device) -> Int64[Tensor, " n"]:
+    """Numbers of the host on a device; no device sync, because the copy is from page-locked memory."""
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _starts(sizes: Int[Tensor, " rows"]) -> Int[Tensor, " starts"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import Reduction
-from headcount.losses.sinkhorn import TransportSolution
+from headcount.losses.sinkhorn import TransportSolution, from_host
 from headcount.types import LossTerms
 
 
@@ -83,7 +83,7 @@ class TransportLoss:
             Logged only: ``transport_cost``, the mean <P, C> in squared pixels (0 for an image without heads).
         """
         predicted, true = predicted.squeeze(1), true.squeeze(1).to(predicted)
-        heads = torch.tensor([len(p) for p in points], dtype=predicted.dtype, device=predicted.device)
+        heads = from_host([len(p) for p in points], predicted.device).to(predicted.dtype)
         total = predicted.sum((1, 2))
         # A predicted count of 0 gives shares of 0 and a huge but finite gradient towards the annotated heads.
         share = predicted / (total + 1e-8)[:, None, None]
