@@ -113,6 +113,8 @@ def test_a_text_of_digits_stays_as_it_was_typed(typed: str, name: str) -> None:
         ["loss=mse", "loss/kernel=adaptive", "loss.kernel.beta=0.5", "model/head=regression", "bins=none"],
         ["output_dir=${run_name}", "epochs=${seed}", "data_root=a/${oc.env:HOME}"],
         ["experiment=table1/csrnet_ebc_sha", "scale=smoke", "augment.crop_size=64"],
+        ["epochs=1", "++epochs=2"],
+        ["runtime.workers=3", "runtime={workers:0}"],
     ],
 )
 def test_values_are_set_as_hydra_sets_them(texts: list[str]) -> None:

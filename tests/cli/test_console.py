@@ -212,6 +212,24 @@ def test_choices_in_the_working_folder_come_first(tmp_path: Path, monkeypatch: p
         compose(["experiment=mine"], config_name="train")
 
 
+def test_strange_files_in_the_folder_of_choices_are_passed_over_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headcount: Callable[..., Ran]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = tmp_path / "configs" / "model"
+    models.mkdir(parents=True)
+    (models / "._tiny.yaml").write_bytes(b"\x00\x05\x16\x07\xff")  # macOS
+    (models / ".#mine.yaml").symlink_to("nobody@nowhere.1")  # Emacs
+    assert compose([], config_name="train").model.name == "tiny"
+    (models / "tiny.yaml").write_text("defaults: [/schema/model/tiny@_here_, _self_]\nnosuch: 3\n")
+    with pytest.raises(ConfigError, match=r"^\S*/configs/model/tiny\.yaml: In 'model/tiny'.*nosuch"):
+        compose([], config_name="train")
+    (models / "tiny.yaml").write_bytes(b"# \xff\n")
+    status, _, err = headcount("train", "--help")
+    assert status == 2
+    assert "configs/model/tiny.yaml: cannot be read" in err
+
+
 def test_configs_of_another_program_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headcount: Callable[..., Ran]
 ) -> None:

@@ -49,7 +49,7 @@ def config_dirs() -> list[Path]:
 def _refuse_other_program(folder: Path) -> None:
     for name in ("train", "eval"):
         file = folder / f"{name}.yaml"
-        if file.is_file() and f"/schema/{name}@_global_" not in read_text(file):
+        if file.is_file() and f"/schema/{name}@_global_" not in read_config_file(file):
             raise ConfigError(
                 f"{file}: belongs to another program, and headcount would read it instead of its own file (its "
                 f"defaults list lacks /schema/{name}@_global_); run headcount from another folder, or rename the file"
@@ -153,8 +153,25 @@ def no_choice(typed: str, choices: Sequence[str]) -> str:
 @cache
 def _yaml_files(folders: tuple[Path, ...]) -> list[Path]:
     """The files of all choices, each relative to its folder; a choice that two folders have once."""
-    found = {file.relative_to(folder) for folder in folders for file in folder.rglob("*.yaml")}
+    found = {file.relative_to(folder) for folder in folders for file in yaml_files(folder)}
     return sorted(file for file in found if len(file.parts) > 1)
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The YAML files below a folder, without hidden ones, which editors and macOS leave there."""
+    return sorted(file for file in folder.rglob("[!.]*.yaml") if file.is_file())
+
+
+def read_config_file(file: Path) -> str:
+    """The text of a file of configs.
+
+    Raises:
+        ConfigError: if it cannot be read as text; names it.
+    """
+    try:
+        return read_text(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; correct it, or remove it") from error
 
 
 def _group_of(file: Path, nested: set[str]) -> str:
@@ -171,5 +188,5 @@ def _kind_in(group: str, choice: str) -> str | None:
 
 @cache
 def _kind_of(file: Path, group: str) -> str | None:
-    named = re.search(rf"/schema/{group}/(\w+)@", read_text(file))
+    named = re.search(rf"/schema/{group}/(\w+)@", read_config_file(file))
     return named[1] if named else None

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import all_choices, config_dir, config_dirs
+from headcount.cli.choices import all_choices, config_dir, config_dirs, yaml_files
 from headcount.cli.search_path import search_own_configs
 from headcount.config import SCHEMAS, register_schemas
 
@@ -36,8 +36,10 @@ def composed(config_name: str, texts: Sequence[str], *, with_hydra: bool = False
     if not with_hydra:
         groups = all_choices()
         parsed = [(text, hydra_private.parse(text)) for text in texts]
-        values = [override for _, override in parsed if _is_value(override, groups)]
-        texts = [text for text, override in parsed if not _is_value(override, groups)]
+        choices = [text for text, override in parsed if _is_choice(override, groups)]
+        found = [override for _, override in parsed if _is_value(override, groups)]
+        if len(choices) + len(found) == len(texts):  # Hydra applies anything else in the order typed
+            texts, values = choices, found
     cfg = copy.deepcopy(_compose(_files_of_the_user(), config_name, tuple(texts), with_hydra, registered))
     for override in values:  # as Hydra does at the end of a composition
         OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
@@ -47,14 +49,23 @@ def composed(config_name: str, texts: Sequence[str], *, with_hydra: bool = False
 def _is_value(override: hydra_private.Override, groups: Collection[str]) -> bool:
     """Whether an override sets one value of a config, rather than choosing, adding, removing or listing something."""
     key = override.key_or_group
-    is_change = not (override.is_add() or override.is_force_add() or override.is_delete())
-    is_own = "/" not in key and key.split(".")[0] != "hydra" and override.package is None
-    return is_change and is_own and key not in groups and not override.is_sweep_override()
+    is_own = "/" not in key and key.split(".")[0] != "hydra"
+    return _is_plain(override) and is_own and key not in groups
+
+
+def _is_choice(override: hydra_private.Override, groups: Collection[str]) -> bool:
+    """Whether an override chooses a file or a schema of a group."""
+    return _is_plain(override) and override.key_or_group in groups and isinstance(override.value(), str)
+
+
+def _is_plain(override: hydra_private.Override) -> bool:
+    added = override.is_add() or override.is_force_add() or override.is_delete()
+    return not added and override.package is None and not override.is_sweep_override()
 
 
 def _files_of_the_user() -> tuple[tuple[str, int], ...]:
     """The files of ``./configs`` and when each was changed."""
-    files = [file for folder in config_dirs()[:-1] for file in sorted(folder.rglob("*.yaml"))]
+    files = [file for folder in config_dirs()[:-1] for file in yaml_files(folder)]
     return tuple((str(file), file.stat().st_mtime_ns) for file in files)
 
 

@@ -1,8 +1,10 @@
 """Explain why Hydra could not compose what was typed: the key, the value, what is allowed, the nearest match."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -11,10 +13,19 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import YAMLError
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import command_choices, dotted, find_file, nearest, no_choice, owners
+from headcount.cli.choices import (
+    command_choices,
+    config_dirs,
+    dotted,
+    find_file,
+    nearest,
+    no_choice,
+    owners,
+    read_config_file,
+)
 from headcount.cli.composed import composed
 from headcount.cli.overrides import Setting
-from headcount.files import read_text
+from headcount.config import ConfigError
 from headcount.wording import one_line
 
 COMPOSING_ERRORS = (
@@ -40,6 +51,8 @@ def explain_invalid_setting(settings: Sequence[Setting], error: Exception, confi
     """
     try:
         problem = _find_problem(settings, config_name)
+    except ConfigError as unreadable:  # a file of choices
+        problem = str(unreadable)
     except COMPOSING_ERRORS:  # not even the choices can be composed
         problem = None
     if problem:
@@ -48,8 +61,15 @@ def explain_invalid_setting(settings: Sequence[Setting], error: Exception, confi
         try:
             composed(config_name, [setting.text])
         except COMPOSING_ERRORS as alone:
-            return f"{setting.typed}: {reason(alone)}"
-    return f"{' '.join(setting.typed for setting in settings)}: {reason(error)}"
+            return f"{_file_of(alone) or setting.typed}: {reason(alone)}"
+    return f"{_file_of(error) or ' '.join(setting.typed for setting in settings)}: {reason(error)}"
+
+
+def _file_of(error: Exception) -> Path | None:
+    """The user's own file that Hydra could not compose; None if it was another one."""
+    named = re.search(r"In '([^']+)'", str(error))
+    file = find_file(f"{named[1]}.yaml") if named else None
+    return file if file is not None and file.is_relative_to(config_dirs()[0]) and len(config_dirs()) > 1 else None
 
 
 def reason(error: Exception) -> str:
@@ -87,7 +107,7 @@ def _find_problem(settings: Sequence[Setting], config_name: str) -> str | None:
 def _package_problem(setting: Setting) -> str | None:
     """Why the file of a choice that sets settings of all groups, such as an experiment, cannot be composed."""
     file = find_file(f"{setting.key}/{setting.value}.yaml")
-    if setting.key not in SPANNING or file is None or read_text(file).startswith(GLOBAL_PACKAGE):
+    if setting.key not in SPANNING or file is None or read_config_file(file).startswith(GLOBAL_PACKAGE):
         return None
     return f"{setting.typed}: the first line of {file} must be {GLOBAL_PACKAGE!r}, because it sets other groups"
 

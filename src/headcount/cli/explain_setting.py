@@ -16,13 +16,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from headcount.cli.arguments import script_parser
-from headcount.cli.choices import all_choices, default_choices, dotted, find_file, nearest, no_choice, schemas
+from headcount.cli.choices import (
+    all_choices,
+    default_choices,
+    dotted,
+    find_file,
+    nearest,
+    no_choice,
+    read_config_file,
+    schemas,
+)
 from headcount.cli.compose import compose
 from headcount.cli.explain import SPANNING
 from headcount.cli.meanings import Meaning, choice_text, field_docs, meanings, settings_of, typed_value
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, register_schemas
-from headcount.files import read_text
 
 _WIDTH = 100
 
@@ -123,7 +131,7 @@ def _explain_choice(group: str, choice: str) -> str:
         node = OmegaConf.select(compose([f"{group}={choice}"], config_name=command), dotted(group))
         lines += ["", *_values(node, f"{dotted(group)}.")]
     elif file := find_file(f"{group}/{choice}.yaml"):
-        lines += ["", *(f"    {line}" for line in read_text(file).splitlines())]
+        lines += ["", *(f"    {line}" for line in read_config_file(file).splitlines())]
     return "\n".join(lines)
 
 
@@ -144,7 +152,7 @@ def choice_summary(group: str, choice: str) -> str:
     """The meaning of a choice: the comment at the top of its file, or the docstring of its schema."""
     file = find_file(f"{group}/{choice}.yaml")
     comments: list[str] = []
-    for line in read_text(file).splitlines() if file else []:
+    for line in read_config_file(file).splitlines() if file else []:
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):
