@@ -224,10 +224,11 @@ def test_strange_files_in_the_folder_of_choices_are_passed_over_or_named(
     (models / "tiny.yaml").write_text("defaults: [/schema/model/tiny@_here_, _self_]\nnosuch: 3\n")
     with pytest.raises(ConfigError, match=r"^\S*/configs/model/tiny\.yaml: In 'model/tiny'.*nosuch"):
         compose([], config_name="train")
-    (models / "tiny.yaml").write_bytes(b"# \xff\n")
-    status, _, err = headcount("train", "--help")
+    (models / "tiny.yaml").unlink()
+    (models / "vgg16.yaml").write_bytes(b"# \xff\n")
+    status, _, err = headcount("train", "model=vgg16")
     assert status == 2
-    assert "configs/model/tiny.yaml: cannot be read" in err
+    assert "configs/model/vgg16.yaml: cannot be read" in err
 
 
 def test_configs_of_another_program_are_refused(
