@@ -270,7 +270,7 @@ def _annotations_in_files(
     for name in files.keys() & known:
         for path in files[name]:
             owners.setdefault(file_identity(path), []).append(name)
-    others = _files_by_image(config, elsewhere, known=known)[0] if elsewhere else {}
+    others, _ = _files_by_image(config, [place for place in elsewhere if place not in folders], known=known)
     labeled = [path for found in (files, others) for name in found.keys() & known for path in found[name]]
     shared = SharedLabels(dict.fromkeys(labeled))
 

@@ -115,9 +115,10 @@ class ToolFile:
 
 def _label_problem(labels: LabelCounts, marks: HeadMarks) -> str | None:
     """Why it is unclear which label is that of the heads; None if it is clear."""
-    listed = ", ".join(f"{cut(label) or '(no label)'} ({number})" for label, number in labels.marks.most_common(8))
+    by_number = sorted(labels.marks.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{cut(label) or '(no label)'} ({number})" for label, number in by_number[:8])
     if marks.label is None and (len(labels.marks) > 1 or labels.several):
-        first = quoted(cut(next(label for label in labels.marks if label)))
+        first = quoted(cut(next(label for label, _ in by_number if label)))
         return f"there are the labels {listed}; choose the one of the heads with dataset.label={first}"
     if marks.label is not None and labels.marks and marks.label not in labels.marks:
         return f"dataset.label={marks.label}: no mark has this label; there are {listed}"
