@@ -47,21 +47,6 @@ class Mark:
 
 
 @dataclass
-class LabelCounts:
-    """The labels of many marks."""
-
-    marks: Counter[str] = field(default_factory=Counter)
-    """Number of marks by label."""
-    several: bool = False
-    """Whether a mark has several labels."""
-
-    def add(self, marks: Sequence[Mark]) -> None:
-        """Count the labels of marks."""
-        self.marks.update(label for mark in marks for label in mark.labels)
-        self.several |= any(len(mark.labels) > 1 for mark in marks)
-
-
-@dataclass
 class ToolFile:
     """What a tool's file says."""
 
@@ -73,9 +58,9 @@ class ToolFile:
     sizes: dict[str, Size] = field(default_factory=dict)
     """Sizes of those images whose size the file holds."""
 
-    def marks(self) -> list[Mark]:
-        """The marks of all images."""
-        return [mark for of_image in self.images.values() for mark in of_image]
+    def labels(self) -> Counter[str]:
+        """Number of marks by label; a mark with several labels counts for each."""
+        return Counter(label for marks in self.images.values() for mark in marks for label in mark.labels)
 
     def set_size(self, image: str, size: Size | None) -> None:
         """Keep the size of an image, if it is known.
@@ -87,24 +72,23 @@ class ToolFile:
             one, other = (f"{width} x {height}" for width, height in (self.sizes[image], size))
             raise ValueError(f"{cut(image)} has two sizes, {one} and {other} pixels")
 
-    def heads(self, path: Path, marks: HeadMarks, labels: LabelCounts | None = None) -> dict[str, np.ndarray]:
+    def heads(self, path: Path, marks: HeadMarks, labels: Counter[str] | None = None) -> dict[str, np.ndarray]:
         """The positions (n, 2) of the heads of each image.
 
         Args:
-            labels: those of all files of the dataset, if each is about one image; None uses those of this file.
+            labels: number of marks by label in all files of the dataset, if each is about one image; None uses those
+                of this file.
 
         Raises:
             DataError: if it is unclear which marks are heads; says what there is and what to set.
         """
-        if self.about_one and labels is not None:
+        where = f"{path}, a file of {self.tool}"
+        problem = _label_problem(self.labels() if labels is None else labels, marks)
+        if problem is not None and labels is not None:
             where = f"{path.parent}, files of {self.tool}"
-        else:
-            where, labels = f"{path}, a file of {self.tool}", LabelCounts()
-            labels.add(self.marks())
-        problem = _label_problem(labels, marks)
         if problem is None:
-            where = f"{path}, a file of {self.tool}"
-            problem = _shape_problem(marks.chosen(self.marks()), marks)
+            every = [mark for of_image in self.images.values() for mark in of_image]
+            problem = _shape_problem(marks.chosen(every), marks)
         if problem is not None:
             raise DataError(printable(f"{where}: {problem}"), kind=DataErrorKind.annotation, file=path)
         return {
@@ -113,14 +97,14 @@ class ToolFile:
         }
 
 
-def _label_problem(labels: LabelCounts, marks: HeadMarks) -> str | None:
+def _label_problem(labels: Counter[str], marks: HeadMarks) -> str | None:
     """Why it is unclear which label is that of the heads; None if it is clear."""
-    by_number = sorted(labels.marks.items(), key=lambda item: (-item[1], item[0]))
+    by_number = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{cut(label) or '(no label)'} ({number})" for label, number in by_number[:8])
-    if marks.label is None and (len(labels.marks) > 1 or labels.several):
+    if marks.label is None and len(labels) > 1:
         first = quoted(cut(next(label for label, _ in by_number if label)))
         return f"there are the labels {listed}; choose the one of the heads with dataset.label={first}"
-    if marks.label is not None and labels.marks and marks.label not in labels.marks:
+    if marks.label is not None and labels and marks.label not in labels:
         return f"dataset.label={marks.label}: no mark has this label; there are {listed}"
     return None
 

@@ -7,6 +7,7 @@ Supervisely (json), makesense.ai (csv without a header). cclabeler's json holds 
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import IMAGE_ENDINGS
-from headcount.data.marks import CROWD, NO_AREA, LabelCounts, Mark, Size, ToolFile
+from headcount.data.marks import CROWD, NO_AREA, Mark, Size, ToolFile
 from headcount.data.textfile import is_number, load_json, read_text
 from headcount.errors import DataError
 from headcount.wording import cut, one_line, printable
@@ -33,16 +34,16 @@ class SharedLabels:
         self._paths = [path for path in paths if path.suffix.lower() == ".json"]
 
     @cached_property
-    def counts(self) -> LabelCounts:
-        """The labels of all readable files; a damaged one is reported when the heads of its image are read."""
-        counts = LabelCounts()
+    def counts(self) -> Counter[str]:
+        """Number of marks by label in all readable files; a damaged one is reported when it is read for its image."""
+        counts: Counter[str] = Counter()
         for path in self._paths:
             try:
                 found = read_tool_json(load_json(path), path)
             except DataError:
                 continue
             if found is not None and found.about_one:
-                counts.add(found.marks())
+                counts.update(found.labels())
         return counts
 
 
@@ -259,7 +260,7 @@ def _name_in_address(address: str) -> str | None:
 def _studio_mark(result: Mapping[str, Any]) -> Mark:
     """A result; its positions are percent of the image."""
     value, kind = result["value"], result["type"]
-    labels = tuple(map(_text, value.get(kind, []))) or _NO_LABEL
+    labels = tuple(dict.fromkeys(map(_text, value.get(kind, [])))) or _NO_LABEL
     if kind not in ("keypointlabels", "keypoint", "rectanglelabels"):
         return Mark(labels, kind.removesuffix("labels"))
     if result.get("image_rotation"):
