@@ -291,6 +291,10 @@ def _csv_table_oracle(path: Path) -> Any:
     return found
 
 
+def _read_table(path: Path) -> Any:
+    return {name: found.heads for name, found in annotations.read_points_table(path).items()}
+
+
 def _write_json_table(rng: np.random.Generator, path: Path, heads: Heads) -> None:
     if rng.random() < 0.5:
         content: Any = {name: heads[k:] for k, name in enumerate(NAMES)}
@@ -368,8 +372,8 @@ FORMATS = {
     "own .csv": Format(".csv", _write_text, annotations.read_text_points, _text_oracle),
     "own .txt": Format(".txt", _write_text, annotations.read_text_points, _text_oracle),
     "JHU .txt": Format(".txt", _write_jhu, annotations.read_jhu_text, _jhu_oracle),
-    "table .csv": Format(".csv", _write_csv_table, annotations.read_points_table, _csv_table_oracle),
-    "table .json": Format(".json", _write_json_table, annotations.read_points_table, _json_table_oracle),
+    "table .csv": Format(".csv", _write_csv_table, _read_table, _csv_table_oracle),
+    "table .json": Format(".json", _write_json_table, _read_table, _json_table_oracle),
     "split file .csv": Format(".csv", _write_split_csv, _read_splits, _splits_oracle),
     "split file .json": Format(".json", _write_split_json, _read_splits, _splits_oracle),
     "NWPU list .txt": Format(".txt", _write_nwpu_list, _read_nwpu_list, _nwpu_list_oracle),

@@ -7,6 +7,7 @@ the file is about several, for each of them. Which files belong to which image i
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from headcount.config import PointsFormat
 from headcount.data.kinds import DataErrorKind
+from headcount.data.marks import HeadMarks, Size, ToolFile
 from headcount.data.matfile import load_mat
 from headcount.data.rows import Row, find_columns, read_rows, to_positions
 from headcount.data.textfile import is_number, load_json
-from headcount.data.tools import HeadMarks, ToolFile, read_tool_csv, read_tool_json, read_tool_xml
+from headcount.data.tools import SharedLabels, read_tool_csv, read_tool_json, read_tool_xml
 from headcount.errors import DataError
 from headcount.files import quoted
 from headcount.wording import cut, one_line
@@ -33,6 +35,18 @@ NAME_KEYS = ("image", "name", "file", "filename")
 NO_RULES = HeadMarks()
 """Files of annotation tools with a single label and without boxes."""
 POINTS_KEYS = ("points", "annotations", "human_points", "annPoints", "locations")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a file says about one image."""
+
+    heads: Float[Tensor, "_ 2"]
+    """(x, y) in pixels of the image."""
+    tool: str | None = None
+    """The tool that wrote the file, if its files have labels; None for plain lists of positions."""
+    size: Size | None = None
+    """Size of the image as the tool saw it; None if the file does not hold it."""
 
 
 def _invalid(path: Path, message: str) -> DataError:
@@ -220,11 +234,12 @@ FORMATS = {ending: kind for ending, (kind, _) in READERS.items()} | {".xml": Poi
 """Format by file ending."""
 
 
-def read_annotation(path: Path, marks: HeadMarks = NO_RULES) -> Float[Tensor, "n 2"]:
+def read_annotation(path: Path, marks: HeadMarks = NO_RULES, shared: SharedLabels | None = None) -> Annotation:
     """Read a file about one image by its ending and, if an annotation tool wrote it, by its content.
 
     Args:
         marks: which marks of a tool's file are heads.
+        shared: the labels of all files of the dataset; None for a file on its own.
 
     Raises:
         DataError: if the file has no head positions, or is about several images.
@@ -232,21 +247,31 @@ def read_annotation(path: Path, marks: HeadMarks = NO_RULES) -> Float[Tensor, "n
     ending = path.suffix.lower()
     if ending == ".xml":
         raise _about_many(path, read_tool_xml(path).tool)
-    if ending == ".json":
-        content = load_json(path)
-        tool = read_tool_json(content, path)
-        if tool is None:
-            return _json_points(content, path)
-        if not tool.about_one:
-            raise _about_many(path, tool.tool)
-        ((_, heads),) = tool.heads(path, marks).items()
-        return _as_points(heads, path, "its marks are no points")
     try:
-        return READERS[ending][1](path)
+        content = load_json(path) if ending == ".json" else None
+        tool = read_tool_json(content, path) if ending == ".json" else None
+        if tool is None:
+            points = _json_points(content, path) if ending == ".json" else READERS[ending][1](path)
+            _check_no_label(path, marks)
+            return Annotation(points)
     except DataError:
         if ending in (".csv", ".txt") and (table := read_tool_csv(path)) is not None:
             raise _about_many(path, table.tool) from None
         raise
+    if not tool.about_one:
+        raise _about_many(path, tool.tool)
+    heads = tool.heads(path, marks, shared.counts if shared is not None else None)
+    ((image, positions),) = heads.items()
+    return Annotation(_as_points(positions, path, "its marks are no points"), tool.tool, tool.sizes.get(image))
+
+
+def _check_no_label(path: Path, marks: HeadMarks) -> None:
+    if marks.label is not None:
+        raise _invalid(
+            path,
+            f"dataset.label={marks.label} has no effect: {path} is no file of an annotation tool, and has no labels; "
+            "remove the setting, or the annotation",
+        )
 
 
 def _about_many(path: Path, tool: str) -> DataError:
@@ -259,7 +284,7 @@ def _about_many(path: Path, tool: str) -> DataError:
 
 def read_points_table(
     path: Path, points_format: PointsFormat = PointsFormat.auto, marks: HeadMarks = NO_RULES
-) -> dict[str, Float[Tensor, "_ 2"]]:
+) -> dict[str, Annotation]:
     """Read the head positions of many images from one file: one of an annotation tool, or a table.
 
     A csv file has a header with the columns image (or name, file, filename), x and y, and one line per head; an empty
@@ -271,7 +296,7 @@ def read_points_table(
         marks: which marks of a tool's file are heads.
 
     Returns:
-        Positions by image name, as written in the file.
+        What the file says of each image, by its name as written in the file.
 
     Raises:
         DataError: if the format is another, or the content is invalid; names the line or the image.
@@ -282,11 +307,13 @@ def read_points_table(
         return _tool_table(read_tool_xml(path), path, marks)
     if points_format is PointsFormat.csv:
         tool = read_tool_csv(path)
-        return _csv_table(path) if tool is None else _tool_table(tool, path, marks)
+        return _plain_table(_csv_table(path), path, marks) if tool is None else _tool_table(tool, path, marks)
     if points_format is PointsFormat.json:
         content = load_json(path)
         tool = read_tool_json(content, path)
-        return _json_table(content, path) if tool is None else _tool_table(tool, path, marks)
+        if tool is None:
+            return _plain_table(_json_table(content, path), path, marks)
+        return _tool_table(tool, path, marks)
     raise _invalid(
         path,
         f"{path}: one file with the heads of all images is a csv, json or xml file; name its kind with "
@@ -294,14 +321,22 @@ def read_points_table(
     )
 
 
-def _tool_table(tool: ToolFile, path: Path, marks: HeadMarks) -> dict[str, Float[Tensor, "_ 2"]]:
+def _plain_table(table: Mapping[str, Float[Tensor, "_ 2"]], path: Path, marks: HeadMarks) -> dict[str, Annotation]:
+    _check_no_label(path, marks)
+    return {image: Annotation(heads) for image, heads in table.items()}
+
+
+def _tool_table(tool: ToolFile, path: Path, marks: HeadMarks) -> dict[str, Annotation]:
     if tool.about_one:
         raise _invalid(
             path,
             f"{path} is a file of {tool.tool} about one image, but dataset.points names the file of all images; name "
             "the folder with a file for each image",
         )
-    return {image: _as_points(heads, path, f"those of {image}") for image, heads in tool.heads(path, marks).items()}
+    return {
+        image: Annotation(_as_points(heads, path, f"those of {cut(image)}"), tool.tool, tool.sizes.get(image))
+        for image, heads in tool.heads(path, marks).items()
+    }
 
 
 def describe_table(path: Path) -> str | None:

@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.config import CustomConfig, FolderDatasetConfig, PointsFormat
-from headcount.data.annotations import FORMATS, NAME_KEYS, describe_table, read_annotation, read_points_table
+from headcount.data.annotations import (
+    FORMATS,
+    NAME_KEYS,
+    Annotation,
+    describe_table,
+    read_annotation,
+    read_points_table,
+)
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
     IMAGE_ENDINGS,
@@ -23,7 +30,6 @@ from headcount.data.listing import (
     find_images_below,
     image_name,
     list_visible,
-    loaded_heads,
     name_hash,
     natural_key,
     plain_name,
@@ -32,8 +38,10 @@ from headcount.data.listing import (
     spelled_out,
 )
 from headcount.data.locate import custom_folder, resolve_below
+from headcount.data.marks import HeadMarks
+from headcount.data.plausible import check_size
 from headcount.data.textfile import load_json, read_text
-from headcount.data.tools import HeadMarks
+from headcount.data.tools import SharedLabels
 from headcount.errors import DataError
 from headcount.files import FileIdentity, file_identity
 from headcount.wording import MAX_NAME_LENGTH, cut, first_names, many
@@ -94,8 +102,10 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
     folders = [resolve_below(folder, config.root) for folder in of_splits if folder is not None]
     known = {*names, *images, *(name for folder in folders for name in find_images(_images_in(folder) or folder))}
     places = _annotation_places(config, root, images_in, split)
-    heads_of, orphans = _find_annotations(config, places, known=known)
-    others = _same_names(config, split, places)
+    of_others = _places_of_others(config, split)
+    elsewhere = [place for _, theirs in of_others for place in theirs]
+    heads_of, orphans = _find_annotations(config, places, known=known, elsewhere=elsewhere)
+    others = _same_names(of_others, places)
     listed = []
     for name in sorted(names, key=natural_key):
         if name in images and name in others:
@@ -190,34 +200,44 @@ def _annotation_places(config: CustomConfig, root: Path, images_in: Path, split:
     return [images_in, *(folder for base in bases for folder in find_folders(base, *POINTS_FOLDERS))]
 
 
-def _same_names(config: CustomConfig, split: str, places: list[Path]) -> dict[str, Path]:
-    """Find the images of other splits whose annotations are searched in the same places, by name."""
-    found: dict[str, Path] = {}
+def _places_of_others(config: CustomConfig, split: str) -> list[tuple[Path, list[Path]]]:
+    """Return the folder of images and the annotation places of each other split that has a folder of its own."""
+    found = []
     for other in SPLITS if config.train is not None else ():
         folder = getattr(config, other)
         root = resolve_below(folder, config.root) if folder is not None and other != split else None
-        if root is None or not root.is_dir():
-            continue
-        images_in = _images_in(root) or root
-        theirs = {place.resolve() for place in _annotation_places(config, root, images_in, other)}
-        if not theirs.isdisjoint(place.resolve() for place in places):
+        if root is not None and root.is_dir():
+            images_in = _images_in(root) or root
+            found.append((images_in, _annotation_places(config, root, images_in, other)))
+    return found
+
+
+def _same_names(others: Sequence[tuple[Path, list[Path]]], places: list[Path]) -> dict[str, Path]:
+    """Find the images of other splits whose annotations are searched in the same places, by name."""
+    found: dict[str, Path] = {}
+    ours = {place.resolve() for place in places}
+    for images_in, theirs in others:
+        if not ours.isdisjoint(place.resolve() for place in theirs):
             found |= find_images(images_in)
     return found
 
 
-def _find_annotations(config: CustomConfig, places: list[Path], *, known: Set[str]) -> tuple[HeadsOf, dict[str, str]]:
+def _find_annotations(
+    config: CustomConfig, places: list[Path], *, known: Set[str], elsewhere: list[Path]
+) -> tuple[HeadsOf, dict[str, str]]:
     """Find the annotation of each image.
 
     Args:
         places: from :func:`_annotation_places`.
         known: names of all images that annotations may belong to.
+        elsewhere: places of the annotations of other splits, which have labels in common with these.
 
     Returns:
         What reads an image's heads, and descriptions of annotations that belong to no known image, by name.
     """
     if any(place.is_file() for place in places):
         return _annotations_in_table(places[0], config, known=known)
-    return _annotations_in_files(config, places, known=known)
+    return _annotations_in_files(config, places, known=known, elsewhere=elsewhere)
 
 
 def _files_by_image(
@@ -242,7 +262,7 @@ def _files_by_image(
 
 
 def _annotations_in_files(
-    config: CustomConfig, folders: list[Path], *, known: Set[str]
+    config: CustomConfig, folders: list[Path], *, known: Set[str], elsewhere: list[Path]
 ) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file per image; see :func:`_find_annotations`."""
     files, tables = _files_by_image(config, folders, known=known)
@@ -250,6 +270,9 @@ def _annotations_in_files(
     for name in files.keys() & known:
         for path in files[name]:
             owners.setdefault(file_identity(path), []).append(name)
+    others, _ = _files_by_image(config, [place for place in elsewhere if place not in folders], known=known)
+    labeled = [path for found in (files, others) for name in found.keys() & known for path in found[name]]
+    shared = SharedLabels(dict.fromkeys(labeled))
 
     def heads_of(image: Path) -> LoadHeads:
         name = image_name(image)
@@ -267,8 +290,10 @@ def _annotations_in_files(
                 "with dataset.points or dataset.points_format"
             )
             return report_when_read(message, DataErrorKind.ambiguous, image)
-        others = [other for other in owners[file_identity(paths[0])] if other != name]
-        return partial(_read_own, paths[0], _marks(config), image, sorted(others, key=natural_key))
+        same = [other for other in owners[file_identity(paths[0])] if other != name]
+        read = partial(read_annotation, paths[0], _marks(config), shared)
+        heads = partial(_heads, read, paths[0], image, upright=config.exif_orientation)
+        return partial(_not_shared, heads, paths[0], image, sorted(same, key=natural_key))
 
     return heads_of, {name: f"annotation {spelled_out(paths)}" for name, paths in files.items() if name not in known}
 
@@ -277,9 +302,17 @@ def _marks(config: CustomConfig) -> HeadMarks:
     return HeadMarks(config.label, config.boxes)
 
 
-def _read_own(path: Path, marks: HeadMarks, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
+def _heads(read: Callable[[], Annotation], path: Path, image: Path, *, upright: bool) -> Float[Tensor, "n 2"]:
+    """Return the heads of an image, which must have the size of the image that was annotated."""
+    annotation = read()
+    if annotation.size is not None:
+        check_size(annotation.size, image, path, upright=upright)
+    return annotation.heads
+
+
+def _not_shared(load: LoadHeads, path: Path, image: Path, others: Sequence[str]) -> Float[Tensor, "n 2"]:
     """Read the annotation of an image; ``others`` are those whose annotation is a link to the same file."""
-    heads = read_annotation(path, marks)
+    heads = load()
     if others and len(heads):  # Images without people may share an empty annotation.
         message = f"image {image} has the annotation {path}, which is the same file as that of {first_names(others)}"
         raise DataError(f"{message}; each image needs its own", kind=DataErrorKind.ambiguous, file=image)
@@ -298,8 +331,9 @@ def _annotated_image(stem: str, known: Set[str]) -> str:
 
 def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) -> tuple[HeadsOf, dict[str, str]]:
     """Find annotations in one file about all images; see :func:`_find_annotations`."""
-    table: dict[str, Float[Tensor, "_ 2"]] = {}
-    for written, heads in read_points_table(path, config.points_format, _marks(config)).items():
+    table: dict[str, Annotation] = {}
+    tool = None
+    for written, annotation in read_points_table(path, config.points_format, _marks(config)).items():
         name = _UPLOADED.sub("", plain_name(written))
         name = name if name in known else plain_name(written)
         if name in table:
@@ -308,13 +342,15 @@ def _annotations_in_table(path: Path, config: CustomConfig, *, known: Set[str]) 
                 kind=DataErrorKind.ambiguous,
                 file=path,
             )
-        table[name] = heads
+        table[name], tool = annotation, annotation.tool
 
     def heads_of(image: Path) -> LoadHeads:
         if image_name(image) in table:
-            return loaded_heads(table[image_name(image)])
+            read = partial(table.__getitem__, image_name(image))
+            return partial(_heads, read, path, image, upright=config.exif_orientation)
         empty = f'"{image.name}": []' if path.suffix.lower() == ".json" else f'"{image.name},,"'
-        message = f"image {image} has no annotation in {path}; one without people is written {empty}"
+        empty = f"is written {empty}" if tool is None else f"must be in this file of {tool}, without marks"
+        message = f"image {image} has no annotation in {path}; one without people {empty}"
         return report_when_read(message, DataErrorKind.missing_annotation, image)
 
     return heads_of, {name: f"annotation {cut(name)} of {path}" for name in table if name not in known}

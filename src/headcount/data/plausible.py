@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from headcount.data.images import image_size
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import image_name
 from headcount.errors import DataError
@@ -37,6 +38,37 @@ def check_pixels(points: Float[Tensor, "n 2"], image: Path) -> Float[Tensor, "n 
             file=image,
         )
     return points
+
+
+def check_size(stored: tuple[int, int], image: Path, annotation: Path, *, upright: bool) -> None:
+    """Refuse an annotation that was made on an image of another size, in which its positions would be wrong.
+
+    Args:
+        stored: (width, height) of the image according to the annotation, pixels.
+        upright: whether the image is turned by its EXIF orientation.
+
+    Raises:
+        DataError: if the image has another size; names both.
+    """
+    try:
+        size = image_size(image, upright=upright)
+        if stored == size:
+            return
+        turned = image_size(image, upright=not upright)
+    except DataError:  # Reported when the image itself is read.
+        return
+    what_to_do = "annotate the image that is in the folder, or put back the one that was annotated"
+    if stored == turned:
+        what_to_do = (
+            "the difference is its EXIF orientation; if the positions refer to the pixels "
+            f"{'as stored' if upright else 'as turned by it'}, set dataset.exif_orientation={str(not upright).lower()}"
+        )
+    raise DataError(
+        f"image {image} has {size[0]} x {size[1]} pixels, but its annotation in {annotation} was made on "
+        f"{stored[0]} x {stored[1]} pixels; {what_to_do}",
+        kind=DataErrorKind.annotation,
+        file=annotation,
+    )
 
 
 def doubtful_positions(

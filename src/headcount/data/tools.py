@@ -1,4 +1,4 @@
-"""Files of annotation tools: what each says about its images, and which of its marks are heads.
+"""Read files of annotation tools: the marks of each image, which ``data.marks`` turns into heads.
 
 Recognized by their content: LabelMe (json), CVAT for images (xml), VIA 2 (json, csv), Label Studio (json), COCO (json),
 Supervisely (json), makesense.ai (csv without a header). cclabeler's json holds ``points`` like any other json file.
@@ -8,95 +8,43 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
-import numpy as np
-
-from headcount.config import Boxes
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import IMAGE_ENDINGS
-from headcount.data.textfile import is_number, read_text
+from headcount.data.marks import CROWD, NO_AREA, Mark, Size, ToolFile
+from headcount.data.textfile import is_number, load_json, read_text
 from headcount.errors import DataError
-from headcount.files import quoted
-from headcount.wording import cut, many, one_line, printable
+from headcount.wording import cut, one_line, printable
 
 _MAKESENSE_COLUMNS = 6  # label, x, y, image, width, height
 _VIA_COLUMN = "region_shape_attributes"
+_NO_LABEL = ("",)
 
 
-@dataclass(frozen=True)
-class HeadMarks:
-    """Which marks of a tool's file are heads."""
+class SharedLabels:
+    """The labels of all files of a dataset that has one file per image; they are read when first asked for."""
 
-    label: str | None = None
-    """Only marks with this label; None accepts a file with a single label."""
-    boxes: Boxes = Boxes.refuse
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = [path for path in paths if path.suffix.lower() == ".json"]
 
-
-@dataclass(frozen=True)
-class Mark:
-    """One mark in an image."""
-
-    label: str
-    shape: str
-    """``point``, ``box``, or the tool's name for another shape."""
-    xy: tuple[float, float]
-    """The point or the center of the box, in pixels; of no meaning for other shapes."""
-
-
-@dataclass
-class ToolFile:
-    """What a tool's file says."""
-
-    tool: str
-    images: dict[str, list[Mark]] = field(default_factory=dict)
-    """Marks by image, as the file names it."""
-    about_one: bool = False
-    """Whether the file is about one image, which its own name names."""
-
-    def heads(self, path: Path, marks: HeadMarks) -> dict[str, np.ndarray]:
-        """The positions (n, 2) of the heads of each image.
-
-        Raises:
-            DataError: if it is unclear which marks are heads; says what there is and what to set.
-        """
-        every = [mark for of_image in self.images.values() for mark in of_image]
-        chosen = [mark for mark in every if marks.label in (None, mark.label)]
-        if problem := _problem(every, chosen, marks):
-            message = f"{path}, a file of {self.tool}: {problem}"
-            raise DataError(printable(message), kind=DataErrorKind.annotation, file=path)
-        return {
-            image: np.array([m.xy for m in of_image if marks.label in (None, m.label)], np.float64).reshape(-1, 2)
-            for image, of_image in self.images.items()
-        }
-
-
-def _problem(every: Sequence[Mark], chosen: Sequence[Mark], marks: HeadMarks) -> str | None:
-    """Why the heads among the marks are unclear; None if they are not."""
-    labels = Counter(mark.label for mark in every)
-    shapes = Counter(mark.shape for mark in chosen)
-    listed = ", ".join(f"{cut(label)} ({number})" for label, number in labels.most_common(8))
-    if marks.label is None and len(labels) > 1:
-        first = quoted(cut(next(iter(labels))))
-        return f"it has the labels {listed}; choose the one of the heads with dataset.label={first}"
-    if marks.label is not None and every and not chosen:
-        return f"dataset.label={marks.label}: no mark has this label; there are {listed}"
-    others = [f"{number} of shape {cut(shape)}" for shape, number in shapes.items() if shape not in ("point", "box")]
-    if others:
-        return f"{', '.join(others)} cannot be heads; mark heads as points, or choose a label with dataset.label"
-    boxes = f"{shapes['box']} {'box' if shapes['box'] == 1 else 'boxes'}"
-    if shapes["box"] and shapes["point"]:
-        return (
-            f"it has {many(shapes['point'], 'point')} and {boxes}, which may mark the same heads; remove one kind, or "
-            "choose a label with dataset.label"
-        )
-    if shapes["box"] and marks.boxes is Boxes.refuse:
-        return f"it has {boxes}; if each is around one head, count their centers with dataset.boxes=centers"
-    return None
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Number of marks by label in all readable files; a damaged one is reported when it is read for its image."""
+        counts: Counter[str] = Counter()
+        for path in self._paths:
+            try:
+                found = read_tool_json(load_json(path), path)
+            except DataError:
+                continue
+            if found is not None and found.about_one:
+                counts.update(found.labels())
+        return counts
 
 
 # --------------------------------------------------------------------------------------------- JSON
@@ -120,7 +68,8 @@ def read_tool_json(content: Any, path: Path) -> ToolFile | None:
                 raise
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 tool = read.__name__.removeprefix("_read_")
-                message = f"{path} is a damaged file of {_NAMES[tool]}: {one_line(f'{type(error).__name__}: {error}')}"
+                reason = f"{type(error).__name__}: {error}" if type(error) is not ValueError else error
+                message = f"{path} is a damaged file of {_NAMES[tool]}: {one_line(reason)}"
                 raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
     return None
 
@@ -130,12 +79,35 @@ def _is_labelme(content: Any) -> bool:
 
 
 def _read_labelme(content: Any) -> ToolFile:
-    marks = []
+    name = _text(content["imagePath"])
+    found = ToolFile("LabelMe", {name: []}, about_one=True)
     for shape in content["shapes"]:
-        kind = {"rectangle": "box"}.get(shape.get("shape_type", "polygon"), shape.get("shape_type", "polygon"))
-        x, y = np.mean([[_number(v) for v in point] for point in shape["points"]], axis=0)
-        marks.append(Mark(_text(shape["label"]), kind, (float(x), float(y))))
-    return ToolFile("LabelMe", {_text(content["imagePath"]): marks}, about_one=True)
+        kind = shape.get("shape_type", "polygon")
+        found.images[name].append(_drawn(_text(shape["label"]), _text(kind), shape["points"]))
+    found.set_size(name, _size(content.get("imageWidth"), content.get("imageHeight")))
+    return found
+
+
+def _drawn(label: str, kind: str, positions: Any) -> Mark:
+    """A point, a rectangle given by two or four corners, or another shape."""
+    if kind not in ("point", "rectangle"):
+        return Mark((label,), kind)
+    allowed = (1,) if kind == "point" else (2, 4)
+    if not isinstance(positions, list) or len(positions) not in allowed:
+        number = len(positions) if isinstance(positions, list) else "no list of"
+        raise ValueError(f"a {kind} has {number} positions, expected {' or '.join(map(str, allowed))}")
+    for position in positions:
+        if not isinstance(position, list) or len(position) != 2:
+            raise ValueError(f"{str(position)[:40]!r} is not a position [x, y]")
+    x, y = ([_number(position[k]) for position in positions] for k in (0, 1))
+    if kind == "point":
+        return Mark((label,), "point", (x[0], y[0]))
+    return _box((label,), min(x), min(y), max(x) - min(x), max(y) - min(y))
+
+
+def _box(labels: tuple[str, ...], left: float, top: float, width: float, height: float) -> Mark:
+    shape = "box" if width > 0 and height > 0 else NO_AREA
+    return Mark(labels, shape, (left + width / 2, top + height / 2))
 
 
 def _is_supervisely(content: Any) -> bool:
@@ -145,11 +117,13 @@ def _is_supervisely(content: Any) -> bool:
 def _read_supervisely(content: Any) -> ToolFile:
     marks = []
     for item in content["objects"]:
-        kind = {"rectangle": "box"}.get(item["geometryType"], item["geometryType"])
-        corners = item["points"]["exterior"] if kind in ("point", "box") else [[0, 0]]
-        x, y = np.mean([[_number(v) for v in point] for point in corners], axis=0)
-        marks.append(Mark(_text(item["classTitle"]), kind, (float(x), float(y))))
-    return ToolFile("Supervisely", {"": marks}, about_one=True)
+        kind = _text(item["geometryType"])
+        corners = item["points"]["exterior"] if kind in ("point", "rectangle") else []
+        marks.append(_drawn(_text(item["classTitle"]), kind, corners))
+    found = ToolFile("Supervisely", {"": marks}, about_one=True)
+    size = content["size"] or {}
+    found.set_size("", _size(size.get("width"), size.get("height")))
+    return found
 
 
 def _is_coco(content: Any) -> bool:
@@ -162,7 +136,11 @@ def _read_coco(content: Any) -> ToolFile:
     if len(set(names.values())) < len(content["images"]):
         raise ValueError("two images have one id or one file_name")
     found = ToolFile("COCO", {name: [] for name in names.values()})
+    for image in content["images"]:
+        found.set_size(names[image["id"]], _size(image.get("width"), image.get("height")))
     for item in content["annotations"]:
+        if item["image_id"] not in names:
+            raise ValueError(f"an annotation has image_id {cut(str(item['image_id']))}, which no image has")
         category = categories.get(item.get("category_id"), {})
         found.images[names[item["image_id"]]] += _coco_marks(item, category)
     return found
@@ -170,17 +148,19 @@ def _read_coco(content: Any) -> ToolFile:
 
 def _coco_marks(item: Mapping[str, Any], category: Mapping[str, Any]) -> Iterator[Mark]:
     """Visible keypoints of a category with one keypoint; otherwise the box."""
-    label = _text(category.get("name", item.get("category_id", "")))
+    labels = (_text(category.get("name", item.get("category_id", ""))),)
     keypoints = item.get("keypoints") or []
-    if keypoints and len(category.get("keypoints", ["head"])) <= 1:
+    if item.get("iscrowd"):
+        yield Mark(labels, CROWD)
+    elif keypoints and len(category.get("keypoints", ["head"])) <= 1:
         for x, y, visible in zip(keypoints[::3], keypoints[1::3], keypoints[2::3], strict=True):
             if _number(visible) > 0:
-                yield Mark(label, "point", (_number(x), _number(y)))
+                yield Mark(labels, "point", (_number(x), _number(y)))
     elif item.get("bbox"):
-        x, y, width, height = map(_number, item["bbox"])
-        yield Mark(label, "box", (x + width / 2, y + height / 2))
+        left, top, width, height = map(_number, item["bbox"])
+        yield _box(labels, left, top, width, height)
     else:
-        yield Mark(label, "keypoints" if keypoints else "segmentation", (0, 0))
+        yield Mark(labels, "keypoints" if keypoints else "segmentation")
 
 
 def _via_metadata(content: Any) -> Any:
@@ -209,15 +189,20 @@ def _read_via(content: Any) -> ToolFile:
 
 
 def _via_mark(shape: Mapping[str, Any], attributes: Mapping[str, Any]) -> Mark:
-    """A region; its label is the value of its only attribute."""
-    values = [value for value in attributes.values() if isinstance(value, str) and value]
-    label = values[0] if len(values) == 1 else ""
+    """A region; its labels are the values of its attributes, and of checkboxes the names of those that are set."""
+    values: list[str] = []
+    for value in attributes.values():
+        if isinstance(value, dict):
+            values += [key for key, is_set in value.items() if is_set]
+        elif isinstance(value, str) and value:
+            values.append(value)
+    labels = tuple(dict.fromkeys(values)) or _NO_LABEL
     if shape["name"] == "point":
-        return Mark(label, "point", (_number(shape["cx"]), _number(shape["cy"])))
+        return Mark(labels, "point", (_number(shape["cx"]), _number(shape["cy"])))
     if shape["name"] == "rect":
-        x, y, width, height = (_number(shape[key]) for key in ("x", "y", "width", "height"))
-        return Mark(label, "box", (x + width / 2, y + height / 2))
-    return Mark(label, _text(shape["name"]), (0, 0))
+        left, top, width, height = (_number(shape[key]) for key in ("x", "y", "width", "height"))
+        return _box(labels, left, top, width, height)
+    return Mark(labels, _text(shape["name"]))
 
 
 def _is_label_studio(content: Any) -> bool:
@@ -231,36 +216,60 @@ def _is_label_studio(content: Any) -> bool:
 
 def _read_label_studio(content: Any) -> ToolFile:
     found = ToolFile("Label Studio")
+    seen = set()
     for task in content:
-        (address,) = (v for v in task["data"].values() if isinstance(v, str) and v.lower().endswith(IMAGE_ENDINGS))
-        name = re.split(r"[/\\]|%2F|\?d=", address)[-1]
+        name = _studio_name(task["data"])
         done = [a for a in task.get("annotations", task.get("completions")) if not a.get("was_cancelled")]
         if len(done) > 1:
             raise ValueError(
                 f"{cut(name)} has {len(done)} annotations, of several annotators; export one of each image"
             )
-        if name in found.images:
+        if name in seen:
             raise ValueError(f"{cut(name)} comes twice")
-        found.images[name] = [
-            _studio_mark(r) for a in done for r in a["result"] if r.get("type", "").endswith(("labels", "keypoint"))
-        ]
+        seen.add(name)
+        if not done:  # not annotated yet, or skipped
+            continue
+        results = [r for r in done[0]["result"] if r.get("type", "").endswith(("labels", "keypoint"))]
+        found.images[name] = [_studio_mark(result) for result in results]
+        for result in results:
+            found.set_size(name, _size(result.get("original_width"), result.get("original_height")))
     return found
+
+
+def _studio_name(data: Mapping[str, Any]) -> str:
+    """The file name of the only image of a task."""
+    found = {v: name for v in data.values() if isinstance(v, str) and (name := _name_in_address(v)) is not None}
+    if len(found) != 1:
+        shown = f"{len(found)} images ({', '.join(map(cut, found.values()))})" if found else "no image"
+        raise ValueError(f"a task has {shown}; export tasks of one image each ({', '.join(IMAGE_ENDINGS)})")
+    return next(iter(found.values()))
+
+
+def _name_in_address(address: str) -> str | None:
+    """The file name at the end of a URL or path, or in its parameter ``d``; None if it is no image."""
+    parts = urlsplit(address)
+    served = [value[2:] for value in parts.query.split("&") if value.startswith("d=")]
+    # A path that is no URL may contain ? and #.
+    for path in (*served, parts.path, address):
+        name = re.split(r"[/\\]", unquote(path))[-1]
+        if name.lower().endswith(IMAGE_ENDINGS):
+            return name
+    return None
 
 
 def _studio_mark(result: Mapping[str, Any]) -> Mark:
     """A result; its positions are percent of the image."""
     value, kind = result["value"], result["type"]
-    labels = value.get(kind, [])
-    label = _text(labels[0]) if labels else ""
+    labels = tuple(dict.fromkeys(map(_text, value.get(kind, [])))) or _NO_LABEL
     if kind not in ("keypointlabels", "keypoint", "rectanglelabels"):
-        return Mark(label, kind.removesuffix("labels"), (0, 0))
+        return Mark(labels, kind.removesuffix("labels"))
     if result.get("image_rotation"):
         raise ValueError(f"an image is turned by {result['image_rotation']} degrees; turn the image file instead")
-    x, y = _number(value["x"]), _number(value["y"])
+    width, height = _number(result["original_width"]), _number(result["original_height"])
+    x, y = _number(value["x"]) / 100 * width, _number(value["y"]) / 100 * height
     if kind == "rectanglelabels":
-        x, y = x + _number(value["width"]) / 2, y + _number(value["height"]) / 2
-    position = (x / 100 * _number(result["original_width"]), y / 100 * _number(result["original_height"]))
-    return Mark(label, "box" if kind == "rectanglelabels" else "point", position)
+        return _box(labels, x, y, _number(value["width"]) / 100 * width, _number(value["height"]) / 100 * height)
+    return Mark(labels, "point", (x, y))
 
 
 _NAMES = {
@@ -294,6 +303,12 @@ def read_tool_xml(path: Path) -> ToolFile:
             raise ValueError("it declares entities, which are not read")
         root = ElementTree.fromstring(text)
         images = root.findall("image")
+        if root.tag == "annotations" and root.find("track") is not None:
+            raise DataError(
+                f"{path} is a file of CVAT for video, which is not read; export it as 'CVAT for images 1.1'",
+                kind=DataErrorKind.other_format,
+                file=path,
+            )
         if root.tag != "annotations" or (root.find("version") is None and not images):
             inside = ", ".join(dict.fromkeys(child.tag for child in root)) or "nothing"
             raise DataError(
@@ -304,9 +319,11 @@ def read_tool_xml(path: Path) -> ToolFile:
             )
         found = ToolFile("CVAT")
         for image in images:
-            if image.attrib["name"] in found.images:
-                raise ValueError(f"{cut(image.attrib['name'])} comes twice")
-            found.images[image.attrib["name"]] = [mark for shape in image for mark in _cvat_marks(shape)]
+            name = image.attrib["name"]
+            if name in found.images:
+                raise ValueError(f"{cut(name)} comes twice")
+            found.images[name] = [mark for shape in image for mark in _cvat_marks(shape)]
+            found.set_size(name, _size(image.attrib.get("width"), image.attrib.get("height")))
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         message = f"{path} is not a readable XML file of CVAT: {one_line(error)}"
         raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
@@ -314,16 +331,16 @@ def read_tool_xml(path: Path) -> ToolFile:
 
 
 def _cvat_marks(shape: ElementTree.Element) -> Iterator[Mark]:
-    label = shape.attrib.get("label", "")
+    labels = (shape.attrib.get("label", ""),)
     if shape.tag == "points":
         for pair in shape.attrib["points"].split(";"):
             x, y = map(_number, pair.split(","))
-            yield Mark(label, "point", (x, y))
+            yield Mark(labels, "point", (x, y))
     elif shape.tag == "box":
         left, top, right, bottom = (_number(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
-        yield Mark(label, "box", ((left + right) / 2, (top + bottom) / 2))
+        yield _box(labels, left, top, right - left, bottom - top)
     elif shape.tag != "tag":  # a tag is about the whole image
-        yield Mark(label, shape.tag, (0, 0))
+        yield Mark(labels, shape.tag)
 
 
 def read_tool_csv(path: Path) -> ToolFile | None:
@@ -347,25 +364,30 @@ def read_tool_csv(path: Path) -> ToolFile | None:
     return None
 
 
+_Line = tuple[str, Mark | None, Size | None]
+"""Image, its mark and its size, of a line."""
+
+
 def _read_table(
-    path: Path, tool: str, rows: Sequence[Sequence[str]], read: Callable[[Sequence[str]], tuple[str, Mark | None]]
+    path: Path, tool: str, rows: Sequence[Sequence[str]], read: Callable[[Sequence[str]], _Line]
 ) -> ToolFile:
     found = ToolFile(tool)
     for row in rows:
         try:
-            image, mark = read(row)
-        except (LookupError, TypeError, ValueError) as error:
+            image, mark, size = read(row)
+            found.set_size(image, size)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             message = f"{path}, a file of {tool}: {','.join(row)[:80]!r} cannot be read: {one_line(error)}"
             raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
         found.images.setdefault(image, []).extend([mark] if mark else [])
     return found
 
 
-def _via_row(row: Mapping[str, str]) -> tuple[str, Mark | None]:
+def _via_row(row: Mapping[str, str]) -> _Line:
     """A line of VIA; an image without regions has an empty shape."""
     shape = json.loads(row[_VIA_COLUMN] or "{}")
     attributes = json.loads(row.get("region_attributes") or "{}")
-    return row["filename"], _via_mark(shape, attributes) if shape else None
+    return row["filename"], _via_mark(shape, attributes) if shape else None, None
 
 
 def _is_makesense(row: Sequence[str]) -> bool:
@@ -373,8 +395,8 @@ def _is_makesense(row: Sequence[str]) -> bool:
     return bool(numbers) and all(map(is_number, numbers)) and row[3].lower().endswith(IMAGE_ENDINGS)
 
 
-def _makesense_row(row: Sequence[str]) -> tuple[str, Mark | None]:
-    return row[3], Mark(row[0], "point", (_number(row[1]), _number(row[2])))
+def _makesense_row(row: Sequence[str]) -> _Line:
+    return row[3], Mark((row[0],), "point", (_number(row[1]), _number(row[2]))), _size(row[4], row[5])
 
 
 # -------------------------------------------------------------------------------------------- values
@@ -387,6 +409,16 @@ def _number(value: Any) -> float:
     if isinstance(value, str) and not is_number(value.strip()):
         raise ValueError(f"{value[:40]!r} is not a number")
     return float(value)
+
+
+def _size(width: Any, height: Any) -> Size | None:
+    """The size of an image; None if the file does not hold it, or zeros instead."""
+    if not width or not height:
+        return None
+    numbers = _number(width), _number(height)
+    if not all(number.is_integer() for number in numbers):
+        raise ValueError(f"{width} x {height} is not the size of an image")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _text(value: Any) -> str:
