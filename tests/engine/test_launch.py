@@ -142,12 +142,9 @@ def test_commands_do_not_print_what_another_process_reports(capsys: pytest.Captu
     group = Group()
     group.watches[0].leave("a.jpg: damaged")
     runtime = guarded(group.watches[1])
-    for error, printed in (
-        (DataError("a.jpg: damaged"), ""),
-        (DataError("b.jpg: damaged"), "train.py: b.jpg: damaged\n"),
-    ):
+    for reason, printed in (("a.jpg: damaged", ""), ("b.jpg: damaged", "train.py: b.jpg: damaged\n")):
         with pytest.raises(SystemExit) as end, exit_on_error("train.py"), runtime.guard():
-            raise error
+            raise DataError(reason)
         assert end.value.code == 2
         assert capsys.readouterr().err == printed
 

@@ -51,6 +51,13 @@ def test_ctrl_c_stops_after_the_step_and_the_second_time_at_once(capfd: pytest.C
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_of_several_processes_one_reports_ctrl_c(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignals(is_main=False) as signals, signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+    assert capfd.readouterr().err == ""
+
+
 def test_signals_that_somebody_handles_or_ignores_are_left() -> None:
     """A launcher on a cluster has its own handler; nohup lets a process ignore SIGHUP."""
     handled: list[int] = []

@@ -34,7 +34,13 @@ class StopSignals:
     Inside :meth:`deferred` it is only recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_main: bool = True) -> None:
+        """No signal is received yet.
+
+        Args:
+            is_main: whether this process reports the first Ctrl-C, which reaches all processes of a terminal.
+        """
+        self._is_main = is_main
         self.received = 0
         """Number of the first signal that :meth:`deferred` recorded; 0 if there was none."""
         self._deferred = False
@@ -64,7 +70,7 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or (number == signal.SIGINT and self.received == number):
             stop(number)
-        if not self.received and number == signal.SIGINT:
+        if self._is_main and not self.received and number == signal.SIGINT:
             _report(_AFTER_STEP)
         self.received = self.received or number
 
