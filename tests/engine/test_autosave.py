@@ -264,7 +264,7 @@ def test_a_damaged_state_is_refused_by_name_and_the_way_out_told(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"PK", "{file}: not a checkpoint of headcount, or it holds code, which is never run; remove this file to continue"),
+        (b"PK", "{file}: not a checkpoint of headcount, or it holds code, which is never run; remove this file"),
         (None, "{file}: is a folder, not a checkpoint; remove this folder to continue after the last finished epoch"),
     ],
 )
