@@ -11,6 +11,9 @@ from headcount.wording import printable
 class HeadcountError(ValueError):
     """An error whose message is written for the user; commands print it without a traceback and exit with 2."""
 
+    is_reported = False
+    """Whether another process of the same run stops for the same reason and prints it, so that this one does not."""
+
 
 class ConfigError(HeadcountError):
     """Invalid settings; the message is written for the user."""

@@ -50,7 +50,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def count(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Count:
+def count(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Count:
     """Run the command in ``tmp_path`` without starting Python again; gives status, output, errors."""
     monkeypatch.chdir(tmp_path)
 
@@ -58,7 +58,7 @@ def count(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         monkeypatch.setattr(sys, "argv", ["video.py", "--device", "cpu", *arguments, f"ckpt={quoted(ckpt)}"])
         with pytest.raises(SystemExit) as end:
             command.main()
-        said = capsys.readouterr()
+        said = capfd.readouterr()  # also what is written without sys.stderr
         return int(end.value.code or 0), said.out, said.err
 
     return run

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,6 +259,42 @@ def test_a_damaged_state_is_refused_by_name_and_the_way_out_told(
     assert words in str(caught.value)
     assert str(file) in str(caught.value)
     assert "remove this file to continue after the last finished epoch" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK", "{file}: not a checkpoint of headcount, or it holds code, which is never run; remove this file"),
+        (None, "{file}: is a folder, not a checkpoint; remove this folder to continue after the last finished epoch"),
+    ],
+)
+def test_a_file_that_is_no_state_is_named_alone(
+    tmp_path: Path, stopped: Path, content: bytes | None, words: str
+) -> None:
+    folder = folder_of(tmp_path)
+    shutil.copytree(stopped, folder)
+    (folder / MIDDLE).unlink()
+    if content is None:
+        (folder / MIDDLE).mkdir()
+    else:
+        (folder / MIDDLE).write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        train(config_of(tmp_path, "resume=true"))
+    assert str(caught.value).startswith(words.format(file=folder / MIDDLE))
+
+
+def test_a_state_within_an_epoch_is_not_read_as_that_of_its_end(tmp_path: Path, stopped: Path) -> None:
+    folder = folder_of(tmp_path)
+    shutil.copytree(stopped, folder)
+    (folder / MIDDLE).rename(folder / LAST)
+    with pytest.raises(CheckpointError) as caught:
+        train(config_of(tmp_path, "resume=true"))
+    assert str(caught.value) == (
+        f"{folder / LAST}: is the state after step 2 of an unfinished epoch, which is read as mid_epoch.pt only: "
+        "rename it to mid_epoch.pt, or put the run's own file back, or start another run with run_name=NAME"
+    )
+    (folder / LAST).rename(folder / MIDDLE)
+    assert finish(tmp_path, "resume=true").best is not None
 
 
 @pytest.fixture(scope="module")

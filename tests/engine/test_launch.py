@@ -1,5 +1,6 @@
 """A process learns that another one has died, and how; it then ends, whatever its main thread waits for."""
 
+import os
 import queue
 import signal
 import socket
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from headcount.cli.status import exit_on_error
 from headcount.config import Accelerator, ConfigError, RuntimeConfig
 from headcount.engine import launch
-from headcount.engine.launch import Children, Watch
+from headcount.engine.launch import Children, Starter, Watch
 from headcount.engine.runtime import Runtime
 from headcount.errors import DataError, ProcessError
 
@@ -27,6 +29,12 @@ class Ended(Children):
 
     def ended(self, local: int) -> str | None:
         return None if self.status is None else launch._ending(self.status)
+
+
+def wait_for(exits: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while not exits and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 class Group:
@@ -82,7 +90,8 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         (Ended(None), "process 2 of 3 ended without an error message"),
         (Ended(-9), "process 2 of 3 was killed by signal 9 (SIGKILL), usually by the system because memory was short"),
         (Ended(-15), "process 2 of 3 was killed by signal 15 (SIGTERM)"),
-        (Ended(1), "process 2 of 3 exited with status 1; its error is above"),
+        (Ended(1), "process 2 of 3 exited with status 1; its error is above; this process"),
+        (Ended(3), "process 2 of 3 exited with status 3; this process"),  # by os._exit, without a word
     ],
 )
 def test_the_others_learn_how_a_process_died(children: Children | None, words: str) -> None:
@@ -102,11 +111,42 @@ def test_the_others_learn_that_process_0_died() -> None:
         assert str(group.watches[rank].cause()).startswith("process 0 of 3 ended without an error message")
 
 
-def test_an_error_is_told_to_the_others_in_its_own_words() -> None:
+def test_an_error_is_reported_to_the_others_in_its_own_words() -> None:
     group = Group()
-    group.watches[1].leave("a.jpg: damaged")
+    group.watches[1].leave("a.jpg: damaged; remove it")
     for rank in (0, 2):
-        assert str(group.watches[rank].cause()).startswith("process 1 of 3 stopped: a.jpg: damaged; this process")
+        cause = group.watches[rank].cause()
+        assert cause == "process 1 of 3 stopped, and therefore this process, too: a.jpg: damaged; remove it"
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_an_error_of_all_processes_is_reported_by_process_0_only(first: int) -> None:
+    group = Group()
+    order = [first, *(rank for rank in (0, 1, 2) if rank != first)]
+    for rank in order:  # what follows the semicolon may differ
+        group.watches[rank].leave(f"dataset.path=x: missing; process {rank} advises")
+        time.sleep(0.1)
+    found = [group.watches[rank].is_reported(f"dataset.path=x: missing; process {rank}") for rank in (0, 1, 2)]
+    assert found == [False, True, True]
+
+
+def test_an_error_of_one_process_is_reported_by_it_and_ends_the_others() -> None:
+    group = Group()
+    group.watches[1].leave("a.jpg: damaged; remove it")
+    group.watches[0].cause()  # process 0 fails because of it, and sends it back
+    assert not group.watches[1].is_reported("a.jpg: damaged; remove it")
+    assert not group.watches[2].is_reported("b.jpg: damaged; remove it")
+
+
+def test_commands_do_not_print_what_another_process_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    group = Group()
+    group.watches[0].leave("a.jpg: damaged")
+    runtime = guarded(group.watches[1])
+    for reason, printed in (("a.jpg: damaged", ""), ("b.jpg: damaged", "train.py: b.jpg: damaged\n")):
+        with pytest.raises(SystemExit) as end, exit_on_error("train.py"), runtime.guard():
+            raise DataError(reason)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == printed
 
 
 def test_a_process_that_is_done_stops_no_other(exits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,21 +190,23 @@ def test_the_cause_is_raised_instead_of_its_consequence() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (DataError("a.jpg: damaged"), "stopped: a.jpg: damaged"),
-        (ZeroDivisionError("division by zero"), "stopped: ZeroDivisionError: division by zero"),
-        (KeyboardInterrupt(), "stopped: interrupted"),
-        (SystemExit(143), "stopped: interrupted"),
+        (DataError("a.jpg: damaged"), "a.jpg: damaged"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (MemoryError(), "MemoryError"),
+        (KeyboardInterrupt(), "interrupted (KeyboardInterrupt)"),
+        (SystemExit(143), "interrupted (SystemExit)"),
     ],
 )
-def test_an_error_of_this_process_stays_itself_and_is_told(
+def test_an_error_of_this_process_stays_itself_and_is_reported(
     error: BaseException, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "_NEWS", 0.3)
     group = Group()
     monkeypatch.setattr(group.watches[1], "cause", lambda: None)  # it would wait for news
     with pytest.raises(type(error)) as caught, guarded(group.watches[1]).guard():
         raise error
     assert caught.value is error
-    assert told in str(group.watches[0].cause())
+    assert group.watches[0].cause() == f"process 1 of 3 stopped, and therefore this process, too: {told}"
 
 
 def test_a_process_that_exits_with_success_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,12 +247,79 @@ def test_a_process_that_dies_before_all_are_connected_ends_the_one_that_started_
     monkeypatch.setattr(launch, "_same_command", lambda: [sys.executable, "-c", "raise SystemExit(3)"])
     monkeypatch.setenv("LOCAL_RANK", "0")  # restored afterwards
     children = Children({}, devices=2)
-    deadline = time.monotonic() + 60
-    while not exits and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children.connected.set()
+    wait_for(exits)
+    children.connected()
     assert exits[0] == 2
-    assert "one of the processes it started exited with status 3; its error is above" in capfd.readouterr().err
+    assert "one of the processes it started exited with status 3\n" in capfd.readouterr().err
+
+
+# Interrupts itself in the middle of its imports, then lives on as Runtime does.
+INTERRUPTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+"""
+
+
+def test_ctrl_c_before_all_are_connected_is_one_line(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_same_command", lambda: [sys.executable, "-c", INTERRUPTED])
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # restored afterwards
+    children = Children({}, devices=2)
+    wait_for(exits)
+    children.connected()
+    assert exits[0] == 130
+    assert capfd.readouterr().err.splitlines()[:2] == ["", "train.py: interrupted"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the address is in use")])
+def test_processes_that_are_not_connected_are_ended_with_the_one_that_started_them(
+    error: BaseException, exits: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_NEWS", 0.1)
+    monkeypatch.setattr(launch, "_same_command", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # restored afterwards
+    children = Children({}, devices=3)
+    children.stop(error)
+    assert [process.wait(10) for process in children._processes] == [-signal.SIGKILL] * 2
+    assert exits == []
+    assert capfd.readouterr().err == ""
+
+
+def start_by(process: int, monkeypatch: pytest.MonkeyPatch) -> Starter:
+    monkeypatch.setenv(launch._STARTED_BY, str(process))
+    monkeypatch.setattr(launch, "_LOOK", 0.02)
+    return Starter()
+
+
+def test_a_process_that_is_not_connected_ends_with_the_one_that_started_it(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parents = iter([7, 7, 7])
+    monkeypatch.setattr(launch.os, "getppid", lambda: next(parents, 1))
+    starter = start_by(7, monkeypatch)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    wait_for(exits)
+    starter.connected()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert exits == [2]
+    assert "process 0, which started this one, ended before all processes were connected" in capfd.readouterr().err
+    assert launch._STARTED_BY not in os.environ
+
+
+def test_a_process_that_is_connected_or_was_not_started_by_us_does_not_watch_its_parent(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.os, "getppid", lambda: 7)
+    start_by(7, monkeypatch).connected()
+    monkeypatch.setattr(launch.os, "getppid", lambda: 1)
+    Starter()  # its variable is gone
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    time.sleep(0.2)
+    assert exits == []
 
 
 def test_children_of_another_machine_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,53 @@ def test_a_killed_process_ends_the_other_with_the_cause(tmp_path: Path, victim: 
     assert not any(line.startswith("Traceback") for line in lines)
 
 
+def child_of(process: int) -> int | None:
+    """Process 1, once it was started and runs the command."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return next((int(child) for child in children if rank_of(int(child)) == "1"), None)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process still runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [
+        (
+            signal.SIGKILL,
+            -signal.SIGKILL,
+            "process 0, which started this one, ended before all processes were connected",
+        ),
+        (
+            signal.SIGTERM,
+            -signal.SIGTERM,
+            "process 0, which started this one, ended before all processes were connected",
+        ),
+        (signal.SIGINT, 130, "interrupted"),  # of both, as Ctrl-C in a terminal does
+    ],
+)
+def test_while_processes_start_the_end_of_process_0_ends_the_other_in_one_line(
+    tmp_path: Path, number: int, status: int, words: str
+) -> None:
+    process = start([*TRAIN, *SMALL, "epochs=100000", "runtime.devices=2"], tmp_path)
+    try:
+        child = wait_until(lambda: child_of(process.pid), seconds=120, what="process 1")
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        assert process.wait(timeout=60) == status
+        wait_until(lambda: not is_running(child), seconds=60, what="end of process 1")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    lines = [line for line in (tmp_path / "log.err").read_text().splitlines() if line]
+    assert [line.partition(";")[0] for line in lines if "distributed" not in line] == [f"train.py: {words}"]
+
+
 # -------------------------------------------------------------------------------------------- resume
 
 
@@ -217,6 +264,10 @@ def test_a_run_is_resumed_on_another_number_of_processes(tmp_path: Path, first: 
         assert close, key
     epochs = [json.loads(line) for line in next(halves.rglob("metrics.jsonl")).read_text().splitlines()]
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
+    if then == 2:  # both processes refuse other settings, and one prints it
+        again = start([*TRAIN, *settings, "runtime.devices=2", "optim.lr=1e-3", "resume=true"], halves)
+        told = finish([again], halves, status=2)
+        assert told.count("train.py: resume=true with settings that differ") == told.count("resume=true") == 1, told
     before = [json.loads(line) for line in next((tmp_path / "whole").rglob("metrics.jsonl")).read_text().splitlines()]
     for record, expected in zip(epochs, before, strict=True):
         # The same crops: their loss, and nothing else, is close.

@@ -82,7 +82,7 @@ def run_command(task: Task, config_name: str) -> None:
         if log is not None:
             log.close()
         status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
-        if isinstance(status, int) and status > 128:  # stopped by a signal
+        if isinstance(status, int) and status > 128 and not getattr(stop, "is_reported", False):  # by a signal
             hint = "; add resume=true to the same command to resume" if config_name == "train" else ""
             print(f"\n{name}: interrupted{hint}", file=sys.stderr)
         sys.exit(status)

@@ -37,7 +37,12 @@ def exit_on_error(program: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def print_error(program: str, error: Exception) -> None:
-    """Print the message of an error, which may name files and contents of files, on the error stream."""
+    """Print the message of an error, which may name files and contents of files, on the error stream.
+
+    Not if another process of the same run prints it.
+    """
+    if getattr(error, "is_reported", False):
+        return
     print(printable(f"{program}: {error}", keep="\n"), file=sys.stderr)
 
 

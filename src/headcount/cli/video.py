@@ -24,11 +24,9 @@ interrupted.
 
 import argparse
 import re
-import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +35,7 @@ from headcount.cli.predict import choose_windows, device
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
 from headcount.config import ConfigError, missing_checkpoint
+from headcount.engine.signals import stop_event
 from headcount.files import make_folder
 from headcount.progress import progress_bar
 
@@ -123,7 +122,7 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
         if wrong := regions_error(options, counter.config.model.head.predicts):
             raise ConfigError(wrong)
         make_folder(output, "--output ")
-        with stop_on_ctrl_c() as stop:
+        with stop_event() as stop:
             count_all(counter, source, results, regions, options, stop)
         results.finish(interrupted=stop.is_set(), dropped=getattr(source, "left_out", 0))
     results.print_table()
@@ -187,32 +186,6 @@ def drawn(annotator: Any, frame: "FrameCount") -> Any:
         caption=[f"{prediction.count:.1f} people", clock(frame.seconds)],
         regions=regions,
     )
-
-
-@contextmanager
-def stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """Set an event at the first Ctrl-C, or when the process is told to end, so that files are completed.
-
-    The second time interrupts as usual.
-    """
-    stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def first(*_: Any) -> None:
-        stop.set()
-        print("stopping; press Ctrl-C again to give up the video", file=sys.stderr)
-        restore()
-
-    for number in before:
-        signal.signal(number, first)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 def every(text: str) -> tuple[int, float | None]:

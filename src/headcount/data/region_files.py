@@ -30,7 +30,7 @@ def read_regions(path: Path | str) -> list[Region]:
 
     LabelMe names a region by its label; GeoJSON by ``name`` or ``label`` in its properties, or the ``id``. Coordinates
     are pixels, x right and y down from the top left corner of the upright picture. LabelMe records the size of the
-    picture that was drawn on: the regions apply to pictures of that size only.
+    picture on which they were drawn: the regions apply to pictures of that size only.
 
     Raises:
         DataError: if the file is missing, is of another format, or one of its regions is invalid.

@@ -42,7 +42,7 @@ class Region:
     in_percent: bool = False
     """Whether the coordinates are percentages of the picture's width and height instead of pixels."""
     drawn_on: tuple[int, int] | None = None
-    """(width, height) of the picture that it was drawn on, in pixels; None if that is unknown."""
+    """(width, height) in pixels of the picture on which it was drawn; None if unknown."""
 
     def placed(self, width: int, height: int) -> Shape:
         """The region in pixels of a picture of this size.

@@ -6,7 +6,7 @@ from time import monotonic
 from headcount.engine.runtime import Runtime
 from headcount.engine.signals import StopSignals
 
-# Steps between two questions to the other processes, each of which waits for the device; fewer if steps take long.
+# Steps between exchanges of the processes, each of which waits for the device; fewer if steps take long.
 ASK_EVERY = 10
 _SECONDS_BETWEEN = 2.0
 
@@ -53,8 +53,8 @@ class Autosave:
     def decide(self, step: int, *, is_last: bool) -> Decision:
         """What to do after a step.
 
-        Several processes ask each other after the first and the last step of an epoch, and in between about every
-        two seconds, at most every :data:`ASK_EVERY` steps; other steps wait for nothing.
+        Several processes exchange whether to save or stop after the first and the last step of an epoch, and in
+        between about every two seconds, or every :data:`ASK_EVERY` steps if that is sooner; other steps do not wait.
 
         Args:
             step: number of the step in its epoch, from 1.
@@ -80,7 +80,7 @@ class Autosave:
         return max(self._runtime.gather([self._signals.received]))
 
     def _pause(self, step: int, now: float) -> int:
-        """Steps until the next question."""
+        """Steps until the next exchange."""
         if self._runtime.world == 1:
             return 1
         seconds = (now - self._asked) / max(step - self._asked_step, 1)

@@ -42,7 +42,7 @@ FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best_mae.pt"
 MID_EPOCH = "mid_epoch.pt"
-"""Written within an epoch, and removed at its end: as last.pt, and how far the epoch is trained."""
+"""Written within an epoch and removed at its end: what last.pt holds, and the number of steps done in the epoch."""
 
 
 def _is_selection(value: Any) -> bool:
@@ -95,8 +95,12 @@ def save(content: dict[str, Any], path: Path) -> None:
             raise
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, *, setting: str = "ckpt") -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
+
+    Args:
+        path: the file.
+        setting: the setting that named the file, for error messages; empty if none did.
 
     Raises:
         CheckpointError: if the file is missing, truncated, not a checkpoint, of a newer format, or
@@ -105,21 +109,22 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(missing_checkpoint(path))
-    content = read_plain(path, setting="ckpt", what="a checkpoint of headcount")
+    content = read_plain(path, setting=setting, what="a checkpoint of headcount")
+    name = f"{setting}={path}" if setting else str(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"ckpt={path}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
+        raise CheckpointError(f"{name}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
     version = content.get("format_version")
     if not isinstance(version, int):
-        raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its 'format_version' is {version!r}")
+        raise CheckpointError(f"{name}: the checkpoint is damaged: its 'format_version' is {version!r}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"ckpt={path}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
+            f"{name}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
     for key, is_valid in _KEYS.items():
         if key not in content:
-            raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: it has no {key!r}")
+            raise CheckpointError(f"{name}: the checkpoint is damaged: it has no {key!r}")
         if not is_valid(content[key]):
-            raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
+            raise CheckpointError(f"{name}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
     return content
 
 
@@ -181,7 +186,8 @@ _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
 def repair_hint(path: Path) -> str:
     """What to do if a checkpoint cannot be resumed from."""
     if path.name == MID_EPOCH:
-        return "remove this file to continue after the last finished epoch, or start another run with run_name=NAME"
+        this = "folder" if path.is_dir() else "file"
+        return f"remove this {this} to continue after the last finished epoch, or start another run with run_name=NAME"
     return "put the run's own file back, or start another run with run_name=NAME"
 
 
@@ -189,13 +195,21 @@ def read_training(path: Path) -> dict[str, Any]:
     """The content of a checkpoint to resume from, with all its keys.
 
     Raises:
-        CheckpointError: as :func:`read`, or if it is a checkpoint to evaluate, or a key has a value of another type.
+        CheckpointError: as :func:`read`, or if it is a checkpoint to evaluate or of another name, or a key has a value
+            of another type.
     """
     hint = repair_hint(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint; {hint}")
     try:
-        content = read(path)
+        content = read(path, setting="")
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {hint}") from error
+    if path.name == LAST and "step" in content:
+        raise CheckpointError(
+            f"{path}: is the state after step {_short(content['step'])} of an unfinished epoch, which is read as "
+            f"{MID_EPOCH} only: rename it to {MID_EPOCH}, or {hint}"
+        )
     if missing := [key for key in _TRAINING_KEYS if key not in content]:
         raise CheckpointError(
             f"{path}: cannot be resumed from, because it has no {', '.join(map(repr, missing))}; a checkpoint such as "

@@ -1,4 +1,4 @@
-"""Start the other processes of a run, refuse those of a launcher that do not fit, and end all when one has died."""
+"""Start the other processes of a run, refuse a launcher that started another number, and end all when one has died."""
 
 import atexit
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,22 @@ from typing import Any
 import torch
 
 from headcount.config import ConfigError, RuntimeConfig
+from headcount.engine.signals import end_at_interrupt, held_interrupts, raise_at_interrupt
 from headcount.wording import one_line
 
 GRACE = 15.0
 """Seconds in which a process ends by itself once another has died; after that it is ended."""
 _CONNECT = 60.0
-# Seconds in which the others learn why a process of theirs failed, beside what failed because of that.
+# Seconds until a process that failed knows whether another one failed before, or for the same reason.
 _NEWS = 3.0
+# Seconds between two looks at the other processes until all are connected.
+_LOOK = 0.3
 _STATUS = 2
+_INTERRUPTED = 130
+# Id of the process that started this one.
+_STARTED_BY = "HEADCOUNT_STARTED_BY"
+# Between a process and its reason, in a message to the others.
+_STOPPED = " stopped: "
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -128,11 +136,13 @@ class Children:
             environment: the variables by which the processes find each other.
         """
         os.environ.update(environment, LOCAL_RANK="0")  # this process is launched, too: nobody starts more
-        self.connected = threading.Event()
-        self._processes = [
-            subprocess.Popen(_same_command(), env={**os.environ, "LOCAL_RANK": str(local)})
-            for local in range(1, devices)
-        ]
+        self._connected = threading.Event()
+        started_by = {_STARTED_BY: str(os.getpid())}
+        with held_interrupts():
+            self._processes = [
+                subprocess.Popen(_same_command(), env={**os.environ, **started_by, "LOCAL_RANK": str(local)})
+                for local in range(1, devices)
+            ]
         if self._processes:
             threading.Thread(target=self._watch_start, name="start of processes", daemon=True).start()
 
@@ -145,13 +155,70 @@ class Children:
         except subprocess.TimeoutExpired:
             return None
 
+    def connected(self) -> None:
+        """From now on, the processes watch each other."""
+        self._connected.set()
+
+    def stop(self, error: BaseException) -> None:
+        """End the processes, because this one failed before all were connected.
+
+        If it failed because one of them had ended, that is reported instead, and ends this process.
+        """
+        if isinstance(error, Exception):
+            self._connected.wait(_NEWS)
+        self._connected.set()
+        self._kill()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
     def _watch_start(self) -> None:
-        while not self.connected.wait(0.3):
-            for process in self._processes:
-                if process.poll() is not None and not self.connected.is_set():
-                    for other in self._processes:
-                        other.kill()
-                    _exit_with(f"one of the processes it started {_ending(process.returncode)}")
+        while not self._connected.wait(_LOOK):
+            ended = next((process.returncode for process in self._processes if process.poll() is not None), None)
+            if ended is None:
+                continue
+            interrupted = ended == -signal.SIGINT
+            if interrupted and self._connected.wait(1):  # Ctrl-C in a terminal reaches this process, too
+                return
+            self._kill()
+            if interrupted:
+                _exit_with("interrupted", _INTERRUPTED)
+            _exit_with(f"one of the processes it started {_ending(ended)}")
+
+
+class Starter:
+    """The process of this package that started this one, as one of :class:`Children`; there may be none.
+
+    If it ends before all are connected, this process ends, too, which would wait for it.
+    """
+
+    def __init__(self) -> None:
+        """Start to watch it."""
+        process = os.environ.pop(_STARTED_BY, "")  # not for processes that this one starts
+        self._process = int(process) if process.isdigit() and os.name == "posix" else None
+        self._connected = threading.Event()
+        self._has_changed_interrupts = False
+        if self._process is not None:
+            self._has_changed_interrupts = end_at_interrupt()
+            threading.Thread(target=self._watch, name="watch of process 0", daemon=True).start()
+
+    def connected(self) -> None:
+        """From now on, the processes watch each other, and Ctrl-C is an exception as in every process."""
+        self._connected.set()
+        if self._has_changed_interrupts:
+            raise_at_interrupt()
+
+    def await_end(self) -> None:
+        """Give it a second to end, because this process failed: if it does, that was the reason."""
+        if self._process is not None:
+            self._connected.wait(1)
+
+    def _watch(self) -> None:
+        while os.getppid() == self._process:
+            if self._connected.wait(_LOOK):
+                return
+        _exit_with("process 0, which started this one, ended before all processes were connected")
 
 
 def _same_command() -> list[str]:
@@ -162,10 +229,14 @@ def _same_command() -> list[str]:
     return [sys.executable, *script, *sys.argv[1:]]
 
 
+# Of an exception, and of an error message.
+_OF_ERRORS = (1, 2)
+
+
 def _ending(status: int) -> str:
     """How a process ended, and what that usually means."""
     if status >= 0:
-        return f"exited with status {status}; its error is above"
+        return f"exited with status {status}" + ("; its error is above" if status in _OF_ERRORS else "")
     name = signal.Signals(-status).name
     if name != "SIGKILL":
         return f"was killed by signal {-status} ({name})"
@@ -176,7 +247,7 @@ def _ending(status: int) -> str:
 
 
 class Watch:
-    """Tells every process of a run when one of them has died, and why.
+    """Reports to every process of a run when one of them has died, and why.
 
     Each process holds a connection to process 0, which the system closes when either ends, in whatever way. A process
     that ends as it should says so first. Unlike a time limit, this never mistakes a slow process for a dead one, and
@@ -201,7 +272,7 @@ class Watch:
         self._rank, self._world, self._children = rank, world, children
         self._cause: str | None = None
         self._found, self._lock = threading.Event(), threading.Lock()
-        self._told = False
+        self._reported = False
         host = os.environ["MASTER_ADDR"] if num_nodes > 1 else "127.0.0.1"
         self._links = self._connect(host, exchange, everywhere=num_nodes > 1)
         for link in self._links.values():
@@ -254,7 +325,7 @@ class Watch:
                     self._left(key.data, received.pop(key.data))
 
     def _left(self, rank: int, message: bytes) -> None:
-        """Another process ended; ``message`` is what it said before, in JSON: why, or null if all is well."""
+        """Another process ended; ``message`` is what it sent before, in JSON: why, or null after success."""
         if message:
             cause: str | None = json.loads(message)
         else:
@@ -269,33 +340,51 @@ class Watch:
         self._cause = cause
         self._found.set()
         if self._rank == 0:
-            self._say(cause)
+            # Not to the sender: it waits for what this process stops for.
+            self._send(cause, [other for other in self._links if other != rank])
         threading.Thread(target=self._end, name="end of process", daemon=True).start()
 
     def _end(self) -> None:
         time.sleep(GRACE)
-        if self._told:
+        if self._reported:
             os._exit(_STATUS)
         _exit_with(_advice(str(self._cause)))
 
     def cause(self) -> str | None:
         """What to do about the death of another process, which may have made this one fail; None if none has died."""
         self._found.wait(_NEWS)
-        self._told = self._found.is_set()
-        if self._told and self._rank:
+        if not self._found.is_set():
+            return None
+        self._reported = True
+        if self._rank:
             print(file=sys.stderr)  # process 0 may have died in the middle of a line, that of its progress bar
-        return _advice(str(self._cause)) if self._told else None
+        self._send(self._cause, list(self._links))  # to the one that failed first, which waits for it
+        return _advice(str(self._cause))
 
     def leave(self, reason: str | None = None) -> None:
-        """Say that this process ends, and why; None if it did its work. Only the first call counts."""
-        self._say(None if reason is None else f"process {self._rank} of {self._world} stopped: {one_line(reason)}")
+        """Report that this process ends, and why; None if it did its work. Only the first call counts."""
+        self._reported = reason is not None
+        text = None if reason is None else f"process {self._rank} of {self._world}{_STOPPED}{one_line(reason)}"
+        self._send(text, list(self._links))
 
-    def _say(self, text: str | None) -> None:
+    def is_reported(self, reason: str) -> bool:
+        """Whether another process stopped for the same reason as this one, which has left, and reports it.
+
+        Process 0 reports its own reasons always. Reasons are the same up to the first semicolon: what to do follows.
+        """
+        if self._rank == 0:
+            return False
+        self._found.wait(_NEWS)
+        process, _, other = (self._cause or "").partition(_STOPPED)
+        is_own = process == f"process {self._rank} of {self._world}"  # returned by process 0
+        return not is_own and other.partition(";")[0] == one_line(reason).partition(";")[0]
+
+    def _send(self, text: str | None, ranks: Sequence[int]) -> None:
         with self._lock:
-            for link in self._links.values():
+            for rank in ranks:
                 with suppress(OSError):  # closed by the other one, or by an earlier call
-                    link.sendall(json.dumps(text).encode())
-                    link.shutdown(socket.SHUT_WR)
+                    self._links[rank].sendall(json.dumps(text).encode())
+                    self._links[rank].shutdown(socket.SHUT_WR)
 
 
 def _keep_alive(link: socket.socket) -> None:
@@ -307,10 +396,13 @@ def _keep_alive(link: socket.socket) -> None:
 
 
 def _advice(cause: str) -> str:
+    process, stopped, reason = cause.partition(_STOPPED)
+    if stopped:  # the reason says what to do
+        return f"{process} stopped, and therefore this process, too: {reason}"
     return f"{cause}; this process cannot continue without it: start the command again (train.py with resume=true)"
 
 
-def _exit_with(text: str) -> None:
+def _exit_with(text: str, status: int = _STATUS) -> None:
     """End this process at once: its main thread waits where no exception reaches it."""
     print(f"\n{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
-    os._exit(_STATUS)
+    os._exit(status)

@@ -197,7 +197,7 @@ class PhotoCounter:
         return [self._photo_count(picture, one) for picture, one in zip(prepared, counted, strict=True)]
 
     def _count_images(self, images: list[UInt8[Tensor, "3 height width"]]) -> list[Counted]:
-        """Count images of one size that is right, in one batch where that is possible."""
+        """Count images that all have the same size and are already resized, in one batch where possible."""
         usual = self._usual_mode()
         if len(images) > 1 and isinstance(usual, WholeImageConfig):
             try:

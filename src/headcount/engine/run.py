@@ -123,6 +123,7 @@ class RunFolder:
             OutputError: if a file cannot be written.
         """
         self._runtime.on_main(partial(self._save, job, record, is_best=is_best))
+        self._saved = self._runtime.gather([self._saved])[0]
 
     def save_mid_epoch(self, job: Job, meter: Meter) -> None:
         """Write mid_epoch.pt: everything that a resumed run needs to continue after the last step.
@@ -136,6 +137,7 @@ class RunFolder:
         mine = {"meter": meter.state_dict(), "random": self._runtime.random_state()}
         processes = self._runtime.gather([mine])
         self._runtime.on_main(partial(self._save_mid_epoch, job, meter, processes))
+        self._saved = self._runtime.gather([self._saved])[0]
 
     def _save(self, job: Job, record: dict[str, Any], *, is_best: bool) -> None:
         self._lock.verify()

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from headcount.config import FP16_ON_CPU, ConfigError, Precision, RuntimeConfig
 from headcount.engine.batch_norm import synchronize_batch_norm
-from headcount.engine.launch import Children, Watch, refuse_other_launch
+from headcount.engine.launch import Children, Starter, Watch, refuse_other_launch
 from headcount.engine.precision import choose_precision, uses_cuda
 from headcount.errors import HeadcountError, ProcessError
 from headcount.types import Batch
@@ -55,6 +55,7 @@ class Runtime:
             ConfigError: if the machine has fewer GPUs or CPU cores than requested, or cannot compute in this precision,
                 or a launcher (torchrun, srun, mpirun) started another number of processes.
         """
+        starter = Starter()
         refuse_other_launch(config)
         self.deterministic = config.deterministic
         if config.deterministic:  # cuBLAS reads this once, when it is first used
@@ -82,22 +83,33 @@ class Runtime:
             strategy="ddp" if config.processes > 1 else "auto",
             precision=_PRECISION[self.precision.precision],  # type: ignore[arg-type]
         )
-        children = self._start_others(config.devices)
-        self.fabric.launch()
-        self.rank = self.fabric.global_rank
-        self.world = self.fabric.world_size
-        self.is_main = self.rank == 0
-        self.device = self.fabric.device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.compile = config.compile
         self.sync_batchnorm = config.sync_batchnorm
+        self._connect(config, starter)
+
+    def _connect(self, config: RuntimeConfig, starter: Starter) -> None:
+        """Start the other processes of this machine, and wait until all of the run are connected."""
+        children = self._start_others(config.devices)
         self._watch: Watch | None = None
-        if self.world > 1:
-            self._watch = Watch(
-                self.rank, self.world, num_nodes=config.num_nodes, exchange=self.gather, children=children
-            )
+        try:
+            self.fabric.launch()
+            self.rank = self.fabric.global_rank
+            self.world = self.fabric.world_size
+            self.is_main = self.rank == 0
+            self.device = self.fabric.device
+            if self.world > 1:
+                self._watch = Watch(
+                    self.rank, self.world, num_nodes=config.num_nodes, exchange=self.gather, children=children
+                )
+        except BaseException as error:
+            if children is not None:
+                children.stop(error)
+            starter.await_end()
+            raise
         if children is not None:
-            children.connected.set()
+            children.connected()
+        starter.connected()
 
     def _start_others(self, devices: int) -> Children | None:
         """Start the other processes of this machine; None if there are none, or a launcher starts them.
@@ -152,23 +164,25 @@ class Runtime:
             torch.use_deterministic_algorithms(before[0])
             cudnn.deterministic, cudnn.benchmark = before[1:]
 
-    @staticmethod
     @contextmanager
-    def _shared_failure(watch: Watch) -> Iterator[None]:
+    def _shared_failure(self, watch: Watch) -> Iterator[None]:
         try:
             yield
         except HeadcountError as error:
             watch.leave(str(error))
+            error.is_reported = watch.is_reported(str(error))
             raise
         except Exception as error:
             cause = watch.cause()
             if cause is not None:
                 raise ProcessError(cause) from error
-            watch.leave(f"{type(error).__name__}: {error}")
+            watch.leave(f"{type(error).__name__}: {error}".rstrip(": "))
             raise
         except BaseException as error:
             done = isinstance(error, SystemExit) and error.code in (None, 0)
             watch.leave(None if done else f"interrupted ({type(error).__name__})")
+            # Process 0 reports its own interruption, and that of another process.
+            error.is_reported = not self.is_main  # type: ignore[attr-defined]
             raise
 
     def describe(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
     runtime = Runtime(config.runtime, recorded=recorded_precision(config))
     settled = dataclasses.replace(config.runtime, precision=runtime.precision.precision)
     config = dataclasses.replace(config, model=follow_weights(config.model), runtime=settled)
-    with runtime.guard(), StopSignals() as signals:
+    with runtime.guard(), StopSignals(is_main=runtime.is_main) as signals:
         # 2. Run folder: refuse a used one, or one in use, before any work is done.
         run = RunFolder.open(runtime, config)
         try:

@@ -125,7 +125,7 @@ def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
 
     Args:
         path: the file.
-        setting: the setting that named the file, for error messages.
+        setting: the setting that named the file, for error messages; empty if none did.
         what: what the file should be, for error messages.
 
     Returns:
@@ -135,21 +135,22 @@ def read_plain(path: Path, *, setting: str, what: str = "a checkpoint") -> Any:
         ConfigError: if the path does not exist or is a folder.
         CheckpointError: if the file is empty, truncated or foreign, or contains code.
     """
+    name = f"{setting}={path}" if setting else str(path)
     if path.is_dir():
-        raise ConfigError(f"{setting}={path}: is a folder; name a file in it")
+        raise ConfigError(f"{name}: is a folder; name a file in it")
     if not path.exists():
-        raise ConfigError(f"{setting}={path}: no such file")
+        raise ConfigError(f"{name}: no such file")
     try:
         check_archive(path)
         # torch's warnings about foreign files add nothing to the errors below. NumPy's scalars (losses) run no code.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{setting}={path}: not {what}, or it holds code, which is never run") from error
+        raise CheckpointError(f"{name}: not {what}, or it holds code, which is never run") from error
     except DamagedRecord as error:
-        raise CheckpointError(f"{setting}={path}: the file is damaged: {error}; copy or download it again") from error
+        raise CheckpointError(f"{name}: the file is damaged: {error}; copy or download it again") from error
     except Exception as error:  # many kinds, for a file that is truncated or foreign
-        raise CheckpointError(f"{setting}={path}: the file is truncated or not {what}") from error
+        raise CheckpointError(f"{name}: the file is truncated or not {what}") from error
 
 
 def read_state_dict(file: str) -> Mapping[str, Tensor]:
