@@ -220,11 +220,11 @@ def test_the_former_command_names_the_new_one(run_command: Callable[..., Any]) -
     assert run_command("scripts/benchmark.py", "speed").returncode != 0
 
 
-def test_models(run_command: Callable[..., Any]) -> None:
-    done = run_command("benchmarks/models.py", "tiny", "vgg16", "model.width=32", "--latency", "--repeats", "1")
+def test_networks(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/networks.py", "tiny", "vgg16", "model.width=32", "--latency", "--repeats", "1")
     assert done.returncode == 2  # vgg16 has no width
     assert "model.width=32" in done.stderr
-    done = run_command("benchmarks/models.py", "tiny", "mobilenet_v2", "--latency", "--repeats", "1")
+    done = run_command("benchmarks/networks.py", "tiny", "mobilenet_v2", "--latency", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     tiny, mobile = tables(done.stdout)[0]
     assert number(mobile["M parameters"]) == pytest.approx(1.8, abs=0.1)  # MobileNetV2 without its last convolution
@@ -236,13 +236,13 @@ def test_models(run_command: Callable[..., Any]) -> None:
 def test_operations_are_the_published_ones(name: str, published: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Billions of multiply-accumulates of the networks that the backbones are taken from, for 224 x 224 px."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    models = importlib.import_module("models")
+    networks = importlib.import_module("networks")
     extra = ["model.prompt_tokens=0"] if name == "clip_vit_b16" else []
     config = importlib.import_module("workload").parse_config([f"model={name}", *extra])
     with FakeTensorMode():
-        counter = models.build(config)
+        counter = networks.build(config)
         counter.head, counter.decoder = Nothing(), None
-        found = models.macs(counter, WholeImageConfig(), width=224, height=224)
+        found = networks.macs(counter, WholeImageConfig(), width=224, height=224)
     assert found / 1e9 == pytest.approx(published, rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Size, cost and speed of models in one table: ``python benchmarks/models.py tiny mobilenet_v2 clip_rn50``.
+"""Size, cost and speed of models in one table: ``python benchmarks/networks.py tiny mobilenet_v2 clip_rn50``.
 
 For images of 1024 x 768 and 1920 x 1080 px, counted as eval.py does: whole, or by a CLIP ViT in windows. GMACs are
 billions of multiply-accumulates, by torch's counter of operations on tensors without storage, so that they take no
