@@ -109,6 +109,7 @@ def test_what_cannot_be_audited_is_refused(
     assert not (tmp_path / "audit" / "shaa").exists()
 
 
+@pytest.mark.slow
 def test_reports_of_two_folders_are_two(check: Callable[..., int], tmp_path: Path) -> None:
     for root in ("one/crowd", "two/crowd"):
         for name in ("a", "b", "c"):

@@ -78,6 +78,7 @@ def test_other_images_of_ones_own_are_told_from_those_trained_on(script: Script,
     assert said == [(False, True), (False, True), (True, False)]
 
 
+@pytest.mark.slow
 def test_every_counter_on_every_dataset(script: Script, data: Path, tmp_path: Path) -> None:
     first = untrained(tmp_path, "a", "dataset=sha", "dataset.min_side=64")
     second = untrained(tmp_path, "b", "dataset=shb", "dataset.min_side=64")

@@ -88,6 +88,7 @@ def test_every_evaluation_keeps_its_results(tmp_path: Path) -> None:
     assert folder_of(ckpt, dataset=CustomConfig(root=f"{root}/.", **sizes), **custom) == found[6]
 
 
+@pytest.mark.slow
 def test_a_part_of_a_split_does_not_replace_the_whole(script: Script, tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SYNTHETIC)
     usual = [f"ckpt={ckpt}", *USUAL]

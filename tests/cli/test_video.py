@@ -235,6 +235,7 @@ def test_a_truncated_video_is_counted_as_far_as_it_goes(count: Count, tmp_path: 
     assert len(shown(tmp_path / "video_counts")) == len(counted)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_replaced_and_nothing_else(count: Count, crowd: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert count("crowd.mp4", "--output", "out", "--every", "4")[0] == 0

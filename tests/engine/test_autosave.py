@@ -178,6 +178,7 @@ def test_without_an_interval_nothing_is_saved_within_an_epoch(tmp_path: Path, mo
 # --------------------------------------------------------------------------------------- what must not be used
 
 
+@pytest.mark.slow
 def test_a_state_of_an_epoch_that_was_finished_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill may come between the checkpoint of the epoch and the removal of this file."""
     whole = finish(tmp_path / "whole").folder

@@ -39,6 +39,7 @@ def after_step(number: int, work: Callable[[], None], patch: pytest.MonkeyPatch)
 # ------------------------------------------------------------------------------------------------- the run folder
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_vanished_stops_with_its_name_and_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,6 +326,7 @@ def test_an_architecture_that_cannot_lower_its_stride_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.slow
 def test_a_transformer_for_any_size_is_the_same_network(name: str) -> None:
     """At the size timm builds it for, without being asked for others."""
     torch.manual_seed(0)

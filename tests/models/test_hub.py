@@ -19,6 +19,7 @@ from headcount.types import BlockGrid
 @pytest.mark.parametrize(
     "config", [ClipResNetConfig(head=RegressionHeadConfig()), TimmConfig(name="resnet18", head=RegressionHeadConfig())]
 )
+@pytest.mark.slow
 def test_offline_no_request_is_repeated(
     config: ClipResNetConfig | TimmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ CLIPS = [
 
 
 @pytest.mark.parametrize(("name", "options"), CLIPS)
+@pytest.mark.slow
 def test_clip_models(name: str, options: dict[str, Any]) -> None:
     state, counter = released_clip(name, options)
     same(headcount.convert_released(state, name, bins=BINS, **options), counter)
@@ -229,6 +230,7 @@ def test_encoders_of_timm_compute_what_the_released_code_computes(
         )
 
 
+@pytest.mark.slow
 def test_a_config_of_a_released_network_rebuilds_it(tmp_path: Path) -> None:
     """The strides are part of the config, which a checkpoint records."""
     for name, block_size, stride in (("mobilenet_v2", 32, 32), ("resnet101", 32, 32), ("mobilenet_v2", 16, 16)):

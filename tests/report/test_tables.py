@@ -92,6 +92,7 @@ def test_percentages_are_computed_and_the_papers_own_are_footnoted(tmp_path: Pat
     assert "24 runs" in page
 
 
+@pytest.mark.slow
 def test_a_run_counts_by_its_settings_whatever_its_name(tmp_path: Path) -> None:
     run_of(tmp_path, "table3/lambda_1", *SHORT, name="mine")
     filled = fill("3", SHORT, tmp_path)
@@ -329,6 +330,7 @@ def test_a_wrong_setting_is_told_with_its_cell(tmp_path: Path) -> None:
         pytest.param("count_loss", "loss=dace", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_what_a_table_compares_cannot_be_typed(table: str, typed: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the same; leave out what the table compares"):
         fill(table, typed.split(), tmp_path)
