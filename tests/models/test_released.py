@@ -204,6 +204,7 @@ def timm_config(name: str) -> TimmConfig:
         pytest.param("densenet201", "densenet201", 32, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_encoders_of_timm_compute_what_the_released_code_computes(
     model: str | ModelConfig, theirs: str, block_size: int
 ) -> None:
@@ -306,6 +307,7 @@ def test_an_encoder_without_its_decoder_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "decoder"), [("dmcount", "reg_layer"), ("csrnet", "decoder"), ("cannet", "decoder"), ("vgg16", None)]
 )
+@pytest.mark.slow
 def test_networks_on_vgg(name: str, decoder: str | None) -> None:
     torch.manual_seed(0)
     counter = build_model(ImageNetConfig(name=name, weights="none"), BINS.grid, BINS).eval()

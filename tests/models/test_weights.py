@@ -87,6 +87,7 @@ def test_none_leaves_a_backbone_as_it_is() -> None:
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
 
+@pytest.mark.slow
 def test_densenets_published_file_has_old_names(tmp_path: Path) -> None:
     state = classifier("densenet201")
     # As it was saved before a layer's name could no longer hold a dot, and BatchNorm counted its steps.
