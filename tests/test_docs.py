@@ -331,7 +331,7 @@ def test_workflow_runs_what_ci_runs() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     makefile = read(ROOT / "Makefile")
     made = re.findall(r"^make ([\w-]+)$", read(ROOT / ".ci" / "run"), re.M)
-    assert made == ["lint", "test", "test-rest", "coverage"]
+    assert made == ["lint", "test", "test-rest"]
     expressions = [re.search(rf'^{name}:.*\n\t.*-m "(.*)"', makefile, re.M)[1] for name in made[1:3]]  # type: ignore[index]
     for chosen in range(16):
         markers = {m: bool(chosen >> k & 1) for k, m in enumerate(("slow", "golden", "data", "gpu"))}
