@@ -7,42 +7,50 @@ written with the names of the files; :func:`as_typed` converts them for a user o
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = {
-    "train": "headcount.cli.train",
-    "eval": "headcount.cli.evaluate",
-    "predict": "headcount.cli.predict",
-    "video": "headcount.cli.video",
-    "audit": "headcount.cli.check_dataset",
-    "compare": "headcount.cli.compare_runs",
-    "cross-evaluate": "headcount.cli.cross_evaluate",
-    "figure": "headcount.cli.draw_figure",
-    "table": "headcount.cli.reproduce_table",
-    "nwpu-submit": "headcount.cli.nwpu_submit",
-    "nwpu-score": "headcount.cli.nwpu_score",
-    "convert": "headcount.cli.convert_checkpoint",
-    "explain": "headcount.cli.explain_setting",
-    "env": "headcount.cli.environment",
-    "completion": "headcount.cli.completion",
-}
-"""Command -> the module whose ``main`` runs it."""
 
-SCRIPTS = {
-    "train.py": "train",
-    "eval.py": "eval",
-    "scripts/predict.py": "predict",
-    "scripts/video.py": "video",
-    "scripts/check_dataset.py": "audit",
-    "scripts/compare_runs.py": "compare",
-    "scripts/cross_evaluate.py": "cross-evaluate",
-    "scripts/draw_figure.py": "figure",
-    "scripts/reproduce_table.py": "table",
-    "scripts/nwpu_submit.py": "nwpu-submit",
-    "scripts/nwpu_score.py": "nwpu-score",
-    "scripts/convert_checkpoint.py": "convert",
+@dataclass(frozen=True)
+class Command:
+    """A command of headcount."""
+
+    module: str
+    """The module of ``headcount.cli`` whose ``main`` runs it."""
+    script: str | None
+    """The file of a checkout that runs it, too; None if there is none."""
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("train", "train.py", "train a counter"),
+    "eval": Command("evaluate", "eval.py", "evaluate a checkpoint: errors, a table, pictures"),
+    "predict": Command("predict", "scripts/predict.py", "count the people in pictures"),
+    "video": Command("video", "scripts/video.py", "count the people in a video, a camera or a stream"),
+    "audit": Command(
+        "check_dataset",
+        "scripts/check_dataset.py",
+        "report what a dataset contains, and what is broken or odd about it",
+    ),
+    "compare": Command("compare_runs", "scripts/compare_runs.py", "put runs side by side: settings, errors, curves"),
+    "cross-evaluate": Command(
+        "cross_evaluate", "scripts/cross_evaluate.py", "evaluate checkpoints on several datasets"
+    ),
+    "figure": Command("draw_figure", "scripts/draw_figure.py", "draw images with their true and predicted density"),
+    "table": Command("reproduce_table", "scripts/reproduce_table.py", "make a table of the paper from your runs"),
+    "nwpu-submit": Command("nwpu_submit", "scripts/nwpu_submit.py", "write the file for NWPU-Crowd's benchmark"),
+    "nwpu-score": Command("nwpu_score", "scripts/nwpu_score.py", "score such a file on the validation images"),
+    "convert": Command(
+        "convert_checkpoint", "scripts/convert_checkpoint.py", "import a checkpoint of the paper's released code"
+    ),
+    "explain": Command("explain_setting", None, "explain a setting: meaning, allowed values, default"),
+    "env": Command("environment", None, "print versions, devices and data folders, for a bug report"),
+    "completion": Command("completion", None, "print the completion script of a shell"),
 }
-"""File of a checkout -> the command that it runs."""
+"""Name -> command, in the order of the help page."""
+
+SCRIPTS = {command.script: name for name, command in COMMANDS.items() if command.script is not None}
+"""File of a checkout -> the name of the command that it runs."""
 
 # Inherited by the processes that a launcher starts with the same arguments, but without the command's name.
 _VARIABLE = "HEADCOUNT_COMMAND"
@@ -60,7 +68,7 @@ def enter(command: str) -> None:
 def entered() -> str | None:
     """The command of ``headcount`` that runs, in this process or in the one that started it; None in a script."""
     command = os.environ.get(_VARIABLE)
-    return command if command in MODULES else None
+    return command if command in COMMANDS else None
 
 
 def program(script: str) -> str:

@@ -44,7 +44,7 @@ def headcount(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_every_command_is_listed_and_has_a_help_page(headcount: Callable[..., Ran]) -> None:
     status, out, _ = headcount()
     assert status == 0
-    for command in commands.MODULES:
+    for command in commands.COMMANDS:
         assert f"\n  {command} " in out
         status, page, err = headcount(command, "--help")
         assert (status, err) == (0, ""), command
@@ -57,7 +57,7 @@ def test_every_script_is_a_command() -> None:
     # These are of use only in a checkout.
     assert files - set(commands.SCRIPTS) == {f"scripts/{n}.py" for n in ("quickstart", "draw_banner", "benchmark")}
     for script, command in commands.SCRIPTS.items():
-        assert f"from {commands.MODULES[command]} import main" in (ROOT / script).read_text()
+        assert f"from headcount.cli.{commands.COMMANDS[command].module} import main" in (ROOT / script).read_text()
 
 
 def test_an_unknown_command_and_a_version(headcount: Callable[..., Ran]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from headcount.cli.arguments import script_parser
 from headcount.cli.status import exit_on_error
-from headcount.commands import MODULES
+from headcount.commands import COMMANDS
 
 COMPLETE = "--complete"
 """The first argument with which a shell asks for candidates; the line typed so far follows."""
@@ -66,7 +66,7 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
         word: the beginning of the word.
     """
     if not before:
-        return [command for command in MODULES if command.startswith(word)]
+        return [command for command in COMMANDS if command.startswith(word)]
     if word.startswith("-"):
         return []
     from headcount.cli.choices import command_choices, dotted, schemas

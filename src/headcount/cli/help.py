@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from headcount.cli.choices import command_choices, default_choices, dotted, owners
 from headcount.cli.compose import chosen, compose
-from headcount.cli.meanings import meanings
+from headcount.cli.meanings import meanings, typed_value
 from headcount.commands import as_typed
 
 _EXAMPLES = {
@@ -57,8 +57,7 @@ def _page(config_name: str) -> str:
     lines += ["", "Settings:", ""]
     for key in map(str, cfg):
         if key not in defaults:
-            value = "(required)" if OmegaConf.is_missing(cfg, key) else cfg[key]
-            shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
+            shown = "(required)" if OmegaConf.is_missing(cfg, key) else typed_value(cfg[key])
             (meaning,) = meanings("", key, config_name)
             lines.append(textwrap.fill(f"  {f'{key}={shown}':<24} {meaning.text}", 100, subsequent_indent=" " * 27))
     lines += [

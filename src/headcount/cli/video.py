@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from headcount.engine.video import FrameCount
     from headcount.report.video import VideoResults
 
+_NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
+
 
 def main() -> None:
     """Read the command line and count."""
@@ -193,20 +195,20 @@ def every(text: str) -> tuple[int, float | None]:
     if text.isdecimal() and int(text):
         return int(text), None
     number = text.removesuffix("s")
-    if number != text and re.fullmatch(r"\d+\.?\d*|\.\d+", number) and float(number) > 0:
+    if number != text and _NUMBER.fullmatch(number) and float(number) > 0:
         return 1, float(number)
     raise argparse.ArgumentTypeError(f"{text}: must be a number of frames such as 5, or of seconds such as 0.5s")
 
 
 def seconds(text: str) -> float:
     """The type of a flag that takes a time."""
-    if not re.fullmatch(r"\d+\.?\d*|\.\d+", text):
+    if not _NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds, at least 0")
     return float(text)
 
 
 def positive(text: str) -> float:
     """The type of a flag that takes a number above 0."""
-    if not re.fullmatch(r"\d+\.?\d*|\.\d+", text) or not float(text):
+    if not _NUMBER.fullmatch(text) or not float(text):
         raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
     return float(text)

@@ -60,16 +60,15 @@ def read_tool_json(content: Any, path: Path) -> ToolFile | None:
     Raises:
         DataError: if the file is of a known tool but damaged, or holds what cannot be converted.
     """
-    for recognized, read in _JSON_TOOLS:
+    for tool, recognized, read in _JSON_TOOLS:
         if recognized(content):
             try:
                 return read(content)
             except DataError:
                 raise
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                tool = read.__name__.removeprefix("_read_")
                 reason = f"{type(error).__name__}: {error}" if type(error) is not ValueError else error
-                message = f"{path} is a damaged file of {_NAMES[tool]}: {one_line(reason)}"
+                message = f"{path} is a damaged file of {tool}: {one_line(reason)}"
                 raise DataError(printable(message), kind=DataErrorKind.annotation, file=path) from error
     return None
 
@@ -272,19 +271,12 @@ def _studio_mark(result: Mapping[str, Any]) -> Mark:
     return Mark(labels, "point", (x, y))
 
 
-_NAMES = {
-    "labelme": "LabelMe",
-    "supervisely": "Supervisely",
-    "coco": "COCO",
-    "via": "VIA",
-    "label_studio": "Label Studio",
-}
-_JSON_TOOLS: tuple[tuple[Callable[[Any], bool], Callable[[Any], ToolFile]], ...] = (
-    (_is_labelme, _read_labelme),
-    (_is_supervisely, _read_supervisely),
-    (_is_coco, _read_coco),
-    (_is_via, _read_via),
-    (_is_label_studio, _read_label_studio),
+_JSON_TOOLS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any], ToolFile]], ...] = (
+    ("LabelMe", _is_labelme, _read_labelme),
+    ("Supervisely", _is_supervisely, _read_supervisely),
+    ("COCO", _is_coco, _read_coco),
+    ("VIA", _is_via, _read_via),
+    ("Label Studio", _is_label_studio, _read_label_studio),
 )
 
 

@@ -136,7 +136,7 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, signals: StopSignals, *, dra
         print(f"stopped; {run.safe()}", file=sys.stderr)
         stop(stopped)
     if stopped:
-        sys.exit(0)  # Fabric kills rank 0 when another process ends with another status
+        sys.exit(0)  # a launcher such as torchrun kills rank 0 when another process ends with another status
 
 
 def _fit(runtime: Runtime, job: Job, run: RunFolder, autosave: Autosave, progress: Any, draw: DrawBlocks | None) -> int:
