@@ -20,7 +20,7 @@ import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import predict as command
 from headcount.cli.photos import find_pictures
-from headcount.files import file_identity, quoted
+from headcount.files import file_identity
 from headcount.report.predictions import earlier_results
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,19 +56,8 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def predict(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Predict:
-    """Run the command in ``tmp_path`` without starting Python again; gives status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # it is put back
-
-    def run(*arguments: str, ckpt: str = best) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments, f"ckpt={quoted(ckpt)}"])
-        with pytest.raises(SystemExit) as end:
-            command.main()
-        shown = capsys.readouterr()
-        return int(end.value.code or 0), shown.out, shown.err
-
-    return run
+def predict(best: str, counting: Callable[..., Predict]) -> Predict:
+    return counting(command.main, "predict.py", best)
 
 
 def test_pictures_of_all_kinds(predict: Predict, tmp_path: Path) -> None:

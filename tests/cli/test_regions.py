@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import headcount
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import predict as command
 from headcount.config import ConfigError
-from headcount.files import quoted
 
 Predict = Callable[..., tuple[int, str, str]]
 HALVES = ["--region", "left=0%,0%,50%,100%", "--region", "right=50%,0%,100%,0%,100%,100%,50%,100%"]
@@ -29,18 +27,8 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def predict(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Predict:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-
-    def run(*arguments: str, ckpt: str = best) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments, f"ckpt={quoted(ckpt)}"])
-        with pytest.raises(SystemExit) as end:
-            command.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
+def predict(best: str, counting: Callable[..., Predict]) -> Predict:
+    return counting(command.main, "predict.py", best)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (90, 60)) -> Path:

@@ -20,7 +20,6 @@ from engine.test_checkpoint import write_checkpoint
 from engine.videos import make_video
 from headcount.cli import video as command
 from headcount.engine import frames as reading
-from headcount.files import quoted
 
 Count = Callable[..., tuple[int, str, str]]
 LEFT = ["--region", "left=0%,0%,50%,100%"]
@@ -50,18 +49,8 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def count(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Count:
-    """Run the command in ``tmp_path`` without starting Python again; gives status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, ckpt: str = best) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["video.py", "--device", "cpu", *arguments, f"ckpt={quoted(ckpt)}"])
-        with pytest.raises(SystemExit) as end:
-            command.main()
-        said = capfd.readouterr()  # also what is written without sys.stderr
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
+def count(best: str, counting: Callable[..., Count]) -> Count:
+    return counting(command.main, "video.py", best)
 
 
 @pytest.fixture
@@ -120,20 +109,27 @@ def test_images_are_counted_like_a_video_and_nothing_is_drawn(count: Count, tmp_
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_what_was_counted(
-    number: signal.Signals, count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def signaled_in_the_third_batch(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> list[int]:
+    """Raise signals while the third batch is counted; the sizes of the batches so far."""
     predict = engine.PhotoCounter.predict_batch
-    calls = []
+    calls: list[int] = []
 
     def interrupted(self: engine.PhotoCounter, photos: list[np.ndarray]) -> list[engine.PhotoCount]:
         calls.append(len(photos))
         if len(calls) == 3:
-            signal.raise_signal(number)
+            for number in numbers:
+                signal.raise_signal(number)
         return predict(self, photos)
 
     monkeypatch.setattr(engine.PhotoCounter, "predict_batch", interrupted)
+    return calls
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_what_was_counted(
+    number: signal.Signals, count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = signaled_in_the_third_batch(monkeypatch, number)
     before = signal.getsignal(number)
     status, out, err = count("crowd.mp4", "--batch", "2")
     assert status == 130
@@ -150,17 +146,7 @@ def test_ctrl_c_leaves_what_was_counted(
 def test_a_second_ctrl_c_and_a_kill_keep_the_counts(
     count: Count, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = engine.PhotoCounter.predict_batch
-    calls = []
-
-    def interrupted(self: engine.PhotoCounter, photos: list[np.ndarray]) -> list[engine.PhotoCount]:
-        calls.append(len(photos))
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        return predict(self, photos)
-
-    monkeypatch.setattr(engine.PhotoCounter, "predict_batch", interrupted)
+    signaled_in_the_third_batch(monkeypatch, signal.SIGINT, signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["video.py", "crowd.mp4", "--batch", "2"])
     with pytest.raises(KeyboardInterrupt):
         count("crowd.mp4", "--batch", "2")

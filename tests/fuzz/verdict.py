@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from headcount.config import CustomConfig
+from headcount.data.audit import audit_dataset
+from headcount.data.crowd import CrowdDataset
+from headcount.data.open import open_split
 from headcount.errors import DataError, HeadcountError
 from headcount.wording import printable
 
@@ -47,3 +51,14 @@ def same(found: Any, expected: Any) -> None:
             array = np.asarray(expected).astype(np.float32).reshape(-1, 2)
         assert np.isfinite(found.numpy()).all()
         assert np.array_equal(found.numpy(), array), f"{found[:5]} ({len(found)}) instead of {array[:5]} ({len(array)})"
+
+
+def opened(config: CustomConfig, outcome: str) -> CrowdDataset:
+    """Check that a dataset of ``good`` and ``bad`` opens without what was refused, and that the audit says the same."""
+    dataset = open_split(config, "train")
+    audit = audit_dataset(config)
+    assert "good" in dataset.names
+    if outcome == "refused":
+        assert dataset.left_out == ["bad"]
+    assert sum(audit.splits[0].faults.values()) == len(dataset.left_out)
+    return dataset
