@@ -10,6 +10,7 @@ from headcount.config.augment import (
 )
 from headcount.config.bins import (
     ZERO_BELOW,
+    AutoBinsConfig,
     BinsConfig,
     BlocksConfig,
     BlockwiseConfig,
@@ -137,6 +138,7 @@ __all__ = [
     "AdaptiveKernelConfig",
     "Algorithm",
     "AugmentConfig",
+    "AutoBinsConfig",
     "BinsConfig",
     "BlockErrorKind",
     "BlocksConfig",

@@ -6,7 +6,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from headcount.config import BinsConfig, ClipConfig
+from headcount.bins import describe_choice
+from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig
 from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.setup import Job
 from headcount.models.prompts import write_prompts
@@ -74,10 +75,14 @@ def _describe_bins(job: Job) -> list[str]:
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "intervals of smoothed counts"
+    if isinstance(config.bins, AutoBinsConfig):
+        kind = f"m = {bins.edges[-1][0]:g}, chosen for the least quantization error"
     if isinstance(config.bins, BinsConfig):
         corrected = config.bins.label_correction
         kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
     lines = [f"bins: blocks of {bins.grid.block_size} px, {kind}", bins.describe(job.data.histogram)]
+    if isinstance(config.bins, AutoBinsConfig):
+        lines.append(describe_choice(bins, job.data.histogram))
     if isinstance(config.model, ClipConfig):
         prompts = write_prompts(bins.edges, config.model.prompts)
         shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]
