@@ -12,7 +12,7 @@ from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
-from headcount.config.dataset import DatasetChoice, DatasetConfig
+from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
@@ -167,6 +167,14 @@ PLACE = (
     *("runtime.devices", "runtime.num_nodes"),
 )
 """Settings that determine where and how a run is executed, not what is learned."""
+
+
+def as_of_one_dataset(key: str) -> str:
+    """The full name of a setting, with that of a mixed dataset's part named as if it were the only dataset.
+
+    ``dataset.datasets.sha.root`` becomes ``dataset.root``.
+    """
+    return re.sub(rf"^dataset\.datasets\.{PART_NAME}\.", "dataset.", key)
 
 
 def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
