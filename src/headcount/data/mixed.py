@@ -10,7 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.data.crowd import CrowdDataset, Key, sample_seed
+from headcount.data.kinds import DataErrorKind
+from headcount.data.plausible import shared_files
+from headcount.errors import DataError
 from headcount.types import Sample
+from headcount.wording import first_names
 
 
 class MixedCrowd(CrowdDataset):
@@ -130,6 +134,24 @@ class MixedCrowd(CrowdDataset):
             raise IndexError(index)
         number = bisect.bisect_right(self._starts, index) - 1
         return list(self.members)[number], index - self._starts[number]
+
+
+def refuse_shared(train: CrowdDataset, selection: CrowdDataset) -> None:
+    """Refuse image files of one part that another part selects on; within a part, its own splits are checked.
+
+    Raises:
+        DataError: names them.
+    """
+    files = {
+        split: [source for member in images.members.values() for source in member.sources]
+        for split, images in (("train", train), ("selection", selection))
+    }
+    if shared := shared_files(files):
+        raise DataError(
+            f"dataset=mixed: {len(shared)} image files are trained on in one part and select in another: "
+            f"{first_names(shared)}; remove them from one part",
+            kind=DataErrorKind.ambiguous,
+        )
 
 
 def _no_image(index: int) -> Tensor:

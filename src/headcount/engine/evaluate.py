@@ -324,13 +324,17 @@ def _facts(
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
-    """The name of the training dataset; with its folder if only that distinguishes it from the evaluated one."""
+    """The name of the training dataset; with its folder if only that distinguishes it from the evaluated one.
+
+    If the evaluated dataset was one of several that were trained on, it is that one.
+    """
     if isinstance(trained, CustomConfig) and isinstance(evaluated, CustomConfig):
         folders = [os.path.abspath(os.path.expanduser(c.root or c.train or "")) for c in (trained, evaluated)]
         if folders[0] != folders[1]:
             return f"{trained.name} ({trained.root or trained.train})"
     if isinstance(trained, MixedConfig):
-        return f"{trained.name} ({', '.join(trained.datasets)})"
+        names = [part.name for part in trained.datasets.values() if not isinstance(part, CustomConfig)]
+        return evaluated.name if evaluated.name in names else f"{trained.name} ({', '.join(trained.datasets)})"
     return trained.name
 
 

@@ -35,6 +35,7 @@ from headcount.data.catalogue import selection_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
+from headcount.data.mixed import refuse_shared
 from headcount.data.open import missing_splits, no_heads_error, open_split
 from headcount.data.points import Smoothing
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
@@ -186,6 +187,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     if not any(train.count(k) for k in range(len(train))):
         raise no_heads_error(config.dataset, len(train))
     selection = open_split(config.dataset, split, data_root=config.data_root)
+    refuse_shared(train, selection)
     missing = missing_splits(config.dataset, data_root=config.data_root)
     return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size), missing)
 
