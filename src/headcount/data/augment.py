@@ -45,6 +45,7 @@ class TrainAugment:
     flip: float = 0.5
     jitter: float = 0.1
     jitter_probability: float = 0.2
+    grayscale: float = 0.0
     blur_size: int = 5
     blur_probability: float = 0.2
     salt_pepper: float = 1e-3
@@ -75,6 +76,8 @@ class TrainAugment:
             image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
         if happens(self.jitter_probability, generator):
             image = jitter_colors(image, self.jitter, generator)
+        if self.grayscale and happens(self.grayscale, generator):  # without it, seeds draw what they always drew
+            image = pixels.rgb_to_grayscale(image, num_output_channels=3)
         if happens(self.blur_probability, generator):
             image = blur(image, self.blur_size, generator)
         if happens(self.salt_pepper_probability, generator):
@@ -91,6 +94,7 @@ def build_augment(config: AugmentConfig) -> TrainAugment:
         flip=config.flip,
         jitter=config.jitter,
         jitter_probability=config.jitter_probability,
+        grayscale=config.grayscale,
         blur_size=config.blur_size,
         blur_probability=config.blur_probability,
         salt_pepper=config.salt_pepper,
