@@ -219,14 +219,15 @@ def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
     return partial(collate, targets=targets)
 
 
-def step_images(images: int, batch_size: int, processes: int) -> int:
+def step_images(images: int, batch_size: int, shares: int) -> int:
     """Images per optimizer step, over all processes: a batch, or what can be shared equally of a smaller dataset.
 
     Args:
         images: in the dataset.
         batch_size: over all processes.
+        shares: number of processes, times the number of parts in which each computes its share.
     """
-    return min(batch_size // processes, images // processes) * processes
+    return min(batch_size // shares, images // shares) * shares
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -234,13 +235,16 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     The images of an optimizer step are the same on any number of processes; each process takes its share
     of them. Images that do not fill a last batch are dropped, so that all processes see the same number
-    of batches of the same size. A dataset smaller than one step gives one smaller batch.
+    of batches of the same size. A dataset smaller than one step gives one smaller batch, which each process can split
+    into ``parts`` of equal size.
 
     Raises:
-        ConfigError: if there are no images, or fewer than processes.
+        ConfigError: if there are no images, or fewer than processes or parts.
     """
 
-    def __init__(self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1
+    ) -> None:
         if images < 1:
             raise ConfigError("the training split has no images; name or add some")
         if images < world:
@@ -248,12 +252,17 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 f"{images} training images cannot be shared among {world} processes; "
                 f"start at most {images} (runtime.devices)"
             )
+        if images < world * parts:
+            raise ConfigError(
+                f"accumulate={parts}: {images} training images cannot be split into {world * parts} parts; "
+                f"set at most {images // world}"
+            )
         self.epoch = 0
         self.start = 0
         """Number of batches at the start of the epoch that are left out."""
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
-        self._batch_size = step_images(images, batch_size * world, world) // world
+        self._batch_size = step_images(images, batch_size * world, world * parts) // world
 
     @property
     def step_images(self) -> int:
@@ -321,6 +330,7 @@ def build_train_loader(
     *,
     batch_size_per_process: int,
     seed: int,
+    parts: int = 1,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -332,10 +342,13 @@ def build_train_loader(
         make_batch: from :func:`build_batches`.
         batch_size_per_process: samples per batch on this process; smaller if the dataset is.
         seed: of the order; the augmentation of the samples has the dataset's seed.
+        parts: number of equal parts into which each batch will be split.
         workers: processes that load samples; 0 loads in this process.
         pin_memory: return batches in page-locked memory, for a GPU.
     """
-    sampler = EpochSampler(len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world)
+    sampler = EpochSampler(
+        len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world, parts=parts
+    )
     return TrainLoader(dataset, sampler, make_batch, workers=workers, pin_memory=pin_memory)
 
 
