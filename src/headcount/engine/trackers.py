@@ -290,7 +290,9 @@ class MlflowLog(_RemoteLog):
         experiment = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         identifier = str(self._client.create_run(number, run_name=run.name).info.run_id)
-        params = [param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in run.settings.items()]
+        # Of a name with a slash, a folder is made, where another name is a file.
+        named = {key.replace("/", "."): str(value)[:_MAX_PARAM_LENGTH] for key, value in run.settings.items()}
+        params = [param(key, value) for key, value in named.items()]
         for first in range(0, len(params), 100):  # no request takes more
             self._client.log_batch(identifier, params=params[first : first + 100])
         return identifier
