@@ -187,8 +187,6 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
     """Where a setting that ``path`` does not have may be instead."""
     if having := owners(path.replace(".", "/"), part):
         return f"; {part} is a setting of {path}={', '.join(having)}"
-    if near := nearest(part, allowed):
-        return near
     inner = [
         f"{group}.{k}"
         for group, node in ((str(g), n) for g, n in base.items())
@@ -196,7 +194,7 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
         for k in map(str, node)
     ]
     same = [key for key in inner if key.split(".")[-1] == part]
-    return f"; did you mean {' or '.join(same)}?" if same else ""
+    return f"; did you mean {' or '.join(same)}?" if same else nearest(part, allowed)
 
 
 def _type_words(node: Any) -> str:

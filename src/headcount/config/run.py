@@ -16,7 +16,7 @@ from headcount.config.dataset import DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
-from headcount.config.model import HEADS, ClipConfig, Freeze, HeadConfig, ModelConfig, TinyConfig
+from headcount.config.model import HEADS, ClipConfig, ClipViTConfig, Freeze, HeadConfig, ModelConfig, TinyConfig
 from headcount.config.optim import OptimConfig
 from headcount.wording import cut, url_hint
 
@@ -270,7 +270,12 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
             f"model.freeze={freeze.name}: the backbone would keep its random weights; add init_from=CKPT, or choose "
             "model.freeze=none"
         )
-    elif freezes_backbone and config.init_from is None and getattr(config.model, "prompt_tokens", 0):
+    elif (
+        freezes_backbone
+        and config.init_from is None
+        and isinstance(config.model, ClipViTConfig)
+        and config.model.prompt_tokens
+    ):
         errors.append(
             f"model.freeze={freeze.name}: the prompt tokens would stay random; model.frozen=true alone freezes the "
             "image encoder and trains them"

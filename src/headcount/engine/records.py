@@ -125,7 +125,9 @@ def open_logs(run: RunIdentity, logged: int) -> list[EpochLog]:
     Raises:
         ConfigError: if one cannot be reached.
     """
-    board = [Events(run.folder, purge_step=logged + 1)] if Tracker.tensorboard in run.config.logger else []
+    board: list[EpochLog] = (
+        [Events(run.folder, purge_step=logged + 1)] if Tracker.tensorboard in run.config.logger else []
+    )
     return board if logged >= run.config.epochs else [*board, *open_trackers(run, logged=logged)]
 
 

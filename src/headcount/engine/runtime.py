@@ -267,7 +267,7 @@ class Runtime:
             model: what :meth:`setup` returned; both its forward and its backward pass belong into the context.
             enabled: False exchanges as usual.
         """
-        return self.fabric.no_backward_sync(model, enabled=enabled)  # type: ignore[return-value]
+        return self.fabric.no_backward_sync(model, enabled=enabled)  # type: ignore[arg-type]
 
     def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float | None) -> Tensor:
         """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them.
