@@ -269,7 +269,7 @@ class RunFolder:
         note = processes_note(
             trained.runtime,
             job.config.runtime,
-            images=len(job.data.train),
+            images=job.data.train.images_per_epoch,
             batch_size=job.config.batch_size,
             parts=job.config.accumulate,
             batchnorm=has_batch_norm(job.counter),

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from headcount.data.crowd import CrowdDataset
 from headcount.files import read_text, write_csv, write_json
-from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
+from headcount.metrics import GAME, Interval, Metrics, Reliability, measure, parts_table
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
@@ -50,6 +50,8 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
+    if evaluation.parts:
+        plain["parts"] = {part: dataclasses.asdict(errors) for part, errors in evaluation.parts.items()}
     del plain["errors"]
     occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
@@ -70,6 +72,7 @@ def write_evaluation(
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
         f"selected on '{facts.selected_on}'), {facts.mode}",
         *summary(metrics).splitlines(),
+        *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
     ]
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
