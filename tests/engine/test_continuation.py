@@ -57,6 +57,7 @@ def constant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_extended_is_the_longer_run_bit_for_bit(
     constant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_input_is_normalized_as_in_the_training_of_the_weights(tmp_path: Pat
     assert own.counter.mean.unique().item() == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["last.pt", "epoch_0001.pt"])
 def test_every_checkpoint_of_a_run_is_read(trained: Path, tmp_path: Path, file: str) -> None:
     output = tmp_path / "all"
@@ -162,6 +163,7 @@ def test_a_file_that_is_missing_or_no_checkpoint_is_refused_by_the_setting(tmp_p
         job_from(tmp_path / "text.pt")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_with_its_own_weights(
     tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

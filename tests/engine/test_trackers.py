@@ -87,6 +87,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_csv_holds_the_numbers_of_metrics_jsonl(tmp_path: Path) -> None:
     run = train(config_of(tmp_path, *FAST, "logger=csv", "eval_every_epochs=2"))
     assert run is not None
