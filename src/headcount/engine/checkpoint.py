@@ -4,6 +4,7 @@ Loads with ``weights_only=True``, so that an untrusted file cannot run code. See
 checkpoints/README.md for its keys.
 """
 
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -45,6 +46,17 @@ LAST = "last.pt"
 BEST = "best_mae.pt"
 MID_EPOCH = "mid_epoch.pt"
 """Written within an epoch and removed at its end: what last.pt holds, and the number of steps done in the epoch."""
+
+
+def epoch_file(epoch: int) -> str:
+    """Name of the checkpoint of the evaluation after an epoch, of which runs keep as many as their settings say."""
+    return f"epoch_{epoch:04d}.pt"
+
+
+def epoch_files(folder: Path) -> list[tuple[Path, int]]:
+    """The checkpoints of evaluations in a folder, and their epochs, the earliest first."""
+    names = [(file, re.fullmatch(r"epoch_(\d+)\.pt", file.name)) for file in folder.glob("epoch_*.pt")]
+    return sorted([(file, int(name[1])) for file, name in names if name], key=lambda found: found[1])
 
 
 def _is_selection(value: Any) -> bool:

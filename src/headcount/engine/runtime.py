@@ -257,8 +257,17 @@ class Runtime:
         return batch
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``, averaged over the processes."""
+        """Add the gradients of ``loss``; averaged over the processes, unless inside :meth:`no_exchange`."""
         self.fabric.backward(loss)
+
+    def no_exchange(self, model: nn.Module, *, enabled: bool = True) -> AbstractContextManager[None]:
+        """Add gradients on each process alone: the next backward pass outside averages their sums over the processes.
+
+        Args:
+            model: what :meth:`setup` returned; both its forward and its backward pass belong into the context.
+            enabled: False exchanges as usual.
+        """
+        return self.fabric.no_backward_sync(model, enabled=enabled)  # type: ignore[arg-type]
 
     def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float | None) -> Tensor:
         """Scale all gradients down to an L2 norm of ``max_norm``; None leaves them.

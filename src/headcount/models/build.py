@@ -61,6 +61,7 @@ def build_model(
             std=tuple(config.std or parts.backbone.std),
             decoder=parts.decoder,
         )
+    counter.freeze(config.freeze)
     if histogram is not None and config.prior_bias:
         counter.head.start_at(histogram)
     return counter
