@@ -108,6 +108,7 @@ from headcount.config.run import (
     TrainConfig,
     check,
     check_evaluation,
+    checkpoint_error,
     missing_checkpoint,
 )
 from headcount.config.schemas import (
@@ -213,6 +214,7 @@ __all__ = [
     "integer_bins",
     "kinds",
     "missing_bins",
+    "checkpoint_error",
     "missing_checkpoint",
     "nearest_multiples",
     "number",

@@ -1,0 +1,142 @@
+"""The model card of a stored counter: a Markdown page made of what its description holds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from headcount.data.catalogue import DATASETS
+from headcount.published import Figure, figures_of, license_of
+from headcount.runs import flatten
+from headcount.wording import printable
+
+# Settings that say how it was trained, in the order of the table.
+_RECIPE = (
+    *("scale", "epochs", "batch_size", "seed", "model", "model.name", "model.weights", "model.head", "bins"),
+    *("bins.block_size", "augment", "augment.crop_size", "loss", "optim", "optim.lr", "optim.ema_decay"),
+)
+_LIMITS = (
+    "Scenes unlike those of its training images: much sparser ones, other camera heights and angles, night, haze, heads "
+    "of another size in pixels. `headcount predict` notes pictures whose size or count lies far outside them.",
+    "Whatever resembles a head at that scale may be counted: statues, foliage, patterns; empty scenes rarely get "
+    "exactly 0.",
+    "A count is an expectation with an error like those above, never evidence of a number of people. Do not use it "
+    "alone where the safety of people depends on it.",
+)
+_PRIVACY = (
+    "It counts heads in blocks of pixels. It does not detect, recognize or track persons, and stores no pictures. "
+    "Counting people in public can still be surveillance, and the law may require a basis for it: tell the people who "
+    "are counted, and keep no pictures that you do not need.",
+    "The training images were collected from the internet or in a few places, without the consent of those on them, and "
+    "not by any measure of who they are. Errors by skin tone, clothing, age or region were not measured; expect them to "
+    "differ, and evaluate on your own scenes first.",
+)
+
+
+def model_card(content: Mapping[str, Any], name: str) -> str:
+    """The page of a counter.
+
+    Args:
+        content: of its checkpoint or description: settings, commit, figures, license, limits.
+        name: what ``headcount.load`` takes.
+
+    Raises:
+        ValueError: if its figures are damaged.
+    """
+    flat = flatten(content["config"]) | {f"{key}.kind": kind for key, kind in content["config"]["kinds"].items()}
+    figures = figures_of(content)
+    parts = [
+        *_front_matter(license_of(content)),
+        f"# {_text(name.rpartition(':')[2])}",
+        "Counts the people in pictures of crowds; made with headcount.",
+        f'```python\nimport headcount\n\nprint(headcount.load("{name}").count("photo.jpg"))\n```',
+        f"License of the weights: {_text(license_of(content)) or 'not stated'}.",
+        "## Training data and its terms",
+        *_data(str(flat.get("dataset.name", ""))),
+        "## Recipe",
+        _recipe(flat, content),
+        "## Errors",
+        *_errors(figures),
+        "## What it is bad at",
+        _list([*map(_text, _strings(content.get("limits"))), *_LIMITS]),
+        "## Privacy and bias",
+        *_PRIVACY,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(license_text: str) -> list[str]:
+    """What the Hugging Face Hub reads of a card."""
+    lines = ["library_name: headcount", "tags: [crowd-counting]"]
+    if license_text:
+        lines += ["license: other", f"license_name: {json.dumps(license_text)}"]
+    return ["\n".join(["---", *lines, "---"])]
+
+
+def _data(dataset: str) -> list[str]:
+    info = DATASETS.get(dataset)
+    if info is None:
+        return [f"Dataset `{_text(dataset)}`."]
+    return [
+        f"{info.title} ({info.source}). Terms of the dataset: {info.license}. Weights trained on it are offered under "
+        "the same terms; the images are not part of this repository."
+    ]
+
+
+def _recipe(flat: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    rows = []
+    for key in _RECIPE:
+        value = flat.get(key, flat.get(f"{key}.kind"))
+        if value is not None:
+            rows.append([f"`{key}`", f"`{_text(str(value))}`"])
+    chosen = content["selection"]
+    epoch = "unknown" if content["epoch"] is None else str(content["epoch"])
+    rows += [
+        ["epoch of these weights", epoch],
+        ["checkpoints were selected by", f"{chosen['metric']} on {chosen['dataset']} {chosen['split']}"],
+        ["commit of the training", f"`{_text(str(content['commit']))}`"],
+    ]
+    return _table(["setting", "value"], rows)
+
+
+def _errors(figures: Sequence[Figure]) -> list[str]:
+    if not figures:
+        return ["Not measured."]
+    headings = ["images", "measured with", "selected on", "MAE", "RMSE"]
+    rows = [
+        [
+            f"{_text(figure.dataset)} {_text(figure.split)}, {figure.images} images",
+            "these weights" if figure.own else "another checkpoint of the recipe",
+            _text(figure.selected_on),
+            _with_interval(figure.mae, figure.mae_interval),
+            _with_interval(figure.rmse, figure.rmse_interval),
+        ]
+        for figure in figures
+    ]
+    return [
+        "In heads per image, over whole images, with 95 % bootstrap intervals over the images. Errors on the split that "
+        "selected the weights are optimistic.",
+        _table(headings, rows),
+    ]
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.2f}" if interval is None else f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
+
+
+def _list(items: Sequence[str]) -> str:
+    return "\n".join(f"* {item}" for item in items)
+
+
+def _strings(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _text(text: str) -> str:
+    """Text from a file within a line or a cell of a table."""
+    return printable(text).replace("|", "\\|").replace("`", "'")
