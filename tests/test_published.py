@@ -171,5 +171,8 @@ def test_a_card_has_every_section_and_figure(box: Path) -> None:
     assert "`abc`" in card  # the commit
     assert r"* fewer than 20 people \| or none" in card
     other = plain | {"config": {**plain["config"], "dataset": {**plain["config"]["dataset"], "name": "sha"}}}
+    other["config"]["model"] = {**other["config"]["model"], "weights": "/home/me/tiny.pth"}
+    assert "/home" not in model_card(other, DEFAULT)
+    assert "`tiny.pth`" in model_card(other, DEFAULT)
     assert "ShanghaiTech part A" in model_card(other, DEFAULT)
     assert "Terms of the dataset: research use" in model_card(other, DEFAULT)

@@ -6,7 +6,7 @@ A published counter is a pair of files, ``NAME.safetensors`` with the weights an
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,25 @@ WEIGHTS = ".safetensors"
 DESCRIPTION = ".json"
 FORMAT = "headcount counter"
 MAX_DESCRIPTION_BYTES = 2_000_000
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_error, value))
+    return value is None or is_pair
+
+
+# Field of a figure -> whether a value of it is possible.
+_FIGURE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("dataset", "split", "selected_on"), lambda value: isinstance(value, str)),
+    "images": lambda value: type(value) is int,
+    "own": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("mae", "rmse"), _is_error),
+    **dict.fromkeys(("mae_interval", "rmse_interval"), _is_interval),
+}
 
 
 @dataclass(frozen=True)
@@ -53,24 +72,11 @@ class Figure:
         Raises:
             ValueError: if it is damaged.
         """
-        if not isinstance(plain, Mapping):
+        values = dict(plain) if isinstance(plain, Mapping) else {}
+        if not all(is_valid(values.get(key)) for key, is_valid in _FIGURE.items()):
             raise ValueError(f"a figure is {cut(repr(plain))}")
-        texts = [plain.get(key) for key in ("dataset", "split", "selected_on")]
-        numbers = [plain.get(key) for key in ("mae", "rmse")]
-        intervals = [plain.get(key) for key in ("mae_interval", "rmse_interval")]
-        images, own = plain.get("images"), plain.get("own")
-        whole = (
-            all(isinstance(text, str) for text in texts)
-            and type(images) is int
-            and isinstance(own, bool)
-            and all(map(_is_error, numbers))
-            and all(pair is None or _is_interval(pair) for pair in intervals)
-        )
-        if not whole:
-            raise ValueError(f"a figure is {cut(repr(dict(plain)))}")
-        pairs = [None if pair is None else (float(pair[0]), float(pair[1])) for pair in intervals]
-        dataset, split, selected_on = map(str, texts)
-        return cls(dataset, split, int(images or 0), selected_on, *map(float, numbers), *pairs, own)  # type: ignore[arg-type]
+        pairs = {key: values[key] and tuple(values[key]) for key in ("mae_interval", "rmse_interval")}
+        return cls(**{key: values[key] for key in _FIGURE} | pairs)
 
     def __str__(self) -> str:
         return f"MAE {self.mae:.1f}, RMSE {self.rmse:.1f} on {self.dataset} {self.split} ({self.images} images)"
@@ -207,11 +213,3 @@ def _facts(name: str) -> PublishedCounter:
         return PublishedCounter(name, weights, license_of(plain), figures_of(plain))
     except ValueError as error:
         raise CheckpointError(f"{description}: {error}; install headcount again") from error
-
-
-def _is_error(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_error, value))

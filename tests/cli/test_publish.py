@@ -9,12 +9,10 @@ import pytest
 
 import headcount
 from engine.test_checkpoint import write_checkpoint
-from engine.test_hub import uploaded
 from headcount.cli import publish_counter
 from headcount.engine.card import model_card
 from headcount.published import read_description
 
-assert uploaded, "a fixture"
 MEASURED: dict[str, Any] = {
     **{"mae": 61.5, "rmse": 101.25, "mae_interval": {"low": 55.0, "high": 68.5}, "rmse_interval": {"low": None}},
     **{"dataset": "sha", "split": "test", "images": 182, "selected_on": "val", "epoch": 3, "commit": "abc", "seed": 1},

@@ -5,9 +5,9 @@
       --metrics eval/sha_test/metrics.json --limit "fewer than 20 people: counts too many"
   python scripts/publish_counter.py ckpt=counters/my_counter.safetensors --push owner/my_counter
 
-Writes OUTPUT.safetensors, the weights in half precision; OUTPUT.json, all else that counting needs, how it was trained
-and its errors; and OUTPUT.md, the model card. None of them may exist. ckpt=OUTPUT.safetensors, or .json, counts with
-it, from every command. No folder of this machine is in them.
+Writes OUTPUT.safetensors, the weights in 16 bits (--float32 stores all 32); OUTPUT.json, all else that counting needs,
+how it was trained, and its errors; and OUTPUT.md, the model card. None of them may exist. ckpt=OUTPUT.safetensors, or
+.json, counts with it, from every command. No folder of this machine is in them.
 
 The errors are those of metrics.json, which eval.py writes, of this checkpoint or of others of its recipe. --push
 uploads the counter to the Hugging Face Hub as ckpt=hf-hub:owner/my_counter; it needs hf auth login.
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=to_path, nargs="+", default=[], help="files metrics.json of eval.py")
     parser.add_argument("--license", default="", help="terms under which the weights may be used")
     parser.add_argument("--limit", action="append", default=[], help="what it is bad at; repeat it for more")
-    parser.add_argument("--float32", action="store_true", help="store the weights in full precision")
+    parser.add_argument("--float32", action="store_true", help="store the weights in 32 bits, twice as large")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     with exit_on_error(parser.prog):

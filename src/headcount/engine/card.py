@@ -7,18 +7,20 @@ from typing import Any
 from tabulate import tabulate
 
 from headcount.data.catalogue import DATASETS
+from headcount.engine.stored import without_folders
 from headcount.published import Figure, figures_of, license_of
 from headcount.runs import flatten
 from headcount.wording import printable
 
 # Settings that say how it was trained, in the order of the table.
 _RECIPE = (
-    *("scale", "epochs", "batch_size", "seed", "model", "model.name", "model.weights", "model.head", "bins"),
-    *("bins.block_size", "augment", "augment.crop_size", "loss", "optim", "optim.lr", "optim.ema_decay"),
+    *("scale", "epochs", "batch_size", "seed", "model", "model.name", "model.weights", "model.head.name"),
+    *("bins.strategy", "bins.block_size", "augment.crop_size", "loss", "optim.algorithm", "optim.lr"),
+    *("optim.weight_decay", "optim.schedule", "optim.ema_decay"),
 )
 _LIMITS = (
-    "Scenes unlike those of its training images: much sparser ones, other camera heights and angles, night, haze, heads "
-    "of another size in pixels. `headcount predict` notes pictures whose size or count lies far outside them.",
+    "Scenes unlike those of its training images: much sparser ones, other camera heights and angles, night, haze, "
+    "heads of another size in pixels. `headcount predict` notes pictures whose size or count lies far outside them.",
     "Whatever resembles a head at that scale may be counted: statues, foliage, patterns; empty scenes rarely get "
     "exactly 0.",
     "A count is an expectation with an error like those above, never evidence of a number of people. Do not use it "
@@ -27,10 +29,15 @@ _LIMITS = (
 _PRIVACY = (
     "It counts heads in blocks of pixels. It does not detect, recognize or track persons, and stores no pictures. "
     "Counting people in public can still be surveillance, and the law may require a basis for it: tell the people who "
-    "are counted, and keep no pictures that you do not need.",
-    "The training images were collected from the internet or in a few places, without the consent of those on them, and "
-    "not by any measure of who they are. Errors by skin tone, clothing, age or region were not measured; expect them to "
-    "differ, and evaluate on your own scenes first.",
+    "are counted, and keep no pictures that you do not need."
+)
+_BIAS = (
+    "Errors by skin tone, clothing, age or region were not measured; expect them to differ, and evaluate on your own "
+    "scenes first."
+)
+_COLLECTED = (
+    "The training images were collected for research from the internet or in a few places, not as a balanced sample of "
+    "people or regions, and those on them were not asked."
 )
 
 
@@ -44,8 +51,8 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
     Raises:
         ValueError: if its figures are damaged.
     """
-    flat = flatten(content["config"]) | {f"{key}.kind": kind for key, kind in content["config"]["kinds"].items()}
-    figures = figures_of(content)
+    config = without_folders(content["config"])
+    dataset = str(config["dataset"]["name"])
     parts = [
         *_front_matter(license_of(content)),
         f"# {_text(name.rpartition(':')[2])}",
@@ -53,15 +60,16 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         f'```python\nimport headcount\n\nprint(headcount.load("{name}").count("photo.jpg"))\n```',
         f"License of the weights: {_text(license_of(content)) or 'not stated'}.",
         "## Training data and its terms",
-        *_data(str(flat.get("dataset.name", ""))),
+        _data(dataset),
         "## Recipe",
-        _recipe(flat, content),
+        _recipe(flatten(config), content),
         "## Errors",
-        *_errors(figures),
+        *_errors(figures_of(content)),
         "## What it is bad at",
         _list([*map(_text, _strings(content.get("limits"))), *_LIMITS]),
         "## Privacy and bias",
-        *_PRIVACY,
+        _PRIVACY,
+        " ".join([_COLLECTED, _BIAS] if _is_published(dataset) else [_BIAS]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -74,20 +82,25 @@ def _front_matter(license_text: str) -> list[str]:
     return ["\n".join(["---", *lines, "---"])]
 
 
-def _data(dataset: str) -> list[str]:
-    info = DATASETS.get(dataset)
-    if info is None:
-        return [f"Dataset `{_text(dataset)}`."]
-    return [
-        f"{info.title} ({info.source}). Terms of the dataset: {info.license}. Weights trained on it are offered under "
-        "the same terms; the images are not part of this repository."
-    ]
+def _is_published(dataset: str) -> bool:
+    """Whether it is a dataset of photographs that others have published."""
+    return dataset in DATASETS and DATASETS[dataset].files is not None
+
+
+def _data(dataset: str) -> str:
+    if not _is_published(dataset):
+        return f"Dataset `{_text(dataset)}`."
+    info = DATASETS[dataset]
+    return (
+        f"{info.title} ({info.source}). Terms of the dataset: {info.license}. The images are not part of this "
+        "repository; whoever uses the weights is bound by these terms as well."
+    )
 
 
 def _recipe(flat: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     rows = []
     for key in _RECIPE:
-        value = flat.get(key, flat.get(f"{key}.kind"))
+        value = flat.get(key, flat.get(f"kinds.{key}"))
         if value is not None:
             rows.append([f"`{key}`", f"`{_text(str(value))}`"])
     chosen = content["selection"]
@@ -115,7 +128,7 @@ def _errors(figures: Sequence[Figure]) -> list[str]:
         for figure in figures
     ]
     return [
-        "In heads per image, over whole images, with 95 % bootstrap intervals over the images. Errors on the split that "
+        "In heads per image, over all images of the split, with 95 % bootstrap intervals. Errors on the split that "
         "selected the weights are optimistic.",
         _table(headings, rows),
     ]

@@ -52,7 +52,7 @@ def push(content: Mapping[str, Any], repository: str, *, private: bool, token: s
         repository: ``owner/name``.
         private: whether a repository that is created can be read by its owner only.
         token: of the hub; None uses the one of ``hf auth login`` or of HF_TOKEN.
-        half: whether to store the weights in half precision.
+        half: whether to store the weights in 16 bits.
 
     Returns:
         The address of the repository.

@@ -274,7 +274,7 @@ class PhotoCounter:
             repository: ``owner/name``; created if it does not exist.
             private: whether a repository that is created can be read by its owner only.
             token: of the hub; None uses the one of ``hf auth login`` or of the variable HF_TOKEN.
-            half: whether to store the weights in half precision, which changes no count by more than about 0.1 %.
+            half: whether to store the weights in 16 bits, which halves the file and changes counts by less than 0.1 %.
 
         Returns:
             The address of the repository.
