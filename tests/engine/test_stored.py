@@ -13,8 +13,10 @@ import torch
 
 import headcount
 from engine.test_checkpoint import write_checkpoint
-from headcount.config import TrainConfig
+from headcount.cli.compose import compose, to_config
+from headcount.config import MixedConfig, TrainConfig, to_plain
 from headcount.engine import checkpoint
+from headcount.engine.card import model_card
 from headcount.engine.stored import save_counter, without_folders
 from headcount.errors import CheckpointError, ConfigError
 
@@ -139,6 +141,20 @@ def test_the_settings_without_folders_are_valid(tmp_path: Path) -> None:
     assert str(tmp_path) not in weights.with_suffix(".json").read_text()
     config = checkpoint.load(weights).config
     assert (config.dataset.name, config.data_root, config.output_dir) == ("sha", None, TrainConfig.output_dir)
+
+
+def test_a_mixed_dataset_keeps_its_parts_without_their_folders(tmp_path: Path) -> None:
+    parts = "dataset.parts=[sha,{name: custom, root: /home/me/crowd, as: mine}]"
+    content = checkpoint.read(write_checkpoint(tmp_path, "model.width=8"))
+    content["config"] = to_plain(to_config(compose(["dataset=mixed", "model.width=8", parts], config_name="train")))
+    weights, description = save_counter(tmp_path / "a.safetensors", content)
+    assert "/home" not in description.read_text()
+    dataset = checkpoint.load(weights).config.dataset
+    assert isinstance(dataset, MixedConfig)
+    assert dataset.datasets["mine"].root == "crowd"
+    card = model_card(checkpoint.read(weights), "a")
+    assert "ShanghaiTech part A" in card
+    assert "Dataset `custom`." in card
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -52,7 +52,8 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         ValueError: if its figures are damaged.
     """
     config = without_folders(content["config"])
-    dataset = str(config["dataset"]["name"])
+    dataset = config["dataset"]
+    trained_on = [str(part["name"]) for part in dataset.get("datasets", {}).values()] or [str(dataset["name"])]
     parts = [
         *_front_matter(license_of(content)),
         f"# {_text(name.rpartition(':')[2])}",
@@ -60,7 +61,7 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         f'```python\nimport headcount\n\nprint(headcount.load("{name}").count("photo.jpg"))\n```',
         f"License of the weights: {_text(license_of(content)) or 'not stated'}.",
         "## Training data and its terms",
-        _data(dataset),
+        *map(_data, trained_on),
         "## Recipe",
         _recipe(flatten(config), content),
         "## Errors",
@@ -69,7 +70,7 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         _list([*map(_text, _strings(content.get("limits"))), *_LIMITS]),
         "## Privacy and bias",
         _PRIVACY,
-        " ".join([_COLLECTED, _BIAS] if _is_published(dataset) else [_BIAS]),
+        " ".join([_COLLECTED, _BIAS] if any(map(_is_published, trained_on)) else [_BIAS]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,7 +85,7 @@ def _front_matter(license_text: str) -> list[str]:
 
 def _is_published(dataset: str) -> bool:
     """Whether it is a dataset of photographs that others have published."""
-    return dataset in DATASETS and DATASETS[dataset].files is not None
+    return dataset != "custom" and dataset in DATASETS and DATASETS[dataset].files is not None
 
 
 def _data(dataset: str) -> str:

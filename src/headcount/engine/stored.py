@@ -160,11 +160,11 @@ def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = copy.deepcopy(dict(config))
     for key in _FOLDERS:
         plain.pop(key, None)
-    dataset = plain.get("dataset")
-    if isinstance(dataset, dict):
-        dataset.pop("cache_dir", None)
-        if dataset.get("name") != "custom":  # published datasets are the same in every folder
-            dataset.pop("root", None)
+    dataset = plain.get("dataset", {})
+    for part in (dataset, *dataset.get("datasets", {}).values()):  # of a mixed dataset
+        part.pop("cache_dir", None)
+        if part.get("name") != "custom":  # published datasets are the same in every folder
+            part.pop("root", None)
     shortened: dict[str, Any] = _last_parts(plain)
     return shortened
 
