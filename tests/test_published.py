@@ -82,10 +82,12 @@ def test_an_unknown_name_lists_those_that_exist(box: Path) -> None:
 
 def test_without_a_default_counter_the_error_says_what_to_do(box: Path) -> None:
     (box / f"{DEFAULT}.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=rf"{DEFAULT}, does not come .* it has another: name one .* train\.py"):
+    with pytest.raises(
+        CheckpointError, match=rf"{DEFAULT}, does not come .*, which has another: name one .* train\.py"
+    ):
         headcount.load()
     (box / "another.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"it has no other, name a file with ckpt=best_mae\.pt, or train"):
+    with pytest.raises(CheckpointError, match=r"which has none: name a file with ckpt=best_mae\.pt, or train"):
         headcount.load()
     assert headcount.available() == []
 

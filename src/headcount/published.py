@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headcount.commands import as_typed
 from headcount.errors import CheckpointError
 from headcount.files import read_text
 from headcount.wording import cut, one_line, printable
@@ -131,10 +132,10 @@ def default_counter() -> PublishedCounter:
     found = names()
     if DEFAULT in found:
         return _facts(DEFAULT)
-    others = f"it has {', '.join(found)}: name one with ckpt=NAME" if found else "it has no other"
+    others = f"which has {', '.join(found)}: name one with ckpt=NAME," if found else "which has none:"
     raise CheckpointError(
-        f"no counter is named, and the default one, {DEFAULT}, does not come with this installation; {others}, name a "
-        "file with ckpt=best_mae.pt, or train a counter: python train.py dataset=NAME"
+        f"no counter is named, and the default one, {DEFAULT}, does not come with this installation, {others} name a "
+        f"file with ckpt=best_mae.pt, or train a counter: {as_typed('python train.py')} dataset=NAME"
     )
 
 
