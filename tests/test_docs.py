@@ -36,6 +36,7 @@ PAGES = {
         for name in (
             *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            "counters",
         )
     },
 }

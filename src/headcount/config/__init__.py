@@ -113,6 +113,7 @@ from headcount.config.run import (
     as_of_one_dataset,
     check,
     check_evaluation,
+    checkpoint_error,
     missing_checkpoint,
 )
 from headcount.config.schemas import (
@@ -216,6 +217,7 @@ __all__ = [
     "bin_names",
     "check",
     "check_evaluation",
+    "checkpoint_error",
     "counting_mode",
     "crop_error",
     "edges_error",

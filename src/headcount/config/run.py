@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from headcount import published
 from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
@@ -168,7 +169,8 @@ class EvalCommandConfig:
     """Settings of ``eval.py``; everything else comes from the checkpoint."""
 
     ckpt: str = MISSING
-    """Path of the checkpoint."""
+    """Checkpoint: a file (``.pt``, or one of a ``.safetensors`` and ``.json`` pair), the name of a counter that comes
+    with headcount, or ``hf-hub:owner/name`` on the Hugging Face Hub."""
     split: str = "test"
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
@@ -381,12 +383,19 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    path = Path(config.ckpt).expanduser()
-    return errors if os.path.isfile(path) else [*errors, missing_checkpoint(path)]
+    missing = checkpoint_error(config.ckpt)
+    return errors if missing is None else [*errors, missing]
+
+
+def checkpoint_error(ckpt: str | Path) -> str | None:
+    """The error of a checkpoint that does not exist; None if it does, or lies on the hub, which is asked later."""
+    if published.is_on_hub(ckpt) or published.locate(ckpt) is not None:
+        return None
+    return missing_checkpoint(Path(ckpt).expanduser())
 
 
 def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
-    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it.
+    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it or in headcount.
 
     Args:
         path: as it was typed.
@@ -394,8 +403,9 @@ def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
     """
     # Those of os.path are false, instead of an error, for a path that is too long.
     folder = path if os.path.isdir(path) else path.parent
-    beside = sorted(str(file) for file in folder.glob("*.pt")) if os.path.isdir(folder) else []
+    found = [*folder.glob("*.pt"), *folder.glob(f"*{published.WEIGHTS}")] if os.path.isdir(folder) else []
+    hint = f"; there is {', '.join(sorted(map(str, found)))}" if found else url_hint(str(path))
+    if not path.suffix and len(path.parts) == 1 and (names := published.names()):
+        hint += f"; counters that come with headcount: {', '.join(names)}"
     problem = "is a folder" if os.path.isdir(path) else "no such file"
-    return f"{setting}={cut(str(path), 1000)}: {problem}" + (
-        f"; there is {', '.join(beside)}" if beside else url_hint(str(path))
-    )
+    return f"{setting}={cut(str(path), 1000)}: {problem}{hint}"
