@@ -297,8 +297,8 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
             "backbone to train; leave one of them out"
         )
     if weights and not config.resume and config.init_from is not None:
-        path = Path(config.init_from).expanduser()
-        errors += [] if os.path.isfile(path) else [missing_checkpoint(path, setting="init_from")]
+        missing = checkpoint_error(config.init_from, setting="init_from")
+        errors += [] if missing is None else [missing]
     return errors
 
 
@@ -387,11 +387,16 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     return errors if missing is None else [*errors, missing]
 
 
-def checkpoint_error(ckpt: str | Path) -> str | None:
-    """The error of a checkpoint that does not exist; None if it does, or lies on the hub, which is asked later."""
+def checkpoint_error(ckpt: str | Path, *, setting: str = "ckpt") -> str | None:
+    """The error of a checkpoint that does not exist; None if it does, or lies on the hub, which is asked later.
+
+    Args:
+        ckpt: as it was typed.
+        setting: the setting that named it.
+    """
     if published.is_on_hub(ckpt) or published.locate(ckpt) is not None:
         return None
-    return missing_checkpoint(Path(ckpt).expanduser())
+    return missing_checkpoint(Path(ckpt).expanduser(), setting=setting)
 
 
 def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
