@@ -21,11 +21,10 @@ from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import step_images
 from headcount.data.prepare import image_origin
 from headcount.engine import checkpoint
-from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.engine.optim import load_optimizer_state, load_schedule_state
 from headcount.engine.records import Meter, NoRecords, Records
-from headcount.engine.runtime import Runtime
+from headcount.engine.runtime import Runtime, has_batch_norm
 from headcount.engine.setup import Job, UnfinishedEpoch
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, remove_leftovers, write_json

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.config import BinsConfig, ClipConfig
-from headcount.engine.batch_norm import has_batch_norm
+from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job
 from headcount.models.prompts import write_prompts
 from headcount.types import Sample
