@@ -102,7 +102,7 @@ def check(rng: np.random.Generator, folder: Path) -> str:
         else:
             assert out or len(seen) > 1, "nothing was run, and nothing said"
         return f"{name}.py accepted"
-    _explained(status, err, f"{name}.py", changed)
+    _explained(status, err, f"{name}.py", words)  # a dataset of the base may have no folder
     assert not seen
     return f"{name}.py refused"
 
