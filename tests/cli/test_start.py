@@ -18,6 +18,7 @@ NOT_NEEDED = (
     "scipy.stats",
     "pandas",
     "wandb",
+    "num2words",
 )
 UNTIL_FIRST_STEP = f"""
 import runpy, sys
