@@ -76,7 +76,7 @@ class TrainAugment:
         if happens(self.jitter_probability, generator):
             image = jitter_colors(image, self.jitter, generator)
         if self.grayscale and happens(self.grayscale, generator):  # without it, seeds draw what they always drew
-            image = pixels.rgb_to_grayscale(image, num_output_channels=3)
+            image = remove_color(image)
         if happens(self.blur_probability, generator):
             image = blur(image, self.blur_size, generator)
         if happens(self.salt_pepper_probability, generator):
@@ -157,6 +157,13 @@ def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
     images = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
     image = interpolate(images, (side, side), mode="bicubic", antialias=True)[0]
     return image, heads.scale(points, from_size=size, to_size=(side, side))
+
+
+def remove_color(image: Image) -> Image:
+    """The luminance in all three channels."""
+    from torchvision.transforms.v2 import functional as pixels  # slow to import, and rarely needed
+
+    return pixels.rgb_to_grayscale(image, num_output_channels=3)
 
 
 def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:
