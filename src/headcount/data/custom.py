@@ -39,6 +39,7 @@ from headcount.data.listing import (
 )
 from headcount.data.locate import custom_folder, resolve_below
 from headcount.data.marks import HeadMarks
+from headcount.data.mask_files import mask_folder
 from headcount.data.plausible import check_size
 from headcount.data.textfile import load_json, read_text
 from headcount.data.tools import SharedLabels
@@ -156,7 +157,8 @@ def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> 
     known = {path.resolve() for paths in (*used.values(), images.values()) for path in paths}
     lines = []
     for split, root in roots.items():
-        below = [path for path in find_images_below(root) if path.resolve() not in known]
+        masks = mask_folder(config, root, split)
+        below = [path for path in find_images_below(root) if path.resolve() not in known and path.parent != masks]
         if below:
             shown = first_names([str(path.relative_to(root)) for path in below])
             number, verb = many(len(below), "image"), "is" if len(below) == 1 else "are"

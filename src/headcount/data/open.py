@@ -20,6 +20,8 @@ from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, sort_by_hash
 from headcount.data.locate import dataset_folder
+from headcount.data.mask_files import find_masks
+from headcount.data.masks import Mask
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
 from headcount.errors import DataError, HeadcountError
@@ -108,8 +110,27 @@ def split_faults(config: DatasetConfig, *, data_root: str | None) -> tuple[list[
     return [], [message, *warnings]
 
 
-def no_heads_error(config: DatasetConfig, images: int) -> DataError:
-    """Return the error about training images without any head."""
+def no_blocks_error(config: DatasetConfig, block_size: int) -> DataError:
+    """Return the error about masks in which no block of ``block_size`` pixels lies entirely."""
+    return DataError(
+        f"dataset={config.name}: no block of {block_size} px lies entirely inside the mask of a training image, so no "
+        "block has a known count; choose smaller blocks (bins.block_size), or larger masks",
+        kind=DataErrorKind.mask,
+    )
+
+
+def no_heads_error(config: DatasetConfig, images: int, *, masked: int = 0) -> DataError:
+    """Return the error about training images without any head.
+
+    Args:
+        masked: number of heads outside the images' masks.
+    """
+    if masked:
+        return DataError(
+            f"dataset={config.name}: all {masked} heads of the {images} training images lie outside the images' masks; "
+            "0 is outside, any other value inside: the masks may be inverted",
+            kind=DataErrorKind.mask,
+        )
     return DataError(
         f"dataset={config.name}: none of the {images} training images has an annotated head, so there is nothing to "
         "learn; an empty annotation means an image without people: check the annotations",
@@ -118,7 +139,7 @@ def no_heads_error(config: DatasetConfig, images: int) -> DataError:
 
 
 def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
-    """Open all images of a split without their annotations, for prediction; they are resized as for evaluation.
+    """Open all images of a split without annotations and masks, for prediction; they are resized as for evaluation.
 
     Args:
         split: a split of the dataset, which may be one whose annotations are not public.
@@ -185,7 +206,11 @@ def list_split(config: DatasetConfig, split: str, *, data_root: str | None) -> t
             file=root,
         )
     chosen = [listed[k] for k in _choose([item.name for item in listed], config, split)]
-    return root, [Listed(item.image, partial(_heads_in_pixels, item)) for item in chosen]
+    masks = find_masks(config, root, source, own=dict(files.masks))
+    return root, [
+        Listed(item.image, partial(_heads_in_pixels, item), mask=masks(item.image) if masks else None)
+        for item in chosen
+    ]
 
 
 def _heads_in_pixels(item: Listed) -> Float[Tensor, "n 2"]:
@@ -222,6 +247,7 @@ class _Usable:
     name: str
     heads: Float[Tensor, "_ 2"]
     image: PreparedImage
+    mask: Mask | None = None
 
 
 def _open_folder(
@@ -253,6 +279,7 @@ def _open_folder(
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
         sources=[item.image.source for item in usable],
         first_rows=None if config.cache is Cache.decoded else partial(_decode_rows, [item.image for item in usable]),
+        masks=[item.mask for item in usable if item.mask is not None],
     )
 
 
@@ -267,7 +294,7 @@ def _read_headers(
     """Read the annotations and the headers of all images.
 
     Args:
-        annotated: False reads no annotations.
+        annotated: False reads neither annotations nor masks.
 
     Returns:
         The usable images, and the reason why each of the others is not, by name.
@@ -280,10 +307,11 @@ def _read_headers(
         try:
             heads = item.heads() if annotated else torch.zeros(0, 2)
             image = plan_image(item.image, cache / source_split(split), rule=rule, upright=config.exif_orientation)
+            mask = item.mask(image.source_size) if annotated and item.mask is not None else None
         except DataError as error:
             bad[item.name] = str(error)
         else:
-            usable.append(_Usable(item.name, heads, image))
+            usable.append(_Usable(item.name, heads, image, mask))
     return usable, bad
 
 
