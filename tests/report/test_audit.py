@@ -16,14 +16,13 @@ from headcount.config import BinsConfig, BlocksConfig, Last
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
 from headcount.errors import DataError
 from headcount.report.audit import (
-    _choose_from_sorted,
     audit_numbers,
     audit_page,
     block_picture,
-    contact_sheet,
     histogram_picture,
     write_audit,
 )
+from headcount.report.contact_sheet import _choose_from_sorted, contact_sheet
 from report.test_diagnostics import assert_legible
 
 HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}

@@ -94,8 +94,6 @@ def _whole_blocks(
             yield kept, width, height, shares
 
 
-def _known(
-    counts: Float[Tensor, "rows cols"], shares: Float[Tensor, "rows cols"] | None
-) -> Float[Tensor, " blocks"]:
+def _known(counts: Float[Tensor, "rows cols"], shares: Float[Tensor, "rows cols"] | None) -> Float[Tensor, " blocks"]:
     """Return the counts of the blocks entirely inside the mask."""
     return counts.flatten() if shares is None else counts[shares == 1]

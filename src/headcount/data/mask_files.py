@@ -91,6 +91,8 @@ def mask_folder(config: FolderDatasetConfig, root: Path, split: str) -> Path | N
     Args:
         root, split: as for :func:`find_masks`.
     """
+    if config.mask == "none":
+        return None
     if config.mask is not None:
         path = _named(config.mask, config, root)
         # As for annotations, three folders of images may have three folders of masks.
@@ -105,7 +107,7 @@ def mask_folder(config: FolderDatasetConfig, root: Path, split: str) -> Path | N
 
 def _named(mask: str, config: FolderDatasetConfig, root: Path) -> Path:
     """Return the path of ``dataset.mask``: below the dataset's folder, or else as it is."""
-    return resolve_below(mask, str(root) if config.root is None else config.root)
+    return resolve_below(mask, config.root if isinstance(config, CustomConfig) else str(root))
 
 
 def read_mask(path: Path) -> Content:
