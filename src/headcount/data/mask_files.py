@@ -243,8 +243,8 @@ def _in_table(path: Path) -> MaskOf:
     if COLUMN not in names or not keys:
         raise _invalid(
             path,
-            f"{path}, line {header.line}: the columns are {header.text[:80]!r}, expected image and {COLUMN}; name these "
-            "in the first line",
+            f"{path}, line {header.line}: the columns are {header.text[:80]!r}, expected image and {COLUMN}; name "
+            "these in the first line",
         )
     texts: dict[str, str] = {}
     regions: dict[str, _Fitted] = {}

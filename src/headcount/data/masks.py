@@ -105,9 +105,9 @@ class PolygonMask:
 
     def shares(self, window: Window, *, size: tuple[int, int], block_size: int) -> Float[np.ndarray, "rows cols"]:
         """See :meth:`Mask.shares`."""
-        moved = shapely.transform(self.shape, lambda corners: corners - (window.left, window.top))
-        seen = (window.width, window.height)
-        return _rounded(block_shares(moved, photo_size=seen, image_size=size, block_size=block_size))
+        origin, seen = (window.left, window.top), (window.width, window.height)
+        moved = shapely.transform(self.shape, lambda corners: (corners - origin) / seen * size)
+        return _rounded(block_shares(moved, photo_size=size, image_size=size, block_size=block_size))
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ class BinReliability:
             true = _true_blocks(sample, counted.blocks, self.bins.grid)
             probabilities, labels = counted.probabilities, self.bins.label(true)[0]
             if counted.shares is not None:
-                inside = counted.shares == 1
-                probabilities, labels = probabilities[:, inside][:, None], labels[inside][None]
+                known = counted.shares == 1
+                probabilities, labels = probabilities[:, known][:, None], labels[known][None]
             self.reliability.add(probabilities, labels)
         return {}
 

@@ -97,8 +97,8 @@ def require_masks(loss: Loss, config: LossConfig) -> None:
     """
     if not getattr(loss, "honors_masks", False):
         raise ConfigError(
-            f"loss={config.choice}: the images have masks, which this loss does not honor; choose another loss, or count "
-            "everywhere with dataset.mask=none"
+            f"loss={config.choice}: the images have masks, which this loss does not honor; choose another loss, or "
+            "count everywhere with dataset.mask=none"
         )
 
 
