@@ -210,7 +210,7 @@ def _in_folder(folder: Path) -> MaskOf:
         found = [path for suffix in _SUFFIXES for path in files.get(name + suffix, [])]
         if len(found) > 1:
             message = f"image {image} has {len(found)} masks, {spelled_out(found)}; keep one"
-            return _reported(message, DataErrorKind.ambiguous, image)
+            return _reported(message, DataErrorKind.mask, image)
         if not found:
             message = f"image {image} has no mask {name}.png (or .mat, .json) in {folder}; add one, or {_NO_MASKS}"
             return _reported(message, DataErrorKind.missing_mask, image)
