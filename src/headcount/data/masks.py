@@ -56,6 +56,10 @@ class Mask(Protocol):
         """
         ...
 
+    def content(self) -> bytes:
+        """Return what distinguishes it from other masks, the same on every machine."""
+        ...
+
 
 @dataclass(frozen=True)
 class PixelMask:
@@ -90,6 +94,10 @@ class PixelMask:
         areas = _integrals(of_rows.T, xs).T
         return _rounded(areas / (np.diff(ys)[:, None] * np.diff(xs)))
 
+    def content(self) -> bytes:
+        """See :meth:`Mask.content`; not the compressed bits, which depend on the compressor."""
+        return repr(self.size).encode() + np.packbits(self.pixels()).tobytes()
+
 
 @dataclass(frozen=True)
 class PolygonMask:
@@ -108,6 +116,10 @@ class PolygonMask:
         origin, seen = (window.left, window.top), (window.width, window.height)
         moved = shapely.transform(self.shape, lambda corners: (corners - origin) / seen * size)
         return _rounded(block_shares(moved, photo_size=size, image_size=size, block_size=block_size))
+
+    def content(self) -> bytes:
+        """See :meth:`Mask.content`."""
+        return shapely.to_wkb(shapely.normalize(self.shape))
 
 
 @dataclass(frozen=True)

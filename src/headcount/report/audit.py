@@ -100,7 +100,7 @@ def _split_numbers(split: AuditedSplit) -> dict[str, Any]:
         "images": len(split.images),
         "usable": len(usable),
         "annotated": split.annotated,
-        "faults": {fault.name: split.faults[fault] for fault in Fault},
+        "faults": {fault.name: split.faults[fault] for fault in Fault if split.has_masks or fault not in MASK_FAULTS},
         **(annotated if split.annotated else dict.fromkeys(annotated)),
         "grayscale": sum(image.gray for image in usable),
         "exif_orientation": sum(image.orientation != 1 for image in usable),
@@ -211,7 +211,7 @@ def _split_rows(splits: Sequence[AuditedSplit]) -> list[list[str]]:
     row("usable images", [n["usable"] for n in numbers])
     masks = any(split.has_masks for split in splits)
     for fault in [fault for fault in Fault if masks or fault not in MASK_FAULTS]:
-        row(fault.value, [n["faults"][fault.name] for n in numbers])
+        row(fault.value, [n["faults"].get(fault.name) for n in numbers])
     for label, key in (
         ("annotated heads", "heads"),
         ("images without people", "empty"),
