@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,7 +21,6 @@ from headcount.data.listing import (
     image_name,
     list_visible,
     plain_name,
-    report_when_read,
     spelled_out,
 )
 from headcount.data.locate import resolve_below
@@ -224,8 +223,12 @@ def _read_and_fit(file: Path, image: Path, size: tuple[int, int]) -> Mask:
 
 
 def _reported(message: str, kind: DataErrorKind, image: Path) -> LoadMask:
-    fail = report_when_read(message, kind, image)
-    return lambda size: fail()
+    """Raise DataError only when the mask is read, so that all faults of a split are reported together."""
+
+    def fail(size: tuple[int, int]) -> NoReturn:
+        raise DataError(message, kind=kind, file=image)
+
+    return fail
 
 
 # ---------------------------------------------------------------------------------------------- tables
