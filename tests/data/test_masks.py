@@ -13,6 +13,7 @@ from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import Targets
 from headcount.data.masks import Mask, PixelMask, PlacedMask, PolygonMask, Window
+from headcount.data.mixed import MixedCrowd
 from headcount.data.points import Smoothing, smoothed_counts
 from headcount.data.regions import block_shares
 from headcount.types import BlockGrid, Sample
@@ -219,3 +220,18 @@ def test_masks_are_small_when_they_are_sent_to_another_process() -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(mask)).pixels(), inside)
     polygon = rectangle(0, 0, 5, 5)
     assert pickle.loads(pickle.dumps(polygon)) == polygon
+
+
+def test_a_mixed_dataset_has_the_masks_of_its_parts() -> None:
+    points = [(10.0, 10.0), (30.0, 10.0)]
+    masked, plain = crowd(points, rectangle(0, 0, 24, 48)), crowd(points, None)
+    mixed = MixedCrowd({"one": masked, "two": plain})
+    assert mixed.has_masks
+    assert mixed.heads_masked == 1
+    assert [mixed.count(k) for k in range(2)] == [1, 2]
+    assert block_histogram(mixed, 8) == {0: 71 + 142, 1: 3}
+    make = Targets(frozenset({"mask"}), BlockGrid(8))
+    shares = make([mixed[0, 0], mixed[0, 1]])["mask"]
+    assert shares.mean((1, 2, 3)).tolist() == [0.5, 1]
+    assert mixed[1].mask is None
+    assert not MixedCrowd({"two": plain}).has_masks

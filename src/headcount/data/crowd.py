@@ -81,17 +81,18 @@ class CrowdDataset(Dataset[Sample]):
         self._images, self._first_rows = images, first_rows
         self._outside_rule = outside
         self._augment, self._seed = augment, seed
+        self.members: dict[str, CrowdDataset] = {}
+        """The datasets that a mixed one consists of, by the names of its parts; empty for others."""
         self._heads: list[Float[Tensor, "_ 2"]] = []
         self._inside: list[Bool[Tensor, " _"]] = []
         self._masks = list(masks)
-        self.heads_masked = 0
-        """Number of annotated heads outside their image's mask; they are not counted anywhere else."""
+        self._masked = 0
         for index, (points, (width, height), size) in enumerate(zip(annotated, source_sizes, sizes, strict=True)):
             within = clamp_into(points, width=width, height=height)
             if self._masks:
                 counts = self._masks[index].holds(within)
                 points, within = points[counts], within[counts]
-                self.heads_masked += int((~counts).sum())
+                self._masked += int((~counts).sum())
             self._inside.append(inside(points, width=width, height=height))
             self._heads.append(scale(within, from_size=(width, height), to_size=size))
 
@@ -103,10 +104,14 @@ class CrowdDataset(Dataset[Sample]):
             # Evaluation counts heads outside the image too; they are shown on its border.
             return Sample(self._images(key), self._heads[key], self.names[key], self.mask(key))
         epoch, index = key
+        return self.training_sample(index, sample_seed(self._seed, epoch, index))
+
+    def training_sample(self, index: int, seed: int) -> Sample:
+        """Return the augmented image ``index``; which crop, and how it is changed, depends only on ``seed``."""
         points, mask = self._training_heads(index), self.mask(index)
         if self._augment is None:
             return Sample(self._images(index), points, self.names[index], mask)
-        generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
+        generator = torch.Generator().manual_seed(seed)
         square = self._augment.draw_square(*self.sizes[index], generator)
         # What lies below the square is not needed.
         bottom = square.top + square.side
@@ -116,6 +121,19 @@ class CrowdDataset(Dataset[Sample]):
             part, side = Window(square.left, square.top, square.side, square.side), self._augment.crop_size
             mask = mask.cropped(part, size=(side, side), mirrored=mirrored)
         return Sample(image, points, self.names[index], mask)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images that are drawn per epoch."""
+        return len(self)
+
+    def drawn(self, epoch: int) -> Sequence[int]:
+        """Return the indices that are drawn in an epoch, in no particular order."""
+        return range(len(self))
+
+    def parts(self) -> dict[str, range]:
+        """Return the indices of each part's images; empty for a single dataset."""
+        return {}
 
     def count(self, index: int) -> float:
         """Return the true count of evaluation: all heads inside the mask, including those outside the image."""
@@ -131,6 +149,11 @@ class CrowdDataset(Dataset[Sample]):
         """Whether heads count only inside a mask of each image."""
         return bool(self._masks)
 
+    @property
+    def heads_masked(self) -> int:
+        """Number of annotated heads outside their image's mask; they are not counted anywhere else."""
+        return self._masked
+
     def mask(self, index: int) -> PlacedMask | None:
         """Return the mask of a whole prepared image; None if heads count everywhere."""
         if not self._masks:
@@ -143,7 +166,7 @@ class CrowdDataset(Dataset[Sample]):
 
     def seen(self) -> SeenImages:
         """Return the limits of the sizes and counts of these images."""
-        return SeenImages.from_images(self.source_sizes, self.sizes, [len(heads) for heads in self._heads])
+        return SeenImages.from_images(self.source_sizes, self.sizes, [self.count(k) for k in range(len(self))])
 
     def note(self, index: int, seen: SeenImages, *, predicted: float = 0) -> str:
         """Say in what an image lies far outside the images of a training; empty if it does not.
