@@ -261,8 +261,13 @@ def list_split(config: DatasetConfig, split: str, *, data_root: str | None) -> t
         )
     chosen = [listed[k] for k in _choose([item.name for item in listed], config, split)]
     masks = find_masks(config, root, source, own=dict(files.masks))
+    own = config.mask != "none"
     return root, [
-        Listed(item.image, partial(_heads_in_pixels, item), mask=masks(item.image) if masks else None)
+        Listed(
+            item.image,
+            partial(_heads_in_pixels, item),
+            mask=masks(item.image) if masks else item.mask if own else None,
+        )
         for item in chosen
     ]
 
