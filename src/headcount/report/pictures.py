@@ -154,7 +154,7 @@ def draw_panels(row: ComparisonRow, axes: Sequence[Axes], *, photo_side: int) ->
 
 def maps_note(rows: Sequence[ComparisonRow]) -> str:
     """State how the maps of these images are drawn."""
-    return MAPS_NOTE if all(row.mask is None for row in rows) else f"{MAPS_NOTE}; {MASK_NOTE}"
+    return MAPS_NOTE if all(row.mask is None for row in rows) else f"{MAPS_NOTE}\n{MASK_NOTE}"
 
 
 def shade_outside(axis: Axes, mask: SampleMask, *, height: int, width: int) -> None:
