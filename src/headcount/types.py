@@ -6,7 +6,7 @@ Plain dataclasses, independent of datasets, networks and losses.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,6 +31,15 @@ class BlockGrid:
         return -(-height // self.block_size), -(-width // self.block_size)
 
 
+@runtime_checkable
+class SampleMask(Protocol):
+    """The part of one image in which heads are counted."""
+
+    def shares(self, block_size: int) -> Float[Tensor, "rows cols"]:
+        """The share of each block's area that is inside, 0 to 1; blocks of ``block_size`` pixels cover the image."""
+        ...
+
+
 @dataclass
 class Sample:
     """One image with its annotated heads."""
@@ -41,6 +50,8 @@ class Sample:
     """Head positions (x, y) in pixels of this image, x right, y down."""
     name: str
     """File name without its extension."""
+    mask: SampleMask | None = None
+    """Where heads are counted; None counts everywhere. ``points`` has only heads inside."""
 
 
 @dataclass
@@ -86,6 +97,10 @@ class Batch:
             Batch(self.images[of], self.names[of], {name: target[of] for name, target in self.targets.items()})
             for of in shares
         ]
+
+    def within_mask(self, blocks: Float[Tensor, "batch 1 rows cols"]) -> Float[Tensor, "batch 1 rows cols"]:
+        """Heads per block inside the masks: blocks times the share of their area inside; unchanged without masks."""
+        return blocks * self.targets["mask"] if "mask" in self.targets else blocks
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
@@ -155,6 +170,25 @@ class Counted:
     """How it was counted: whole, or in windows."""
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
+    shares: Float[Tensor, "rows cols"] | None = None
+    """Share of each block that lies inside the image's mask; None without a mask."""
+
+    def within(self, shares: Float[Tensor, "rows cols"]) -> "Counted":
+        """The heads inside a mask: those of each block times the share of its area that is inside.
+
+        Args:
+            shares: of each block, 0 to 1, in float64.
+
+        Raises:
+            ConfigError: if there are no blocks.
+        """
+        if self.blocks is None:
+            raise ConfigError(
+                "the images have masks, but this counter predicts one number per image and no blocks, so that heads "
+                "outside cannot be left out; count everywhere with dataset.mask=none, or choose another counter"
+            )
+        blocks = self.blocks.double() * shares
+        return dataclasses.replace(self, count=float(blocks.sum()), blocks=blocks.to(self.blocks), shares=shares)
 
 
 @dataclass

@@ -62,16 +62,22 @@ class TrainAugment:
             ``crop_size`` x ``crop_size`` pixels, and the points in pixels of this crop.
         """
         square = self.draw_square(image.shape[2], image.shape[1], generator)
-        return self.change(*cut_square(image, points, square), generator)
+        image, points, _ = self.change(*cut_square(image, points, square), generator)
+        return image, points
 
     def draw_square(self, width: int, height: int, generator: Generator) -> Square:
         """Draw the part of an image of this size that becomes the crop."""
         return random_square(width, height, self.crop_size, self.min_scale, self.max_scale, generator)
 
-    def change(self, image: Window, points: Points, generator: Generator) -> tuple[Crop, Points]:
-        """Resize a square image to ``crop_size``, and change it randomly; arguments and result as in a call."""
+    def change(self, image: Window, points: Points, generator: Generator) -> tuple[Crop, Points, bool]:
+        """Resize a square image to ``crop_size``, and change it randomly.
+
+        Returns:
+            As a call, and whether the image was mirrored.
+        """
         image, points = resize(image, points, self.crop_size)
-        if happens(self.flip, generator):
+        mirrored = happens(self.flip, generator)
+        if mirrored:
             image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
         if happens(self.jitter_probability, generator):
             image = jitter_colors(image, self.jitter, generator)
@@ -81,7 +87,7 @@ class TrainAugment:
             image = blur(image, self.blur_size, generator)
         if happens(self.salt_pepper_probability, generator):
             image = salt_and_pepper(image, self.salt_pepper, generator)
-        return image, points
+        return image, points, mirrored
 
 
 def build_augment(config: AugmentConfig) -> TrainAugment:

@@ -82,6 +82,8 @@ def evaluate(
                 break
             try:
                 counted = counter.count(sample.image, mode, probabilities=probabilities)
+                if sample.mask is not None:
+                    counted = counted.within(sample.mask.shares(counter.grid.block_size))
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
@@ -290,7 +292,8 @@ def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
         }
     ignored = {*("cache_dir", "cache", "outside", "one_head_per_pixel", "max_train_images", "max_eval_images")}
     paths = {"root", "train", "val", "test", "points", "split_file"} if isinstance(dataset, CustomConfig) else set()
-    ignored |= set() if paths else {"root"}
+    paths |= {"mask"} if getattr(dataset, "mask", None) not in (None, "none", "roi") else set()
+    ignored |= set() if isinstance(dataset, CustomConfig) else {"root"}
     ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
     plain: dict[str, Any] = {}
     for key, value in vars(dataset).items():

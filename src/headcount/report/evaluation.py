@@ -164,6 +164,7 @@ def _draw_worst(evaluation: Evaluation, dataset: CrowdDataset, path: Path, facts
                 predicted_blocks=image.blocks,
                 block_size=facts.block_size,
                 name=image.name,
+                mask=sample.mask,
             )
         )
     title = f"{facts.dataset} {facts.split}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"
