@@ -29,6 +29,7 @@ from headcount.config.counting import (
     SlidingWindowConfig,
     WholeImageConfig,
     counting_mode,
+    describe_mode,
     window_error,
 )
 from headcount.config.dataset import (
@@ -208,6 +209,7 @@ __all__ = [
     "check_evaluation",
     "counting_mode",
     "crop_error",
+    "describe_mode",
     "edges_error",
     "from_plain",
     "integer_bins",

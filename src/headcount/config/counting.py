@@ -69,6 +69,13 @@ def counting_mode(
     return mode if chosen is None else dataclasses.replace(mode, pictures=chosen.pictures)
 
 
+def describe_mode(mode: WholeImageConfig | SlidingWindowConfig) -> str:
+    """How images are counted, in words for a record."""
+    if isinstance(mode, WholeImageConfig):
+        return "whole image"
+    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+
+
 def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, stride: int) -> str | None:
     """Check the windows of an evaluation against the blocks and the model.
 

@@ -18,6 +18,7 @@ from headcount.config import (
     TrainConfig,
     WholeImageConfig,
     counting_mode,
+    describe_mode,
 )
 from headcount.data.catalogue import source_split
 from headcount.data.crowd import CrowdDataset
@@ -286,7 +287,7 @@ def _facts(
         split=config.split,
         trained_on=trained.dataset.name if located.own else _trained_on(trained.dataset, evaluated),
         images=images,
-        mode=_describe(mode),
+        mode=describe_mode(mode),
         epoch=content["epoch"],
         selected_on=content["selection"]["split"],
         scale=trained.scale,
@@ -305,10 +306,3 @@ def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
         if folders[0] != folders[1]:
             return f"{trained.name} ({trained.root or trained.train})"
     return trained.name
-
-
-def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:
-    """How images are counted, in words for a record."""
-    if isinstance(mode, WholeImageConfig):
-        return "whole image"
-    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
