@@ -21,7 +21,7 @@ Ends = tuple[float, float]
 
 _TAIL = 1e-12
 """Probability beyond which the open bin, and the counts of a convolution, are cut off."""
-_MAX_CONVOLVED = 2_000_000
+_MAX_CONVOLVED = 500_000
 """Blocks times counts of a block up to which distributions are convolved."""
 _STEPS = 200
 """Halvings of an interval: below the resolution of float64."""

@@ -1,4 +1,4 @@
-"""Intervals of counts that held-out images support, and how good intervals were.
+"""Intervals of counts that held-out images support.
 
 Split conformal prediction: on images that the counter was not trained on, each error is divided by the scale on which
 the counter is uncertain about that image. If a new image is exchangeable with these, its score is as likely to have any
@@ -9,7 +9,6 @@ Source: Vovk et al., "Algorithmic Learning in a Random World", 2005; Angelopoulo
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from jaxtyping import Float
 
 from headcount.config import ConfigError
-from headcount.metrics import LEVELS as CROWD_LEVELS
 from headcount.types import CountInterval
 
 PROMISES = (0.5, 0.8, 0.9, 0.95)
@@ -26,7 +24,6 @@ DEFAULT_LEVEL = 0.9
 MIN_CALIBRATION_IMAGES = 9
 """Fewest images of a calibration: the default level needs them."""
 UNCALIBRATED = "uncalibrated"
-_CONFIDENCE = 0.95
 # (n + 1) * level may exceed an integer by rounding.
 _ROUNDING = 1e-9
 
@@ -212,18 +209,6 @@ class Calibration:
 _LISTS: dict[str, type] = {"scores": float, "names": str, "digests": str}
 
 
-# ------------------------------------------------------------------------------------------ evaluation
-
-
-def interval_score(low: float, high: float, level: float, true: float) -> float:
-    """Width of an interval, plus 2 / (1 - level) times the distance by which it misses the true count; low is good.
-
-    Source: Winkler, "A decision-theoretic approach to interval estimation", 1972.
-    """
-    miss = max(low - true, 0.0) + max(true - high, 0.0)
-    return high - low + 2 / (1 - level) * miss
-
-
 def crps_of_points(points: Float[np.ndarray, " n"], true: float) -> float:
     """Continuous ranked probability score of equally probable points, in heads: E|X - y| - E|X - X'| / 2.
 
@@ -233,130 +218,6 @@ def crps_of_points(points: Float[np.ndarray, " n"], true: float) -> float:
     ranks = 2 * np.arange(1, n + 1) - n - 1
     between = 2 * float(np.sort(points) @ ranks) / n**2
     return float(np.abs(points - true).mean()) - between / 2
-
-
-def binomial_bounds(hits: int, trials: int, *, confidence: float = _CONFIDENCE) -> tuple[float, float]:
-    """Clopper-Pearson bounds of a probability of which ``hits`` of ``trials`` were seen."""
-    from scipy import stats  # slow to import
-
-    tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
-    return low, high
-
-
-@dataclass(frozen=True)
-class JudgedImage:
-    """The intervals of an image whose true count is known."""
-
-    name: str
-    true: float
-    predicted: float
-    intervals: tuple[CountInterval, ...]
-    """In increasing order of their levels, which are the same for all images."""
-    crps: float
-    """Continuous ranked probability score, in heads."""
-
-    def is_covered(self, k: int) -> bool:
-        """Whether interval ``k`` holds the true count."""
-        return self.intervals[k].low <= self.true <= self.intervals[k].high
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often intervals held the true count."""
-
-    images: int
-    covered: int
-    low: float
-    """95 % binomial bounds (Clopper-Pearson) of the probability that an interval holds the true count."""
-    high: float
-
-    @classmethod
-    def of(cls, covered: Sequence[bool]) -> "Coverage":
-        """The coverage of these images; at least one."""
-        return cls(len(covered), sum(covered), *binomial_bounds(sum(covered), len(covered)))
-
-    @property
-    def share(self) -> float:
-        """Share of the images whose interval held the true count."""
-        return self.covered / self.images
-
-    def keeps(self, level: float) -> bool:
-        """Whether this coverage can be due to intervals of the level."""
-        return self.low <= level <= self.high
-
-
-@dataclass(frozen=True)
-class LevelMetrics:
-    """How good the intervals of a level were."""
-
-    level: float
-    coverage: Coverage
-    width: float
-    """Mean width, in heads."""
-    relative_width: float
-    """Mean of width / true count over the images with at least one head; NaN if there are none."""
-    score: float
-    """Mean of :func:`interval_score`, in heads."""
-    by_crowd: dict[str, Coverage]
-    """Coverage by level of the true count (:data:`headcount.metrics.LEVELS`); without those that have no images."""
-
-
-@dataclass(frozen=True)
-class IntervalMetrics:
-    """How good the intervals of a set of images were."""
-
-    calibrated: bool
-    images: int
-    outside: int
-    """Images that are unlike the calibration images."""
-    crps: float
-    """Mean continuous ranked probability score, in heads; that of a counter that is certain is its MAE."""
-    levels: list[LevelMetrics]
-
-    def to_plain(self) -> dict[str, Any]:
-        """Plain values, for a record."""
-        return asdict(self)
-
-
-def measure_intervals(images: Sequence[JudgedImage]) -> IntervalMetrics:
-    """Measure the intervals of images.
-
-    Raises:
-        ValueError: if there is no image.
-    """
-    if not images:
-        raise ValueError("there is no image whose interval could be judged")
-    levels = []
-    for k, first in enumerate(images[0].intervals):
-        intervals = [image.intervals[k] for image in images]
-        widths = np.array([interval.high - interval.low for interval in intervals])
-        true = np.array([image.true for image in images])
-        scores = [interval_score(i.low, i.high, i.level, y) for i, y in zip(intervals, true, strict=True)]
-        covered = [image.is_covered(k) for image in images]
-        by_crowd = {}
-        for name, (low, high) in CROWD_LEVELS.items():
-            if inside := [hit for hit, y in zip(covered, true, strict=True) if low <= y <= high]:
-                by_crowd[name] = Coverage.of(inside)
-        occupied = true > 0
-        levels.append(
-            LevelMetrics(
-                level=first.level,
-                coverage=Coverage.of(covered),
-                width=float(widths.mean()),
-                relative_width=float((widths[occupied] / true[occupied]).mean()) if occupied.any() else math.nan,
-                score=float(np.mean(scores)),
-                by_crowd=by_crowd,
-            )
-        )
-    return IntervalMetrics(
-        calibrated=images[0].intervals[0].calibrated,
-        images=len(images),
-        outside=sum(bool(image.intervals[0].outside_calibration) for image in images),
-        crps=float(np.mean([image.crps for image in images])),
-        levels=levels,
-    )
 
 
 def supported_promises(images: int) -> list[float]:

@@ -156,7 +156,9 @@ def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
         result = evaluate_checkpoint(config)
         assert result is not None  # there is one process
         with contextlib.redirect_stdout(io.StringIO()):  # the matrix reports it in one line
-            write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
+            write_evaluation(
+                result.evaluation, result.dataset, result.folder, facts=result.facts, intervals=result.intervals
+            )
     except HeadcountError as error:
         cell.error = str(error)
         return

@@ -184,6 +184,8 @@ def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:
 
 # What a resumed run needs beyond the keys of every checkpoint.
 _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
+RESUMING_KEYS = (*_TRAINING_KEYS, "training_images", "training_data", "selection_data", "record", "step", "processes")
+"""Keys that no counter needs."""
 
 
 def repair_hint(path: Path) -> str:
