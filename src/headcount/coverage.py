@@ -151,7 +151,9 @@ def measure_intervals(images: Sequence[JudgedImage], *, calibration_images: int 
         intervals = [image.intervals[k] for image in images]
         widths = np.array([interval.high - interval.low for interval in intervals])
         true = np.array([image.true for image in images])
-        scores = [interval_score(i.low, i.high, i.level, y) for i, y in zip(intervals, true, strict=True)]
+        scores = [
+            interval_score(of.low, of.high, of.level, image.true) for of, image in zip(intervals, images, strict=True)
+        ]
         covered = [image.is_covered(k) for image in images]
         by_crowd = {}
         for name, (low, high) in CROWD_LEVELS.items():

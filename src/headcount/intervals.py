@@ -15,32 +15,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from headcount.config import ConfigError
+from headcount.config import ConfigError, check_level
 from headcount.types import CountInterval
 
 PROMISES = (0.5, 0.8, 0.9, 0.95)
 """The levels at which intervals are evaluated."""
-DEFAULT_LEVEL = 0.9
 MIN_CALIBRATION_IMAGES = 9
 """Fewest images of a calibration: the default level needs them."""
-UNCALIBRATED = "uncalibrated"
 # (n + 1) * level may exceed an integer by rounding.
 _ROUNDING = 1e-9
-
-
-def check_level(level: float, *, setting: str = "level") -> float:
-    """The level of an interval.
-
-    Args:
-        setting: named in the error.
-
-    Raises:
-        ConfigError: if it is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        percent = f"; for {level:g} %, type {level / 100:g}" if 1 < level < 100 else ""
-        raise ConfigError(f"{setting}={level:g}: must be above 0 and below 1, such as {DEFAULT_LEVEL:g}{percent}")
-    return level
 
 
 def conformal_rank(images: int, level: float) -> int:

@@ -168,6 +168,11 @@ class CountInterval:
         ends = f"[{math.floor(self.low)}, {math.ceil(self.high)}] {100 * self.level:g} %"
         return ends if self.calibrated else f"{ends}, uncalibrated"
 
+    @property
+    def note(self) -> str:
+        """What to know about the image; usually empty."""
+        return f"unlike the calibration images: {self.outside_calibration}" if self.outside_calibration else ""
+
 
 @dataclass
 class LossTerms:

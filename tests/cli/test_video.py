@@ -22,6 +22,7 @@ from headcount.cli import video as command
 from headcount.engine import frames as reading
 
 Count = Callable[..., tuple[int, str, str]]
+INTERVAL = ["low", "high", "level", "calibrated"]
 LEFT = ["--region", "left=0%,0%,50%,100%"]
 
 
@@ -63,7 +64,7 @@ def test_a_video_with_regions(count: Count, crowd: Path, best: str, tmp_path: Pa
     status, out, err = count("crowd.mp4", *typed, "--output", "out")
     assert status == 0, err
     found = rows(tmp_path / "out")
-    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", "note", "error"]
+    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", *INTERVAL, "note", "error"]
     assert [(row["frame"], row["seconds"]) for row in found] == [
         *(("0", "0.200"), ("3", "0.500"), ("6", "0.800"), ("9", "1.100"))
     ]

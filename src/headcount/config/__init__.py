@@ -24,10 +24,12 @@ from headcount.config.bins import (
     representatives_error,
 )
 from headcount.config.counting import (
+    DEFAULT_LEVEL,
     Border,
     EvalConfig,
     SlidingWindowConfig,
     WholeImageConfig,
+    check_level,
     counting_mode,
     describe_mode,
     window_error,
@@ -126,6 +128,7 @@ from headcount.config.upgrade import (
 from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 __all__ = [
+    "DEFAULT_LEVEL",
     "FP16_ON_CPU",
     "HEADS",
     "LOSSES",
@@ -207,6 +210,7 @@ __all__ = [
     "bin_names",
     "check",
     "check_evaluation",
+    "check_level",
     "counting_mode",
     "crop_error",
     "describe_mode",

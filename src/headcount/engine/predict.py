@@ -19,11 +19,13 @@ from torch import Tensor
 
 from headcount.bins import CountBins
 from headcount.config import (
+    DEFAULT_LEVEL,
     ConfigError,
     FolderDatasetConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
+    check_level,
     counting_mode,
     describe_mode,
 )
@@ -34,7 +36,7 @@ from headcount.data.regions import Region, RegionGrid, as_regions
 from headcount.distribution import own_distribution, own_interval
 from headcount.engine import checkpoint
 from headcount.errors import DataError
-from headcount.intervals import DEFAULT_LEVEL, Calibration, check_level
+from headcount.intervals import Calibration
 from headcount.models.counter import Counter
 from headcount.types import Counted, CountInterval, SeenImages
 from headcount.wording import url_hint

@@ -17,15 +17,9 @@ from headcount.data.crowd import CrowdDataset
 from headcount.files import read_text, write_csv, write_json
 from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
-from headcount.report.intervals import (
-    ENDS_COLUMNS,
-    coverage_picture,
-    describe_intervals,
-    interval_cells,
-    intervals_to_plain,
-    usual_ends,
-)
+from headcount.report.intervals import coverage_picture, describe_intervals, intervals_to_plain, usual_intervals
 from headcount.report.pictures import ComparisonRow, comparison_picture
+from headcount.report.predictions import INTERVAL_COLUMNS, interval_cells
 from headcount.runs import COUNTS_FILE, EvaluationFacts
 from headcount.types import FAR_OUTSIDE, Evaluation
 from headcount.wording import first_names, printable
@@ -72,15 +66,17 @@ def write_evaluation(
     replaced = _describe_replaced(folder / METRICS_FILE, plain)
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
-    ends = {} if intervals is None else usual_ends(intervals)
+    usual = {} if intervals is None else usual_intervals(intervals)
     rows: list[list[Any]] = [
-        ["image", "true", "predicted", "error", *measured, "width", "height", *ENDS_COLUMNS, "note"]
+        ["image", "true", "predicted", "error", *measured, "width", "height", *INTERVAL_COLUMNS, "note"]
     ]
     for image in evaluation.images:
         decimals = [image.predicted, image.predicted - image.true, *(image.numbers[name] for name in measured)]
         size = dataset.source_sizes[image.index]
         numbers = [f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals), *size]
-        rows.append([image.name, *numbers, *interval_cells(ends.get(image.name)), image.note])
+        interval = usual.get(image.name)
+        note = "; ".join(filter(None, [image.note, "" if interval is None else interval.note]))
+        rows.append([image.name, *numbers, *interval_cells(interval), note])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability, intervals)
     lines = [

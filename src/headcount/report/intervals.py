@@ -10,28 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from headcount.config import DEFAULT_LEVEL
 from headcount.coverage import Coverage, IntervalMetrics, JudgedImage, JudgedIntervals, LevelMetrics
-from headcount.intervals import DEFAULT_LEVEL, Calibration, conformal_rank, supported_promises
+from headcount.intervals import Calibration, conformal_rank, supported_promises
 from headcount.report.pictures import save_figure
 from headcount.types import CountInterval
 from headcount.wording import many
-
-ENDS_COLUMNS = ("low", "high", "level", "calibrated", "unlike calibration")
-"""Columns of an interval in a file of counts."""
 
 _DPI = 110
 _BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#777777"
 
 
-def interval_cells(interval: CountInterval | None) -> list[str]:
-    """An interval as cells of :data:`ENDS_COLUMNS`; empty for None."""
-    if interval is None:
-        return [""] * len(ENDS_COLUMNS)
-    ends = [f"{interval.low:.2f}", f"{interval.high:.2f}", f"{interval.level:g}"]
-    return [*ends, "yes" if interval.calibrated else "no", interval.outside_calibration]
-
-
-def usual_ends(intervals: JudgedIntervals) -> dict[str, CountInterval]:
+def usual_intervals(intervals: JudgedIntervals) -> dict[str, CountInterval]:
     """The interval of each image at the default level, or the highest below it: calibrated if possible."""
     found = {}
     for image in intervals.best:
