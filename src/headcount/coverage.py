@@ -184,13 +184,12 @@ def judge_own(images: Sequence[ImageCount]) -> list[JudgedImage]:
     judged = []
     for image in images:
         if "own_crps" in image.numbers:
-            intervals = [
-                CountInterval(*(image.numbers[end] for end in own_ends(level)), level=level, calibrated=False)
-                for level in PROMISES
-            ]
-            judged.append(
-                JudgedImage(image.name, image.true, image.predicted, tuple(intervals), image.numbers["own_crps"])
-            )
+            intervals = []
+            for level in PROMISES:
+                low, high = (image.numbers[end] for end in own_ends(level))
+                intervals.append(CountInterval(low, high, level, calibrated=False))
+            crps = image.numbers["own_crps"]
+            judged.append(JudgedImage(image.name, image.true, image.predicted, tuple(intervals), crps))
     return judged
 
 

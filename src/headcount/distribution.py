@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headcount.bins import CountBins
@@ -66,18 +66,18 @@ def _bin_pmf(low: float, high: float, mean: float) -> Float[np.ndarray, " counts
         return _certain(high)
     if high == math.inf:
         ratio = (mean - low) / (1 + mean - low)
-        above = np.arange(max(1, math.ceil(math.log(_TAIL) / math.log(ratio))))
-        weights = ratio**above
+        weights = ratio ** np.arange(max(1, math.ceil(math.log(_TAIL) / math.log(ratio))))
     else:
-        above = np.arange(high - low + 1)
-
-        def tilted(slope: float) -> np.ndarray:
-            exponents = slope * above
-            return np.exp(exponents - exponents.max())
-
-        slope = _root(lambda slope: float(np.average(above, weights=tilted(slope))) - (mean - low))
-        weights = tilted(slope)
+        above = np.arange(int(high - low) + 1)
+        slope = _root(lambda slope: float(np.average(above, weights=_tilted(above, slope))) - (mean - low))
+        weights = _tilted(above, slope)
     return np.concatenate([np.zeros(int(low)), weights / weights.sum()])
+
+
+def _tilted(counts: Int[np.ndarray, " counts"], slope: float) -> Float[np.ndarray, " counts"]:
+    """exp(slope * count), divided by the largest."""
+    exponents = slope * counts
+    return np.exp(exponents - exponents.max())
 
 
 def _certain(count: float) -> Float[np.ndarray, " counts"]:

@@ -24,6 +24,7 @@ from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import (
+    DEFAULT_LEVEL,
     ConfigError,
     CustomConfig,
     DatasetConfig,
@@ -169,6 +170,10 @@ def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
     errors = result.evaluation.errors
     cell.mae, cell.rmse, cell.images = errors.mae, errors.rmse, errors.images
     cell.selected = cell.own and result.facts.selected_on == config.split
+    calibrated = result.intervals.measure_calibrated()
+    for of in calibrated.levels if calibrated is not None else []:
+        if of.level == DEFAULT_LEVEL:
+            cell.covered, cell.width = of.coverage.share, of.width
 
 
 def cross_evaluate(

@@ -189,7 +189,7 @@ def choose_level(counter: "PhotoCounter", level: float | None) -> None:
         ConfigError: if its calibration has too few images for the level.
     """
     if level is not None:
-        counter.level = counter.check_level(level, setting="--level ")
+        counter.level = counter.check_level(level, setting="--level")
 
 
 def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None:

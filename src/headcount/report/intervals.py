@@ -130,9 +130,12 @@ def coverage_picture(intervals: JudgedIntervals, path: Path, *, title: str = "")
         ValueError: if there is no image.
         OSError: if the file cannot be written.
     """
+    calibrated, own = intervals.measure_calibrated(), intervals.measure_own()
+    best = calibrated or own
+    if best is None:
+        raise ValueError("a picture of intervals needs at least one image that has one")
     figure = Figure(figsize=(12.5, 5.4), dpi=_DPI, layout="constrained")
     levels, images = figure.subplots(1, 2, width_ratios=(2, 3))
-    calibrated, own = intervals.measure_calibrated(), intervals.measure_own()
     for metrics, name, color, shift in (
         (calibrated, "calibrated", _BLUE, 0.004),
         (own, "uncalibrated", _ORANGE, -0.004),
@@ -144,9 +147,6 @@ def coverage_picture(intervals: JudgedIntervals, path: Path, *, title: str = "")
     levels.set_title("coverage, with 95 % binomial bounds", fontsize=11, loc="left")
     levels.grid(alpha=0.3)
     levels.legend(loc="lower right", fontsize=10)
-    best = calibrated or own
-    if best is None:
-        raise ValueError("a picture of intervals needs at least one image that has one")
     usual = _usual_level(best)
     _draw_images(images, intervals.best, [of.level for of in best.levels].index(usual.level))
     kind = "uncalibrated" if calibrated is None else "calibrated"
