@@ -85,6 +85,9 @@ class Coverage:
 
     images: int
     covered: int
+    """Number of images whose interval held the true count."""
+    share: float
+    """Share of these images."""
     low: float
     """95 % binomial bounds (Clopper-Pearson) of the probability that an interval holds the true count."""
     high: float
@@ -92,12 +95,8 @@ class Coverage:
     @classmethod
     def of(cls, covered: Sequence[bool]) -> "Coverage":
         """The coverage of these images; at least one."""
-        return cls(len(covered), sum(covered), *binomial_bounds(sum(covered), len(covered)))
-
-    @property
-    def share(self) -> float:
-        """Share of the images whose interval held the true count."""
-        return self.covered / self.images
+        images, hits = len(covered), sum(covered)
+        return cls(images, hits, hits / images, *binomial_bounds(hits, images))
 
 
 @dataclass(frozen=True)

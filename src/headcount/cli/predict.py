@@ -292,6 +292,7 @@ def write_one(
                 output / result.picture,
                 block_size=prediction.block_size,
                 title=printable(file.name),
+                interval="" if prediction.interval is None else str(prediction.interval),
                 regions=drawn,
             )
     except Exception as error:  # one bad file never stops the others
