@@ -17,7 +17,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headcount.config import PLACE, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.config import (
+    PLACE,
+    CustomConfig,
+    MixedConfig,
+    TrainConfig,
+    as_of_one_dataset,
+    counting_mode,
+    from_plain,
+    to_plain,
+)
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import read_text
 
@@ -331,11 +340,21 @@ def recipe(config: TrainConfig) -> dict[str, Any]:
     plain["kinds"].pop("eval")
     plain["eval"] = to_plain_mode(config)
     flat = flatten(plain)
-    own = isinstance(config.dataset, CustomConfig)
-    place = [p for p in _PLACE if not (own and p == "dataset.root")]
-    kept = {k: v for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in place)}
-    files = [key for key in _FILES if kept.get(key) is not None and not (own and key.startswith("dataset."))]
-    return kept | {key: _name_of_file(kept[key]) for key in files}
+    datasets = {"dataset.": config.dataset}
+    if isinstance(config.dataset, MixedConfig):
+        datasets |= {f"dataset.datasets.{name}.": part for name, part in config.dataset.datasets.items()}
+    custom = tuple(path for path, dataset in datasets.items() if isinstance(dataset, CustomConfig))
+    kept = {
+        key: value for key, value in flat.items() if not _is_place(key) or key in {f"{path}root" for path in custom}
+    }
+    named = {key: value for key, value in kept.items() if value is not None and not key.startswith(custom)}
+    return kept | {key: _name_of_file(value) for key, value in named.items() if as_of_one_dataset(key) in _FILES}
+
+
+def _is_place(key: str) -> bool:
+    """Whether a setting says where and how a run is executed, not what is learned."""
+    name = as_of_one_dataset(key)
+    return any(name == place or name.startswith(f"{place}.") for place in _PLACE)
 
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:

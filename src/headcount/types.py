@@ -332,6 +332,8 @@ class Evaluation:
 
     errors: CountErrors
     images: list[ImageCount]
+    parts: dict[str, CountErrors] = field(default_factory=dict)
+    """Errors over each part of a mixed dataset; empty for a single dataset."""
 
     def total(self, name: str) -> float:
         """Sum of the number ``name`` over the images that have it; NaN if none has."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import config_dir
-from headcount.cli.compose import compose
+from headcount.cli.compose import compose, to_config
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import unknown_flag, written_out
@@ -134,7 +134,7 @@ def _read_command_line() -> argparse.Namespace:
 
 def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str) -> dict[str, float] | None:
     """Run the task with the typed config of one job."""
-    config: Any = OmegaConf.to_object(cfg)
+    config: Any = to_config(cfg)
     if isinstance(config, TrainConfig) and config.run_name == "auto":
         config.run_name = run_name(overrides, config_name=config_name)
     return task(config)

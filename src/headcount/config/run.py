@@ -12,7 +12,7 @@ from headcount.config import augment, bins, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
-from headcount.config.dataset import DatasetChoice, DatasetConfig
+from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
@@ -169,6 +169,14 @@ PLACE = (
 """Settings that determine where and how a run is executed, not what is learned."""
 
 
+def as_of_one_dataset(key: str) -> str:
+    """The full name of a setting, with that of a mixed dataset's part named as if it were the only dataset.
+
+    ``dataset.datasets.sha.root`` becomes ``dataset.root``.
+    """
+    return re.sub(rf"^dataset\.datasets\.{PART_NAME}\.", "dataset.", key)
+
+
 def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     """Find every error of a training config that its types do not exclude; one message each.
 
@@ -210,6 +218,7 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         )
     errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
+    errors += _bins_from_errors(config.dataset, config.bins)
     if stride is not None:
         mode = counting_mode(config.eval, config.model, crop_size=crop_size)
         wrong = window_error(mode, block_size, stride)
@@ -217,6 +226,19 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
     return errors
+
+
+def _bins_from_errors(config: DatasetConfig, blocks: BlocksConfig) -> list[str]:
+    """A part that is to give representative counts where none are means of training blocks."""
+    if not isinstance(config, dataset.MixedConfig) or config.bins_from is None:
+        return []
+    means = isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.mean
+    if means and blocks.representative_counts is None:  # type: ignore[attr-defined]
+        return []
+    return [
+        f"dataset.bins_from={config.bins_from}: has no effect, because the representative counts of the bins are no "
+        "means of training blocks; leave it out"
+    ]
 
 
 def _runtime_errors(config: RuntimeConfig) -> list[str]:

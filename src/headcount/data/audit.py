@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig
+from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, MixedConfig
 from headcount.data.catalogue import HOLDOUT, dataset_info, selection_split, split_names
 from headcount.data.crowd import CrowdDataset
 from headcount.data.custom import images_in_no_split
@@ -169,8 +169,11 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
 
     Raises:
         DataError: if the dataset's folder is missing.
-        ConfigError: if no folder is set or the dataset does not exist.
+        ConfigError: if no folder is set, the dataset does not exist, or it is a mixed one.
     """
+    if isinstance(config, MixedConfig):
+        parts = " or ".join(f"dataset={part.name}" for part in config.datasets.values())
+        raise ConfigError(f"dataset=mixed: each part is audited alone: {parts}")
     audit = Audit(dataset=config.name, root="drawn by code", splits=[], train=None)
     failures: list[HeadcountError] = []
     for split in [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]:

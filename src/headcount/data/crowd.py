@@ -79,6 +79,8 @@ class CrowdDataset(Dataset[Sample]):
         self._images, self._first_rows = images, first_rows
         self._outside_rule = outside
         self._augment, self._seed = augment, seed
+        self.members: dict[str, CrowdDataset] = {}
+        """The datasets that a mixed one consists of, by the names of its parts; empty for others."""
         self._heads: list[Float[Tensor, "_ 2"]] = []
         self._inside: list[Bool[Tensor, " _"]] = []
         for points, (width, height), size in zip(annotated, source_sizes, sizes, strict=True):
@@ -94,16 +96,33 @@ class CrowdDataset(Dataset[Sample]):
             # Evaluation counts heads outside the image too; they are shown on its border.
             return Sample(self._images(key), self._heads[key], self.names[key])
         epoch, index = key
+        return self.training_sample(index, sample_seed(self._seed, epoch, index))
+
+    def training_sample(self, index: int, seed: int) -> Sample:
+        """Return the augmented image ``index``; which crop, and how it is changed, depends only on ``seed``."""
         points = self._training_heads(index)
         if self._augment is None:
             return Sample(self._images(index), points, self.names[index])
-        generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
+        generator = torch.Generator().manual_seed(seed)
         square = self._augment.draw_square(*self.sizes[index], generator)
         # What lies below the square is not needed.
         bottom = square.top + square.side
         image = self._images(index) if self._first_rows is None else self._first_rows(index, bottom)
         image, points = self._augment.change(*cut_square(image, points, square), generator)
         return Sample(image, points, self.names[index])
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images that are drawn per epoch."""
+        return len(self)
+
+    def drawn(self, epoch: int) -> Sequence[int]:
+        """Return the indices that are drawn in an epoch, in no particular order."""
+        return range(len(self))
+
+    def parts(self) -> dict[str, range]:
+        """Return the indices of each part's images; empty for a single dataset."""
+        return {}
 
     def count(self, index: int) -> float:
         """Return the true count of evaluation: all annotated heads, including those outside the image."""
@@ -127,7 +146,7 @@ class CrowdDataset(Dataset[Sample]):
 
     def seen(self) -> SeenImages:
         """Return the limits of the sizes and counts of these images."""
-        return SeenImages.from_images(self.source_sizes, self.sizes, [len(heads) for heads in self._heads])
+        return SeenImages.from_images(self.source_sizes, self.sizes, [self.count(k) for k in range(len(self))])
 
     def note(self, index: int, seen: SeenImages, *, predicted: float = 0) -> str:
         """Say in what an image lies far outside the images of a training; empty if it does not.

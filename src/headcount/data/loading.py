@@ -236,11 +236,26 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     of them. Images that do not fill a last batch are dropped, so that all processes see the same number
     of batches of the same size. A dataset smaller than one step gives one smaller batch.
 
+    Args:
+        images: number of images per epoch.
+        batch_size: images per batch of this process.
+        seed: of the order.
+        drawn: returns the indices of an epoch's images, ``images`` of them; None draws each image once.
+
     Raises:
         ConfigError: if there are no images, or fewer than processes.
     """
 
-    def __init__(self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        images: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        drawn: Callable[[int], Sequence[int]] | None = None,
+    ) -> None:
         if images < 1:
             raise ConfigError("the training split has no images; name or add some")
         if images < world:
@@ -252,6 +267,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.start = 0
         """Number of batches at the start of the epoch that are left out."""
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
+        self._drawn = drawn
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
         self._batch_size = step_images(images, batch_size * world, world) // world
 
@@ -266,6 +282,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(sample_seed(self._seed, self.epoch))
         order = torch.randperm(self._images, generator=generator).tolist()
+        if self._drawn is not None:
+            indices = self._drawn(self.epoch)
+            order = [indices[k] for k in order]
         step = self.step_images
         for k in range(self.start, len(self)):
             yield [(self.epoch, index) for index in order[k * step : (k + 1) * step][self._rank :: self._world]]
@@ -335,7 +354,14 @@ def build_train_loader(
         workers: processes that load samples; 0 loads in this process.
         pin_memory: return batches in page-locked memory, for a GPU.
     """
-    sampler = EpochSampler(len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world)
+    sampler = EpochSampler(
+        dataset.images_per_epoch,
+        batch_size=batch_size_per_process,
+        seed=seed,
+        rank=rank,
+        world=world,
+        drawn=dataset.drawn,
+    )
     return TrainLoader(dataset, sampler, make_batch, workers=workers, pin_memory=pin_memory)
 
 

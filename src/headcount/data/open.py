@@ -10,16 +10,34 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headcount.config import Cache, ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, SyntheticConfig
+from headcount.config import (
+    Cache,
+    ConfigError,
+    CustomConfig,
+    DatasetConfig,
+    FolderDatasetConfig,
+    MixedConfig,
+    SyntheticConfig,
+)
 from headcount.data.augment import TrainAugment
-from headcount.data.catalogue import DATASETS, HOLDOUT, check_split, source_split, split_names
+from headcount.data.catalogue import (
+    DATASETS,
+    HOLDOUT,
+    check_split,
+    dataset_info,
+    part_split,
+    selection_split,
+    source_split,
+    split_names,
+)
 from headcount.data.crowd import CrowdDataset
 from headcount.data.custom import files_left_out, images_in_no_split
 from headcount.data.decoded import decode_images, open_decoded
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, sort_by_hash
-from headcount.data.locate import dataset_folder
+from headcount.data.locate import dataset_folder, naming_part
+from headcount.data.mixed import MixedCrowd
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
 from headcount.errors import DataError, HeadcountError
@@ -56,6 +74,8 @@ def open_split(
         DataError: if the folder or files are missing, the split has no images, some images cannot be used and
             ``dataset.skip_bad`` is false, or a custom dataset has an image file in two splits.
     """
+    if isinstance(config, MixedConfig):
+        return _open_mixed(config, split, data_root=data_root, augment=augment, seed=seed)
     info = check_split(config, split)
     if split == info.unannotated:
         others = " or ".join(f"split={other}" for other in info.splits if other not in ("train", split))
@@ -69,6 +89,16 @@ def open_split(
     dataset = _open_folder(config, split, data_root=data_root, augment=augment, seed=seed)
     dataset.doubts += doubts
     return dataset
+
+
+def _open_mixed(
+    config: MixedConfig, split: str, *, data_root: str | None, augment: TrainAugment | None, seed: int
+) -> MixedCrowd:
+    parts = {}
+    for name, part in config.datasets.items():
+        with naming_part(name):
+            parts[name] = open_split(part, part_split(part, split), data_root=data_root, augment=augment)
+    return MixedCrowd(parts, weights=config.weights, one_head_per_pixel=config.one_head_per_pixel, seed=seed)
 
 
 def _check_splits(config: DatasetConfig, *, data_root: str | None) -> list[str]:
@@ -106,6 +136,30 @@ def split_faults(config: DatasetConfig, *, data_root: str | None) -> tuple[list[
     if isinstance(config, CustomConfig):
         return [f"{message}; an error on images of the training means nothing: remove them from one split"], warnings
     return [], [message, *warnings]
+
+
+def missing_splits(config: DatasetConfig, *, data_root: str | None) -> list[str]:
+    """Describe the splits without images that a training does not need; one line each, usually none.
+
+    Args:
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+    """
+    if isinstance(config, MixedConfig):
+        return [
+            f"{name}: {line}"
+            for name, part in config.datasets.items()
+            for line in missing_splits(part, data_root=data_root)
+        ]
+    if not isinstance(config, FolderDatasetConfig):
+        return []
+    needed = ("train", selection_split(config), dataset_info(config.name).unannotated)
+    missing = []
+    for split in (name for name in split_names(config) if name not in needed):
+        try:
+            list_split(config, split, data_root=data_root)
+        except HeadcountError:
+            missing.append(f"no images of '{split}' were found; this run does not need them")
+    return missing
 
 
 def no_heads_error(config: DatasetConfig, images: int) -> DataError:

@@ -10,6 +10,7 @@ from headcount.config import (
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
+    MixedConfig,
     SyntheticConfig,
     describe_mode,
     upgrade_config,
@@ -113,17 +114,18 @@ def _refuse_split(config: EvalCommandConfig, trained: DatasetConfig, located: Lo
         ConfigError: says which images can be used.
     """
     others = "name a split it has not seen, such as split=val, or another dataset="
-    if config.split == "train" and (located.own or _same_dataset(located.config, trained)):
+    parts = list(trained.datasets.values()) if isinstance(trained, MixedConfig) else [trained]
+    if config.split == "train" and (located.own or any(_same_images(located.config, part) for part in parts)):
         raise ConfigError(
             f"split=train: on these images the counter was trained, its errors on others are larger; {others}"
         )
     if config.split == HOLDOUT and not located.own:
         raise ConfigError(f"split={HOLDOUT}: is a part of the counter's own dataset; leave out dataset=, or {others}")
-    if config.split == HOLDOUT and trained.holdout == 0:
+    if config.split == HOLDOUT and not any(part.holdout for part in parts):
         raise ConfigError(f"split={HOLDOUT}: the counter was trained with dataset.holdout=0, on all images; {others}")
 
 
-def _same_dataset(one: DatasetConfig, other: DatasetConfig) -> bool:
+def _same_images(one: DatasetConfig, other: DatasetConfig) -> bool:
     """Whether two configs are of the same images; published datasets are the same in every folder."""
     keys = {CustomConfig: ("root", "train"), SyntheticConfig: ("seed",)}.get(type(one), ())
     return one.name == other.name and all(getattr(one, key) == getattr(other, key, None) for key in keys)

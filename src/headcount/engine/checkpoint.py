@@ -17,8 +17,10 @@ from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
     CustomConfig,
+    DatasetConfig,
     EvalConfig,
     FolderDatasetConfig,
+    MixedConfig,
     SlidingWindowConfig,
     SyntheticConfig,
     TrainConfig,
@@ -168,18 +170,34 @@ def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:
     try:
         config = from_plain(content["config"])
         errors = check(config, weights=False)
-        dataset_info(config.dataset.name)  # a name is part of a path
+        for dataset in _datasets(config.dataset):
+            dataset_info(dataset.name)  # a name is part of a path
     except HeadcountError as error:
         raise CheckpointError(f"ckpt={path}: {error}") from error
     if errors:
         raise CheckpointError(f"ckpt={path}: its settings are invalid:\n  " + "\n  ".join(errors))
-    dataset = config.dataset
-    fixed = {CustomConfig: "custom", SyntheticConfig: "synthetic"}
-    if fixed.get(type(dataset)) != (dataset.name if dataset.name in fixed.values() else None):
-        raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: its dataset {dataset.name} is of another kind")
+    fixed = {CustomConfig: "custom", SyntheticConfig: "synthetic", MixedConfig: MixedConfig.name}
+    for dataset in (config.dataset, *_datasets(config.dataset)):
+        if fixed.get(type(dataset)) != (dataset.name if dataset.name in fixed.values() else None):
+            raise CheckpointError(
+                f"ckpt={path}: the checkpoint is damaged: its dataset {dataset.name} is of another kind"
+            )
+    return replace(config, dataset=_with_own_cache(config.dataset), output_dir=TrainConfig.output_dir)
+
+
+def _datasets(dataset: DatasetConfig) -> list[DatasetConfig]:
+    """The parts of a mixed dataset, or a single one alone."""
+    return list(dataset.datasets.values()) if isinstance(dataset, MixedConfig) else [dataset]
+
+
+def _with_own_cache(dataset: DatasetConfig) -> DatasetConfig:
+    """A copy that caches images in this machine's default folder."""
+    if isinstance(dataset, MixedConfig):
+        parts = {name: _with_own_cache(part) for name, part in dataset.datasets.items()}
+        return replace(dataset, datasets=parts, cache_dir=FolderDatasetConfig.cache_dir)
     if isinstance(dataset, FolderDatasetConfig):
-        dataset = replace(dataset, cache_dir=FolderDatasetConfig.cache_dir)
-    return replace(config, dataset=dataset, output_dir=TrainConfig.output_dir)
+        return replace(dataset, cache_dir=FolderDatasetConfig.cache_dir)
+    return dataset
 
 
 # What a resumed run needs beyond the keys of every checkpoint.

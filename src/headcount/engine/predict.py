@@ -21,7 +21,9 @@ from headcount.bins import CountBins
 from headcount.config import (
     DEFAULT_LEVEL,
     ConfigError,
+    DatasetConfig,
     FolderDatasetConfig,
+    MixedConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
@@ -300,7 +302,7 @@ class PhotoCounter:
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
         """The picture at the scale of the counter's training images."""
-        dataset = self.config.dataset
+        dataset = _scaling(self.config.dataset)
         height, width = image.shape[1:]
         if not isinstance(dataset, FolderDatasetConfig):
             return image
@@ -322,6 +324,14 @@ class PhotoCounter:
         window = max(_WINDOW // multiple, 1) * multiple
         stride = max(window * 7 // 8 // multiple, 1) * multiple
         return SlidingWindowConfig(window=window, stride=stride, window_batch=1)
+
+
+def _scaling(dataset: DatasetConfig) -> DatasetConfig:
+    """The dataset whose resize rule applies to pictures: of a mixed one, the first part that resizes its images."""
+    if not isinstance(dataset, MixedConfig):
+        return dataset
+    parts = list(dataset.datasets.values())
+    return next((part for part in parts if isinstance(part, FolderDatasetConfig)), parts[0])
 
 
 def load(path: FilePath, *, device: Device = "cpu", level: float = DEFAULT_LEVEL) -> PhotoCounter:

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from headcount.config import PLACE, ConfigError, Precision, RuntimeConfig, TrainConfig, from_plain, to_plain
+from headcount.config import (
+    PLACE,
+    ConfigError,
+    Precision,
+    RuntimeConfig,
+    TrainConfig,
+    as_of_one_dataset,
+    from_plain,
+    to_plain,
+)
 from headcount.data.crowd import CrowdDataset
 from headcount.data.loading import step_images
 from headcount.data.prepare import image_origin
@@ -219,7 +228,7 @@ class RunFolder:
         note = _processes_note(
             trained.runtime,
             job.config.runtime,
-            images=len(job.data.train),
+            images=job.data.train.images_per_epoch,
             batch_size=job.config.batch_size,
             batchnorm=has_batch_norm(job.counter),
             within_epoch="step" in content,
@@ -362,7 +371,8 @@ def _best_epoch(folder: Path) -> int | None:
 
 def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
     before, now = flatten(to_plain(trained)), flatten(to_plain(config))
-    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in _MAY_CHANGE]
+    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    differ = [k for k in differ if as_of_one_dataset(k) not in _MAY_CHANGE]
     # A group of another kind has other settings: only the outermost such group is named.
     groups = [key.removeprefix("kinds.").replace("/", ".") for key in differ if key.startswith("kinds.")]
     outermost = [group for group in groups if not group.startswith(tuple(f"{other}." for other in groups))]
@@ -428,8 +438,8 @@ def fingerprint(dataset: CrowdDataset) -> str:
 
     Wherever the files are stored; images that are not files are identified by their names and sizes.
     """
-    lines = []
-    for index, name in enumerate(dataset.names):
+    lines = [f"{part}/{fingerprint(member)}".encode() for part, member in dataset.members.items()]
+    for index, name in enumerate(() if lines else dataset.names):
         size = dataset.sizes[index]
         origin = image_origin(dataset.sources[index], size) if dataset.sources else repr(size).encode()
         heads = f"{dataset.count(index):g} ".encode() + dataset.points(index).numpy().tobytes()

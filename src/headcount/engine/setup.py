@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from headcount.config import (
     ConfigError,
     CountedIn,
     LossConfig,
+    MixedConfig,
     Reduction,
     Representatives,
     SlidingWindowConfig,
@@ -34,7 +35,8 @@ from headcount.data.catalogue import selection_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
-from headcount.data.open import no_heads_error, open_split
+from headcount.data.mixed import refuse_shared
+from headcount.data.open import missing_splits, no_heads_error, open_split
 from headcount.data.points import Smoothing
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
 from headcount.engine.records import Meter
@@ -58,6 +60,8 @@ class TrainingData:
     """Name of the split that selects; written into every record."""
     histogram: Mapping[int, int]
     """Block count -> number of training blocks."""
+    missing: Sequence[str] = ()
+    """Splits that the run does not need and whose images were not found, one line each."""
 
 
 @dataclass
@@ -111,7 +115,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
     grid = BlockGrid(config.bins.block_size)
     with runtime.main_first():  # rank 0 fills the caches, which the others then find
         data = data or open_data(config)
-        bins = build_count_bins(config.bins, data.train, data.histogram)
+        bins = build_count_bins(config.bins, data.train, data.histogram, part=_bins_part(config))
         runtime.seed(config.seed)
         counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=pretrained)
     mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
@@ -183,21 +187,35 @@ def open_data(config: TrainConfig) -> TrainingData:
     if not any(train.count(k) for k in range(len(train))):
         raise no_heads_error(config.dataset, len(train))
     selection = open_split(config.dataset, split, data_root=config.data_root)
-    return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size))
+    refuse_shared(train, selection)
+    missing = missing_splits(config.dataset, data_root=config.data_root)
+    return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size), missing)
 
 
-def build_count_bins(config: BlocksConfig, train: CrowdDataset, histogram: Mapping[int, int]) -> CountBins | None:
+def _bins_part(config: TrainConfig) -> str | None:
+    """The part of a mixed dataset whose blocks give the bins' representative counts; None if all do."""
+    return config.dataset.bins_from if isinstance(config.dataset, MixedConfig) else None
+
+
+def build_count_bins(
+    config: BlocksConfig, train: CrowdDataset, histogram: Mapping[int, int], *, part: str | None = None
+) -> CountBins | None:
     """The bins of a config, with what they need from the training images; None for a config without bins.
 
     Args:
         histogram: block count -> number of training blocks.
+        part: the part of a mixed dataset whose blocks give the representative counts; None uses those of all. The
+            largest count, which ends the bins without label correction, is always that of all parts.
     """
     if isinstance(config, BlockwiseConfig):
         smoothed = smoothed_histogram(train, config.block_size, Smoothing(config.sigma))
         return build_bins(config, histogram, smoothed=smoothed)
     if isinstance(config, BinsConfig) and _averages_windows(config):
-        windows = block_histogram(train, config.block_size, counted=CountedIn.windows)
+        basis = train if part is None else train.members[part]
+        windows = block_histogram(basis, config.block_size, counted=CountedIn.windows)
         return build_bins(config, histogram, windows=windows)
+    if part is not None:
+        return build_bins(config, histogram, windows=block_histogram(train.members[part], config.block_size))
     return build_bins(config, histogram)
 
 

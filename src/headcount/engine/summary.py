@@ -1,14 +1,16 @@
 """What a run is about to do, on one page: data, bins, network, cost of one step."""
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from headcount.config import BinsConfig, ClipConfig
+from headcount.bins import describe_choice
+from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig
 from headcount.engine.batch_norm import has_batch_norm
-from headcount.engine.setup import Job
+from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_prompts
 from headcount.types import Sample
 
@@ -22,8 +24,10 @@ def summarize(job: Job) -> str:
     lines = [
         f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",
+        *_describe_parts(data),
         *data.train.describe(),
         *(f"{data.selection_split}: {line}" for line in data.selection.describe_left_out()),
+        *data.missing,
         *_describe_batches(job),
         *_describe_processes(job),
         *_describe_bins(job),
@@ -40,6 +44,22 @@ def summarize(job: Job) -> str:
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
+
+
+def _describe_parts(data: TrainingData) -> list[str]:
+    """The images of each part of a mixed dataset; nothing for a single dataset."""
+    train, selection = data.train.parts(), data.selection.parts()
+    drawn = data.train.drawn(0)
+    number = len(data.train)
+    rows = []
+    for part, images in train.items():
+        per_epoch = sum(index % number in images for index in drawn)
+        rows.append([part, str(len(images)), str(per_epoch), str(len(selection[part]))])
+    if not rows:
+        return []
+    headers = ["part", "training images", "drawn per epoch", f"{data.selection_split} images"]
+    table = tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=("left", *["right"] * 3))
+    return [*table.splitlines(), "the errors over the images of all parts together select the checkpoint"]
 
 
 def _describe_batches(job: Job) -> list[str]:
@@ -74,10 +94,14 @@ def _describe_bins(job: Job) -> list[str]:
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "intervals of smoothed counts"
+    if isinstance(config.bins, AutoBinsConfig):
+        kind = f"m = {bins.edges[-1][0]:g}, chosen for the least quantization error"
     if isinstance(config.bins, BinsConfig):
         corrected = config.bins.label_correction
         kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
     lines = [f"bins: blocks of {bins.grid.block_size} px, {kind}", bins.describe(job.data.histogram)]
+    if isinstance(config.bins, AutoBinsConfig):
+        lines.append(describe_choice(bins, job.data.histogram))
     if isinstance(config.model, ClipConfig):
         prompts = write_prompts(bins.edges, config.model.prompts)
         shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from headcount.engine.signals import StopSignals, stop
 from headcount.engine.summary import summarize
 from headcount.errors import DataError, DivergedError, OutputError
 from headcount.files import quoted
-from headcount.metrics import GAME
+from headcount.metrics import GAME, parts_table
 from headcount.models.build import follow_weights
 from headcount.progress import progress_bar
 from headcount.runs import read_metrics
-from headcount.types import Batch, Best, Evaluation, LossTerms, Prediction, Sample
+from headcount.types import Batch, Best, CountErrors, Evaluation, LossTerms, Prediction, Sample
 from headcount.wording import first_names
 
 DrawBlocks = Callable[[Sample, Float[Tensor, "rows cols"], int], np.ndarray]
@@ -254,9 +254,15 @@ def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
     blocks = evaluation.total("blocks")
     games = [name for name in GAME if name in evaluation.images[0].numbers]
     empty = {} if math.isnan(blocks) else {"eval/empty_blocks": evaluation.total("empty_blocks") / blocks}
+    parts = {
+        f"eval/{part}/{key}": value
+        for part, errors in evaluation.parts.items()
+        for key, value in dataclasses.asdict(errors).items()
+    }
     return {
         "eval/split": split,
         **{f"eval/{key}": value for key, value in dataclasses.asdict(evaluation.errors).items()},
+        **parts,
         "eval/predicted_mean": sum(image.predicted for image in evaluation.images) / len(evaluation.images),
         "eval/predicted_std": predicted,
         "eval/true_std": true,
@@ -278,7 +284,16 @@ def _finish(job: Job, folder: Path) -> FinishedRun:
         f"'{job.data.selection_split}'{note}; next: {as_typed('python eval.py')} {ckpt}",
         file=sys.stderr,
     )
-    return FinishedRun(folder, read_metrics(folder), job.best)
+    metrics = read_metrics(folder)
+    if parts := _part_errors(metrics[job.best.epoch - 1], list(job.data.selection.parts())):
+        print(parts_table(parts, job.best), file=sys.stderr)
+    return FinishedRun(folder, metrics, job.best)
+
+
+def _part_errors(record: Mapping[str, Any], parts: Sequence[str]) -> dict[str, CountErrors]:
+    """The errors over each part of a mixed dataset, from the record of an epoch."""
+    keys = [item.name for item in dataclasses.fields(CountErrors)]
+    return {part: CountErrors(**{key: record[f"eval/{part}/{key}"] for key in keys}) for part in parts}
 
 
 def _progress_bar(runtime: Runtime, job: Job) -> Any:
@@ -300,7 +315,12 @@ def _evaluation_line(job: Job, evaluation: Evaluation) -> str:
         f"epoch {job.epoch:>4}  {job.data.selection_split}: MAE {errors.mae:.2f}  RMSE {errors.rmse:.2f}  "
         f"NAE {errors.nae:.3f}  standard deviation {predicted:.1f} (true {true:.1f})  "
         f"best MAE {best.mae:.2f} at epoch {best.epoch}"
+        + "".join(f"\n  {part}: {_short(errors)}" for part, errors in evaluation.parts.items())
     )
+
+
+def _short(errors: CountErrors) -> str:
+    return f"MAE {errors.mae:.2f}  RMSE {errors.rmse:.2f}  NAE {errors.nae:.3f}  ({errors.images} images)"
 
 
 def _is_drawn(config: TrainConfig, epoch: int) -> bool:

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from headcount.coverage import JudgedIntervals
 from headcount.data.crowd import CrowdDataset
 from headcount.files import read_text, write_csv, write_json
-from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
+from headcount.metrics import GAME, Interval, Metrics, Reliability, measure, parts_table
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.intervals import coverage_picture, describe_intervals, intervals_to_plain, usual_intervals
 from headcount.report.pictures import ComparisonRow, comparison_picture
@@ -56,6 +56,8 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
+    if evaluation.parts:
+        plain["parts"] = {part: dataclasses.asdict(errors) for part, errors in evaluation.parts.items()}
     del plain["errors"]
     occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
@@ -83,6 +85,7 @@ def write_evaluation(
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
         f"selected on '{facts.selected_on}'), {facts.mode}",
         *summary(metrics).splitlines(),
+        *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
         *([] if intervals is None else describe_intervals(intervals).splitlines()),
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
     ]
