@@ -201,6 +201,7 @@ def test_other_drawn_crowds_are_not_those_of_the_training(untrained: Path, tmp_p
     assert len(done.calibration) == 10
 
 
+@pytest.mark.slow
 def test_images_that_selected_the_checkpoint_are_said(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")
     done = calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt")
@@ -262,6 +263,7 @@ def test_windows_of_a_counter_that_is_calibrated_on_whole_images_are_marked(cali
     assert "0.00614 megapixels, in calibration 0.0041 to 0.0041" in found.note
 
 
+@pytest.mark.slow
 def test_a_regression_has_an_interval_once_it_is_calibrated(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL, "model.head=regression", "bins=none", "loss=mse")
     picture = np.full((64, 64, 3), 99, dtype=np.uint8)

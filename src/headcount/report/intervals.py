@@ -91,7 +91,7 @@ def _table(metrics: IntervalMetrics, title: str) -> list[str]:
         ]
         for of in metrics.levels
     ]
-    headings = ["promised", "covered", "95 % bounds", "width", "of true", "Winkler score", ""]
+    headings = ["promised", "covered", "95 % bounds", "width", "width / true", "Winkler score", ""]
     align = [*["right"] * 6, "left"]
     table = tabulate(rows, headings, tablefmt="plain", disable_numparse=True, colalign=align)
     chosen = _usual_level(metrics)
