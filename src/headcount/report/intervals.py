@@ -18,6 +18,7 @@ from headcount.types import CountInterval
 from headcount.wording import many
 
 _DPI = 110
+_LINEAR_BELOW = 10  # heads; a logarithmic axis would stretch these
 _BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#777777"
 
 
@@ -178,9 +179,10 @@ def _draw_images(axis: Axes, judged: Sequence[JudgedImage], k: int) -> None:
     size = float(np.clip(1500 / len(ordered), 5, 25))
     axis.scatter(at[hit], true[hit], s=size, color="black", zorder=3, label="true, within")
     axis.scatter(at[~hit], true[~hit], s=size, color=_ORANGE, marker="D", zorder=4, label="true, outside")
-    if predicted.max() > 20 * max(float(np.quantile(predicted, 0.1)), 1.0):
-        axis.set_yscale("symlog", linthresh=10, linscale=0.5)
+    if predicted.max() > 20 * max(float(np.quantile(predicted, 0.1)), _LINEAR_BELOW):
+        axis.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=0.5)
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(bottom=0)
     axis.set(xlabel="images, from the lowest to the highest count", ylabel="heads")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3, fontsize=10, frameon=False)
+    axis.legend(loc="upper left", fontsize=10)  # where the images are sparse
