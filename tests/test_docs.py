@@ -46,7 +46,8 @@ PAGES = {
                 "tables",
                 "checkpoints",
             ),
-            *("differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            "counters",
         )
     },
 }

@@ -173,7 +173,7 @@ def test_the_folders_of_a_mixture_are_found_again(tmp_path: Path) -> None:
         (None, "/c"),
     ]
     assert sha.root == str(tmp_path / "gone")
-    with pytest.raises(DataError, match="part sha: .*, the folder of the images in training, no longer exists"):
+    with pytest.raises(DataError, match=r"part sha: .*, the folder of the images in training, no longer exists"):
         locate(mixed)
-    with pytest.raises(ConfigError, match="dataset.root=/x: the counter was trained on mixed, which has no root"):
+    with pytest.raises(ConfigError, match=r"dataset\.root=/x: the counter was trained on mixed, which has no root"):
         locate(mixed, typed=TrainedDatasetConfig(root="/x"))

@@ -57,7 +57,7 @@ def calibration_config(overrides: Sequence[str]) -> EvalCommandConfig:
 
 def default_output(ckpt: Path) -> Path:
     """The calibrated checkpoint beside one; that of a calibrated one is itself."""
-    return ckpt if ckpt.stem.endswith(_ENDING) else ckpt.with_name(f"{ckpt.stem}{_ENDING}{ckpt.suffix}")
+    return ckpt if ckpt.stem.endswith(_ENDING) else ckpt.with_name(f"{ckpt.stem}{_ENDING}.pt")
 
 
 def calibrate(config: EvalCommandConfig, output: Path) -> None:

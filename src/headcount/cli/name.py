@@ -76,7 +76,7 @@ def _parts(parts: Any) -> str:
     """The parts of a mixed dataset: their names, and what else was typed of them except for where their files are."""
     shown = []
     for part in parts:
-        settings = dict(part) if isinstance(part, DictConfig) else {"name": part}
+        settings: dict[str, Any] = dict(part) if isinstance(part, DictConfig) else {"name": part}
         name = settings.pop("name", None)
         named = [str(settings.pop("as", name)), *([str(name)] if "as" in part else [])]
         kept = [f"{key}-{value}" for key, value in sorted(settings.items()) if f"dataset.{key}" not in PLACE]

@@ -132,8 +132,7 @@ def kinds(config: TrainConfig) -> dict[str, str]:
         if node is not None:
             found[group] = _kind(group, node)
     if isinstance(config.dataset, MixedConfig):
-        for name, part in config.dataset.datasets.items():
-            found[f"{_PARTS}{name}"] = _kind("dataset", part)
+        found |= {f"{_PARTS}{name}": _kind("dataset", part) for name, part in config.dataset.datasets.items()}
     return found
 
 

@@ -92,15 +92,16 @@ def write_evaluation(
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
     of_all = f"{len(far)} of {len(evaluation.images)} images"
     notes = [f"{of_all} {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
-    lines += [f"  {line}" for line in (*replaced, *_caveats(facts), *notes, *dataset.describe_left_out())]
+    lines += [f"  {line}" for line in (*replaced, *_caveats(facts, evaluation), *notes, *dataset.describe_left_out())]
     print("\n".join(map(printable, lines)))
 
 
-def _caveats(facts: EvaluationFacts) -> list[str]:
+def _caveats(facts: EvaluationFacts, evaluation: Evaluation) -> list[str]:
     """Reasons why the errors may not be those on all unseen images of the training dataset."""
     lines = []
     if "max_images" in facts.settings:
-        lines.append(f"These are the first {facts.images} images only, not the whole split.")
+        which = f"{facts.settings['max_images']} images of each part" if evaluation.parts else f"{facts.images} images"
+        lines.append(f"These are the first {which} only, not the whole split.")
     if "runtime.precision" in facts.settings:
         lines.append(f"runtime.precision={facts.settings['runtime.precision']}: evaluation always uses float32.")
     if facts.dataset != facts.trained_on:
