@@ -4,6 +4,7 @@ Plain dataclasses, independent of datasets, networks and losses.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -135,6 +136,10 @@ class Prediction:
         """Probability of each count bin in each block; None for a prediction head without bins."""
         return None
 
+    def variance(self) -> Float[Tensor, "batch 1 rows cols"] | None:
+        """Variance of the heads in each block; None for a prediction head without a distribution of its own."""
+        return None
+
     @staticmethod
     def join(parts: Sequence["Prediction"]) -> "Prediction":
         """The counts and blocks of a batch that was predicted in parts, detached; a single part as it is."""
@@ -150,10 +155,19 @@ class BinPrediction(Prediction):
 
     logits: Float[Tensor, "batch bins rows cols"]
     """One score per bin, before the softmax."""
+    second_moments: Float[Tensor, " bins"] | None = None
+    """Mean square of the count in each bin (:func:`headcount.distribution.bin_moments`); None if it is unknown."""
 
     def probabilities(self) -> Float[Tensor, "batch bins rows cols"]:
         """Softmax of the logits, in float32."""
         return self.logits.float().softmax(1)
+
+    def variance(self) -> Float[Tensor, "batch 1 rows cols"] | None:
+        """Variance over the bins, and within them."""
+        if self.second_moments is None or self.blocks is None:
+            return None
+        squares = (self.probabilities() * self.second_moments[:, None, None]).sum(1, keepdim=True)
+        return (squares - self.blocks.float().square()).clamp(min=0)
 
 
 @dataclass
@@ -172,6 +186,8 @@ class Counted:
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
     shares: Float[Tensor, "rows cols"] | None = None
     """Share of each block that lies inside the image's mask; None without a mask."""
+    variance: Float[Tensor, "rows cols"] | None = None
+    """Variance of the heads in each block; None unless requested, and for a prediction head without one."""
 
     def within(self, shares: Float[Tensor, "rows cols"]) -> "Counted":
         """The heads inside a mask: those of each block times the share of its area that is inside.
@@ -188,7 +204,39 @@ class Counted:
                 "outside cannot be left out; count everywhere with dataset.mask=none, or choose another counter"
             )
         blocks = self.blocks.double() * shares
-        return dataclasses.replace(self, count=float(blocks.sum()), blocks=blocks.to(self.blocks), shares=shares)
+        variance = None if self.variance is None else (self.variance * shares**2).to(self.variance)
+        return dataclasses.replace(
+            self, count=float(blocks.sum()), blocks=blocks.to(self.blocks), variance=variance, shares=shares
+        )
+
+    def total_variance(self) -> float | None:
+        """Variance of the count if the blocks are independent; None where that of the blocks is unknown."""
+        return None if self.variance is None else float(self.variance.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class CountInterval:
+    """Two ends between which the true count of an image is expected to lie."""
+
+    low: float
+    """Lower end, in heads; at least 0."""
+    high: float
+    """Upper end, in heads."""
+    level: float
+    """The share of images whose true count is to lie within their intervals, between 0 and 1."""
+    calibrated: bool
+    """Whether errors on held-out images support the level; otherwise it is the counter's own claim."""
+    outside_calibration: str = ""
+    """In what the image is unlike all calibration images, so that the level is not supported for it; usually empty."""
+
+    def __str__(self) -> str:
+        ends = f"[{math.floor(self.low)}, {math.ceil(self.high)}] {100 * self.level:g} %"
+        return ends if self.calibrated else f"{ends}, uncalibrated"
+
+    @property
+    def note(self) -> str:
+        """What to know about the image; usually empty."""
+        return f"unlike the calibration images: {self.outside_calibration}" if self.outside_calibration else ""
 
 
 @dataclass

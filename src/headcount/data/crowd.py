@@ -1,5 +1,6 @@
 """Images of one split with their annotated heads, as an indexable dataset."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -138,6 +139,13 @@ class CrowdDataset(Dataset[Sample]):
     def count(self, index: int) -> float:
         """Return the true count of evaluation: all heads inside the mask, including those outside the image."""
         return float(len(self._heads[index]))
+
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an image's file as distributed, under whatever name; without a file, of its pixels."""
+        if not self.sources:
+            return hashlib.sha256(self._images(index).numpy().tobytes()).hexdigest()
+        with self.sources[index].open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def points(self, index: int) -> Float[Tensor, "n 2"]:
         """Return the heads that training counts, in pixels of the prepared image, before augmentation."""

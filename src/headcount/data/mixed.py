@@ -127,6 +127,11 @@ class MixedCrowd(CrowdDataset):
         part, own = self._find(index)
         return self.members[part].count(own)
 
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an image."""
+        part, own = self._find(index)
+        return self.members[part].digest(own)
+
     def points(self, index: int) -> Float[Tensor, "n 2"]:
         """Return the heads that training counts, before augmentation."""
         part, own = self._find(index)

@@ -1,4 +1,4 @@
-"""Evaluators beyond the count error: GAME, empty blocks, reliability of the bins' probabilities.
+"""Evaluators beyond the count error: GAME, empty blocks, reliability of the bins' probabilities, intervals.
 
 An evaluator takes an image and its counted result, and returns named numbers. One that needs blocks or
 probabilities returns nothing for a counter without them.
@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.bins import CountBins
+from headcount.coverage import own_ends
 from headcount.data.points import block_counts, clamp_into, distribute_blocks
+from headcount.distribution import own_distribution
 from headcount.engine.runtime import Runtime
+from headcount.intervals import PROMISES
 from headcount.metrics import EMPTY_BELOW, Reliability
 from headcount.types import BlockGrid, Counted, Sample
 
@@ -92,6 +95,26 @@ class BinReliability:
         everyone = runtime.gather([self.reliability])
         self.reliability.merge(everyone[: runtime.rank] + everyone[runtime.rank + 1 :])
         return self.reliability
+
+
+class OwnIntervals:
+    """The counter's own distribution of each count: its variance, its intervals, and how good it was."""
+
+    def __init__(self, bins: CountBins | None) -> None:
+        self.bins = bins
+
+    def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
+        """``variance``, ``own_crps`` and the ends of the intervals (:func:`headcount.intervals.own_ends`)."""
+        variance = counted.total_variance()
+        # Inside a mask, blocks count by their share: then the sum of variances is used.
+        probabilities = counted.probabilities if counted.shares is None else None
+        own = own_distribution(counted.count, variance, probabilities=probabilities, bins=self.bins)
+        if own is None or variance is None:
+            return {}
+        numbers = {"variance": variance, "own_crps": own.crps(float(len(sample.points)))}
+        for level in PROMISES:
+            numbers |= dict(zip(own_ends(level), own.ends(level), strict=True))
+        return numbers
 
 
 def _true_blocks(sample: Sample, blocks: Float[Tensor, "rows cols"], grid: BlockGrid) -> Float[Tensor, "1 1 rows cols"]:
