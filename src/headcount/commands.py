@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": Command("evaluate", "eval.py", "evaluate a checkpoint: errors, a table, pictures"),
     "predict": Command("predict", "scripts/predict.py", "count the people in pictures"),
     "video": Command("video", "scripts/video.py", "count the people in a video, a camera or a stream"),
+    "demo": Command("demo", "scripts/demo.py", "show a page on which pictures can be dropped and counted"),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",
