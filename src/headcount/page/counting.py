@@ -4,6 +4,7 @@ One picture goes through the network at a time, however many people use the page
 """
 
 import io
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from headcount.cli.photos import find_pictures
-from headcount.cli.predict import failure_message, predict_one
+from headcount.cli.predict import predict_one
 from headcount.config import SyntheticConfig
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
@@ -30,7 +31,7 @@ from headcount.page.session import Session, View
 from headcount.report.frames import CountCurve, clock
 from headcount.report.overlay import heat_map, resized_photo
 from headcount.report.predictions import PictureResult
-from headcount.wording import many, printable
+from headcount.wording import many, one_line, printable
 
 _MIN_SIDE, _MAX_SIDE = 800, 1200  # longer side of a picture on the page, pixels: text in it must be readable
 _JPEG_QUALITY = 90
@@ -125,8 +126,7 @@ class PageCounter:
                     prediction = frame.prediction
                     result = PictureResult(f"{file.name} at {clock(frame.seconds)}", count=prediction.count)
                     result.width, result.height = prediction.photo_size
-                    result.resized_height, result.resized_width = prediction.image.shape[1:]
-                    result.block_size, result.note = prediction.block_size, prediction.note
+                    result.note = prediction.note
                     views.append(make_view(prediction, result, seconds=frame.seconds))
                     if len(views) == limit:
                         break
@@ -175,6 +175,9 @@ def make_view(prediction: PhotoCount, result: PictureResult, *, seconds: float |
     bins = prediction.probabilities
     return View(
         result,
+        prediction.photo_size,
+        (width, height),
+        prediction.block_size,
         blocks,
         None if bins is None else bins.argmax(0).numpy().astype(np.uint8),
         jpeg(resized_photo(prediction.image, panel)),
@@ -198,12 +201,11 @@ def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
 def sentence(file: Path, error: Exception) -> str:
     """What went wrong with an uploaded file, with its name but not its place on the server."""
-    if isinstance(error, HeadcountError) and str(file) in str(error):
-        words = str(error)
-    else:
-        words = failure_message(file, error)
-    for place in (str(file.resolve()), str(file)):
-        words = words.replace(place, printable(file.name))
+    words = str(error) if isinstance(error, HeadcountError) else f"it cannot be counted: {one_line(error)}"
+    words = words if str(file) in words else f"{file}: {words}"
+    for folder in (file.resolve().parent, file.parent):
+        words = words.replace(f"{folder}{os.sep}", "")
+    words = printable(words)
     return words if words.endswith(".") else f"{words}."
 
 
@@ -213,7 +215,7 @@ def draw_curve(frames: Sequence[View], *, title: str) -> bytes | None:
         return None
     curve = CountCurve(["people"])
     for frame in frames:
-        curve.add(frame.seconds or 0.0, [frame.result.count or 0.0])
+        curve.add(frame.seconds or 0.0, [frame.count])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "counts.png")
         curve.draw(path, title=title)

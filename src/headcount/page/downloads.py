@@ -14,7 +14,7 @@ from headcount.page.counting import pixels
 from headcount.page.session import Session, View
 from headcount.report.bin_map import bin_map
 from headcount.report.overlay import framed_picture
-from headcount.report.predictions import PictureResult, Results
+from headcount.report.predictions import Results
 from headcount.report.regions import draw_corners, draw_regions, drawn_regions
 from headcount.wording import printable
 
@@ -36,16 +36,14 @@ def overlay(session: Session, *, strength: float) -> UInt8[np.ndarray, "height w
 
 def bins(view: View, number_of_bins: int) -> UInt8[np.ndarray, "height width 3"] | None:
     """A picture with the most probable bin of each block; None for a counter without bins."""
-    result = view.result
     if view.bins is None:
         return None
-    assert result.resized_width and result.resized_height and result.block_size
     return bin_map(
         pixels(view.photo),
         view.bins,
         number_of_bins=number_of_bins,
-        image_size=(result.resized_width, result.resized_height),
-        block_size=result.block_size,
+        image_size=view.image_size,
+        block_size=view.block_size,
     )
 
 
@@ -53,11 +51,9 @@ def _with_regions(drawn: UInt8[np.ndarray, "height width 3"], session: Session) 
     view = session.view
     if not session.regions or view.blocks is None:
         return drawn
-    assert view.result.width and view.result.height
     grid = view.grid(session.regions)
     counts = grid.count(view.blocks.astype(np.float64))
-    size = (view.result.width, view.result.height)
-    return draw_regions(drawn, drawn_regions(grid, counts, photo_size=size))
+    return draw_regions(drawn, drawn_regions(grid, counts, photo_size=view.photo_size))
 
 
 def counts_csv(session: Session) -> bytes:
@@ -65,8 +61,8 @@ def counts_csv(session: Session) -> bytes:
     for view in session.views:
         view.result.regions = view.count_regions(session.regions)
     with tempfile.TemporaryDirectory() as folder:
-        pictures: list[PictureResult] = [view.result for view in session.views]
-        results = Results(Path(folder), "", pictures, regions=[region.name for region in session.regions])
+        names = [region.name for region in session.regions]
+        results = Results(Path(folder), "", [view.result for view in session.views], regions=names)
         results.save()
         return results.csv_file.read_bytes()
 
@@ -83,16 +79,16 @@ def density_npy(session: Session) -> bytes | None:
 def picture_png(session: Session) -> bytes | None:
     """The picture that is shown with density, count, color bar and regions."""
     view = session.view
-    if view.blocks is None or view.result.block_size is None:
+    if view.blocks is None:
         return None
     with tempfile.TemporaryDirectory() as folder, _drawing:
         path = Path(folder, "picture.png")
         framed_picture(
             _with_regions(pixels(view.heat), session),
             path,
-            count=view.result.count or 0.0,
+            count=view.count,
             scale=view.scale,
-            block_size=view.result.block_size,
+            block_size=view.block_size,
             title=printable(view.result.file),
         )
         return path.read_bytes()

@@ -1,4 +1,7 @@
-"""The page itself: its parts, and what happens when they are used. Imported by ``server`` only, once Gradio is set up."""
+"""The page itself: its parts, and what happens when they are used.
+
+Imported by ``server`` only, once Gradio is set up.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,9 +136,7 @@ class Page:
                         self.bins = _picture("Most probable bin of each block", "hc-bins")
                         self.bin_legend = gr.HTML()
             with gr.Column(visible=self._has_blocks, min_width=0):
-                self.shape = gr.Radio(
-                    [_OFF, _RECTANGLE, _POLYGON], value=_OFF, label="Draw a region", info=_HELP[_OFF]
-                )
+                self.shape = gr.Radio([_OFF, _RECTANGLE, _POLYGON], value=_OFF, label="Draw a region", info=_HELP[_OFF])
                 with gr.Row():
                     self.finish = gr.Button("Finish polygon", size="sm", min_width=80, interactive=False)
                     self.undo = gr.Button("Undo", size="sm", min_width=80, interactive=False)
@@ -171,7 +172,9 @@ class Page:
         for counted in (uploaded, taken, chosen):
             counted.then(None, js=_SCROLL, queue=False, api_visibility="private")
         redrawn = [self.problems, *self._changing()]
-        self.picker.input(self._pick, [self.picker, *inputs], [self.problems, self.headline, *self._changing()], **_QUICK)
+        self.picker.input(
+            self._pick, [self.picker, *inputs], [self.problems, self.headline, *self._changing()], **_QUICK
+        )
         self.strength.change(self._redraw, inputs, self.overlay, trigger_mode="always_last", **_QUICK)
         self.shape.input(self._choose_shape, inputs, [self.shape, *redrawn], **_QUICK)
         self.overlay.select(self._click, inputs, redrawn, trigger_mode="multiple", **_QUICK)
@@ -225,7 +228,7 @@ class Page:
         self._sessions.put(_window(request), session)
         several = len(session.views) > 1
         label = "Picture" if session.curve is None else "Frame"
-        names = [f"{k}. {v.result.file}: {v.result.count:.1f}" for k, v in enumerate(session.views, start=1)]
+        names = [printable(f"{k}. {v.result.file}: {v.count:.1f}") for k, v in enumerate(session.views, start=1)]
         picker = gr.Dropdown(names, value=names[0], label=label, visible=several)
         start = [problems, markup.headline(session), gr.Column(visible=True), picker, markup.curve(session)]
         return [*start, *self._show(session, strength, shape)]

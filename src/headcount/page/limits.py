@@ -29,7 +29,7 @@ class Limits:
     """The largest files that are counted."""
 
     megabytes: int = 100
-    """Of a file."""
+    """Of a file, each of 1,048,576 bytes."""
     megapixels: int = 50
     """Of a picture, or of a frame of a video."""
     pictures: int = 20
@@ -38,6 +38,11 @@ class Limits:
     """Frames of a video that are counted, spread evenly over it."""
     minutes: int = 10
     """Length of a video."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the largest file."""
+        return self.megabytes * 2**20
 
     def sentence(self) -> str:
         """What is accepted, for the page."""
@@ -48,16 +53,18 @@ class Limits:
         )
 
     def check_size(self, file: Path) -> None:
-        """Refuse a file that is empty or too large.
+        """Refuse a file that is gone, empty or too large.
 
         Raises:
             DataError: says what it is.
         """
+        if not file.is_file():
+            raise _refused(f"{file} was deleted before it was counted. Upload it again.")
         size = file.stat().st_size
         if not size:
             raise _refused(f"{file} is empty, 0 bytes.")
-        if size > self.megabytes * 1_000_000:
-            raise _refused(f"{file} has {size / 1e6:.1f} MB, and at most {self.megabytes} MB are accepted.")
+        if size > self.file_bytes:
+            raise _refused(f"{file} has {size / 2**20:.1f} MB, and at most {self.megabytes} MB are accepted.")
 
     def check_picture(self, file: Path) -> None:
         """Refuse what is not a picture of an accepted format and size; only its header is read.

@@ -37,14 +37,14 @@ def headline(session: Session) -> str:
     """The count of the picture that is shown, its interval and what is odd about it."""
     view = session.view
     result = view.result
-    lines = [f'<p class="hc-number"><strong>{result.count or 0:,.1f}</strong> <span>people</span></p>']
+    lines = [f'<p class="hc-number"><strong>{view.count:,.1f}</strong> <span>people</span></p>']
     if view.interval is not None:
         lines.append(f'<p class="hc-interval">{_text(interval_text(view.interval))}</p>')
-    lines.append(f'<p class="hc-quiet">{_text(result.file)}, {result.width} × {result.height} pixels</p>')
+    lines.append(f'<p class="hc-quiet">{_text(result.file)}, {view.photo_size[0]} × {view.photo_size[1]} pixels</p>')
     if result.note:
         lines.append(f'<p class="hc-note">{_text(result.note[0].upper() + result.note[1:])}.</p>')
     if len(session.views) > 1 and session.curve is None:
-        total = sum(view.result.count or 0 for view in session.views)
+        total = sum(view.count for view in session.views)
         lines.append(f'<p class="hc-quiet">All {len(session.views)} pictures: {total:,.1f} people</p>')
     return f'<section class="hc-headline" aria-label="Count" aria-live="polite">{"".join(lines)}</section>'
 
@@ -60,7 +60,7 @@ def density_legend(view: View) -> str:
     if view.blocks is None:
         return '<p class="hc-quiet">This counter predicts one number per picture, and no map.</p>'
     stops = ", ".join(_rgb(color) for color in color_scale(_STOPS))
-    size = view.result.block_size
+    size = view.block_size
     return (
         f'<div class="hc-bar"><span>0</span><i style="background: linear-gradient(to right, {stops})"></i>'
         f"<span>{view.scale:.2g} people per block of {size} × {size} pixels</span></div>"
@@ -99,7 +99,7 @@ def region_table(session: Session) -> str:
     counts = session.view.count_regions(session.regions)
     if not counts:
         return ""
-    total = session.view.result.count or 0.0
+    total = session.view.count
     rows = [
         f'<tr><th scope="row">{_text(name)}</th><td>{count:,.1f}</td>'
         f"<td>{count / total if total > 0 else 0:.0%}</td></tr>"

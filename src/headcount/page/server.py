@@ -23,7 +23,7 @@ from headcount.wording import one_line
 # Of Gradio and of this page. A file is one of this computer: no address with a scheme.
 _READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.+|/results/[\w-]+/[\w.]+"
-    r"|/gradio_api/(info|app_id|startup-events|upload_progress|queue/data|heartbeat/\w+|call/\w+/\w+|file=/?(?!\w+:/).+)/?"
+    r"|/gradio_api/(info|app_id|startup-events|upload_progress|queue/data|heartbeat/\w+|call/\w+/\w+|file=(?!/?\w+:/).+)/?"
 )
 _WRITTEN = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset|(run|call|api)/\w+)/?")
 _MAX_REQUEST = 1_000_000  # bytes of a request that is no upload
@@ -38,8 +38,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
-# Gradio's box for messages is wider than a phone; its own style sheet cannot be changed by css_paths.
-_HEAD = "<style>@media (max-width: 640px) { .toast-wrap { left: 0; right: 0; width: auto !important; } }</style>"
 _CLEAN_UP_SECONDS = 60
 CSS = Path(__file__).with_name("page.css")
 
@@ -87,7 +85,6 @@ def page_app(counter: PageCounter, examples: Path | None = None) -> Iterator[Any
             path="/",
             theme=theme(),
             css_paths=[CSS],
-            head=_HEAD,
             footer_links=[],
             run_history=False,
             show_error=False,
@@ -95,7 +92,7 @@ def page_app(counter: PageCounter, examples: Path | None = None) -> Iterator[Any
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
-            max_file_size=counter.limits.megabytes * 1_000_000,
+            max_file_size=counter.limits.file_bytes,
             allowed_paths=[],
         )
         yield Guard(app)
@@ -217,17 +214,13 @@ def open_port(host: str, port: int) -> socket.socket:
         ConfigError: if the address is not one of this computer, or the port is taken.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen()
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"--host {host} --port {port}: cannot be opened ({one_line(error)}); choose an address of this computer "
             "and a free port, or --port 0 for any"
         ) from error
-    return opened
 
 
 def serve(app: Any, listening: socket.socket) -> None:

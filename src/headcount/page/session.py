@@ -42,6 +42,13 @@ class View:
     """A counted picture, or frame of a video, as it is kept for the page."""
 
     result: PictureResult
+    """Its line in counts.csv."""
+    photo_size: tuple[int, int]
+    """(width, height) of the upright picture before it was resized, in pixels."""
+    image_size: tuple[int, int]
+    """(width, height) of the picture that the blocks lie on, in pixels."""
+    block_size: int
+    """Side of a block, in pixels of that picture."""
     blocks: Float[np.ndarray, "rows cols"] | None
     """Expected people per block; None for a counter that predicts one number per picture."""
     bins: UInt8[np.ndarray, "rows cols"] | None
@@ -56,19 +63,20 @@ class View:
     seconds: float | None = None
     """Time of a frame in its video; None for a picture."""
 
+    @property
+    def count(self) -> float:
+        """Expected people."""
+        assert self.result.count is not None, "only counted pictures are shown"
+        return self.result.count
+
     def grid(self, regions: Sequence[Region]) -> RegionGrid:
         """Regions on the blocks of this picture, as ``PhotoCount.region_grid`` makes it.
 
         Raises:
             ConfigError: if a region does not fit.
         """
-        result = self.result
-        assert result.width and result.height and result.resized_width and result.resized_height and result.block_size
         return RegionGrid.build(
-            regions,
-            photo_size=(result.width, result.height),
-            image_size=(result.resized_width, result.resized_height),
-            block_size=result.block_size,
+            regions, photo_size=self.photo_size, image_size=self.image_size, block_size=self.block_size
         )
 
     def count_regions(self, regions: Sequence[Region]) -> dict[str, float]:
@@ -135,8 +143,7 @@ class Session:
             raise ConfigError(f"At most {many(MAX_REGIONS, 'region')} can be counted; remove some first.")
         regions = distinct([*self.regions, region])
         (shape,) = self.view.grid([region]).shapes.values()
-        size = (self.view.result.width, self.view.result.height)
-        shares = shapely.transform(shape, lambda corners: (corners / size * 100).clip(0, 100))
+        shares = shapely.transform(shape, lambda corners: (corners / self.view.photo_size * 100).clip(0, 100))
         self.regions = [*regions[:-1], Region(region.name, shares, in_percent=True)]
 
     def undo(self) -> None:
