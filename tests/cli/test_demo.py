@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from headcount.cli import demo as command
 from headcount.page import server
@@ -88,13 +89,18 @@ def test_it_listens_where_it_is_told(
 
         def __exit__(self, *error: Any) -> None: ...
 
-    def serve(app: str, listening: socket.socket) -> None:
-        served.append(listening.getsockname()[0])
+    class Server:
+        def __init__(self, app: str) -> None:
+            assert app == "app"
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            served.append(sockets[0].getsockname()[0])
 
     monkeypatch.setattr(server, "page_app", App)
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(server, "web_server", Server)
     ckpt = write_checkpoint(tmp_path, "model.width=8")
     arguments = [f"ckpt={ckpt}", "--port", "0", "--host", host, "--examples", str(tmp_path), "--max-megapixels", "7"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # it is put back
     monkeypatch.setattr(sys, "argv", ["demo.py", *arguments, "--device", "cpu", "--window", "64"])
     command.main()
     said = capsys.readouterr()

@@ -65,15 +65,18 @@ def show_page(ckpt: Path, options: argparse.Namespace) -> None:
         ConfigError, DataError, CheckpointError: if it cannot be shown.
     """
     # Heavy imports after the checks.
+    from PIL import Image
+
     from headcount.engine.predict import load
     from headcount.page.counting import PageCounter
     from headcount.page.limits import Limits
-    from headcount.page.server import open_port, page_app, serve
+    from headcount.page.server import open_port, page_app, web_server
 
     if options.examples and not options.examples.expanduser().is_dir():
         raise ConfigError(f"--examples {options.examples}: is no folder")
     chosen = {"megabytes": options.max_megabytes, "megapixels": options.max_megapixels}
     limits = Limits(**{name: value for name, value in chosen.items() if value is not None})
+    Image.MAX_IMAGE_PIXELS = limits.megapixels * 1_000_000 // 2  # Pillow refuses twice as many
     with open_port(options.host, options.port) as listening:
         counter = load(ckpt, device=options.device)
         choose_windows(counter, options)
@@ -84,7 +87,7 @@ def show_page(ckpt: Path, options: argparse.Namespace) -> None:
             print(f"http://{name}:{number}  (Ctrl-C ends it)", flush=True)
             if not ipaddress.ip_address(host).is_loopback:
                 print("everyone who can reach this address can use the page; it has no password", file=sys.stderr)
-            serve(app, listening)
+            web_server(app).run(sockets=[listening])
 
 
 def port(text: str) -> int:

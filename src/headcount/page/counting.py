@@ -24,7 +24,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.data.synthetic import draw_scene
 from headcount.engine.frames import Selection, Source, VideoSource, open_source
 from headcount.engine.predict import PhotoCount, PhotoCounter
-from headcount.engine.video import count_frames
+from headcount.engine.video import FrameCount, count_frames
 from headcount.errors import DataError, HeadcountError
 from headcount.page.limits import Limits, is_video
 from headcount.page.session import Session, View
@@ -153,14 +153,14 @@ class PageCounter:
             )
         return Selection(every_seconds=max(source.duration, 0.001) / self.limits.frames)
 
-    def _one_at_a_time(self, results: Iterator) -> Iterator:
-        """The items of a lazy iterator that counts; others may count between two of them."""
+    def _one_at_a_time(self, results: Iterator[FrameCount]) -> Iterator[FrameCount]:
+        """Frames that are counted as they are asked for; other people's pictures are counted between them."""
         while True:
             with self._network:
-                item = next(results, None)
-            if item is None:
+                frame = next(results, None)
+            if frame is None:
                 return
-            yield item
+            yield frame
 
 
 def make_view(prediction: PhotoCount, result: PictureResult, *, seconds: float | None = None) -> View:

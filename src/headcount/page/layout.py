@@ -150,7 +150,7 @@ class Page:
                         max_length=2000,
                         scale=4,
                     )
-                    self.add = gr.Button("Add", scale=1, min_width=80)
+                    self.add = gr.Button("Add", size="md", scale=1, min_width=80)
             self.regions = gr.HTML(elem_classes="hc-slot")
             self.links = gr.HTML()
 

@@ -55,7 +55,8 @@ def page_app(counter: PageCounter, examples: Path | None = None) -> Iterator[Any
     """
     with tempfile.TemporaryDirectory(prefix="headcount_page_", ignore_cleanup_errors=True) as storage:
         gr = import_gradio(storage)
-        import fastapi
+        from fastapi import FastAPI
+        from fastapi.responses import PlainTextResponse, Response
 
         from headcount.page.downloads import FILES
         from headcount.page.layout import Page, theme
@@ -69,15 +70,15 @@ def page_app(counter: PageCounter, examples: Path | None = None) -> Iterator[Any
             yield
             task.cancel()
 
-        app = fastapi.FastAPI(openapi_url=None, lifespan=lifespan)
+        app = FastAPI(openapi_url=None, lifespan=lifespan)
 
         @app.get("/results/{token}/{name}")
-        def download(token: str, name: str) -> fastapi.Response:
+        def download(token: str, name: str) -> Response:
             session = sessions.of_token(token)
             content = FILES[name][1](session) if session is not None and name in FILES else None
             if content is None:
-                return fastapi.responses.PlainTextResponse("These results were deleted.", status_code=404)
-            return fastapi.Response(content, media_type=FILES[name][0], headers={"Cache-Control": "no-store"})
+                return PlainTextResponse("These results were deleted.", status_code=404)
+            return Response(content, media_type=FILES[name][0], headers={"Cache-Control": "no-store"})
 
         gr.mount_gradio_app(
             app,
@@ -223,9 +224,11 @@ def open_port(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Serve the page until Ctrl-C or SIGTERM."""
+def web_server(app: Any) -> Any:
+    """A server of Uvicorn; ``run(sockets=[...])`` serves until Ctrl-C, SIGTERM, or until ``should_exit`` is set."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    # Open windows hold a connection each, which would keep the server waiting at its end.
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False, ws="none")
+    )

@@ -123,11 +123,8 @@ def heat_map(
     Returns:
         RGB, and the maximum of the color scale.
     """
-    gray = (
-        resized_photo(image, panel)
-        .convert("L")
-        .point([round(255 * _BLACK + (_WHITE - _BLACK) * level) for level in range(256)])
-    )
+    photo = resized_photo(image, panel)
+    gray = photo.convert("L").point([round(255 * _BLACK + (_WHITE - _BLACK) * level) for level in range(256)])
     if blocks is None:
         return np.asarray(gray.convert("RGB")), scale
     per_block = _per_block(blocks, image=(image.shape[1], image.shape[2]), panel=panel, block_size=block_size)
