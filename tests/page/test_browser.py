@@ -317,7 +317,9 @@ def test_uploads_are_deleted_and_examples_stay(
     monkeypatch.setattr(layout, "_CHECK_SECONDS", 1)
     with serving(counter) as address:
         picture = save_noise(folder / "deleted.png")
-        (stored,) = httpx.post(f"{address}gradio_api/upload", files={"files": picture.open("rb")}).json()
+        (stored,) = httpx.post(
+            f"{address}gradio_api/upload", files={"files": ("deleted.png", picture.read_bytes())}
+        ).json()
         assert Path(stored).read_bytes() == picture.read_bytes()
         for _ in range(300):
             if not Path(stored).exists():

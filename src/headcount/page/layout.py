@@ -20,9 +20,14 @@ from headcount.wording import printable
 _KEPT_SECONDS, _CHECK_SECONDS = 600, 30
 _WAITING = 30  # uploads that may wait; the next person is asked to try again
 _OFF, _RECTANGLE, _POLYGON = "Off", "Rectangle", "Polygon"
-_NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
+_NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1}
 # Nobody waits for these: they need milliseconds.
-_QUICK = {"concurrency_id": "quick", "concurrency_limit": 10, "show_progress": "hidden", "api_visibility": "private"}
+_QUICK: dict[str, Any] = {
+    "concurrency_id": "quick",
+    "concurrency_limit": 10,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
 _HELP = {
     _OFF: "Choose a shape to count a part of the picture.",
     _RECTANGLE: "Click two opposite corners in the density map.",
@@ -166,7 +171,7 @@ class Page:
             show_progress_on=self.headline,
             **_NETWORK,
         )
-        private = {"api_visibility": "private", "show_progress_on": self.headline, **_NETWORK}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": self.headline, **_NETWORK}
         taken = self.camera.input(self._count_photo, [self.camera, *inputs], [self.camera, *shown], **private)
         chosen = self.gallery.select(self._count_example, inputs, shown, **private)
         for counted in (uploaded, taken, chosen):
