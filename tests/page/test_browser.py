@@ -1,6 +1,7 @@
 """The page in headless Chromium, and with ten clients at once; every test is slow."""
 
 import csv
+import gc
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,8 +31,10 @@ from page.conftest import save_noise
 
 pytestmark = [
     pytest.mark.slow,
-    # Gradio opens a photo of the camera and leaves closing it to Python.
+    # Gradio leaves closing a photo of the camera, and its event loops with their sockets, to Python.
     pytest.mark.filterwarnings("ignore:unclosed file .*headcount_page_:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed <socket.socket .*family=1,:ResourceWarning"),
     # It sums up its queue with pandas, in an old way.
     pytest.mark.filterwarnings("ignore:('future.no_silent_downcasting' is|The copy keyword is) deprecated"),
 ]
@@ -64,6 +68,8 @@ def serving(counter: PhotoCounter) -> Iterator[str]:
             yield "http://{}:{}/".format(*listening.getsockname())
             web_server.should_exit = True
             thread.join()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # here, and not in a test of something else
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,12 @@ def test_refused_regions(session: Session) -> None:
     session.corners = [(0, 0), (90, 90), (90, 0), (0, 90)]
     with pytest.raises(ConfigError, match="crosses or touches itself"):
         session.finish()
-    session.corners = [(0, 0)]
+    session.corners = [(0, 0), (90, 90)]
     with pytest.raises(ConfigError, match="at least three corners"):
         session.finish()
+    session.corners = [(k, k) for k in range(100)]
+    with pytest.raises(ConfigError, match="at most 100 corners"):
+        session.add_corner(0, 0, rectangle=False)
     with pytest.raises(ConfigError, match="beyond the right border"):
         session.add(parse_region("door=0,0,200,50"))
     session.add(parse_region("door=0,0,50,50"))

@@ -21,6 +21,7 @@ from headcount.report.predictions import PictureResult
 from headcount.wording import many
 
 MAX_REGIONS = 20
+MAX_CORNERS = 100
 MAX_SESSIONS = 40
 SECONDS_KEPT = 3600.0
 
@@ -110,8 +111,10 @@ class Session:
         """Continue the region that is being drawn; the second corner of a rectangle finishes it.
 
         Raises:
-            ConfigError: if the rectangle encloses no area; its first corner is kept.
+            ConfigError: if it has too many corners, or the rectangle encloses no area; its first corner is kept.
         """
+        if len(self.corners) == MAX_CORNERS:
+            raise ConfigError(f"A region has at most {MAX_CORNERS} corners; finish it.")
         if not rectangle:
             self.corners.append((x, y))
         elif self.corners:
@@ -125,9 +128,9 @@ class Session:
         Raises:
             ConfigError: if it has too few corners, encloses no area, or its outline crosses itself.
         """
-        corners = self.corners if corners is None else corners
-        if len(corners) < 2:
+        if corners is None and len(self.corners) < 3:
             raise ConfigError("Click at least three corners in the picture, then finish the polygon.")
+        corners = corners or self.corners
         taken = {region.name for region in self.regions}
         name = next(name for name in (f"region {k}" for k in range(1, MAX_REGIONS + 2)) if name not in taken)
         self.add(region_from_corners(name, corners, in_percent=True))
