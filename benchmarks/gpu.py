@@ -8,7 +8,8 @@ so.
 Before: ``pip install --editable . pytest beartype POT`` in this repository. After that nothing is downloaded: weights
 are random and images generated. torch.compile needs a C compiler (gcc); without one its rows are skipped.
 
-``--device cpu --quick`` takes the same way through this file with small sizes, and says what needs a GPU.
+``--device cpu --quick`` takes the same way through this file with small sizes, and says what needs a GPU;
+``--parts steps evaluation`` runs only these parts.
 """
 
 import gc
@@ -127,10 +128,11 @@ def main() -> None:
     parser.add_argument("--output", type=to_path, help="also write the report to this file")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="small sizes, to try this file")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="run only these parts")
     with exit_on_error(parser.prog):
         options = read_arguments(parser).options
         bench = Bench(options.device, options.quick)
-        report, failed = run_parts(bench, PARTS, machine=describe_machine(bench))
+        report, failed = run_parts(bench, [PARTS[name] for name in options.parts], machine=describe_machine(bench))
         print(report)
         if options.output:
             write_text(options.output, report)
@@ -401,8 +403,8 @@ def measure_evaluation(bench: Bench, model: str, kind: WholeImageConfig | Slidin
     return row | {"GB": f"{peak_bytes(count, device=bench.device) / 1e9:.2f}", RESULT: "measured"}
 
 
-PARTS = (
-    Part(
+PARTS = {
+    "parity": Part(
         "Parity with the CPU",
         "Relative L2 distance from float64 on the CPU: of the device in float32 without TF32 (in parentheses: of the "
         "CPU in float32); allowed are 10 times the CPU's, or a floor (benchmarks/parity.py). Losses of four images "
@@ -410,9 +412,9 @@ PARTS = (
         60.0,
         parity_tasks,
     ),
-    Part("Golden numbers", "Of the released implementation, without TF32.", 40.0, golden_tasks),
-    Part("Tests marked gpu", "Training, resuming, compiling and counting on the GPU.", 80.0, marked_tasks),
-    Part(
+    "golden": Part("Golden numbers", "Of the released implementation, without TF32.", 40.0, golden_tasks),
+    "tests": Part("Tests marked gpu", "Training, resuming, compiling and counting on the GPU.", 80.0, marked_tasks),
+    "steps": Part(
         "Training steps",
         "Images per second of train.py's step with our loss, and of the same step with the textbook's transport: a "
         "dense Sinkhorn loop over the images in float32. Random weights, loss dace, 300 heads per crop of 448 px (224 "
@@ -422,14 +424,14 @@ PARTS = (
         240.0,
         speed_tasks,
     ),
-    Part(
+    "evaluation": Part(
         "Evaluation",
         f"Counting one image of {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]} px in float32 (convolutions in TF32), its transfer "
         "to the GPU included; 8 windows at a time.",
         30.0,
         evaluation_tasks,
     ),
-)
+}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from headcount.bins import CountBins, build_bins, integer_bins
 from headcount.cli.compose import compose
 from headcount.config import (
     ZERO_BELOW,
+    AutoBinsConfig,
     BinsConfig,
     BlockwiseConfig,
     ConfigError,
@@ -255,6 +256,15 @@ def test_windows_of_shanghaitech_a_give_its_published_count(
     grid = build_bins(BinsConfig(), block_histogram(dataset, 8))
     assert grid is not None
     assert grid.representatives[-1] == pytest.approx(4.29992, abs=0.05)
+
+
+@pytest.mark.data
+def test_bins_chosen_for_shanghaitech_a_are_those_of_the_paper(data_dir: Path, tmp_path: Path) -> None:
+    config = FolderDatasetConfig(name="sha", cache_dir=str(tmp_path))
+    histogram = block_histogram(open_split(config, "train", data_root=str(data_dir)), 8)
+    bins = build_bins(AutoBinsConfig(), histogram)
+    assert bins is not None
+    assert list(bins.edges) == integer_bins(Strategy.fine, 4)
 
 
 # ------------------------------------------------------------------------------ smoothed counts

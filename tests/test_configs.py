@@ -7,10 +7,10 @@ import torch
 from omegaconf import OmegaConf
 
 from headcount.bins import build_bins
-from headcount.cli.compose import compose
+from headcount.cli.compose import compose, to_config
 from headcount.config import SCHEMAS, TrainConfig, check
 from headcount.data.augment import build_augment
-from headcount.data.catalogue import dataset_info, selection_split
+from headcount.data.catalogue import selection_split, split_names
 from headcount.engine.optim import build_average, build_optimizer
 from headcount.losses.build import build_loss
 from headcount.models.build import build_model
@@ -28,6 +28,7 @@ WITH = {
     ("model", "timm"): ["model.name=resnet18"],
     ("bins", "none"): ["model.head=regression", "loss=dm"],
     ("model/head", "regression"): ["bins=none", "loss=dm"],
+    ("dataset", "mixed"): ["dataset.parts=[sha,nwpu]"],
     ("loss/kernel", "fixed"): ["loss=mse"],
     ("loss/kernel", "adaptive"): ["loss=mse"],
 }
@@ -41,7 +42,7 @@ def group_and_choice(file: Path) -> tuple[str, str]:
 
 def config_of(group: str, choice: str) -> TrainConfig:
     overrides = [f"{group}={choice}", *WITH.get((group, choice), [])]
-    config: TrainConfig = OmegaConf.to_object(compose(overrides, config_name="train"))
+    config: TrainConfig = to_config(compose(overrides, config_name="train"))
     if hasattr(config.model, "weights"):
         config.model.weights = "none"  # published weights cannot be had without a network
     return config
@@ -59,7 +60,7 @@ def test_choice_composes_and_builds(file: Path) -> None:
     assert check(config) == []
     if group == "dataset":
         assert config.dataset.name == choice
-        assert selection_split(config.dataset) in dataset_info(config.dataset.name).splits
+        assert selection_split(config.dataset) in split_names(config.dataset)
     bins = build_bins(config.bins, HISTOGRAM)
     grid = BlockGrid(config.bins.block_size)
     # Without memory: the largest have hundreds of millions of parameters.

@@ -35,7 +35,8 @@ PAGES = {
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
             *("data", "own_data", "models", "losses", "evaluation", "video", "demo", "sweeps", "tables", "checkpoints"),
-            *("differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            "counters",
         )
     },
 }

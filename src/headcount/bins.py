@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headcount.config import (
     ZERO_BELOW,
+    AutoBinsConfig,
     BinsConfig,
     BlocksConfig,
     BlockwiseConfig,
@@ -31,6 +32,7 @@ from headcount.config import (
     integer_bins,
     representatives_error,
 )
+from headcount.quantization import least_error_bins, quantization_error
 from headcount.types import BlockGrid
 
 MAX_DESCRIBED = 16
@@ -118,17 +120,22 @@ class CountBins:
             if wrong := representatives_error(given, edges):
                 raise ValueError(f"representative_counts={list(given)}: {wrong}")
             return cls(grid, tuple(edges), tuple(map(float, given)), clip_at=clip_at)
-        values = []
-        for low, high in edges:
-            inside = {c: n for c, n in histogram.items() if low <= c <= high and n > 0}
-            is_last = high == math.inf
-            if is_last and last is Last.clipped:
-                values.append(float(m))
-            elif representatives is Representatives.mean and inside:
-                values.append(sum(c * n for c, n in inside.items()) / sum(inside.values()))
-            else:
-                values.append(low if is_last else (low + high) / 2)
+        values = _representatives(edges, histogram if representatives is Representatives.mean else {})
+        if last is Last.clipped:
+            values[-1] = float(m)
         return cls(grid, tuple(edges), tuple(values), clip_at=clip_at)
+
+    @classmethod
+    def of_least_error(
+        cls, histogram: Mapping[int, int], *, grid: BlockGrid, max_bins: int, min_share: float
+    ) -> "CountBins":
+        """The bins of :func:`headcount.quantization.least_error_bins`, represented by the means of their blocks.
+
+        Raises:
+            ValueError: if no block of ``histogram`` holds a head.
+        """
+        edges = least_error_bins(histogram, max_bins=max_bins, min_share=min_share)
+        return cls(grid, tuple(edges), tuple(_representatives(edges, histogram)))
 
     @classmethod
     def from_edges(
@@ -210,10 +217,7 @@ class CountBins:
             [name, f"{value:.4f}", f"{share:.4%}"]
             for name, value, share in zip(self.names(), self.representatives, self.shares(histogram), strict=True)
         ]
-        if len(rows) > MAX_DESCRIBED:
-            rows[MAX_DESCRIBED // 2 : -MAX_DESCRIBED // 4] = [["...", f"({len(rows)} bins)", ""]]
-        headers = ["bin", "represented by", "blocks"]
-        return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=["right"] * 3)
+        return _plain_table(["bin", "represented by", "blocks"], rows, what="bins")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -239,6 +243,56 @@ class CountBins:
             smoothed=bool(values.get("smoothed", False)),
             observed=None if observed is None else tuple(float(v) for v in observed),
         )
+
+
+def describe_choice(bins: CountBins, histogram: Mapping[int, int]) -> str:
+    """What ``bins=auto`` chose from, and what it saves: the blocks by their count, and the error of each choice.
+
+    The error is the root mean squared difference between the count of a block with heads and the mean of its bin.
+
+    Args:
+        bins: the chosen ones.
+        histogram: block count -> number of training blocks.
+    """
+    labels = bins.label(torch.tensor(list(histogram), dtype=torch.float32).view(1, 1, 1, -1)).flatten().tolist()
+    names, total = bins.names(), sum(histogram.values())
+    counted = [
+        [str(count), str(blocks), f"{blocks / total:.4%}", names[label]]
+        for (count, blocks), label in zip(histogram.items(), labels, strict=True)
+    ]
+    size = bins.grid.block_size
+    m = max((size // BinsConfig.min_head_px) ** 2, 1)
+    choices = {"auto": list(bins.edges)} | {strategy.name: integer_bins(strategy, m) for strategy in Strategy}
+    errors = [
+        [f"bins={name}", str(len(edges)), bin_names(edges)[-1], f"{quantization_error(histogram, edges):.4f}"]
+        for name, edges in choices.items()
+    ]
+    return "\n".join(
+        [
+            _plain_table(["heads", "blocks", "share", "bin"], counted, what="counts"),
+            _plain_table(["choice", "bins", "last", "error in heads per block"], errors, what="choices"),
+        ]
+    )
+
+
+def _plain_table(headers: list[str], rows: list[list[str]], *, what: str) -> str:
+    """A text table, all columns to the right; of a long one the first and last rows."""
+    if len(rows) > MAX_DESCRIBED:
+        omitted = ["...", f"({len(rows)} {what})", *([""] * (len(headers) - 2))]
+        rows = [*rows[: MAX_DESCRIBED // 2], omitted, *rows[-MAX_DESCRIBED // 4 :]]
+    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=["right"] * len(headers))
+
+
+def _representatives(edges: Sequence[tuple[float, float]], histogram: Mapping[int, int]) -> list[float]:
+    """The mean count of the blocks in each bin; without blocks its middle, or the first count of the open bin."""
+    values = []
+    for low, high in edges:
+        inside = {c: n for c, n in histogram.items() if low <= c <= high and n > 0}
+        if inside:
+            values.append(sum(c * n for c, n in inside.items()) / sum(inside.values()))
+        else:
+            values.append(low if high == math.inf else (low + high) / 2)
+    return values
 
 
 def expected_counts(
@@ -275,6 +329,16 @@ def build_bins(
             return _build_intervals(config, histogram if smoothed is None else smoothed, observed=smoothed)
         case BinsConfig():
             return _build_integer_bins(config, histogram, counted=histogram if windows is None else windows)
+        case AutoBinsConfig():
+            try:
+                return CountBins.of_least_error(
+                    histogram,
+                    grid=BlockGrid(config.block_size),
+                    max_bins=config.number_of_bins,
+                    min_share=config.min_share,
+                )
+            except ValueError as error:
+                raise ConfigError(f"bins=auto: {error}; choose bins=fine, which needs no heads") from error
     return None
 
 

@@ -4,12 +4,13 @@ Computed from counts and probabilities alone, independent of images, models and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from tabulate import tabulate
 from torch import Tensor
 
 from headcount.types import CountErrors, ImageCount
@@ -32,6 +33,21 @@ LEVELS: dict[str, tuple[float, float]] = {
 _RESAMPLES = 5000
 _BATCH_VALUES = 2_000_000
 """Values resampled at a time; limits the memory of a bootstrap over many images."""
+
+
+def parts_table(parts: Mapping[str, CountErrors], together: CountErrors) -> str:
+    """A text table of the errors over each part of a mixed dataset, and over all images together.
+
+    Args:
+        parts: errors by the name of the part.
+        together: errors over the images of all parts.
+    """
+    rows = [
+        [name, str(errors.images), f"{errors.mae:.2f}", f"{errors.rmse:.2f}", f"{errors.nae:.4f}"]
+        for name, errors in [*parts.items(), ("all together", together)]
+    ]
+    headers = ["part", "images", "MAE", "RMSE", "NAE"]
+    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=("left", *["right"] * 4))
 
 
 @dataclass

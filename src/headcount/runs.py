@@ -17,7 +17,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headcount.config import PLACE, CustomConfig, TrainConfig, counting_mode, from_plain, to_plain
+from headcount.config import (
+    PLACE,
+    CustomConfig,
+    MixedConfig,
+    TrainConfig,
+    as_of_one_dataset,
+    counting_mode,
+    from_plain,
+    to_plain,
+)
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import read_text
 
@@ -40,7 +49,10 @@ _PLACE = (*PLACE, "expected")
 # Values that earlier versions recorded under another name: old -> new.
 _RENAMED = {f"{key}_spread": f"{key}_std" for key in ("train/predicted", "eval/predicted", "eval/true")}
 # Settings that name files or folders.
-_FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
+_FILES = (
+    *("model.weights", "init_from"),
+    *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file", "mask")),
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,11 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether it was trained for all epochs of its settings."""
-        return self.epochs >= self.config.epochs
+        """Whether it was trained for all epochs of its settings, or stopped early by them."""
+        if self.epochs >= self.config.epochs:
+            return True
+        best = self.best
+        return best is not None and stops_early(self.config, epoch=self.epochs, best_epoch=best["epoch"])
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -142,6 +157,17 @@ class RunRecord:
         """
         values = [r[f"eval/{key}"] for r in self.last_evaluations]
         return statistics.mean(values) if values else math.nan
+
+
+def stops_early(config: TrainConfig, *, epoch: int, best_epoch: int) -> bool:
+    """Whether a run ends after this epoch, because its last evaluations were no better than an earlier one.
+
+    Args:
+        epoch: number of finished epochs.
+        best_epoch: epoch of the best evaluation among them.
+    """
+    every = config.eval_every_epochs
+    return config.early_stopping is not None and epoch // every - best_epoch // every >= config.early_stopping
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -331,11 +357,21 @@ def recipe(config: TrainConfig) -> dict[str, Any]:
     plain["kinds"].pop("eval")
     plain["eval"] = to_plain_mode(config)
     flat = flatten(plain)
-    own = isinstance(config.dataset, CustomConfig)
-    place = [p for p in _PLACE if not (own and p == "dataset.root")]
-    kept = {k: v for k, v in flat.items() if not any(k == p or k.startswith(f"{p}.") for p in place)}
-    files = [key for key in _FILES if kept.get(key) is not None and not (own and key.startswith("dataset."))]
-    return kept | {key: _name_of_file(kept[key]) for key in files}
+    datasets = {"dataset.": config.dataset}
+    if isinstance(config.dataset, MixedConfig):
+        datasets |= {f"dataset.datasets.{name}.": part for name, part in config.dataset.datasets.items()}
+    custom = tuple(path for path, dataset in datasets.items() if isinstance(dataset, CustomConfig))
+    kept = {
+        key: value for key, value in flat.items() if not _is_place(key) or key in {f"{path}root" for path in custom}
+    }
+    named = {key: value for key, value in kept.items() if value is not None and not key.startswith(custom)}
+    return kept | {key: _name_of_file(value) for key, value in named.items() if as_of_one_dataset(key) in _FILES}
+
+
+def _is_place(key: str) -> bool:
+    """Whether a setting says where and how a run is executed, not what is learned."""
+    name = as_of_one_dataset(key)
+    return any(name == place or name.startswith(f"{place}.") for place in _PLACE)
 
 
 def to_plain_mode(config: TrainConfig) -> dict[str, Any]:

@@ -6,13 +6,13 @@ Plain dataclasses, independent of datasets, networks and losses.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headcount.config import SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, SlidingWindowConfig, WholeImageConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,15 @@ class BlockGrid:
         return -(-height // self.block_size), -(-width // self.block_size)
 
 
+@runtime_checkable
+class SampleMask(Protocol):
+    """The part of one image in which heads are counted."""
+
+    def shares(self, block_size: int) -> Float[Tensor, "rows cols"]:
+        """The share of each block's area that is inside, 0 to 1; blocks of ``block_size`` pixels cover the image."""
+        ...
+
+
 @dataclass
 class Sample:
     """One image with its annotated heads."""
@@ -41,6 +50,8 @@ class Sample:
     """Head positions (x, y) in pixels of this image, x right, y down."""
     name: str
     """File name without its extension."""
+    mask: SampleMask | None = None
+    """Where heads are counted; None counts everywhere. ``points`` has only heads inside."""
 
 
 @dataclass
@@ -66,6 +77,30 @@ class Batch:
                 f"targets that the loss names in its `needs`"
             )
         return self.targets[name]
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Split this batch into batches of equal size, in its order.
+
+        Raises:
+            ConfigError: if its images cannot be shared equally, or belong together, because a method made several of
+                one source.
+        """
+        if parts == 1:
+            return [self]
+        images, names = len(self.images), len(self.names)
+        if images % parts or images != names:
+            made = "" if images == names else f" made of {names}, which belong together"
+            raise ConfigError(f"accumulate={parts}: a batch of {images} images{made} has no {parts} equal parts")
+        size = images // parts
+        shares = [slice(k * size, (k + 1) * size) for k in range(parts)]
+        return [
+            Batch(self.images[of], self.names[of], {name: target[of] for name, target in self.targets.items()})
+            for of in shares
+        ]
+
+    def within_mask(self, blocks: Float[Tensor, "batch 1 rows cols"]) -> Float[Tensor, "batch 1 rows cols"]:
+        """Heads per block inside the masks: blocks times the share of their area inside; unchanged without masks."""
+        return blocks * self.targets["mask"] if "mask" in self.targets else blocks
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
@@ -100,6 +135,14 @@ class Prediction:
         """Probability of each count bin in each block; None for a prediction head without bins."""
         return None
 
+    @staticmethod
+    def join(parts: Sequence["Prediction"]) -> "Prediction":
+        """The counts and blocks of a batch that was predicted in parts, detached; a single part as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        blocks = [part.blocks.detach() for part in parts if part.blocks is not None]
+        return Prediction(torch.cat([part.count.detach() for part in parts]), torch.cat(blocks) if blocks else None)
+
 
 @dataclass
 class BinPrediction(Prediction):
@@ -127,6 +170,25 @@ class Counted:
     """How it was counted: whole, or in windows."""
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
+    shares: Float[Tensor, "rows cols"] | None = None
+    """Share of each block that lies inside the image's mask; None without a mask."""
+
+    def within(self, shares: Float[Tensor, "rows cols"]) -> "Counted":
+        """The heads inside a mask: those of each block times the share of its area that is inside.
+
+        Args:
+            shares: of each block, 0 to 1, in float64.
+
+        Raises:
+            ConfigError: if there are no blocks.
+        """
+        if self.blocks is None:
+            raise ConfigError(
+                "the images have masks, but this counter predicts one number per image and no blocks, so that heads "
+                "outside cannot be left out; count everywhere with dataset.mask=none, or choose another counter"
+            )
+        blocks = self.blocks.double() * shares
+        return dataclasses.replace(self, count=float(blocks.sum()), blocks=blocks.to(self.blocks), shares=shares)
 
 
 @dataclass
@@ -139,6 +201,18 @@ class LossTerms:
     """The weighted terms of ``total`` by name, detached."""
     logged: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Values that are only logged and are not part of ``total``, by name, detached."""
+
+    @staticmethod
+    def mean(terms: Sequence["LossTerms"]) -> "LossTerms":
+        """The means over equal parts of a batch, detached; a single part as it is."""
+        if len(terms) == 1:
+            return terms[0]
+
+        def mean(values: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.stack([part[name] for part in values]).mean(0) for name in values[0]}
+
+        total = torch.stack([part.total.detach() for part in terms]).mean(0)
+        return LossTerms(total, mean([part.parts for part in terms]), mean([part.logged for part in terms]))
 
 
 @dataclass
@@ -287,6 +361,8 @@ class Evaluation:
 
     errors: CountErrors
     images: list[ImageCount]
+    parts: dict[str, CountErrors] = field(default_factory=dict)
+    """Errors over each part of a mixed dataset; empty for a single dataset."""
 
     def total(self, name: str) -> float:
         """Sum of the number ``name`` over the images that have it; NaN if none has."""

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from headcount import published
 from headcount.cli import demo as command
+from headcount.errors import CheckpointError
 from headcount.page import server
 
 Demo = Callable[..., tuple[int, str]]
@@ -32,7 +34,6 @@ def demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "ckpt is not set: type ckpt=best_mae.pt"),
         (["ckpt=gone.pt"], "ckpt=gone.pt: no such file"),
         (["ckpt=a.pt", "dataset=sha"], "dataset=sha: there is no setting dataset; allowed are ckpt"),
         (["ckpt=a.pt", "--port", "70000"], "--port: 70000: must be a whole number, at most 65535"),
@@ -48,6 +49,14 @@ def test_refused(arguments: list[str], words: str, demo: Demo, tmp_path: Path) -
     status, err = demo(*arguments)
     assert status == 2
     assert words in err
+
+
+def test_without_a_checkpoint_the_default_counter_counts(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise CheckpointError("no default counter here")
+
+    monkeypatch.setattr(published, "default_counter", missing)
+    assert demo() == (2, "demo.py: no default counter here\n")
 
 
 def test_a_port_that_is_taken(demo: Demo, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import config_dir
-from headcount.cli.compose import compose
+from headcount.cli.compose import compose, to_config
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import unknown_flag, written_out
@@ -62,7 +62,9 @@ def run_command(task: Task, config_name: str) -> None:
 
     def job(cfg: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
+        # As typed: a reference in a setting has another place here, relative to which it may not exist.
+        typed: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        run = partial(_run, task, cfg, typed, config_name)
         if log is None:
             with exit_on_error(name):  # Hydra would add text of its own to an error
                 run()
@@ -134,7 +136,7 @@ def _read_command_line() -> argparse.Namespace:
 
 def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str) -> dict[str, float] | None:
     """Run the task with the typed config of one job."""
-    config: Any = OmegaConf.to_object(cfg)
+    config: Any = to_config(cfg)
     if isinstance(config, TrainConfig) and config.run_name == "auto":
         config.run_name = run_name(overrides, config_name=config_name)
     return task(config)

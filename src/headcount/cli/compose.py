@@ -14,6 +14,7 @@ from headcount.cli.choices import command_choices, config_dir, no_choice
 from headcount.cli.composed import composed
 from headcount.cli.explain import COMPOSING_ERRORS, FIXED_NAMES, explain_invalid_setting, reason, value_problem
 from headcount.cli.overrides import Setting, parse, show_typed
+from headcount.cli.parts import expand_parts
 from headcount.config import ConfigError, HeadcountError, TrainConfig, check, check_evaluation
 
 __all__ = ["checked_config", "chosen", "compose", "config_dir", "refuse", "to_config"]
@@ -64,6 +65,7 @@ def to_config(cfg: DictConfig) -> Any:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise ConfigError(f"{missing[0]} is not set: type {missing[0]}=...")
+        expand_parts(cfg)
         return OmegaConf.to_object(cfg)
     except COMPOSING_ERRORS as error:
         if isinstance(error, HeadcountError):

@@ -28,6 +28,7 @@ from headcount.config import (
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
+    MixedConfig,
     TrainedDatasetConfig,
     check_evaluation,
 )
@@ -125,8 +126,8 @@ def check_splits(row: Sequence[EvalCommandConfig]) -> None:
 
     for config in row:
         assert isinstance(config.dataset, DatasetConfig)
-        if isinstance(config.dataset, CustomConfig):
-            continue  # the splits of a custom dataset depend on its folders
+        if isinstance(config.dataset, CustomConfig | MixedConfig):
+            continue  # the splits of a custom dataset depend on its folders, those of a mixed one on its parts
         name, closed = config.dataset.name, dataset_info(config.dataset.name).unannotated
         splits = [split for split in split_names(config.dataset) if split != closed]
         if config.split not in splits:

@@ -1,10 +1,11 @@
 """Show a page in the browser on which pictures can be dropped and counted.
 
-  python scripts/demo.py ckpt=best_mae.pt
+  python scripts/demo.py
   python scripts/demo.py ckpt=best_mae.pt --examples holiday/ --port 8000
 
 Open the address that is printed. Pictures, a video or the camera; the density over the picture, the most probable bin
-of each block, the count of regions that are drawn or typed, and downloads. Counts are those of predict.py.
+of each block, the count of regions that are drawn or typed, and downloads. Counts are those of predict.py; without
+ckpt=, the default counter that comes with headcount counts.
 
 The page runs on this computer, sends nothing anywhere, and needs no network. It can be reached from this computer only,
 unless --host says otherwise (--host 0.0.0.0: from everywhere); it has no password. Uploaded files are deleted after ten
@@ -19,9 +20,9 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import choose_windows, device
+from headcount.cli.predict import choose_windows, chosen_checkpoint, device
 from headcount.cli.status import exit_on_error
-from headcount.config import ConfigError, missing_checkpoint
+from headcount.config import ConfigError
 
 DEFAULT_PORT = 7860
 
@@ -41,21 +42,7 @@ def main() -> None:
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, old_flags=("ckpt",))
-        show_page(checkpoint(arguments.values("ckpt").get("ckpt")), arguments.options)
-
-
-def checkpoint(typed: str | None) -> Path:
-    """The checkpoint that is used.
-
-    Raises:
-        ConfigError: if none was typed, or it does not exist.
-    """
-    if typed is None:
-        raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
-    path = Path(typed).expanduser()
-    if not path.is_file():
-        raise ConfigError(missing_checkpoint(path))
-    return path
+        show_page(chosen_checkpoint(arguments.values("ckpt").get("ckpt"), []), arguments.options)
 
 
 def show_page(ckpt: Path, options: argparse.Namespace) -> None:

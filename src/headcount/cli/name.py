@@ -5,8 +5,9 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from headcount.cli.choices import all_choices, default_choices, dotted
 from headcount.cli.compose import chosen, compose
@@ -65,14 +66,27 @@ def _changes(settings: Sequence[Setting], groups: dict[str, list[str]], config_n
         if setting.key not in groups:
             value = OmegaConf.select(full, key)
             if value != OmegaConf.select(base, key):
-                parts.append(f"{key}-{_slug(value.name if isinstance(value, Enum) else str(value))}")
+                parts.append(f"{key}-{_slug(_parts(value) if key == 'dataset.parts' else value)}")
         elif "/" in setting.key and setting.value != by_default.get(setting.key):
             parts.append(f"{key}-{setting.value}")
     return parts
 
 
-def _slug(value: str) -> str:
+def _parts(parts: Any) -> str:
+    """The parts of a mixed dataset: their names, and what else was typed of them except for where their files are."""
+    shown = []
+    for part in parts:
+        settings: dict[str, Any] = dict(part) if isinstance(part, DictConfig) else {"name": part}
+        name = settings.pop("name", None)
+        named = [str(settings.pop("as", name)), *([str(name)] if "as" in part else [])]
+        kept = [f"{key}-{value}" for key, value in sorted(settings.items()) if f"dataset.{key}" not in PLACE]
+        shown.append("+".join([*named, *kept]))
+    return "-".join(shown)
+
+
+def _slug(value: Any) -> str:
     """A value as part of a name; a hash distinguishes values that lose something, such as a path's folders."""
+    value = value.name if isinstance(value, Enum) else str(value)
     plain = value.strip("[]").replace(", ", "-")
     short = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(plain).stem if "/" in plain else plain)
     return short if short == plain else f"{short}-{hashlib.sha256(name_text(value).encode()).hexdigest()[:6]}"

@@ -112,6 +112,25 @@ class BinsConfig(BlocksConfig):
         return self.max_count if self.max_count is not None else (self.block_size // self.min_head_px) ** 2
 
 
+@dataclass
+class AutoBinsConfig(BlocksConfig):
+    """Bins of integer counts that are chosen from the training blocks: the least quantization error."""
+
+    has_bins: ClassVar[bool] = True
+
+    max_bins: int | None = number(None, 2, MAX_COUNT)
+    """Number of bins, {0} included, where the training blocks allow that many; None uses as many as ``bins=fine``:
+    (block_size // 4)^2 + 1, and at least 2."""
+    min_share: float = number(0.001, 0, 1)
+    """Every bin but {0} holds at least this share of the training blocks with heads."""
+
+    @property
+    def number_of_bins(self) -> int:
+        """``max_bins``, or its default."""
+        fine = max((self.block_size // BinsConfig.min_head_px) ** 2, 1) + 1
+        return min(fine, MAX_COUNT) if self.max_bins is None else self.max_bins
+
+
 def errors(config: BlocksConfig) -> list[str]:
     """Find settings of the bins that contradict each other or have no effect; one message each."""
     if isinstance(config, BlockwiseConfig):

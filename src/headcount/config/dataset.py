@@ -1,15 +1,19 @@
 """Which images a run reads, and how they are resized, selected and split."""
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
-from headcount.config.fields import number
+from headcount.config.fields import number, range_errors
 
 MAX_DRAWN_GIB = 16
 """Upper limit of the memory for the images of one split of generated crowds, in GiB."""
+PART_NAME = r"[A-Za-z0-9_-]+"
+"""The names that a part of a mixed dataset may have: they are part of records and of image names."""
 
 
 class Outside(Enum):
@@ -69,6 +73,8 @@ class TrainedDatasetConfig(DatasetChoice):
     """Folder or file of a custom dataset's head positions now; None is that of the training."""
     split_file: str | None = None
     """File with the split of each image of a custom dataset now; None is that of the training."""
+    mask: str | None = None
+    """File or folder of the masks now; None is that of the training."""
 
 
 @dataclass
@@ -114,6 +120,10 @@ class FolderDatasetConfig(DatasetConfig):
     decodes each image again."""
     skip_bad: bool = False
     """Skip images that cannot be read or have no usable annotation, and report them; False stops the run."""
+    mask: str | None = None
+    """Where heads count, in training and evaluation: one file for all images, a folder with a file per image, or a csv
+    table with polygons; ``roi`` is the one that Mall is distributed with. ``none`` counts everywhere; None does so too,
+    except for custom datasets with a folder ``masks`` or a column ``mask``."""
 
 
 @dataclass
@@ -175,9 +185,37 @@ class SyntheticConfig(DatasetConfig):
     """Seed of the drawn crowds; independent of the training seed."""
 
 
+@dataclass
+class MixedConfig(DatasetConfig):
+    """Several datasets trained on together.
+
+    A setting that a part has as well, such as ``holdout`` or ``cache``, applies to every part without its own value.
+    """
+
+    name: str = "mixed"
+    parts: list[Any] = field(default_factory=list)
+    """The datasets, such as [sha,shb]. ``{name: shb, root: FOLDER}`` is a part with settings of its own;
+    ``{name: custom, as: plaza, root: FOLDER}`` also gives it a name, which distinguishes parts of one kind."""
+    weights: list[float] | None = number(None, 0.001, 1000)
+    """How often the images of each part are drawn per epoch, such as [2,1]; a fraction draws other images each epoch.
+    None draws every image once."""
+    bins_from: str | None = None
+    """Name of the part whose training blocks give the bins' representative counts; None uses those of all parts."""
+    cache_dir: str = FolderDatasetConfig.cache_dir
+    """As ``FolderDatasetConfig.cache_dir``."""
+    cache: Cache = Cache.none
+    """As ``FolderDatasetConfig.cache``."""
+    skip_bad: bool = False
+    """As ``FolderDatasetConfig.skip_bad``."""
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    """All settings of each part, by its name; filled in from ``parts``, and recorded."""
+
+
 def errors(config: DatasetChoice) -> list[str]:
     """Find settings of the dataset that contradict each other; one message each."""
     found = []
+    if isinstance(config, MixedConfig):
+        found += _mixed_errors(config)
     if isinstance(config, FolderDatasetConfig):
         found += _size_errors(config)
     if isinstance(config, CustomConfig):
@@ -231,4 +269,30 @@ def _custom_errors(config: CustomConfig) -> list[str]:
             found.append(f"{fractions}: leave no images to train on; their sum must be below 1")
         if config.val_fraction + config.test_fraction + config.holdout == 0:
             found.append(f"{fractions}: leave no images to select on; raise one, or add dataset.holdout=0.1")
+    return found
+
+
+def _mixed_errors(config: MixedConfig) -> list[str]:
+    """Parts that are missing or invalid, and settings that do not fit them."""
+    names = ", ".join(config.datasets)
+    if not config.datasets:
+        return ["dataset=mixed: has no parts; name them, as in 'dataset.parts=[sha,shb]'"]
+    found = []
+    for name, part in config.datasets.items():
+        if not re.fullmatch(PART_NAME, name):
+            found.append(f"dataset.parts: the name {name!r} may only hold letters, digits, '_' and '-'")
+        if isinstance(part, MixedConfig):
+            found.append(f"dataset.parts, part {name}: a mixed dataset cannot be a part; name its parts instead")
+            continue
+        problems = range_errors(part, "dataset.") or errors(part)
+        if part.one_head_per_pixel != config.one_head_per_pixel:
+            problems.append("dataset.one_head_per_pixel: is set for all parts together, not for one")
+        found += [f"dataset.parts, part {name}: {problem}" for problem in problems]
+    if config.weights is not None and len(config.weights) != len(config.datasets):
+        found.append(
+            f"dataset.weights={config.weights}: has {len(config.weights)} numbers for {len(config.datasets)} parts; "
+            f"give one for each of {names}"
+        )
+    if config.bins_from is not None and config.bins_from not in config.datasets:
+        found.append(f"dataset.bins_from={config.bins_from}: is no part; allowed are {names}")
     return found

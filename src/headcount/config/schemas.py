@@ -9,11 +9,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headcount.config.augment import AugmentConfig
-from headcount.config.bins import BinsConfig, BlocksConfig, BlockwiseConfig
+from headcount.config.bins import AutoBinsConfig, BinsConfig, BlocksConfig, BlockwiseConfig
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, WholeImageConfig
 from headcount.config.dataset import (
     CustomConfig,
     FolderDatasetConfig,
+    MixedConfig,
     SyntheticConfig,
     TrainedDatasetConfig,
     UcfCc50Config,
@@ -34,11 +35,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "ucf_cc_50": UcfCc50Config,
         "custom": CustomConfig,
         "synthetic": SyntheticConfig,
+        "mixed": MixedConfig,
     },
     "method": {"supervised": SupervisedConfig},
     "model": MODELS,
     "model/head": HEADS,
-    "bins": {"bins": BinsConfig, "blockwise": BlockwiseConfig, "none": BlocksConfig},
+    "bins": {"bins": BinsConfig, "auto": AutoBinsConfig, "blockwise": BlockwiseConfig, "none": BlocksConfig},
     "augment": {"ebc": AugmentConfig},
     "loss": LOSSES,
     "loss/transport": TRANSPORTS,
@@ -48,6 +50,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "runtime": {"runtime": RuntimeConfig},
 }
 """Path of a Hydra config group -> kind -> dataclass."""
+# Where the kinds of a mixed dataset's parts are recorded.
+_PARTS = "dataset/datasets/"
 
 
 @cache  # once per process: tables compose hundreds of configs
@@ -127,6 +131,8 @@ def kinds(config: TrainConfig) -> dict[str, str]:
             node = getattr(node, part, None)
         if node is not None:
             found[group] = _kind(group, node)
+    if isinstance(config.dataset, MixedConfig):
+        found |= {f"{_PARTS}{name}": _kind("dataset", part) for name, part in config.dataset.datasets.items()}
     return found
 
 
@@ -156,7 +162,8 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
         values = {key: value for key, value in plain.items() if key != "kinds"}
         config = OmegaConf.structured(TrainConfig)
         for group in sorted(plain["kinds"], key=lambda path: path.count("/")):
-            node = SCHEMAS[group][plain["kinds"][group]]
+            schema_group = "dataset" if group.startswith(_PARTS) else group
+            node = SCHEMAS[schema_group][plain["kinds"][group]]
             OmegaConf.update(config, group.replace("/", "."), OmegaConf.structured(node), merge=False)
         return OmegaConf.to_object(OmegaConf.merge(config, values))  # type: ignore[return-value]
     except (OmegaConfBaseException, LookupError, TypeError, AttributeError, ValueError) as error:

@@ -10,13 +10,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from headcount.config import ConfigError, CustomConfig, DatasetConfig, FolderDatasetConfig, UcfCc50Config
+from headcount.config import (
+    ConfigError,
+    CustomConfig,
+    DatasetConfig,
+    FolderDatasetConfig,
+    MixedConfig,
+    UcfCc50Config,
+)
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.extensions import BUILDERS, load_extensions
 
 HOLDOUT = "holdout"
 """The split of training images that are held out to select the checkpoint."""
+SELECTION = "selection"
+"""The split of a mixed dataset that has the images of each part that select a checkpoint for that part alone."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class FileSet:
     """The type of config that it is read with."""
     split_order: Callable[[Path, str], Iterable[str]] | None = None
     """Names of a split in the order of the dataset's own list; None if it has no list."""
+    masks: tuple[tuple[str, str], ...] = ()
+    """Masks that are distributed with it: what ``dataset.mask`` calls each, and its file in the folder."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ DATASETS: dict[str, DatasetInfo] = {
             folders=("mall_dataset", "Mall", "mall"),
             markers=("frames",),
             list_split=_imported("layouts", "mall"),
+            masks=(("roi", "perspective_roi.mat"),),
         ),
     ),
     "custom": DatasetInfo(
@@ -197,6 +209,9 @@ def split_names(config: DatasetConfig) -> tuple[str, ...]:
         ConfigError: if there is no dataset of that name.
         DataError: if a split file cannot be used.
     """
+    if isinstance(config, MixedConfig):
+        of_parts = [split_names(part) for part in config.datasets.values()]
+        return (*(split for split in of_parts[0] if all(split in of_part for of_part in of_parts)), SELECTION)
     if isinstance(config, CustomConfig):
         from headcount.data.custom import custom_splits  # imports torch
 
@@ -207,10 +222,15 @@ def split_names(config: DatasetConfig) -> tuple[str, ...]:
 def selection_split(config: DatasetConfig) -> str:
     """Return the split that selects the checkpoint: ``holdout`` if images are held out, else as published.
 
+    For a mixed dataset, the split that selects in every part, or ``selection`` if these differ.
+
     Raises:
         ConfigError: if a custom dataset has no images to select on.
         DataError: if a split file cannot be used.
     """
+    if isinstance(config, MixedConfig):
+        of_parts = {selection_split(part) for part in config.datasets.values()}
+        return of_parts.pop() if len(of_parts) == 1 else SELECTION
     if config.holdout > 0:
         return HOLDOUT
     splits, selection = split_names(config), dataset_info(config.name).selection
@@ -220,6 +240,15 @@ def selection_split(config: DatasetConfig) -> str:
             "training images out with dataset.holdout=0.1"
         )
     return selection if selection in splits else "test"
+
+
+def part_split(part: DatasetConfig, split: str) -> str:
+    """Return what a split of a mixed dataset is in one of its parts.
+
+    Raises:
+        ConfigError, DataError: as :func:`selection_split`.
+    """
+    return selection_split(part) if split == SELECTION else split
 
 
 def source_split(split: str) -> str:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from headcount.config import Outside
 from headcount.data.augment import TrainAugment, cut_square
+from headcount.data.masks import Mask, PlacedMask, Window
 from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
 from headcount.types import Sample, SeenImages
@@ -41,6 +42,7 @@ class CrowdDataset(Dataset[Sample]):
         sources: file of each image as distributed; empty if the images are not files.
         first_rows: returns the first rows of an index, given their number, in less time than ``images`` takes; None if
             that is not possible.
+        masks: where heads count, in each image; empty if they count everywhere.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class CrowdDataset(Dataset[Sample]):
         in_no_split: Sequence[str] = (),
         sources: Sequence[Path] = (),
         first_rows: Callable[[int, int], UInt8[Tensor, "3 rows width"]] | None = None,
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
@@ -78,11 +81,19 @@ class CrowdDataset(Dataset[Sample]):
         self._images, self._first_rows = images, first_rows
         self._outside_rule = outside
         self._augment, self._seed = augment, seed
+        self.members: dict[str, CrowdDataset] = {}
+        """The datasets that a mixed one consists of, by the names of its parts; empty for others."""
         self._heads: list[Float[Tensor, "_ 2"]] = []
         self._inside: list[Bool[Tensor, " _"]] = []
-        for points, (width, height), size in zip(annotated, source_sizes, sizes, strict=True):
-            self._inside.append(inside(points, width=width, height=height))
+        self._masks = list(masks)
+        self._masked = 0
+        for index, (points, (width, height), size) in enumerate(zip(annotated, source_sizes, sizes, strict=True)):
             within = clamp_into(points, width=width, height=height)
+            if self._masks:
+                counts = self._masks[index].holds(within)
+                points, within = points[counts], within[counts]
+                self._masked += int((~counts).sum())
+            self._inside.append(inside(points, width=width, height=height))
             self._heads.append(scale(within, from_size=(width, height), to_size=size))
 
     def __len__(self) -> int:
@@ -91,21 +102,41 @@ class CrowdDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         if isinstance(key, int):
             # Evaluation counts heads outside the image too; they are shown on its border.
-            return Sample(self._images(key), self._heads[key], self.names[key])
+            return Sample(self._images(key), self._heads[key], self.names[key], self.mask(key))
         epoch, index = key
-        points = self._training_heads(index)
+        return self.training_sample(index, sample_seed(self._seed, epoch, index))
+
+    def training_sample(self, index: int, seed: int) -> Sample:
+        """Return the augmented image ``index``; which crop, and how it is changed, depends only on ``seed``."""
+        points, mask = self._training_heads(index), self.mask(index)
         if self._augment is None:
-            return Sample(self._images(index), points, self.names[index])
-        generator = torch.Generator().manual_seed(sample_seed(self._seed, epoch, index))
+            return Sample(self._images(index), points, self.names[index], mask)
+        generator = torch.Generator().manual_seed(seed)
         square = self._augment.draw_square(*self.sizes[index], generator)
         # What lies below the square is not needed.
         bottom = square.top + square.side
         image = self._images(index) if self._first_rows is None else self._first_rows(index, bottom)
-        image, points = self._augment.change(*cut_square(image, points, square), generator)
-        return Sample(image, points, self.names[index])
+        image, points, mirrored = self._augment.change(*cut_square(image, points, square), generator)
+        if mask is not None:
+            part, side = Window(square.left, square.top, square.side, square.side), self._augment.crop_size
+            mask = mask.cropped(part, size=(side, side), mirrored=mirrored)
+        return Sample(image, points, self.names[index], mask)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images that are drawn per epoch."""
+        return len(self)
+
+    def drawn(self, epoch: int) -> Sequence[int]:
+        """Return the indices that are drawn in an epoch, in no particular order."""
+        return range(len(self))
+
+    def parts(self) -> dict[str, range]:
+        """Return the indices of each part's images; empty for a single dataset."""
+        return {}
 
     def count(self, index: int) -> float:
-        """Return the true count of evaluation: all annotated heads, including those outside the image."""
+        """Return the true count of evaluation: all heads inside the mask, including those outside the image."""
         return float(len(self._heads[index]))
 
     def points(self, index: int) -> Float[Tensor, "n 2"]:
@@ -113,13 +144,29 @@ class CrowdDataset(Dataset[Sample]):
         points = self._training_heads(index)
         return one_head_per_pixel(points) if self.one_head_per_pixel else points
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether heads count only inside a mask of each image."""
+        return bool(self._masks)
+
+    @property
+    def heads_masked(self) -> int:
+        """Number of annotated heads outside their image's mask; they are not counted anywhere else."""
+        return self._masked
+
+    def mask(self, index: int) -> PlacedMask | None:
+        """Return the mask of a whole prepared image; None if heads count everywhere."""
+        if not self._masks:
+            return None
+        return PlacedMask.whole(self._masks[index], source_size=self.source_sizes[index], size=self.sizes[index])
+
     def _training_heads(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
         return heads if self._outside_rule is Outside.clamp else heads[self._inside[index]]
 
     def seen(self) -> SeenImages:
         """Return the limits of the sizes and counts of these images."""
-        return SeenImages.from_images(self.source_sizes, self.sizes, [len(heads) for heads in self._heads])
+        return SeenImages.from_images(self.source_sizes, self.sizes, [self.count(k) for k in range(len(self))])
 
     def note(self, index: int, seen: SeenImages, *, predicted: float = 0) -> str:
         """Say in what an image lies far outside the images of a training; empty if it does not.
@@ -162,6 +209,12 @@ class CrowdDataset(Dataset[Sample]):
         Empty without any.
         """
         lines = list(self.doubts)
+        if self.has_masks:
+            total = self.heads_masked + sum(map(len, self._heads))
+            lines.append(
+                f"heads count only inside the masks of the images: {self.heads_masked} of {total} annotated heads lie "
+                "outside"
+            )
         if self.left_out:
             total = len(self) + len(self.left_out)
             lines.append(

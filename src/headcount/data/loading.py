@@ -62,8 +62,8 @@ class Targets:
 
     needs: frozenset[str]
     """Names of targets: ``points``, one (n, 2) tensor per image, (x, y) in pixels; ``block_counts`` and ``smoothed``,
-    heads per block, (batch, 1, rows, cols); ``labels``, the bin of each block's count, (batch, rows, cols). A method
-    may make others itself."""
+    heads per block, (batch, 1, rows, cols); ``labels``, the bin of each block's count, (batch, rows, cols); ``mask``,
+    the share of each block inside the image's mask, (batch, 1, rows, cols). A method may make others itself."""
     grid: BlockGrid
     merge: bool = False
     """Count the heads in one pixel once, as the released code's density maps do; ``points``, and therefore the count
@@ -92,6 +92,8 @@ class Targets:
             DataError: if a count lies in no bin; names the image.
         """
         made: dict[str, Any] = {}
+        if "mask" in self.needs:
+            made["mask"] = torch.stack([self._mask(sample) for sample in samples]).float().unsqueeze(1)
         if "points" in self.needs:
             made["points"] = [sample.points for sample in samples]
         if "block_counts" in self.needs | self._labeled:
@@ -120,6 +122,11 @@ class Targets:
                 raise DataError(f"image {printable(sample.name)}: {error}", kind="count") from error
         return torch.cat(labels)
 
+    def _mask(self, sample: Sample) -> Tensor:
+        if sample.mask is not None:
+            return sample.mask.shares(self.grid.block_size)
+        return torch.ones(self.grid.shape(*sample.image.shape[1:]))
+
     def _counted(self, sample: Sample) -> Tensor:
         return one_head_per_pixel(sample.points) if self.merge else sample.points
 
@@ -131,7 +138,10 @@ class Targets:
         assert self.smoothing is not None
         points, (height, width) = self._counted(sample), sample.image.shape[1:]
         sigmas = self.smoothing.sigmas(points)
-        return smoothed_counts(points, sigmas, height=height, width=width, block_size=self.grid.block_size)
+        inside = None if sample.mask is None else self._mask(sample)
+        return smoothed_counts(
+            points, sigmas, height=height, width=width, block_size=self.grid.block_size, inside=inside
+        )
 
 
 _SENT_TYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -211,7 +221,7 @@ def build_batches(config: MethodConfig, targets: Targets) -> MakeBatch:
 
 @build_batches.register(SupervisedConfig)
 def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
-    if missing := targets.needs - {"points", "block_counts", "smoothed", "labels"}:
+    if missing := targets.needs - {"points", "block_counts", "smoothed", "labels", "mask"}:
         raise ConfigError(
             f"method={config.name}: the loss needs the target {', '.join(sorted(missing))}, which this method does not "
             "make; choose another loss or method"
@@ -219,14 +229,15 @@ def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
     return partial(collate, targets=targets)
 
 
-def step_images(images: int, batch_size: int, processes: int) -> int:
+def step_images(images: int, batch_size: int, shares: int) -> int:
     """Images per optimizer step, over all processes: a batch, or what can be shared equally of a smaller dataset.
 
     Args:
         images: in the dataset.
         batch_size: over all processes.
+        shares: number of processes, times the number of parts in which each computes its share.
     """
-    return min(batch_size // processes, images // processes) * processes
+    return min(batch_size // shares, images // shares) * shares
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -234,13 +245,30 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     The images of an optimizer step are the same on any number of processes; each process takes its share
     of them. Images that do not fill a last batch are dropped, so that all processes see the same number
-    of batches of the same size. A dataset smaller than one step gives one smaller batch.
+    of batches of the same size. A dataset smaller than one step gives one smaller batch, which each process can split
+    into ``parts`` of equal size.
+
+    Args:
+        images: number of images per epoch.
+        batch_size: images per batch of this process.
+        seed: of the order.
+        drawn: returns the indices of an epoch's images, ``images`` of them; None draws each image once.
 
     Raises:
-        ConfigError: if there are no images, or fewer than processes.
+        ConfigError: if there are no images, or fewer than processes or parts.
     """
 
-    def __init__(self, images: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        images: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        drawn: Callable[[int], Sequence[int]] | None = None,
+        parts: int = 1,
+    ) -> None:
         if images < 1:
             raise ConfigError("the training split has no images; name or add some")
         if images < world:
@@ -248,12 +276,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 f"{images} training images cannot be shared among {world} processes; "
                 f"start at most {images} (runtime.devices)"
             )
+        if images < world * parts:
+            raise ConfigError(
+                f"accumulate={parts}: {images} training images cannot be split into {world * parts} parts; "
+                f"set at most {images // world}"
+            )
         self.epoch = 0
         self.start = 0
         """Number of batches at the start of the epoch that are left out."""
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
+        self._drawn = drawn
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
-        self._batch_size = step_images(images, batch_size * world, world) // world
+        self._batch_size = step_images(images, batch_size * world, world * parts) // world
 
     @property
     def step_images(self) -> int:
@@ -266,6 +300,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(sample_seed(self._seed, self.epoch))
         order = torch.randperm(self._images, generator=generator).tolist()
+        if self._drawn is not None:
+            indices = self._drawn(self.epoch)
+            order = [indices[k] for k in order]
         step = self.step_images
         for k in range(self.start, len(self)):
             yield [(self.epoch, index) for index in order[k * step : (k + 1) * step][self._rank :: self._world]]
@@ -321,6 +358,7 @@ def build_train_loader(
     *,
     batch_size_per_process: int,
     seed: int,
+    parts: int = 1,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -332,10 +370,19 @@ def build_train_loader(
         make_batch: from :func:`build_batches`.
         batch_size_per_process: samples per batch on this process; smaller if the dataset is.
         seed: of the order; the augmentation of the samples has the dataset's seed.
+        parts: number of equal parts into which each batch will be split.
         workers: processes that load samples; 0 loads in this process.
         pin_memory: return batches in page-locked memory, for a GPU.
     """
-    sampler = EpochSampler(len(dataset), batch_size=batch_size_per_process, seed=seed, rank=rank, world=world)
+    sampler = EpochSampler(
+        dataset.images_per_epoch,
+        batch_size=batch_size_per_process,
+        seed=seed,
+        rank=rank,
+        world=world,
+        drawn=dataset.drawn,
+        parts=parts,
+    )
     return TrainLoader(dataset, sampler, make_batch, workers=workers, pin_memory=pin_memory)
 
 

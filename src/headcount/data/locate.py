@@ -6,7 +6,8 @@ the places to look.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from headcount.config import (
     DatasetChoice,
     DatasetConfig,
     FolderDatasetConfig,
+    MixedConfig,
     TrainedDatasetConfig,
 )
 from headcount.data.catalogue import FileSet, dataset_info
@@ -29,7 +31,7 @@ DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
 # Settings that say which custom dataset is meant.
 _OWN_FOLDERS = ("root", "train", "val", "test")
 # Settings of a custom dataset that name files or folders, which may lie below its root.
-_OWN_FILES = ("train", "val", "test", "points", "split_file")
+_OWN_FILES = ("train", "val", "test", "points", "split_file", "mask")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ def locate(
     return LocatedDataset(dataclasses.replace(typed), _data_root(data_root, trained_root, own=False), own=False)
 
 
+@contextmanager
+def naming_part(name: str) -> Iterator[None]:
+    """Context for work on one part of a mixed dataset, whose name is added to the errors about settings and data."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"part {name}: {error}", kind=error.kind, file=error.file) from error
+    except ConfigError as error:
+        raise ConfigError(f"part {name}: {error}") from error
+
+
 def dataset_folder(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> Path:
     """Find the folder of a dataset: ``config.root``, or below ``data_root`` or the environment's folder.
 
@@ -132,6 +145,10 @@ def check_folders(config: DatasetConfig, *, data_root: str | None) -> None:
     Raises:
         ConfigError, DataError: as :func:`dataset_folder`.
     """
+    if isinstance(config, MixedConfig):
+        for name, part in config.datasets.items():
+            with naming_part(name):
+                check_folders(part, data_root=data_root)
     if not isinstance(config, FolderDatasetConfig):
         return
     splits = ["train"]
@@ -189,10 +206,17 @@ def _moved(trained: DatasetConfig, data_root: str | None) -> DatasetConfig:
     if isinstance(trained, CustomConfig):
         # A custom dataset is not in a folder of datasets, so a typed data root is the folder of its images.
         return _in_other_root(trained, data_root) if data_root else dataclasses.replace(trained)
+    if isinstance(trained, MixedConfig):
+        return _with_parts(trained, lambda part: part if isinstance(part, CustomConfig) else _moved(part, data_root))
     if not isinstance(trained, FolderDatasetConfig) or trained.root is None:
         return dataclasses.replace(trained)
     keep = not data_root and Path(trained.root).expanduser().is_dir()
     return dataclasses.replace(trained, root=trained.root if keep else None)
+
+
+def _with_parts(mixed: MixedConfig, change: Callable[[DatasetConfig], DatasetConfig]) -> MixedConfig:
+    """Return a copy with a change to every part."""
+    return dataclasses.replace(mixed, datasets={name: change(part) for name, part in mixed.datasets.items()})
 
 
 def _placed(trained: DatasetConfig, typed: TrainedDatasetConfig) -> DatasetConfig:
@@ -202,7 +226,10 @@ def _placed(trained: DatasetConfig, typed: TrainedDatasetConfig) -> DatasetConfi
         ConfigError: if the dataset has no such setting.
     """
     places = {key: value for key, value in vars(typed).items() if value is not None}
-    if not isinstance(trained, FolderDatasetConfig):  # without files, nothing can be cached
+    if isinstance(trained, MixedConfig):
+        caches = {key: value for key, value in places.items() if key in ("cache_dir", "cache")}
+        trained = _with_parts(trained, lambda part: _placed(part, TrainedDatasetConfig(**caches)))
+    elif not isinstance(trained, FolderDatasetConfig):  # without files, nothing can be cached
         places = {key: value for key, value in places.items() if key not in ("cache_dir", "cache")}
     for key, value in places.items():
         if not hasattr(trained, key):
@@ -227,6 +254,11 @@ def _in_other_root(trained: CustomConfig, root: str) -> CustomConfig:
 
 
 def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
+    if isinstance(trained, MixedConfig):
+        assert isinstance(located.config, MixedConfig)
+        for name, part in trained.datasets.items():
+            with naming_part(name):
+                _check_still_known(part, dataclasses.replace(located, config=located.config.datasets[name]))
     before = trained.root if isinstance(trained, FolderDatasetConfig) else None
     now = located.config.root if isinstance(located.config, FolderDatasetConfig) else None
     if before and not now and not located.data_root:
@@ -239,8 +271,11 @@ def _check_still_known(trained: DatasetConfig, located: LocatedDataset) -> None:
 
 
 def _is_own(trained: DatasetConfig, typed: DatasetConfig, overrides: Sequence[str]) -> bool:
-    """Whether a typed dataset is the one of the training; a custom dataset in another folder is another dataset."""
-    if typed.name != trained.name:
+    """Whether a typed dataset is the one of the training.
+
+    A custom dataset in another folder is another one; a mixed dataset is read as it is typed.
+    """
+    if typed.name != trained.name or isinstance(typed, MixedConfig):
         return False
     return not (isinstance(typed, CustomConfig) and any(key in _OWN_FOLDERS for key in _dataset_keys(overrides)))
 

@@ -3,23 +3,26 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from headcount import published
 from headcount.config import (
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
+    MixedConfig,
     Precision,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
     counting_mode,
 )
-from headcount.data.catalogue import source_split
+from headcount.data.catalogue import part_split, source_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.listing import SPLITS
 from headcount.data.loading import evaluation_samples
@@ -28,7 +31,7 @@ from headcount.data.open import open_split
 from headcount.engine import checkpoint
 from headcount.engine.evaluators import BinReliability, Evaluator, Game, empty_blocks
 from headcount.engine.runtime import Runtime
-from headcount.errors import CheckpointError
+from headcount.errors import CheckpointError, DataError
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
@@ -79,6 +82,8 @@ def evaluate(
                 break
             try:
                 counted = counter.count(sample.image, mode, probabilities=probabilities)
+                if sample.mask is not None:
+                    counted = counted.within(sample.mask.shares(counter.grid.block_size))
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
@@ -96,8 +101,12 @@ def evaluate(
         raise FloatingPointError(
             f"the predicted counts are not finite on {len(wrong)} of {len(images)} images: {first_names(wrong)}"
         )
-    errors = CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
-    return Evaluation(errors=errors, images=images)
+    parts = {part: _errors([images[k] for k in indices]) for part, indices in dataset.parts().items()}
+    return Evaluation(errors=_errors(images), images=images, parts=parts)
+
+
+def _errors(images: Sequence[ImageCount]) -> CountErrors:
+    return CountErrors.from_counts([image.predicted for image in images], [image.true for image in images])
 
 
 @dataclass
@@ -204,8 +213,22 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
 
 
 def _open_located(config: EvalCommandConfig, located: LocatedDataset) -> CrowdDataset:
-    limited = dataclasses.replace(located.config, max_train_images=config.max_images, max_eval_images=config.max_images)
-    return open_split(limited, config.split, data_root=located.data_root)
+    limited = _limited(located.config, config.max_images)
+    try:
+        return open_split(limited, config.split, data_root=located.data_root)
+    except DataError as error:
+        if not isinstance(limited, MixedConfig):
+            raise
+        hint = "choose other images with split=NAME, or evaluate on one of the parts with dataset=NAME"
+        raise DataError(f"{error}; {hint}", kind=error.kind, file=error.file) from error
+
+
+def _limited(dataset: DatasetConfig, images: int | None) -> DatasetConfig:
+    """A copy that evaluates only the first ``images``, of each part of a mixed dataset."""
+    limited = dataclasses.replace(dataset, max_train_images=images, max_eval_images=images)
+    if isinstance(limited, MixedConfig):
+        limited.datasets = {name: _limited(part, images) for name, part in limited.datasets.items()}
+    return limited
 
 
 def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[str, Any]) -> Path:
@@ -213,6 +236,10 @@ def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[st
     if config.output_dir:
         return Path(config.output_dir).expanduser()
     path = Path(config.ckpt).expanduser()
+    located = published.locate(config.ckpt)
+    if located is None or located.parent == published.published_folder():  # not a folder to write to
+        name = re.sub(r"[^\w.@-]+", "-", str(config.ckpt)) if located is None else located.stem
+        path = Path(TrainConfig.output_dir, "published", name, name)
     return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
 
 
@@ -257,9 +284,16 @@ def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
 
     Published datasets are the same in every folder; custom datasets are distinguished by their folders and files.
     """
+    if isinstance(dataset, MixedConfig):
+        return {
+            f"{name}.{key}": value
+            for name, part in dataset.datasets.items()
+            for key, value in _identity(part, part_split(part, split)).items()
+        }
     ignored = {*("cache_dir", "cache", "outside", "one_head_per_pixel", "max_train_images", "max_eval_images")}
     paths = {"root", "train", "val", "test", "points", "split_file"} if isinstance(dataset, CustomConfig) else set()
-    ignored |= set() if paths else {"root"}
+    paths |= {"mask"} if getattr(dataset, "mask", None) not in (None, "none", "roi") else set()
+    ignored |= set() if isinstance(dataset, CustomConfig) else {"root"}
     ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
     plain: dict[str, Any] = {}
     for key, value in vars(dataset).items():
@@ -299,11 +333,17 @@ def _facts(
 
 
 def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
-    """The name of the training dataset; with its folder if only that distinguishes it from the evaluated one."""
+    """The name of the training dataset; with its folder if only that distinguishes it from the evaluated one.
+
+    If the evaluated dataset was one of several that were trained on, it is that one.
+    """
     if isinstance(trained, CustomConfig) and isinstance(evaluated, CustomConfig):
         folders = [os.path.abspath(os.path.expanduser(c.root or c.train or "")) for c in (trained, evaluated)]
         if folders[0] != folders[1]:
             return f"{trained.name} ({trained.root or trained.train})"
+    if isinstance(trained, MixedConfig):
+        names = [part.name for part in trained.datasets.values() if not isinstance(part, CustomConfig)]
+        return evaluated.name if evaluated.name in names else f"{trained.name} ({', '.join(trained.datasets)})"
     return trained.name
 
 

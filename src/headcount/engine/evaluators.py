@@ -27,7 +27,7 @@ class Game:
     """GAME(1) to GAME(3): the sum of the absolute errors over 4, 16 and 64 equal regions of the image.
 
     A block that lies in several regions is divided among them by area; a head outside the image belongs
-    to the nearest region.
+    to the nearest region. With a mask, the heads of a block are those inside.
 
     Source: Guerrero-Gomez-Olmedo et al., "Extremely overlapping vehicle counting", 2015.
     """
@@ -59,10 +59,11 @@ class Game:
 
 
 def empty_blocks(sample: Sample, counted: Counted) -> dict[str, float]:
-    """Number of blocks, and number of those with fewer expected heads than ``EMPTY_BELOW``."""
+    """Number of blocks, and of those with fewer expected heads than ``EMPTY_BELOW``; not of those outside a mask."""
     if counted.blocks is None:
         return {}
-    return {"blocks": float(counted.blocks.numel()), "empty_blocks": float((counted.blocks < EMPTY_BELOW).sum())}
+    blocks = counted.blocks.flatten() if counted.shares is None else counted.blocks[counted.shares > 0]
+    return {"blocks": float(blocks.numel()), "empty_blocks": float((blocks < EMPTY_BELOW).sum())}
 
 
 class BinReliability:
@@ -76,10 +77,14 @@ class BinReliability:
         self.reliability = Reliability(bins.names())
 
     def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
-        """Add the blocks of one image."""
+        """Add the blocks of one image; of an image with a mask, those entirely inside."""
         if counted.blocks is not None and counted.probabilities is not None:
             true = _true_blocks(sample, counted.blocks, self.bins.grid)
-            self.reliability.add(counted.probabilities, self.bins.label(true)[0])
+            probabilities, labels = counted.probabilities, self.bins.label(true)[0]
+            if counted.shares is not None:
+                known = counted.shares == 1
+                probabilities, labels = probabilities[:, known][:, None], labels[known][None]
+            self.reliability.add(probabilities, labels)
         return {}
 
     def gather(self, runtime: Runtime) -> Reliability:

@@ -1,14 +1,16 @@
 """What a run is about to do, on one page: data, bins, network, cost of one step."""
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from headcount.config import BinsConfig, ClipConfig
-from headcount.engine.batch_norm import has_batch_norm
-from headcount.engine.setup import Job
+from headcount.bins import describe_choice
+from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze
+from headcount.engine.runtime import has_batch_norm
+from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_prompts
 from headcount.types import Sample
 
@@ -19,35 +21,59 @@ def summarize(job: Job) -> str:
     total = sum(p.numel() for p in job.counter.parameters())
     trainable = sum(p.numel() for p in job.counter.parameters() if p.requires_grad)
     reported = " (the split that is also reported: no unseen data remains)" if data.selection_split == "test" else ""
+    fixed = "" if config.model.freeze is Freeze.none else f" (model.freeze={config.model.freeze.name})"
     lines = [
         f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",
+        *_describe_parts(data),
         *data.train.describe(),
         *(f"{data.selection_split}: {line}" for line in data.selection.describe_left_out()),
+        *data.missing,
         *_describe_batches(job),
         *_describe_processes(job),
         *_describe_bins(job),
-        f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
+        f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable{fixed}",
+        *([] if job.start is None else job.start.describe()),
     ]
     if config.dry_run:
         macs, saved = step_cost(job, crop=config.augment.crop_size)
         mega = 2**20
         crops = job.loader.step_images
+        at_once = crops // config.accumulate
         lines.append(
             f"step: {crops} crops of {config.augment.crop_size} px: "
             f"{macs * crops / 1e9:.1f} GMACs forward; "
-            f"about {saved * crops / mega:,.0f} MiB of activations kept for backward, "
+            f"about {saved * at_once / mega:,.0f} MiB of activations kept for backward, "
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
 
 
-def _describe_batches(job: Job) -> list[str]:
-    """A note if the training images do not fill a batch."""
-    images, batch_size = job.loader.step_images, job.config.batch_size
-    if images == batch_size:
+def _describe_parts(data: TrainingData) -> list[str]:
+    """The images of each part of a mixed dataset; nothing for a single dataset."""
+    train, selection = data.train.parts(), data.selection.parts()
+    drawn = data.train.drawn(0)
+    number = len(data.train)
+    rows = []
+    for part, images in train.items():
+        per_epoch = sum(index % number in images for index in drawn)
+        rows.append([part, str(len(images)), str(per_epoch), str(len(selection[part]))])
+    if not rows:
         return []
-    return [f"batches hold {images} images, not batch_size={batch_size}: there are no more"]
+    headers = ["part", "training images", "drawn per epoch", f"{data.selection_split} images"]
+    table = tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=("left", *["right"] * 3))
+    return [*table.splitlines(), "the errors over the images of all parts together select the checkpoint"]
+
+
+def _describe_batches(job: Job) -> list[str]:
+    """Notes if the training images do not fill a batch, and if it is computed in parts."""
+    images, batch_size, parts = job.loader.step_images, job.config.batch_size, job.config.accumulate
+    lines = []
+    if images != batch_size:
+        lines.append(f"batches hold {images} images, not batch_size={batch_size}: there are no more")
+    if parts > 1:
+        lines.append(f"each process computes its crops of a step in {parts} equal parts (accumulate)")
+    return lines
 
 
 def _describe_processes(job: Job) -> list[str]:
@@ -74,10 +100,14 @@ def _describe_bins(job: Job) -> list[str]:
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "intervals of smoothed counts"
+    if isinstance(config.bins, AutoBinsConfig):
+        kind = f"m = {bins.edges[-1][0]:g}, chosen for the least quantization error"
     if isinstance(config.bins, BinsConfig):
         corrected = config.bins.label_correction
         kind = f"m = {config.bins.m}" if corrected else f"no label correction, up to {bins.edges[-1][0]:g}"
     lines = [f"bins: blocks of {bins.grid.block_size} px, {kind}", bins.describe(job.data.histogram)]
+    if isinstance(config.bins, AutoBinsConfig):
+        lines.append(describe_choice(bins, job.data.histogram))
     if isinstance(config.model, ClipConfig):
         prompts = write_prompts(bins.edges, config.model.prompts)
         shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]

@@ -245,7 +245,8 @@ def _starts(sizes: Int[Tensor, " rows"]) -> Int[Tensor, " starts"]:
 def _sparse(starts: Int[Tensor, " starts"], column: Int[Tensor, " _"], value: Tensor, *, columns: int) -> Tensor:
     """Sparse matrix whose row i holds the entries ``starts[i]`` to ``starts[i + 1]`` of ``value`` and ``column``."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+        for known in ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled"):
+            warnings.filterwarnings("ignore", message=known, category=UserWarning)
         return torch.sparse_csr_tensor(starts, column, value, (len(starts) - 1, columns), check_invariants=False)
 
 

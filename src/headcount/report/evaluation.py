@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from headcount.data.crowd import CrowdDataset
 from headcount.files import read_text, write_csv, write_json
-from headcount.metrics import GAME, Interval, Metrics, Reliability, measure
+from headcount.metrics import GAME, Interval, Metrics, Reliability, measure, parts_table
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.runs import COUNTS_FILE, EvaluationFacts
@@ -50,6 +50,8 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = measure(evaluation.images)
     plain = dataclasses.asdict(evaluation.errors) | dataclasses.asdict(metrics) | dataclasses.asdict(facts)
+    if evaluation.parts:
+        plain["parts"] = {part: dataclasses.asdict(errors) for part, errors in evaluation.parts.items()}
     del plain["errors"]
     occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
@@ -70,20 +72,22 @@ def write_evaluation(
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
         f"selected on '{facts.selected_on}'), {facts.mode}",
         *summary(metrics).splitlines(),
+        *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
     ]
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
     of_all = f"{len(far)} of {len(evaluation.images)} images"
     notes = [f"{of_all} {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
-    lines += [f"  {line}" for line in (*replaced, *_caveats(facts), *notes, *dataset.describe_left_out())]
+    lines += [f"  {line}" for line in (*replaced, *_caveats(facts, evaluation), *notes, *dataset.describe_left_out())]
     print("\n".join(map(printable, lines)))
 
 
-def _caveats(facts: EvaluationFacts) -> list[str]:
+def _caveats(facts: EvaluationFacts, evaluation: Evaluation) -> list[str]:
     """Reasons why the errors may not be those on all unseen images of the training dataset."""
     lines = []
     if "max_images" in facts.settings:
-        lines.append(f"These are the first {facts.images} images only, not the whole split.")
+        which = f"{facts.settings['max_images']} images of each part" if evaluation.parts else f"{facts.images} images"
+        lines.append(f"These are the first {which} only, not the whole split.")
     if "runtime.precision" in facts.settings:
         lines.append(f"runtime.precision={facts.settings['runtime.precision']}: evaluation always uses float32.")
     if facts.dataset != facts.trained_on:
@@ -160,6 +164,7 @@ def _draw_worst(evaluation: Evaluation, dataset: CrowdDataset, path: Path, facts
                 predicted_blocks=image.blocks,
                 block_size=facts.block_size,
                 name=image.name,
+                mask=sample.mask,
             )
         )
     title = f"{facts.dataset} {facts.split}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"
