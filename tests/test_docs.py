@@ -34,18 +34,8 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *(
-                "data",
-                "own_data",
-                "models",
-                "losses",
-                "evaluation",
-                "intervals",
-                "video",
-                "sweeps",
-                "tables",
-                "checkpoints",
-            ),
+            *("data", "own_data", "models", "losses", "evaluation", "intervals", "video", "demo"),
+            *("sweeps", "tables", "checkpoints"),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
             "counters",
         )

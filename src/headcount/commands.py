@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate": Command(
         "calibrate", "scripts/calibrate.py", "give the counts of a checkpoint intervals, from held-out images"
     ),
+    "demo": Command("demo", "scripts/demo.py", "show a page on which pictures can be dropped and counted"),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",

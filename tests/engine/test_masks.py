@@ -40,7 +40,9 @@ class Ramp(Counter):
         self.grid = BlockGrid(8)
         self.has_blocks = blocks
 
-    def count(self, image: Any, mode: Any = WHOLE_IMAGE, *, probabilities: bool = False, variance: bool = False) -> Counted:
+    def count(
+        self, image: Any, mode: Any = WHOLE_IMAGE, *, probabilities: bool = False, variance: bool = False
+    ) -> Counted:
         count = float(BLOCKS.sum(dtype=torch.float64))
         return Counted(count, BLOCKS.clone() if self.has_blocks else None, None, mode)
 
