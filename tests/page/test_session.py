@@ -12,7 +12,8 @@ from headcount.engine.predict import PhotoCounter
 from headcount.page import downloads, markup
 from headcount.page import session as module
 from headcount.page.counting import PageCounter, pixels
-from headcount.page.session import Interval, Session, Sessions
+from headcount.page.session import Session, Sessions
+from headcount.types import CountInterval
 from page.conftest import save_noise
 
 
@@ -140,7 +141,7 @@ def test_the_words_of_a_result(session: Session) -> None:
     view = session.view
     assert f"<strong>{view.result.count:,.1f}</strong>" in markup.headline(session)
     assert "interval" not in markup.headline(session)
-    view.interval = Interval(100.4, 1250.6, 0.9, calibrated=True)
+    view.result.interval = CountInterval(100.4, 1250.6, 0.9, calibrated=True)
     assert "100 to 1,251 people (90% interval)" in markup.headline(session)
     assert "not calibrated" in markup.interval_text(view.interval._replace(calibrated=False))
     view.result.note = "in <windows>"

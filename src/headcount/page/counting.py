@@ -126,7 +126,7 @@ class PageCounter:
                     prediction = frame.prediction
                     result = PictureResult(f"{file.name} at {clock(frame.seconds)}", count=prediction.count)
                     result.width, result.height = prediction.photo_size
-                    result.note = prediction.note
+                    result.note, result.interval = prediction.note, prediction.interval
                     views.append(make_view(prediction, result, seconds=frame.seconds))
                     if len(views) == limit:
                         break

@@ -90,6 +90,7 @@ def picture_png(session: Session) -> bytes | None:
             scale=view.scale,
             block_size=view.block_size,
             title=printable(view.result.file),
+            interval="" if view.result.interval is None else str(view.result.interval),
         )
         return path.read_bytes()
 

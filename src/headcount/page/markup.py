@@ -6,9 +6,10 @@ from html import escape
 import numpy as np
 from jaxtyping import Float
 
-from headcount.page.session import Interval, Session, View
+from headcount.page.session import Session, View
 from headcount.report.bin_map import bin_colors
 from headcount.report.overlay import color_scale
+from headcount.types import CountInterval
 from headcount.wording import printable
 
 TITLE = "headcount"
@@ -38,8 +39,8 @@ def headline(session: Session) -> str:
     view = session.view
     result = view.result
     lines = [f'<p class="hc-number"><strong>{view.count:,.1f}</strong> <span>people</span></p>']
-    if view.interval is not None:
-        lines.append(f'<p class="hc-interval">{_text(interval_text(view.interval))}</p>')
+    if result.interval is not None:
+        lines.append(f'<p class="hc-interval">{_text(interval_text(result.interval))}</p>')
     lines.append(f'<p class="hc-quiet">{_text(result.file)}, {view.photo_size[0]} × {view.photo_size[1]} pixels</p>')
     if result.note:
         lines.append(f'<p class="hc-note">{_text(result.note[0].upper() + result.note[1:])}.</p>')
@@ -49,7 +50,7 @@ def headline(session: Session) -> str:
     return f'<section class="hc-headline" aria-label="Count" aria-live="polite">{"".join(lines)}</section>'
 
 
-def interval_text(interval: Interval) -> str:
+def interval_text(interval: CountInterval) -> str:
     """An interval in words."""
     kind = "" if interval.calibrated else ", not calibrated"
     return f"{interval.low:,.0f} to {interval.high:,.0f} people ({interval.level:.0%} interval{kind})"

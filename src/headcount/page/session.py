@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -24,18 +23,6 @@ MAX_REGIONS = 20
 MAX_CORNERS = 100
 MAX_SESSIONS = 40
 SECONDS_KEPT = 3600.0
-
-
-class Interval(NamedTuple):
-    """The range in which the true count is expected."""
-
-    low: float
-    """People."""
-    high: float
-    level: float
-    """Probability that the true count lies inside, 0 to 1."""
-    calibrated: bool
-    """Whether the probability was checked on images that were not trained on."""
 
 
 @dataclass
@@ -60,7 +47,6 @@ class View:
     """The same in gray with its density in color."""
     scale: float
     """People per block at the end of the color scale."""
-    interval: Interval | None = None
     seconds: float | None = None
     """Time of a frame in its video; None for a picture."""
 
