@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": Command("evaluate", "eval.py", "evaluate a checkpoint: errors, a table, pictures"),
     "predict": Command("predict", "scripts/predict.py", "count the people in pictures"),
     "video": Command("video", "scripts/video.py", "count the people in a video, a camera or a stream"),
+    "export": Command("export", "scripts/export.py", "export a checkpoint to ONNX or .pt2, which need no headcount"),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",
