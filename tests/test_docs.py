@@ -34,8 +34,9 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
-            *("differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            *("data", "own_data", "models", "losses", "evaluation", "video", "export", "sweeps", "tables"),
+            *("checkpoints", "differences", "speed", "scale", "python_api", "processes", "reproducibility"),
+            "extending",
         )
     },
 }
@@ -196,6 +197,8 @@ def test_commands_run_in_order(workplace: Path) -> None:
     for made in (
         "out/counts.csv",
         "counted/annotated.mp4",
+        "counter.onnx",
+        "counter.pt2",
         "audit/sha/report.md",
         "tables/table4.tex",
         "figure.png",

@@ -35,7 +35,6 @@ from headcount.files import atomic_write, json_line
 from headcount.models.counter import Counter
 from headcount.wording import one_line
 
-SUFFIXES = (".onnx", ".pt2")
 OPSET = 20
 """Version of ONNX's operators in an exported file."""
 METADATA = "headcount.json"
@@ -91,7 +90,7 @@ class CountingGraph(nn.Module):
         Args:
             height, width: of ``pixels``; while the graph is traced, symbols.
         """
-        if self.window is None:
+        if self.window is None:  # as headcount.models.tiling.whole_size, which takes no symbols
             multiple = math.lcm(self.counter.stride, self.counter.grid.block_size)
             return F.pad(pixels, (0, -width % multiple, 0, -height % multiple))
         # Padding by a negative number would cut a larger image silently; a negative number of zeros is an error.
@@ -240,13 +239,14 @@ def save_program(program: ExportedProgram, description: dict[str, Any], path: Pa
 
 
 def import_onnx() -> Any:
-    """The package ``onnx``, once it and onnxscript, which torch uses, are known to be installed.
+    """The package ``onnx``, once all packages that an export to ONNX uses are known to be installed.
 
     Raises:
         ConfigError: if one of them is not.
     """
     try:
         import onnx
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra("exporting to ONNX", error) from error
@@ -255,7 +255,9 @@ def import_onnx() -> Any:
 
 def missing_extra(purpose: str, error: ImportError) -> ConfigError:
     """The error of a command that needs a package of the extra ``export``."""
-    return ConfigError(f"{purpose} needs {error.name}, which is not installed: pip install 'headcount[export]'")
+    return ConfigError(
+        f"{purpose} needs {error.name or 'a package'}, which is not installed: pip install 'headcount[export]'"
+    )
 
 
 def to_onnx(program: ExportedProgram, description: dict[str, Any]) -> Any:
