@@ -43,7 +43,9 @@ def main() -> None:
             exported = load_exported(to_path(file).expanduser(), threads=torch.get_num_threads())
             count[Path(file).name] = exported.count
         dataset = open_evaluated(config, loaded.config)
-        true, counts, seconds = [], {name: [] for name in count}, {name: [] for name in count}
+        true: list[float] = []
+        counts: dict[str, list[float]] = {name: [] for name in count}
+        seconds: dict[str, list[float]] = {name: [] for name in count}
         for k in progress_bar(range(len(dataset)), label="counting"):
             sample = dataset[k]
             true.append(float(len(sample.points)))

@@ -9,6 +9,7 @@ images (--int8 --calibrate). Every round times each of them once, in turns, all 
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def build_variants(
     config = parse_config(settings)
     counter = build(config).eval()
     mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
-    content = {"epoch": None, "best": None, "selection": {}, "commit": "unknown"}
+    content: dict[str, Any] = {"epoch": None, "best": None, "selection": {}, "commit": "unknown"}
     seen = SeenImages.from_plain(None, crop_size=config.augment.crop_size)
     loaded = LoadedCheckpoint(counter, config, build_bins(config.bins, HISTOGRAM), content, seen)
     program = trace(build_graph(counter, mode), config.model.name)

@@ -57,10 +57,10 @@ def main() -> None:
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
             raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
-        export(Path(ckpt).expanduser(), arguments.options)
+        export_checkpoint(Path(ckpt).expanduser(), arguments.options)
 
 
-def export(ckpt: Path, options: argparse.Namespace) -> None:
+def export_checkpoint(ckpt: Path, options: argparse.Namespace) -> None:
     """Export, and compare with the checkpoint.
 
     Raises:
@@ -70,7 +70,7 @@ def export(ckpt: Path, options: argparse.Namespace) -> None:
     if not ckpt.is_file():
         raise ConfigError(missing_checkpoint(ckpt))
     _refuse_options(output, options)
-    calibration, checked = (_pictures(options.calibrate), _pictures(options.check))
+    calibration, checked = _pictures(options.calibrate), _pictures(options.check)
     make_folder(output.parent, "--output ")
 
     # Heavy imports after the checks.
@@ -143,9 +143,8 @@ def _parts(photos: "PhotoCounter", files: list[Path]) -> Iterator[Any]:
             continue
         side = photos.mode.window or 0
         height, width = image.shape[1:]
-        for top, left in window_corners(
-            photos.mode, height=height, width=width, block_size=photos.network.grid.block_size
-        ):
+        block = photos.network.grid.block_size
+        for top, left in window_corners(photos.mode, height=height, width=width, block_size=block):
             yield pixels[top : top + side, left : left + side]
 
 

@@ -46,7 +46,7 @@ _AXES = {
     "blocks": ("batch", "rows", "cols"),
     "probabilities": ("batch", None, "rows", "cols"),
 }
-_MAX_ONNX_BYTES = 2**31 - 1  # of a protocol buffer
+_MAX_ONNX_BYTES = 2_000_000_000  # a protocol buffer has at most 2 GiB
 
 
 class CountingGraph(nn.Module):
@@ -133,7 +133,7 @@ def build_graph(counter: Counter, mode: WholeImageConfig | SlidingWindowConfig) 
     for module in list(counter.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
-                size = child.output_size
+                size: Any = child.output_size
                 setattr(module, name, _PoolToCells(size if isinstance(size, tuple) else (size, size)))
     return CountingGraph(counter, mode.window if isinstance(mode, SlidingWindowConfig) else None)
 
@@ -154,7 +154,7 @@ def trace(graph: CountingGraph, name: str) -> ExportedProgram:
     axis = Dim.DYNAMIC if graph.window is None else Dim.DYNAMIC(max=graph.window)
     try:
         # Without this setting, a graph is only valid for maps of more than one row and column.
-        with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
+        with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(
                 graph,
                 (),
@@ -264,9 +264,15 @@ def to_onnx(program: ExportedProgram, description: dict[str, Any]) -> Any:
     """The ``onnx.ModelProto`` of a traced graph; its metadata holds the description, values other than text as JSON.
 
     Raises:
-        ConfigError: if a package is missing, or an operation does not exist in ONNX.
+        ConfigError: if a package is missing, an operation does not exist in ONNX, or the weights are too large for it.
     """
     onnx = import_onnx()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size > _MAX_ONNX_BYTES:
+        raise ConfigError(
+            f"model={description['model']}: its weights have {size / 1e9:.1f} GB, and an ONNX file has at most "
+            f"{_MAX_ONNX_BYTES / 1e9:g}; name a file.pt2"
+        )
     names = list(_AXES)[1 : 1 + len(program.graph_signature.user_outputs)]
     try:
         with _torch_warnings():
@@ -302,10 +308,7 @@ def save_onnx(proto: Any, path: Path) -> None:
     """Write an ``.onnx`` file that contains its weights.
 
     Raises:
-        ConfigError: if it would be larger than ONNX allows.
         OutputError: if the file cannot be written.
     """
-    if proto.ByteSize() > _MAX_ONNX_BYTES:
-        raise ConfigError(f"{path}: ONNX files have at most 2 GB, and this counter is larger; name a file.pt2")
     with atomic_write(path) as part:
         part.write_bytes(proto.SerializeToString())
