@@ -21,13 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 import headcount
-from headcount.config import (
-    ConfigError,
-    FolderDatasetConfig,
-    SlidingWindowConfig,
-    WholeImageConfig,
-    to_plain,
-)
+from headcount.config import ConfigError, FolderDatasetConfig, SlidingWindowConfig, WholeImageConfig
 from headcount.data.catalogue import dataset_info
 from headcount.data.prepare import ResizeRule
 from headcount.engine.checkpoint import LoadedCheckpoint
@@ -191,6 +185,8 @@ def _not_exportable(name: str, by: str, error: Exception) -> ConfigError:
 def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowConfig, license: str) -> dict[str, Any]:
     """What a user of an exported file must know, as plain values; the same in every format.
 
+    Not the settings of the training, which name folders of the machine that it ran on.
+
     Args:
         mode: how images are counted, with every size given.
         license: the terms of the weights.
@@ -216,7 +212,6 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
         "best": content["best"],
         "selection": content["selection"],
         "commit": content["commit"],
-        "settings": to_plain(config),
         "headcount_version": headcount.__version__,
     }
 
