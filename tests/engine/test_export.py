@@ -255,7 +255,7 @@ def test_a_network_that_cannot_be_exported_is_refused(tiny: LoadedCheckpoint) ->
 def test_weights_that_are_too_large_for_onnx_are_refused(
     tiny: LoadedCheckpoint, files: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_MAX_ONNX_BYTES", 1e5)
+    monkeypatch.setattr(engine, "_MAX_ONNX_BYTES", 1e3)
     with pytest.raises(ConfigError, match=r"model=tiny: its weights have 0\.0 GB, .*; name a file\.pt2"):
         to_onnx(files[0], describe(tiny, mode_of(tiny), "mine"))
 
