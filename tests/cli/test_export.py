@@ -82,11 +82,15 @@ def test_export_and_check_both_formats(export: Export, best: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["--output", "a.pt"], "--output a.pt: the name must end in .onnx or .pt2, which chooses the format"),
+        (
+            ["--output", "a.pt"],
+            "--output a.pt: the name must end in .onnx or .pt2 or .safetensors, which chooses the format",
+        ),
         (["--output", "there.onnx"], "there.onnx: exists; name another file, or remove it"),
         ([], "--output"),
         (["--output", "a.pt2", "--int8"], "--int8: only ONNX files are quantized; name a file.onnx instead of a.pt2"),
         (["--output", "a.onnx", "--calibrate", "p.png"], "--calibrate needs --int8"),
+        (["--output", "a.onnx", "--float32"], "--float32: a.onnx has weights of 32 bits anyway"),
         (["--output", "a.onnx", "--check", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "--int8", "--calibrate", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "bins=fine"], "bins=fine: there is no setting bins; allowed are ckpt"),

@@ -1,6 +1,7 @@
 """Regions on the page, and how long results are remembered."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +141,11 @@ def test_the_slider_goes_from_the_picture_to_the_density(session: Session) -> No
 def test_the_words_of_a_result(session: Session) -> None:
     view = session.view
     assert f"<strong>{view.result.count:,.1f}</strong>" in markup.headline(session)
-    assert "interval" not in markup.headline(session)
     view.result.interval = CountInterval(100.4, 1250.6, 0.9, calibrated=True)
     assert "100 to 1,251 people (90% interval)" in markup.headline(session)
-    assert "not calibrated" in markup.interval_text(view.interval._replace(calibrated=False))
+    assert "not calibrated" in markup.interval_text(replace(view.result.interval, calibrated=False))
+    view.result.interval = None
+    assert "interval" not in markup.headline(session)
     view.result.note = "in <windows>"
     assert "In &lt;windows&gt;." in markup.headline(session)
     session.selected = 1

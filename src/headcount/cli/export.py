@@ -1,22 +1,25 @@
-"""Export a checkpoint to a file that counts people without headcount: ONNX, or torch.export's .pt2.
+"""Export a checkpoint to a file that counts people without headcount: ONNX, or torch.export's .pt2; or to .safetensors.
 
   python scripts/export.py ckpt=best_mae.pt --output counter.onnx
   python scripts/export.py ckpt=best_mae.pt --output counter.pt2
+  python scripts/export.py ckpt=best_mae.pt --output counter.safetensors    (and counter.json)
   python scripts/export.py ckpt=best_mae.pt --output counter.onnx --check my_pictures
   python scripts/export.py ckpt=best_mae.pt --output small.onnx --int8 --calibrate my_pictures --check my_pictures
 
-The file takes images as bytes, uint8 (batch, height, width, 3), RGB, of any size, and returns "count" (batch), "blocks"
-(batch, rows, cols) and, from a counter with bins, "probabilities" (batch, bins, rows, cols). Normalization and padding
-to whole blocks are inside. Not inside is what its metadata describe: how a photo is resized first ("resize"), and for
-a counter that counts in windows, such as a CLIP ViT, how it is cut into them ("windows"); such a file takes one window.
+An ONNX or .pt2 file takes images as bytes, uint8 (batch, height, width, 3), RGB, of any size, and returns "count"
+(batch), "blocks" (batch, rows, cols) and, from a counter with bins, "probabilities" (batch, bins, rows, cols).
+Normalization and padding to whole blocks are inside. Not inside is what its metadata describe: how a photo is resized
+first ("resize"), and for a counter that counts in windows, such as a CLIP ViT, how it is cut into them ("windows");
+such a file takes one window. Before it is written, the file counts two generated images, and is refused if it does not
+count as the checkpoint. docs/export.md has a program that counts a photo with it.
 
-Before it is written, the file counts two generated images, and is refused if it does not count as the checkpoint.
-docs/export.md has a program that counts a photo with it.
+A pair of .safetensors and .json is for headcount itself: every command takes it as ckpt=. Its weights have 16 bits,
+unless --float32 is typed.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +27,21 @@ from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.photos import find_pictures
 from headcount.cli.predict import refuse_uncountable
 from headcount.cli.status import exit_on_error
-from headcount.config import ConfigError, EvalConfig, missing_checkpoint
+from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.files import make_folder
 from headcount.progress import progress_bar
 from headcount.wording import printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headcount.config import SlidingWindowConfig, WholeImageConfig
+    from headcount.engine.checkpoint import LoadedCheckpoint
     from headcount.engine.exported import ExportedCounter
     from headcount.engine.predict import PhotoCounter
 
-_SUFFIXES = (".onnx", ".pt2")
+_PAIR = ".safetensors"
+_SUFFIXES = (".onnx", ".pt2", _PAIR)
 
 
 def main() -> None:
@@ -41,7 +49,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
     parser.add_argument(
-        "--output", type=to_path, required=True, help="the file to write: .onnx or .pt2; must not exist"
+        "--output", type=to_path, required=True, help="the file to write: .onnx, .pt2 or .safetensors; must not exist"
     )
     parser.add_argument("--int8", action="store_true", help="weights of 8 bits (.onnx only)")
     parser.add_argument(
@@ -50,6 +58,7 @@ def main() -> None:
         help="with --int8: a file, folder or pattern of photos to measure the ranges of the layers on, which makes the "
         "file faster than float32; without, it is smaller but, for convolutions, slower",
     )
+    parser.add_argument("--float32", action="store_true", help="weights of 32 bits (.safetensors only)")
     parser.add_argument("--check", metavar="PICTURES", help="count these photos with the checkpoint and with the file")
     parser.add_argument("--license", help="terms of the weights, for the metadata (default: those of the dataset)")
     with exit_on_error(parser.prog, OSError):
@@ -57,33 +66,62 @@ def main() -> None:
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
             raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
-        export_checkpoint(Path(ckpt).expanduser(), arguments.options)
+        export_checkpoint(ckpt, arguments.options)
 
 
-def export_checkpoint(ckpt: Path, options: argparse.Namespace) -> None:
+def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     """Export, and compare with the checkpoint.
 
     Raises:
         ConfigError, CheckpointError: if it cannot be done; nothing is written.
     """
     output = options.output.expanduser()
-    if not ckpt.is_file():
-        raise ConfigError(missing_checkpoint(ckpt))
+    if missing := checkpoint_error(ckpt):
+        raise ConfigError(missing)
     _refuse_options(output, options)
     calibration, checked = _pictures(options.calibrate), _pictures(options.check)
     make_folder(output.parent, "--output ")
 
     # Heavy imports after the checks.
-    from headcount.engine import export, predict
-    from headcount.engine.checkpoint import load
-    from headcount.engine.exported import check_parity, from_onnx, from_program
-    from headcount.engine.quantize import quantize
+    from headcount.engine import checkpoint, export, predict, stored
 
     if output.suffix == ".onnx":
         export.import_onnx()
-    loaded = load(ckpt)
+    loaded = checkpoint.load(ckpt)
     mode = loaded.counting_mode(EvalConfig())
     photos = predict.PhotoCounter(loaded.counter, loaded.config, loaded.bins, mode, loaded.seen)
+    if output.suffix == _PAIR:
+        terms = options.license or export.usual_license(loaded)
+        content = checkpoint.read(ckpt)
+        files = stored.save_counter(output, {"license": terms, **content}, half=not options.float32)
+        print(
+            printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
+        )
+        again = checkpoint.load(output).counter
+        compare(photos, lambda image: again.count(image, mode).count, checked)
+        return
+    exported = _export_graph(loaded, mode, photos, calibration, options)
+    compare(photos, lambda image: exported.count(image).count, checked)
+
+
+def _export_graph(
+    loaded: "LoadedCheckpoint",
+    mode: "WholeImageConfig | SlidingWindowConfig",
+    photos: "PhotoCounter",
+    calibration: list[Path],
+    options: argparse.Namespace,
+) -> "ExportedCounter":
+    """Write an ONNX or .pt2 file.
+
+    Args:
+        photos: the same counter, for pictures.
+        calibration: pictures to measure the ranges of the layers on.
+    """
+    from headcount.engine import export
+    from headcount.engine.exported import check_parity, from_onnx, from_program
+    from headcount.engine.quantize import quantize
+
+    output = options.output.expanduser()
     description = export.describe(loaded, mode, options.license or export.usual_license(loaded))
     print(f"recording the operations of {description['model']}", file=sys.stderr)
     program = export.trace(export.build_graph(loaded.counter, mode), description["model"])
@@ -101,8 +139,7 @@ def export_checkpoint(ckpt: Path, options: argparse.Namespace) -> None:
         export.save_onnx(proto, output)
     print(printable(f"{output}: {_summary(description, output)}"))
     print(f"largest difference of a block from the checkpoint's, in float32: {difference:.1e} people")
-    if checked:
-        compare(photos, exported, checked)
+    return exported
 
 
 def _refuse_options(output: Path, options: argparse.Namespace) -> None:
@@ -113,6 +150,8 @@ def _refuse_options(output: Path, options: argparse.Namespace) -> None:
         raise ConfigError(f"{output}: exists; name another file, or remove it")
     if options.int8 and output.suffix != ".onnx":
         raise ConfigError(f"--int8: only ONNX files are quantized; name a file.onnx instead of {output}")
+    if options.float32 and output.suffix != _PAIR:
+        raise ConfigError(f"--float32: {output} has weights of 32 bits anyway; it is an option of {_PAIR}")
     if options.calibrate and not options.int8:
         raise ConfigError("--calibrate needs --int8: a file in float32 has no ranges to measure")
 
@@ -156,14 +195,21 @@ def _summary(description: dict[str, Any], output: Path) -> str:
     return f"{description['model']}, {counted}, blocks of {description['block_size']} px, {size:.2f} MB"
 
 
-def compare(photos: "PhotoCounter", exported: "ExportedCounter", files: list[Path]) -> None:
-    """Count pictures with the checkpoint and with the exported file, and print both counts."""
+def compare(photos: "PhotoCounter", recount: Callable[["Tensor"], float], files: list[Path]) -> None:
+    """Count pictures with the checkpoint and with the exported file, and print both counts.
+
+    Args:
+        recount: the count of the exported file, of an image as the checkpoint gets it.
+        files: pictures; without any, nothing is printed.
+    """
+    if not files:
+        return
     from tabulate import tabulate
 
     rows = []
     for file in progress_bar(files, label="checking"):
         prediction = photos.predict(file)
-        count = exported.count(prediction.image).count
+        count = recount(prediction.image)
         rows.append((printable(str(file)), prediction.count, count, count - prediction.count))
     shown = [(name, f"{ours:.3f}", f"{theirs:.3f}", f"{error:+.4f}") for name, ours, theirs, error in rows]
     headers = ["picture", "checkpoint", "file", "difference"]
