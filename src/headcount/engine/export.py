@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 import headcount
-from headcount.config import ConfigError, FolderDatasetConfig, SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, FolderDatasetConfig, MixedConfig, SlidingWindowConfig, WholeImageConfig
 from headcount.data.catalogue import dataset_info
 from headcount.data.prepare import ResizeRule
 from headcount.engine.checkpoint import LoadedCheckpoint
@@ -218,9 +218,10 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
 
 def usual_license(loaded: LoadedCheckpoint) -> str:
     """The terms of a checkpoint's weights, as far as they follow from its dataset."""
-    dataset = loaded.config.dataset.name
-    info = dataset_info(dataset)
-    return f"weights: those of the dataset {dataset} ({info.license}) and of the weights that the training started from"
+    dataset = loaded.config.dataset
+    parts = list(dataset.datasets.values()) if isinstance(dataset, MixedConfig) else [dataset]
+    terms = " and ".join(f"{part.name} ({dataset_info(part.name).license})" for part in parts)
+    return f"weights: those of the dataset {terms} and of the weights that the training started from"
 
 
 def save_program(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:
