@@ -15,6 +15,7 @@ from headcount.config.bins import (
     BlocksConfig,
     BlockwiseConfig,
     CountedIn,
+    GivenBinsConfig,
     Last,
     Representatives,
     Strategy,
@@ -67,6 +68,7 @@ from headcount.config.loss import (
     ReleasedTransportConfig,
     StableTransportConfig,
     TransportConfig,
+    ZipConfig,
 )
 from headcount.config.method import (
     MethodConfig,
@@ -77,6 +79,7 @@ from headcount.config.model import (
     MODELS,
     ClipConfig,
     ClipResNetConfig,
+    ClipTowerConfig,
     ClipViTConfig,
     CountStyle,
     Decoder,
@@ -92,12 +95,14 @@ from headcount.config.model import (
     RegressionHeadConfig,
     TimmConfig,
     TinyConfig,
+    ZipHeadConfig,
 )
 from headcount.config.optim import (
     Algorithm,
     OptimConfig,
     Schedule,
     ScheduleStep,
+    Warmup,
 )
 from headcount.config.run import (
     FP16_ON_CPU,
@@ -151,6 +156,7 @@ __all__ = [
     "CheckpointError",
     "ClipConfig",
     "ClipResNetConfig",
+    "ClipTowerConfig",
     "ClipViTConfig",
     "ConfigError",
     "CountStyle",
@@ -170,6 +176,7 @@ __all__ = [
     "ExpectedConfig",
     "FixedKernelConfig",
     "FolderDatasetConfig",
+    "GivenBinsConfig",
     "HeadConfig",
     "HeadcountError",
     "ImageNetConfig",
@@ -207,7 +214,10 @@ __all__ = [
     "TrainedDatasetConfig",
     "TransportConfig",
     "UcfCc50Config",
+    "Warmup",
     "WholeImageConfig",
+    "ZipConfig",
+    "ZipHeadConfig",
     "as_of_one_dataset",
     "bin_names",
     "check",

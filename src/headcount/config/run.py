@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from headcount.config import augment, bins, dataset, model
+from headcount.config import augment, bins, dataset, loss, model, optim
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
@@ -16,7 +16,7 @@ from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
-from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig
+from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig, ZipHeadConfig
 from headcount.config.optim import OptimConfig
 from headcount.wording import cut, url_hint
 
@@ -210,12 +210,8 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if isinstance(checked, model.PretrainedConfig) and not weights:
         checked = replace(checked, weights="none")
     errors += model.errors(checked)
-    if config.optim.warmup_epochs >= config.epochs:
-        errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
-    if config.optim.min_lr > config.optim.lr:
-        errors.append(
-            f"optim.min_lr={config.optim.min_lr:g}: must be at most optim.lr={config.optim.lr:g}, from which it falls"
-        )
+    errors += loss.errors(config.loss)
+    errors += optim.errors(config.optim, epochs=config.epochs)
     errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
     errors += _bins_from_errors(config.dataset, config.bins)
@@ -232,8 +228,11 @@ def _bins_from_errors(config: DatasetConfig, blocks: BlocksConfig) -> list[str]:
     """A part that is to give representative counts where none are means of training blocks."""
     if not isinstance(config, dataset.MixedConfig) or config.bins_from is None:
         return []
-    means = isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.mean
-    if means and blocks.representative_counts is None:  # type: ignore[attr-defined]
+    if isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.middle:
+        means = False
+    else:
+        means = isinstance(blocks, (bins.BinsConfig, bins.GivenBinsConfig)) and blocks.representative_counts is None
+    if means:
         return []
     return [
         f"dataset.bins_from={config.bins_from}: has no effect, because the representative counts of the bins are no "
@@ -268,7 +267,11 @@ def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig
             f"loss={loss.choice}: compares {_words(loss.compares)}, and model.head={head.name} predicts "
             f"{_words(head.predicts)}; choose {instead or 'another model.head'}"
         )
-    if isinstance(bins, BlockwiseConfig) and isinstance(model, ClipConfig):
+    if isinstance(bins, BlockwiseConfig) and isinstance(head, ZipHeadConfig):
+        errors.append(
+            "bins=blockwise: model.head=zip predicts whole numbers, and smoothed counts are none; choose bins=fine"
+        )
+    elif isinstance(bins, BlockwiseConfig) and isinstance(model, ClipConfig):
         errors.append(
             f"bins=blockwise: {model.name} reads a sentence about each bin, and there are none about intervals "
             "of smoothed counts; choose bins=fine, bins=dynamic or bins=coarse, or a model without texts"
