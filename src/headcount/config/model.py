@@ -349,7 +349,7 @@ def _clip_errors(model: ClipConfig) -> list[str]:
     if model.decoder_channels is not None and model.decoder is Decoder.none:
         found.append("model.decoder_channels: model.decoder=none has no decoder to size")
     if model.prior_bias and isinstance(model.head, (EbcHeadConfig, ZipHeadConfig)):
-        found.append("model.prior_bias=True: a cosine head has no bias; only for model.head=regression")
+        found.append("model.prior_bias=True: the cosine head has no bias; only for model.head=regression")
     if model.quick_gelu is False and model.weights == "openai":
         found.append(
             "model.quick_gelu=False: OpenAI's weights were trained with QuickGELU; leave it at null, which follows the "

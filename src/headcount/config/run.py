@@ -228,11 +228,9 @@ def _bins_from_errors(config: DatasetConfig, blocks: BlocksConfig) -> list[str]:
     """A part that is to give representative counts where none are means of training blocks."""
     if not isinstance(config, dataset.MixedConfig) or config.bins_from is None:
         return []
-    if isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.middle:
-        means = False
-    else:
-        means = isinstance(blocks, (bins.BinsConfig, bins.GivenBinsConfig)) and blocks.representative_counts is None
-    if means:
+    middle = isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.middle
+    computed = isinstance(blocks, (bins.BinsConfig, bins.GivenBinsConfig)) and blocks.representative_counts is None
+    if computed and not middle:
         return []
     return [
         f"dataset.bins_from={config.bins_from}: has no effect, because the representative counts of the bins are no "
@@ -265,7 +263,7 @@ def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig
         instead = " or ".join(f"loss={kind}" for kind in _fitting_losses(head, has_bins=bins.has_bins))
         errors.append(
             f"loss={loss.choice}: compares {_words(loss.compares)}, and model.head={head.name} predicts "
-            f"{_words(head.predicts)}; choose {instead or 'another model.head'}"
+            f"{_words(head.predicts)}; choose {instead or 'another model.head'}{_fitting_head(loss)}"
         )
     if isinstance(bins, BlockwiseConfig) and isinstance(head, ZipHeadConfig):
         errors.append(
@@ -287,6 +285,12 @@ def _fit(head: HeadConfig, loss: LossConfig | type[LossConfig], *, has_bins: boo
 def _fitting_losses(head: HeadConfig, *, has_bins: bool) -> list[str]:
     """The kinds of losses that go with a head."""
     return [kind for kind, loss in LOSSES.items() if _fit(head, loss, has_bins=has_bins)]
+
+
+def _fitting_head(loss: LossConfig) -> str:
+    """The kind of head that a loss belongs to, if it is the only one, as the end of a message."""
+    kinds = [kind for kind, head in HEADS.items() if loss.compares <= head.predicts]
+    return f"; or add model.head={kinds[0]}" if len(kinds) == 1 else ""
 
 
 def _words(names: frozenset[str]) -> str:
