@@ -34,7 +34,7 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
+            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints", "zip"),
             *("differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
         )
     },

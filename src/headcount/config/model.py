@@ -97,8 +97,8 @@ class ModelConfig:
     name: str = MISSING
     """Name of the architecture."""
     head: HeadConfig = field(default_factory=EbcHeadConfig)
-    """Prediction head: ``ebc`` classifies blocks into bins; ``zip`` predicts a zero-inflated Poisson distribution and
-    needs ``loss=zip``; ``regression`` predicts their counts and needs ``bins=none``."""
+    """Prediction head: ``ebc`` classifies blocks into bins; ``zip`` predicts a zero-inflated Poisson distribution,
+    with ``loss=zip``; ``regression`` predicts their counts and needs ``bins=none``."""
     mean: list[float] | None = None
     """Mean of the red, green and blue input, from 0 to 1; None uses the values the weights were trained with."""
     std: list[float] | None = None
