@@ -34,8 +34,9 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints", "zip"),
-            *("differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
+            *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            *("counters", "zip"),
         )
     },
 }

@@ -25,6 +25,7 @@ CASES = {
     "alone": ["runtime.sync_batchnorm=false"],
     "without": ["~model.width", "model=vgg16", "model.weights=none", "augment.crop_size=64"],
     "summed": ["loss.transport.ot_reduction=sum"],
+    "parts": ["accumulate=2", "model.freeze=batch_norm", "loss.transport.ot_reduction=sum"],
 }
 
 

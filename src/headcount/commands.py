@@ -43,6 +43,9 @@ COMMANDS = {
     "convert": Command(
         "convert_checkpoint", "scripts/convert_checkpoint.py", "import a checkpoint of the paper's released code"
     ),
+    "publish": Command(
+        "publish_counter", "scripts/publish_counter.py", "store a counter for other people, with its model card"
+    ),
     "explain": Command("explain_setting", None, "explain a setting: meaning, allowed values, default"),
     "env": Command("environment", None, "print versions, devices and data folders, for a bug report"),
     "completion": Command("completion", None, "print the completion script of a shell"),

@@ -49,7 +49,7 @@ _PLACE = (*PLACE, "expected")
 # Values that earlier versions recorded under another name: old -> new.
 _RENAMED = {f"{key}_spread": f"{key}_std" for key in ("train/predicted", "eval/predicted", "eval/true")}
 # Settings that name files or folders.
-_FILES = ("model.weights", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
+_FILES = ("model.weights", "init_from", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,11 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether it was trained for all epochs of its settings."""
-        return self.epochs >= self.config.epochs
+        """Whether it was trained for all epochs of its settings, or stopped early by them."""
+        if self.epochs >= self.config.epochs:
+            return True
+        best = self.best
+        return best is not None and stops_early(self.config, epoch=self.epochs, best_epoch=best["epoch"])
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -151,6 +154,17 @@ class RunRecord:
         """
         values = [r[f"eval/{key}"] for r in self.last_evaluations]
         return statistics.mean(values) if values else math.nan
+
+
+def stops_early(config: TrainConfig, *, epoch: int, best_epoch: int) -> bool:
+    """Whether a run ends after this epoch, because its last evaluations were no better than an earlier one.
+
+    Args:
+        epoch: number of finished epochs.
+        best_epoch: epoch of the best evaluation among them.
+    """
+    every = config.eval_every_epochs
+    return config.early_stopping is not None and epoch // every - best_epoch // every >= config.early_stopping
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

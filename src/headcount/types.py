@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headcount.config import SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, SlidingWindowConfig, WholeImageConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,26 @@ class Batch:
             )
         return self.targets[name]
 
+    def split(self, parts: int) -> list["Batch"]:
+        """Split this batch into batches of equal size, in its order.
+
+        Raises:
+            ConfigError: if its images cannot be shared equally, or belong together, because a method made several of
+                one source.
+        """
+        if parts == 1:
+            return [self]
+        images, names = len(self.images), len(self.names)
+        if images % parts or images != names:
+            made = "" if images == names else f" made of {names}, which belong together"
+            raise ConfigError(f"accumulate={parts}: a batch of {images} images{made} has no {parts} equal parts")
+        size = images // parts
+        shares = [slice(k * size, (k + 1) * size) for k in range(parts)]
+        return [
+            Batch(self.images[of], self.names[of], {name: target[of] for name, target in self.targets.items()})
+            for of in shares
+        ]
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -99,6 +119,14 @@ class Prediction:
     def probabilities(self) -> Float[Tensor, "batch bins rows cols"] | None:
         """Probability of each count bin in each block; None for a prediction head without bins."""
         return None
+
+    @staticmethod
+    def join(parts: Sequence["Prediction"]) -> "Prediction":
+        """The counts and blocks of a batch that was predicted in parts, detached; a single part as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        blocks = [part.blocks.detach() for part in parts if part.blocks is not None]
+        return Prediction(torch.cat([part.count.detach() for part in parts]), torch.cat(blocks) if blocks else None)
 
 
 @dataclass
@@ -139,6 +167,18 @@ class LossTerms:
     """The weighted terms of ``total`` by name, detached."""
     logged: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Values that are only logged and are not part of ``total``, by name, detached."""
+
+    @staticmethod
+    def mean(terms: Sequence["LossTerms"]) -> "LossTerms":
+        """The means over equal parts of a batch, detached; a single part as it is."""
+        if len(terms) == 1:
+            return terms[0]
+
+        def mean(values: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.stack([part[name] for part in values]).mean(0) for name in values[0]}
+
+        total = torch.stack([part.total.detach() for part in terms]).mean(0)
+        return LossTerms(total, mean([part.parts for part in terms]), mean([part.logged for part in terms]))
 
 
 @dataclass

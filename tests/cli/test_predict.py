@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
+from headcount import published
 from headcount.cli import predict as command
 from headcount.cli.photos import find_pictures
 from headcount.files import file_identity
@@ -175,6 +178,45 @@ def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_command: Run
     assert done.returncode == 2
     assert "gone.pt: no such file" in done.stderr
     assert "| torch" not in done.stderr
+
+
+def run_without_checkpoint(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return int(end.value.code or 0)
+
+
+def test_without_a_checkpoint_the_default_counter_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    picture(tmp_path / "p.png")
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path / "box")
+    assert run_without_checkpoint(monkeypatch, "p.png") == 2
+    told = capsys.readouterr().err
+    assert "no counter is named, and the default one, sha_efficientnet_lite0, does not come with this" in told
+    assert "name a file with ckpt=best_mae.pt, or train a counter: python train.py" in told
+    assert not (tmp_path / "predictions").exists()
+
+    (tmp_path / "box").mkdir()
+    weights = stored_pair(tmp_path / "box", "model.width=8", name=published.DEFAULT, license="research use only")
+    assert run_without_checkpoint(monkeypatch, "p.png", "--no-pictures") == 0
+    (announced, *_) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("counting with")]
+    assert announced == f"counting with {published.DEFAULT}: no errors were measured; license: research use only"
+    counted = records(tmp_path / "predictions")["p.png"]["count"]
+    for named in (published.DEFAULT, str(weights), str(weights.with_suffix(".json"))):
+        assert run_without_checkpoint(monkeypatch, "p.png", "--no-pictures", f"ckpt={named}") == 0
+        assert "counting with" not in capsys.readouterr().err
+        assert records(tmp_path / "predictions")["p.png"]["count"] == counted
+    for forgotten in ("other.safetensors", "my.pt"):
+        assert run_without_checkpoint(monkeypatch, "p.png", forgotten) == 2
+        assert capsys.readouterr().err == f"predict.py: ckpt is not set: type ckpt={forgotten}\n"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert run_without_checkpoint(monkeypatch, "p.png", "ckpt=hf-hub:owner/name") == 2
+    assert f"counters that come with headcount: {published.DEFAULT}" in capsys.readouterr().err
 
 
 def test_what_exists_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,17 +484,6 @@ def test_the_checkpoint_may_be_typed_as_before(run_command: Run, tmp_path: Path,
     done = run_command("scripts/predict.py", "p.png", "--ckpt", best, "--no-pictures", "--no-density")
     assert done.returncode == 0, done.stderr
     assert f"predict.py: --ckpt is now typed ckpt={best}\n" in done.stderr
-
-
-@pytest.mark.parametrize(("typed", "asked"), [(["p.png"], "ckpt=best_mae.pt"), (["p.png", "my.pt"], "ckpt=my.pt")])
-def test_a_checkpoint_is_asked_for(
-    typed: list[str], asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict.py", *typed])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"predict.py: ckpt is not set: type {asked}\n"
 
 
 def test_settings_that_it_does_not_have_are_pictures(predict: Predict) -> None:

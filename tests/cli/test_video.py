@@ -17,7 +17,9 @@ from PIL import Image
 import headcount
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
 from engine.videos import make_video
+from headcount import published
 from headcount.cli import video as command
 from headcount.engine import frames as reading
 
@@ -56,6 +58,24 @@ def count(best: str, counting: Callable[..., Count]) -> Count:
 @pytest.fixture
 def crowd(tmp_path: Path) -> Path:
     return make_video(tmp_path / "crowd.mp4", picture=noise)
+
+
+def test_without_a_checkpoint_the_default_counter_counts(
+    crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["video.py", "crowd.mp4", "--device", "cpu", "--every", "9", "--no-video"])
+    for status in (2, 0):
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        assert end.value.code == status
+        told = capfd.readouterr().err
+        assert ("no counter is named" in told) == (status == 2)
+        if status == 2:
+            stored_pair(tmp_path, "model.width=8", name=published.DEFAULT, license="research")
+    assert f"counting with {published.DEFAULT}: no errors were measured; license: research\n" in told
+    assert len(rows(tmp_path / "video_counts")) == 2
 
 
 def test_a_video_with_regions(count: Count, crowd: Path, best: str, tmp_path: Path) -> None:

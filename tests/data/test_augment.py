@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as pixels
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
 
 from headcount.config import AugmentConfig
 from headcount.data import augment
@@ -119,6 +120,13 @@ def test_a_flip_mirrors_the_picture() -> None:
     assert not torch.equal(mirrored, plain)
 
 
+@pytest.mark.parametrize(("side", "to"), [(97, 64), (64, 64), (40, 64)])
+def test_resizing_is_torchvisions(side: int, to: int) -> None:
+    image = torch.randint(256, (3, side + 9, side + 5), generator=chance(), dtype=torch.uint8)[:, 4:-5, 3:-2]
+    resized, _ = augment.resize(image, torch.zeros(0, 2), to)
+    assert torch.equal(resized, pixels.resize(image, [to, to], InterpolationMode.BICUBIC, antialias=True))
+
+
 def test_resizing_clamps_what_the_kernel_overshoots() -> None:
     """A hard edge between 0 and 255: wrapped bytes would put dark pixels into the bright half."""
     image = torch.zeros(3, 20, 20, dtype=torch.uint8)
@@ -188,10 +196,18 @@ def test_each_change_happens_as_often_as_its_probability() -> None:
     """With all but one switched off, a crop of the whole image differs from it in that share of cases."""
     picture, none = texture(64, 64), torch.zeros(0, 2)
     still = replace(GEOMETRY, min_scale=1.0, max_scale=1.0)
-    for name in ("flip", "jitter_probability", "blur_probability", "salt_pepper_probability"):
+    for name in ("flip", "jitter_probability", "grayscale", "blur_probability", "salt_pepper_probability"):
         steps = replace(still, **{name: 0.3}, salt_pepper=0.01)
         changed = sum(not torch.equal(steps(picture, none, chance(seed))[0], picture) for seed in range(300))
         assert 60 < changed < 120, name
+
+
+def test_a_crop_without_color_has_three_equal_channels() -> None:
+    steps = replace(GEOMETRY, grayscale=1.0)
+    crop, _ = steps(texture(64, 64), torch.zeros(0, 2), chance())
+    assert torch.equal(crop[0], crop[1])
+    assert torch.equal(crop[1], crop[2])
+    assert crop.shape == (3, 64, 64)
 
 
 def test_the_generator_alone_decides() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from headcount.config import WholeImageConfig
 from headcount.engine import checkpoint
 from headcount.engine.runtime import Runtime
-from headcount.engine.setup import _over_processes, build_job
+from headcount.engine.setup import _over_parts, build_job
 from headcount.engine.train import train, train_step
 from headcount.losses.sinkhorn import TransportSolution
 from headcount.models.tiling import count_image
@@ -143,8 +143,8 @@ def test_a_deterministic_run_on_a_gpu_is_repeated_bit_for_bit(tmp_path: Path) ->
 def test_the_sum_of_a_transport_term_does_not_depend_on_the_processes() -> None:
     """Gradients are averaged over processes, so that each process's sum counts as many times as there are processes."""
     summed, mean = config_of("loss.transport.ot_reduction=sum", "loss.transport.ot_weight=0.1").loss, config_of().loss
-    assert _over_processes(summed, 4).transport.ot_weight == pytest.approx(0.4)  # type: ignore[attr-defined]
-    assert _over_processes(summed, 1) == summed
-    assert _over_processes(mean, 4) == mean
+    assert _over_parts(summed, 4).transport.ot_weight == pytest.approx(0.4)  # type: ignore[attr-defined]
+    assert _over_parts(summed, 1) == summed
+    assert _over_parts(mean, 4) == mean
     plain = config_of("loss=cross_entropy").loss
-    assert _over_processes(plain, 4) == plain
+    assert _over_parts(plain, 4) == plain

@@ -272,3 +272,25 @@ def test_a_run_is_resumed_on_another_number_of_processes(tmp_path: Path, first: 
     for record, expected in zip(epochs, before, strict=True):
         # The same crops: their loss, and nothing else, is close.
         assert record["train/total"] == pytest.approx(expected["train/total"], rel=1e-3)
+
+
+# --------------------------------------------------------------------------------------- around a run
+
+
+def test_two_processes_accumulate_stop_early_and_log_once(tmp_path: Path) -> None:
+    """Nothing is learned, so that the second evaluation is no better than the first."""
+    nothing = ["optim.schedule=constant", "optim.lr=1e-12", "optim.weight_decay=0", "model.freeze=batch_norm"]
+    settings = [*nothing, "epochs=4", "eval_every_epochs=1", "early_stopping=1", "logger=csv", "keep=all"]
+    small = [text for text in SMALL if not text.startswith("optim.lr")]
+    command = [*TRAIN, *small, *settings, "accumulate=2", "runtime.devices=2"]
+    told = finish([start(command, tmp_path)], tmp_path)
+    assert told.count("stopped early after epoch 2 of 4") == 1
+    (folder,) = (file.parent for file in tmp_path.rglob("last.pt"))
+    assert {file.name for file in folder.glob("*.pt")} == {"last.pt", "best_mae.pt", "epoch_0001.pt", "epoch_0002.pt"}
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    fewer = ["epochs=3" if text == "epochs=4" else text for text in command]
+    again = finish([start([*fewer, "resume=true"], tmp_path)], tmp_path, status=2)
+    assert "planned for epochs=4 (2 are trained), and can only be extended" in again
+    more = [text for text in command if not text.startswith("early_stopping")]
+    finish([start([*more, "resume=true"], tmp_path)], tmp_path)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 5

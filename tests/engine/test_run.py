@@ -20,9 +20,10 @@ from headcount.cli.compose import compose, to_config
 from headcount.config import RuntimeConfig, TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine import train as loop
+from headcount.engine.continuation import processes_note
 from headcount.engine.lock import LOCK_FILE
 from headcount.engine.records import Events, Records
-from headcount.engine.run import RunFolder, _processes_note
+from headcount.engine.run import RunFolder
 from headcount.engine.setup import Job
 from headcount.engine.train import FinishedRun, train
 from headcount.errors import CheckpointError, ConfigError, DivergedError, OutputError
@@ -354,8 +355,7 @@ def test_a_clock_that_was_set_back_hides_no_epoch(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(time, "time", lambda clock=clock: clock)
         events = Events(tmp_path, purge_step=2 * session + 1)
         for epoch in (2 * session + 1, 2 * session + 2):
-            events.add_record({"epoch": epoch, "train/total": float(epoch)})
-            events.flush()
+            events.write([{"epoch": epoch, "train/total": float(epoch)}], shown={})
     shown = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in shown.Scalars("train/total")] == [(k, k) for k in range(1, 9)]
     assert len(list(tmp_path.iterdir())) == 4
@@ -368,30 +368,30 @@ def test_a_run_that_has_finished_adds_no_file(whole: Path) -> None:
     assert json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
 
 
-def processes_note(before: int, now: int, images: int, *, synchronized: bool = True, within_epoch: bool = False) -> str:
+def note_of(before: int, now: int, images: int, *, synchronized: bool = True, within_epoch: bool = False) -> str:
     old, new = (RuntimeConfig(devices=devices, sync_batchnorm=synchronized) for devices in (before, now))
-    return _processes_note(old, new, images=images, batch_size=8, batchnorm=True, within_epoch=within_epoch)
+    return processes_note(old, new, images=images, batch_size=8, batchnorm=True, within_epoch=within_epoch)
 
 
 def test_a_run_goes_on_with_another_number_of_processes() -> None:
-    assert processes_note(1, 1, 7) == processes_note(2, 2, 7) == processes_note(2, 2, 7, within_epoch=True) == ""
+    assert note_of(1, 1, 7) == note_of(2, 2, 7) == note_of(2, 2, 7, within_epoch=True) == ""
     words = "resuming with runtime.devices=2 a run of runtime.devices={}: each step has the same 8 crops, so that"
     for before in (1, 4):
-        note = processes_note(before, 2, 100)
+        note = note_of(before, 2, 100)
         assert note.startswith(words.format(before))
         assert "BatchNorm" not in note
 
 
 def test_steps_of_another_number_of_crops_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"runtime.devices=2: its steps have 7 crops.*resume with runtime.devices=1$"):
-        processes_note(1, 2, 7)
+        note_of(1, 2, 7)
 
 
 def test_within_an_epoch_the_number_of_processes_stays() -> None:
     with pytest.raises(ConfigError, match=r"stopped within an epoch.*resume with runtime.devices=1$"):
-        processes_note(1, 2, 8, within_epoch=True)
+        note_of(1, 2, 8, within_epoch=True)
 
 
 def test_statistics_over_other_crops_are_announced() -> None:
-    note = processes_note(1, 4, 8, synchronized=False)
+    note = note_of(1, 4, 8, synchronized=False)
     assert note.endswith("but BatchNorm, which is not synchronized, used 8 crops at a time and now uses 2")

@@ -62,7 +62,9 @@ def run_command(task: Task, config_name: str) -> None:
 
     def job(cfg: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        run = partial(_run, task, cfg, list(hydra_config.overrides.task), config_name)
+        # As typed: a reference in a setting has another place here, relative to which it may not exist.
+        typed: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        run = partial(_run, task, cfg, typed, config_name)
         if log is None:
             with exit_on_error(name):  # Hydra would add text of its own to an error
                 run()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -187,8 +187,6 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
     """Where a setting that ``path`` does not have may be instead."""
     if having := owners(path.replace(".", "/"), part):
         return f"; {part} is a setting of {path}={', '.join(having)}"
-    if near := nearest(part, allowed):
-        return near
     inner = [
         f"{group}.{k}"
         for group, node in ((str(g), n) for g, n in base.items())
@@ -196,7 +194,7 @@ def _hint(base: DictConfig, path: str, part: str, allowed: Sequence[str]) -> str
         for k in map(str, node)
     ]
     same = [key for key in inner if key.split(".")[-1] == part]
-    return f"; did you mean {' or '.join(same)}?" if same else ""
+    return f"; did you mean {' or '.join(same)}?" if same else nearest(part, allowed)
 
 
 def _type_words(node: Any) -> str:
@@ -209,6 +207,9 @@ def _type_words(node: Any) -> str:
         names = node if not hydra_private.is_null(node) else [item.name for item in dataclasses.fields(declared.type)]
         return "settings of its own: " + ", ".join(hydra_private.full_key(node, k) for k in map(str, names))
     if isinstance(node, ListConfig):
+        for element in get_args(declared.type):
+            if isinstance(element, type) and issubclass(element, Enum):
+                return "one or more of " + ", ".join(element.__members__) + optional
         return "a list such as [0.5,0.5,0.5]" + optional
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words.get(declared.type, str(declared.type)) + optional

@@ -132,7 +132,10 @@ def _type_words(declared: Any) -> str:
     if dataclasses.is_dataclass(declared):
         return "settings of its own: " + ", ".join(field.name for field in dataclasses.fields(declared))
     if typing.get_origin(declared) is list:
-        return "a list of " + {int: "whole numbers", float: "numbers"}.get(typing.get_args(declared)[0], "values")
+        (element,) = typing.get_args(declared)
+        if isinstance(element, type) and issubclass(element, Enum):
+            return "one or more of " + ", ".join(element.__members__)
+        return "a list of " + {int: "whole numbers", float: "numbers"}.get(element, "values")
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words.get(declared, "several settings")
 

@@ -130,12 +130,14 @@ def written_out(text: str) -> str:
     """Convert a typed setting to Hydra's spelling.
 
     ``key=~/folder``, which a shell may leave as it is, gets the home folder's path; ``model.head=regression`` becomes
-    ``model/head=regression``, Hydra's spelling for a choice in a group within another.
+    ``model/head=regression``, Hydra's spelling for a choice in a group within another; ``logger=csv`` becomes a list.
     """
     key, equals, value = text.partition("=")
     group = key.replace(".", "/")
     if equals and group in nested_groups():
         key = group
+    if key == "logger" and value and not value.startswith(("[", "${")):
+        value = f"[{value}]"
     return key + equals + re.sub(r"(?<![^,])~(?=[/,]|$)", lambda tilde: os.path.expanduser("~"), value)
 
 

@@ -1,7 +1,11 @@
 """Count the people in pictures.
 
+  python scripts/predict.py photo.jpg
   python scripts/predict.py photo.jpg ckpt=best_mae.pt
   python scripts/predict.py holiday/ "more/*.png" ckpt=best_mae.pt --output out
+
+Without ckpt=, the default counter that comes with headcount counts. ckpt= takes a checkpoint, a stored counter (either
+file of a pair NAME.safetensors and NAME.json), the name of a counter that comes with headcount, or hf-hub:owner/name.
 
 A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden; links to other
 folders are followed) or a pattern with *, ? or [abc]; ** stands for any folders between. The name of an existing file
@@ -32,11 +36,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headcount import published
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
-from headcount.config import ConfigError, missing_checkpoint
+from headcount.config import ConfigError, checkpoint_error
 from headcount.errors import HeadcountError
 from headcount.files import atomic_write, file_identity, make_folder
 from headcount.progress import progress_bar
@@ -61,7 +66,7 @@ _SAVE_EVERY = 30  # seconds
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=")
     parser.add_argument(
         "--output",
         type=to_path,
@@ -80,11 +85,30 @@ def main() -> None:
     add_region_options(parser)
     with exit_on_error(parser.prog, OSError):  # errors of a single picture are caught where it is counted
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
-        ckpt = arguments.values("ckpt").get("ckpt")
-        if ckpt is None:
-            named = [text for text in arguments.options.pictures if text.endswith((".pt", ".pth"))]
-            raise ConfigError(f"ckpt is not set: type ckpt={named[0] if named else 'best_mae.pt'}")
-        sys.exit(predict(Path(ckpt).expanduser(), arguments.options))
+        ckpt = chosen_checkpoint(arguments.values("ckpt").get("ckpt"), arguments.options.pictures)
+        sys.exit(predict(ckpt, arguments.options))
+
+
+def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
+    """The checkpoint that was typed, or the default counter that comes with headcount, which is announced.
+
+    Args:
+        typed: the value of ``ckpt=``; None if it was not typed.
+        inputs: the pictures or videos that were typed.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such checkpoint.
+    """
+    named = [text for text in inputs if Path(text).suffix in (".pt", ".pth", published.WEIGHTS)]
+    if typed is None and named:
+        raise ConfigError(f"ckpt is not set: type ckpt={named[0]}")
+    if typed is None:
+        counter = published.default_counter()
+        print(f"counting with {counter}", file=sys.stderr)
+        return counter.file
+    if missing := checkpoint_error(typed):
+        raise ConfigError(missing)
+    return Path(typed).expanduser()
 
 
 def predict(ckpt: Path, options: argparse.Namespace) -> int:
@@ -96,8 +120,6 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     Raises:
         ConfigError: if nothing can be done.
     """
-    if not ckpt.is_file():
-        raise ConfigError(missing_checkpoint(ckpt))
     regions = typed_regions(options)
     output = options.output.expanduser()
     earlier = earlier_results(output)

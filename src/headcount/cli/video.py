@@ -1,8 +1,10 @@
 """Count the people in the frames of a video, a camera or a stream.
 
-  python scripts/video.py crowd.mp4 ckpt=best_mae.pt --output out
+  python scripts/video.py crowd.mp4 --output out
   python scripts/video.py crowd.mp4 ckpt=best_mae.pt --every 2s --region "door=0%,50%,30%,100%"
   python scripts/video.py rtsp://camera.local/stream ckpt=best_mae.pt --every 1s --end 3600
+
+Without ckpt=, the default counter that comes with headcount counts, as in predict.py.
 
 SOURCE is a video file; a folder, pattern ("frames/*.png") or numbered name (frame_%04d.png) of images, which are
 ordered by the numbers in their names; a camera (camera:0 or /dev/video0); or the address of a stream (rtsp://, http://,
@@ -31,10 +33,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import choose_windows, device
+from headcount.cli.predict import choose_windows, chosen_checkpoint, device
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
-from headcount.config import ConfigError, missing_checkpoint
+from headcount.config import ConfigError
 from headcount.engine.signals import stop_event
 from headcount.files import make_folder
 from headcount.progress import progress_bar
@@ -52,7 +54,7 @@ _NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=")
     parser.add_argument(
         "--output", type=to_path, default=Path("video_counts"), help="folder of the results (default: video_counts)"
     )
@@ -80,13 +82,11 @@ def main() -> None:
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, mixed=("source",), only=("ckpt",), old_flags=("ckpt",))
         options = arguments.options
-        ckpt = arguments.values("ckpt").get("ckpt")
-        if ckpt is None:
-            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
         if len(options.source) != 1:
             found = ", ".join(options.source) or "none"
             raise ConfigError(f"one source is counted at a time, and {len(options.source)} are given: {found}")
-        sys.exit(count_video(options.source[0], Path(ckpt).expanduser(), options))
+        ckpt = chosen_checkpoint(arguments.values("ckpt").get("ckpt"), [])
+        sys.exit(count_video(options.source[0], ckpt, options))
 
 
 def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> int:
@@ -101,8 +101,6 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
     from headcount.report.predictions import check_output
     from headcount.report.video import VideoResults, earlier_video
 
-    if not ckpt.is_file():
-        raise ConfigError(missing_checkpoint(ckpt))
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}: no frame would be used")
     regions = typed_regions(options)

@@ -8,7 +8,7 @@ from headcount.config.fields import nearest_multiples, number
 
 @dataclass
 class AugmentConfig:
-    """Random crop, scale, flip, color jitter, blur, and salt-and-pepper noise."""
+    """Random crop, scale, flip, color jitter, loss of color, blur, and salt-and-pepper noise."""
 
     crop_size: int = number(224, 1, 4096)
     """Side of a training crop, in pixels; must be a multiple of the block size and of the model's stride."""
@@ -22,6 +22,9 @@ class AugmentConfig:
     """Maximum relative change of brightness, contrast and saturation, as a fraction."""
     jitter_probability: float = number(0.2, 0, 1)
     """Probability of color jitter."""
+    grayscale: float = number(0.0, 0, 1)
+    """Probability that a crop loses its color. The paper uses 0. Of several datasets, perhaps only one has gray images
+    (ShanghaiTech A has, B has not): a counter then mistakes a gray picture for one of that dataset."""
     blur_size: int = number(5, 1, 4095)
     """Side of the Gaussian blur's kernel, in pixels; must be odd and at most ``crop_size``."""
     blur_probability: float = number(0.2, 0, 1)

@@ -43,6 +43,15 @@ class LastPrompt(Enum):
     m_or_more = 2
 
 
+class Freeze(Enum):
+    """Parts of a network that are not trained."""
+
+    none = 1
+    batch_norm = 2
+    backbone = 3
+    all_but_head = 4
+
+
 @dataclass
 class HeadConfig:
     """Fields that every prediction head has."""
@@ -106,6 +115,10 @@ class ModelConfig:
     prior_bias: bool = True
     """Initialize the head's bias so that it predicts the training blocks' distribution over bins; False (released
     code) starts at roughly equal probabilities."""
+    freeze: Freeze = Freeze.none
+    """Parts that are not trained, and stay in evaluation mode: ``none``; ``batch_norm``, the BatchNorm layers of the
+    backbone, which then normalize by their stored statistics; ``backbone``; or ``all_but_head``, backbone and
+    decoder."""
 
     def stride(self, block_size: int) -> int | None:
         """Pixels of the input between two features, for blocks of ``block_size`` pixels.

@@ -18,6 +18,7 @@ class Schedule(Enum):
 
     cosine = 1
     cosine_restarts = 2
+    constant = 3
 
 
 class ScheduleStep(Enum):
@@ -43,10 +44,12 @@ class OptimConfig:
     # No useful limit: training with a rate that is too high stops, and says so.
     lr: float = number(1e-4, 1e-12, 1e30)
     """Peak learning rate."""
+    backbone_lr_factor: float = number(1.0, 1e-6, 1000)
+    """Learning rate of the backbone relative to that of decoder and head, at every step of the schedule."""
     weight_decay: float = number(1e-4, 0, 10)
     """Weight decay: Adam adds it to the gradient (L2), AdamW shrinks the weights."""
     schedule: Schedule = Schedule.cosine_restarts
-    """Shape of the learning rate after warm-up: one ``cosine``, or ``cosine_restarts``."""
+    """Shape of the learning rate after warm-up: one ``cosine``, ``cosine_restarts``, or ``constant``."""
     step: ScheduleStep = ScheduleStep.epoch
     """The learning rate is updated at every optimizer ``step``, or once per ``epoch`` (released code)."""
     warmup_epochs: float = number(0.0, 0, 1_000_000)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from headcount import published
 from headcount.config import augment, bins, dataset, loss, model, optim
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
@@ -16,7 +17,16 @@ from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
-from headcount.config.model import HEADS, ClipConfig, HeadConfig, ModelConfig, ZipHeadConfig
+from headcount.config.model import (
+    HEADS,
+    ClipConfig,
+    ClipViTConfig,
+    Freeze,
+    HeadConfig,
+    ModelConfig,
+    TinyConfig,
+    ZipHeadConfig,
+)
 from headcount.config.optim import OptimConfig
 from headcount.wording import cut, url_hint
 
@@ -96,6 +106,16 @@ class ExpectedConfig:
     """Whether it was trained and measured like this experiment; if False, the two are never compared."""
 
 
+class Tracker(Enum):
+    """A place beside metrics.jsonl where the numbers of each epoch are logged."""
+
+    tensorboard = 1
+    wandb = 2
+    mlflow = 3
+    csv = 4
+    none = 5
+
+
 @dataclass
 class TrainConfig:
     """Everything a training run depends on; written beside its results."""
@@ -115,11 +135,25 @@ class TrainConfig:
     """Number of passes over the training images."""
     batch_size: int = number(8, 1, 8192)
     """Number of crops per optimizer step, over all processes."""
+    accumulate: int = number(1, 1, 1024)
+    """Number of equal parts in which each process computes its crops of a step, one after the other, adding up their
+    gradients: less memory, the same step, except that BatchNorm normalizes by the crops of one part."""
     eval_every_epochs: int = number(5, 1, 1_000_000)
     """Number of epochs between evaluations; the last epoch is always evaluated."""
+    early_stopping: int | None = number(None, 1, 1_000_000)
+    """Stop after this number of evaluations in a row without a lower MAE; None trains for all epochs."""
+    init_from: str | None = None
+    """Path of a checkpoint whose backbone, decoder and, if its bins are the same, head the training starts from; None
+    starts from ``model.weights``. A resumed run continues with its own weights."""
+    logger: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])
+    """Where the numbers of each epoch are logged, beside metrics.jsonl: ``tensorboard``, ``csv``, ``wandb`` or
+    ``mlflow``, several of them as in ``[tensorboard,csv]``, or ``none``."""
+    keep: str = "best"
+    """Checkpoints that stay on the disk, beside last.pt: ``best``, that of the lowest MAE; ``last``, no other; ``all``,
+    the best and one per evaluation; or a number N, the best and those of the last N evaluations."""
     draw_every_evaluations: int = number(10, 0, 1_000_000)
-    """Number of evaluations between density maps in TensorBoard; those of the first and the last evaluation are always
-    drawn; 0 draws none at all."""
+    """Number of evaluations between density maps in TensorBoard (or wandb, mlflow); those of the first and the last
+    evaluation are always drawn; 0 draws none at all."""
     save_every_minutes: float | None = number(10.0, 0, 10_080)
     """Minutes between saving the state within an epoch, which is all that a kill can cost; 0 or None saves only at the
     end of each epoch, and when a signal stops the run."""
@@ -144,7 +178,8 @@ class EvalCommandConfig:
     """Settings of ``eval.py``; everything else comes from the checkpoint."""
 
     ckpt: str = MISSING
-    """Path of the checkpoint."""
+    """Checkpoint: a file (``.pt``, or one of a ``.safetensors`` and ``.json`` pair), the name of a counter that comes
+    with headcount, or ``hf-hub:owner/name`` on the Hugging Face Hub."""
     split: str = "test"
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
@@ -161,7 +196,7 @@ class EvalCommandConfig:
 
 PLACE = (
     *("resume", "dry_run", "data_root", "output_dir", "run_name", "draw_every_evaluations"),
-    "save_every_minutes",
+    *("save_every_minutes", "keep", "logger"),
     *("dataset.root", "dataset.cache_dir", "dataset.cache"),
     *("runtime.accelerator", "runtime.workers", "runtime.channels_last", "runtime.compile", "runtime.deterministic"),
     *("runtime.devices", "runtime.num_nodes"),
@@ -200,16 +235,13 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         wrong = crop_error(crop_size, block_size=block_size, stride=stride, model=config.model.name)
         errors += [] if wrong is None else [wrong]
     errors += augment.errors(config.augment)
-    if config.batch_size % config.runtime.processes:
-        product = config.runtime.typed_processes.replace(" ", " * ")
-        errors.append(
-            f"batch_size={config.batch_size}: must be a multiple of {product}, "
-            "so that every process gets the same number of images"
-        )
+    errors += _batch_errors(config)
     checked = config.model
     if isinstance(checked, model.PretrainedConfig) and not weights:
         checked = replace(checked, weights="none")
     errors += model.errors(checked)
+    errors += _fine_tuning_errors(config, weights=weights)
+    errors += _record_errors(config)
     errors += loss.errors(config.loss)
     errors += optim.errors(config.optim, epochs=config.epochs)
     errors += _runtime_errors(config.runtime)
@@ -221,6 +253,71 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         errors += [] if wrong is None else [wrong]
     if config.run_name in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._+-]+", config.run_name):
         errors.append(f"run_name={config.run_name}: may only hold letters, digits, '.', '_', '+' and '-'")
+    return errors
+
+
+def _batch_errors(config: TrainConfig) -> list[str]:
+    """A batch that processes and their parts of a step cannot share equally."""
+    processes = config.runtime.processes
+    if config.batch_size % processes:
+        product = config.runtime.typed_processes.replace(" ", " * ")
+        return [
+            f"batch_size={config.batch_size}: must be a multiple of {product}, "
+            "so that every process gets the same number of images"
+        ]
+    share = config.batch_size // processes
+    if share % config.accumulate:
+        allowed = ", ".join(str(k) for k in range(1, share + 1) if share % k == 0)
+        of_each = f" ({share} of each process)" if processes > 1 else ""
+        return [
+            f"accumulate={config.accumulate}: must divide batch_size={config.batch_size}{of_each} into equal parts; "
+            f"allowed are {allowed}"
+        ]
+    return []
+
+
+def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
+    """Frozen parts that would stay random, a learning rate of nothing, and a checkpoint that does not exist."""
+    errors = []
+    freeze, untrained = config.model.freeze, getattr(config.model, "weights", None) == "none"
+    freezes_backbone = freeze in (Freeze.backbone, Freeze.all_but_head)
+    if freezes_backbone and config.init_from is None and (untrained or isinstance(config.model, TinyConfig)):
+        errors.append(
+            f"model.freeze={freeze.name}: the backbone would keep its random weights; add init_from=CKPT, or choose "
+            "model.freeze=none"
+        )
+    elif (
+        freezes_backbone
+        and config.init_from is None
+        and isinstance(config.model, ClipViTConfig)
+        and config.model.prompt_tokens
+    ):
+        errors.append(
+            f"model.freeze={freeze.name}: the prompt tokens would stay random; model.frozen=true alone freezes the "
+            "image encoder and trains them"
+        )
+    if freezes_backbone and config.optim.backbone_lr_factor != 1:
+        errors.append(
+            f"optim.backbone_lr_factor={config.optim.backbone_lr_factor:g}: model.freeze={freeze.name} leaves no "
+            "backbone to train; leave one of them out"
+        )
+    if weights and not config.resume and config.init_from is not None:
+        missing = checkpoint_error(config.init_from, setting="init_from")
+        errors += [] if missing is None else [missing]
+    return errors
+
+
+def _record_errors(config: TrainConfig) -> list[str]:
+    """Loggers and kept checkpoints that contradict each other or are not known."""
+    errors = []
+    names = [tracker.name for tracker in config.logger]
+    typed = f"logger=[{','.join(names)}]"
+    if len(set(names)) < len(names):
+        errors.append(f"{typed}: names one of them twice")
+    if not names or ("none" in names and len(names) > 1):
+        errors.append(f"{typed}: name one or more of tensorboard, csv, wandb, mlflow, or none alone")
+    if config.keep not in ("best", "last", "all") and not re.fullmatch(r"[1-9]\d{0,5}", config.keep):
+        errors.append(f"keep={config.keep}: must be best, last, all, or a number of evaluations from 1 to 999999")
     return errors
 
 
@@ -302,16 +399,34 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    path = Path(config.ckpt).expanduser()
-    return errors if os.path.isfile(path) else [*errors, missing_checkpoint(path)]
+    missing = checkpoint_error(config.ckpt)
+    return errors if missing is None else [*errors, missing]
 
 
-def missing_checkpoint(path: Path) -> str:
-    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it."""
+def checkpoint_error(ckpt: str | Path, *, setting: str = "ckpt") -> str | None:
+    """The error of a checkpoint that does not exist; None if it does, or lies on the hub, which is asked later.
+
+    Args:
+        ckpt: as it was typed.
+        setting: the setting that named it.
+    """
+    if published.is_on_hub(ckpt) or published.locate(ckpt) is not None:
+        return None
+    return missing_checkpoint(Path(ckpt).expanduser(), setting=setting)
+
+
+def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
+    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it or in headcount.
+
+    Args:
+        path: as it was typed.
+        setting: the setting that named it.
+    """
     # Those of os.path are false, instead of an error, for a path that is too long.
     folder = path if os.path.isdir(path) else path.parent
-    beside = sorted(str(file) for file in folder.glob("*.pt")) if os.path.isdir(folder) else []
+    found = [*folder.glob("*.pt"), *folder.glob(f"*{published.WEIGHTS}")] if os.path.isdir(folder) else []
+    hint = f"; there is {', '.join(sorted(map(str, found)))}" if found else url_hint(str(path))
+    if not path.suffix and len(path.parts) == 1 and (names := published.names()):
+        hint += f"; counters that come with headcount: {', '.join(names)}"
     problem = "is a folder" if os.path.isdir(path) else "no such file"
-    return f"ckpt={cut(str(path), 1000)}: {problem}" + (
-        f"; there is {', '.join(beside)}" if beside else url_hint(str(path))
-    )
+    return f"{setting}={cut(str(path), 1000)}: {problem}{hint}"

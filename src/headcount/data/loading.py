@@ -219,14 +219,15 @@ def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
     return partial(collate, targets=targets)
 
 
-def step_images(images: int, batch_size: int, processes: int) -> int:
+def step_images(images: int, batch_size: int, shares: int) -> int:
     """Images per optimizer step, over all processes: a batch, or what can be shared equally of a smaller dataset.
 
     Args:
         images: in the dataset.
         batch_size: over all processes.
+        shares: number of processes, times the number of parts in which each computes its share.
     """
-    return min(batch_size // processes, images // processes) * processes
+    return min(batch_size // shares, images // shares) * shares
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -234,7 +235,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     The images of an optimizer step are the same on any number of processes; each process takes its share
     of them. Images that do not fill a last batch are dropped, so that all processes see the same number
-    of batches of the same size. A dataset smaller than one step gives one smaller batch.
+    of batches of the same size. A dataset smaller than one step gives one smaller batch, which each process can split
+    into ``parts`` of equal size.
 
     Args:
         images: number of images per epoch.
@@ -243,7 +245,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         drawn: returns the indices of an epoch's images, ``images`` of them; None draws each image once.
 
     Raises:
-        ConfigError: if there are no images, or fewer than processes.
+        ConfigError: if there are no images, or fewer than processes or parts.
     """
 
     def __init__(
@@ -255,6 +257,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world: int = 1,
         drawn: Callable[[int], Sequence[int]] | None = None,
+        parts: int = 1,
     ) -> None:
         if images < 1:
             raise ConfigError("the training split has no images; name or add some")
@@ -263,13 +266,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 f"{images} training images cannot be shared among {world} processes; "
                 f"start at most {images} (runtime.devices)"
             )
+        if images < world * parts:
+            raise ConfigError(
+                f"accumulate={parts}: {images} training images cannot be split into {world * parts} parts; "
+                f"set at most {images // world}"
+            )
         self.epoch = 0
         self.start = 0
         """Number of batches at the start of the epoch that are left out."""
         self._images, self._seed, self._rank, self._world = images, seed, rank, world
         self._drawn = drawn
         # Per process; at most its share of the dataset, because otherwise the epoch would be empty.
-        self._batch_size = step_images(images, batch_size * world, world) // world
+        self._batch_size = step_images(images, batch_size * world, world * parts) // world
 
     @property
     def step_images(self) -> int:
@@ -340,6 +348,7 @@ def build_train_loader(
     *,
     batch_size_per_process: int,
     seed: int,
+    parts: int = 1,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -351,6 +360,7 @@ def build_train_loader(
         make_batch: from :func:`build_batches`.
         batch_size_per_process: samples per batch on this process; smaller if the dataset is.
         seed: of the order; the augmentation of the samples has the dataset's seed.
+        parts: number of equal parts into which each batch will be split.
         workers: processes that load samples; 0 loads in this process.
         pin_memory: return batches in page-locked memory, for a GPU.
     """
@@ -361,6 +371,7 @@ def build_train_loader(
         rank=rank,
         world=world,
         drawn=dataset.drawn,
+        parts=parts,
     )
     return TrainLoader(dataset, sampler, make_batch, workers=workers, pin_memory=pin_memory)
 

@@ -357,14 +357,12 @@ def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, 
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
-    from headcount.data.synthetic import draw_crowd
+    from headcount.data.drawing import draw_crowds
 
     source = source_split(split)
     total = {"train": config.train_images, "val": config.val_images, "test": config.test_images}[source]
     chosen = _choose([f"{source}_{k:04d}" for k in range(total)], config, split)
-    # Drawn here, once: forked workers share the memory.
-    progress = progress_bar(chosen, label=f"drawing synthetic {split}", disable=len(chosen) <= 100)
-    samples = [draw_crowd(k, config=config, split=source) for k in progress]
+    samples = draw_crowds(chosen, config=config, split=source, label=f"drawing synthetic {split}")
     sizes = [(sample.image.shape[2], sample.image.shape[1]) for sample in samples]
     return CrowdDataset(
         [sample.name for sample in samples],

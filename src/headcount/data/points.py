@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 MIN_SIGMA = 0.1
@@ -113,6 +112,8 @@ class Smoothing:
         """
         if self.neighbors is None or len(points) <= self.neighbors:
             return torch.full((len(points),), self.sigma, dtype=torch.float64)
+        from scipy.spatial import KDTree  # late: takes time to load, and few settings need it
+
         distances, _ = KDTree(points.numpy()).query(
             points.numpy(), k=self.neighbors + 1
         )  # The nearest is the head itself.

@@ -4,6 +4,7 @@ Loads with ``weights_only=True``, so that an untrusted file cannot run code. See
 checkpoints/README.md for its keys.
 """
 
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headcount import published
 from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
@@ -32,6 +34,8 @@ from headcount.config import (
     window_error,
 )
 from headcount.data.catalogue import dataset_info
+from headcount.engine.hub import download
+from headcount.engine.stored import read_pair
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write
 from headcount.models.build import build_model
@@ -45,6 +49,17 @@ LAST = "last.pt"
 BEST = "best_mae.pt"
 MID_EPOCH = "mid_epoch.pt"
 """Written within an epoch and removed at its end: what last.pt holds, and the number of steps done in the epoch."""
+
+
+def epoch_file(epoch: int) -> str:
+    """Name of the checkpoint of the evaluation after an epoch, of which runs keep as many as their settings say."""
+    return f"epoch_{epoch:04d}.pt"
+
+
+def epoch_files(folder: Path) -> list[tuple[Path, int]]:
+    """The checkpoints of evaluations in a folder, and their epochs, the earliest first."""
+    names = [(file, re.fullmatch(r"epoch_(\d+)\.pt", file.name)) for file in folder.glob("epoch_*.pt")]
+    return sorted([(file, int(name[1])) for file, name in names if name], key=lambda found: found[1])
 
 
 def _is_selection(value: Any) -> bool:
@@ -101,18 +116,32 @@ def read(path: str | Path, *, setting: str = "ckpt") -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Args:
-        path: the file.
+        path: a file that training wrote, either file of a stored pair (``engine.stored``), the name of a counter that
+            comes with headcount, or ``hf-hub:owner/name``, which is downloaded.
         setting: the setting that named the file, for error messages; empty if none did.
 
     Raises:
         CheckpointError: if the file is missing, truncated, not a checkpoint, of a newer format, or
             contains anything but plain values and tensors.
+        ConfigError: if it cannot be downloaded.
     """
+    located = download(str(path)) if published.is_on_hub(path) else published.locate(path)
     path = Path(path).expanduser()
-    if not path.is_file():
+    if located is None:
         raise CheckpointError(missing_checkpoint(path))
-    content = read_plain(path, setting=setting, what="a checkpoint of headcount")
     name = f"{setting}={path}" if setting else str(path)
+    content = read_pair(located, name=name) if published.is_pair(located) else _read_file(located, setting, name)
+    for key, is_valid in _KEYS.items():
+        if key not in content:
+            raise CheckpointError(f"{name}: the checkpoint is damaged: it has no {key!r}")
+        if not is_valid(content[key]):
+            raise CheckpointError(f"{name}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
+    return content
+
+
+def _read_file(path: Path, setting: str, name: str) -> dict[str, Any]:
+    """The content of a file that :func:`save` wrote."""
+    content = read_plain(path, setting=setting, what="a checkpoint of headcount")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{name}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
     version = content.get("format_version")
@@ -122,11 +151,6 @@ def read(path: str | Path, *, setting: str = "ckpt") -> dict[str, Any]:
         raise CheckpointError(
             f"{name}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
-    for key, is_valid in _KEYS.items():
-        if key not in content:
-            raise CheckpointError(f"{name}: the checkpoint is damaged: it has no {key!r}")
-        if not is_valid(content[key]):
-            raise CheckpointError(f"{name}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
     return content
 
 

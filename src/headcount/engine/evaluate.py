@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from headcount import published
 from headcount.config import (
     CustomConfig,
     DatasetConfig,
@@ -232,6 +234,10 @@ def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[st
     if config.output_dir:
         return Path(config.output_dir).expanduser()
     path = Path(config.ckpt).expanduser()
+    located = published.locate(config.ckpt)
+    if located is None or located.parent == published.published_folder():  # not a folder to write to
+        name = re.sub(r"[^\w.@-]+", "-", str(config.ckpt)) if located is None else located.stem
+        path = Path(TrainConfig.output_dir, "published", name, name)
     return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
 
 

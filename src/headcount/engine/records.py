@@ -1,4 +1,4 @@
-"""Measurements of a training run: epoch means, metrics.jsonl and TensorBoard.
+"""Measurements of a training run: epoch means, metrics.jsonl and TensorBoard; ``trackers`` has other places.
 
 metrics.jsonl has one line per epoch. A resumed run truncates both to its checkpoint, so that they
 look as if it had never stopped.
@@ -9,7 +9,7 @@ import os
 import socket
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +23,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from headcount.config import Tracker
 from headcount.engine.runtime import Runtime
+from headcount.engine.trackers import EpochLog, RunIdentity, open_trackers
 from headcount.errors import CheckpointError
 from headcount.files import append_bytes, json_line, read_text, write_text
 from headcount.metrics import EMPTY_BELOW
@@ -36,16 +38,25 @@ _GRADIENT = "gradient_norm"
 
 
 class Records:
-    """Writes metrics.jsonl and TensorBoard events, on rank 0."""
+    """Writes metrics.jsonl and logs its lines elsewhere, on rank 0."""
 
-    def __init__(self, folder: Path, *, start_epoch: int, last: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_epoch: int,
+        last: dict[str, Any] | None = None,
+        open_logs: Callable[[int], Sequence[EpochLog]] | None = None,
+    ) -> None:
         """Open the records of ``folder``, without epochs after the first ``start_epoch``.
 
         Args:
             last: the record of epoch ``start_epoch``; added if a kill came before it was written. None if unknown.
+            open_logs: opens the other places, given the number of epochs that are logged there; None opens TensorBoard.
 
         Raises:
             CheckpointError: if one of the first ``start_epoch`` epochs is missing.
+            ConfigError: if a tracker cannot be opened.
         """
         self.file = folder / METRICS_FILE
         self._records = [r for r in read_metrics(folder) if r["epoch"] <= start_epoch]
@@ -58,39 +69,66 @@ class Records:
             )
         self._folder = folder
         self._start_epoch = start_epoch
-        self.events = Events(folder, purge_step=start_epoch + 1 - len(unwritten))
-        for record in unwritten:
-            self.events.add_record(record)
-            self.events.flush()
+        logged = start_epoch - len(unwritten)
+        self._logs = [Events(folder, purge_step=logged + 1)] if open_logs is None else open_logs(logged)
+        if unwritten:
+            self._log({})
         self._write()
 
     def write(self, record: dict[str, Any], *, shown: Mapping[str, float] | None = None) -> None:
         """Append the numbers of one epoch; ``record["epoch"]`` counts from 1.
 
         Args:
-            record: what metrics.jsonl and TensorBoard get.
-            shown: what only TensorBoard gets, because it depends on the machine and on earlier epochs of the process.
+            record: what metrics.jsonl and all logs get.
+            shown: what only logs get, because it depends on the machine and on earlier epochs of the process.
 
         Raises:
             OutputError: if a file cannot be written.
         """
         settings = self._folder / CONFIG_FILE
         if record["epoch"] == self._start_epoch + 1 and settings.is_file():
-            text = textwrap.indent(read_text(settings), "    ")  # a code block in Markdown
-            self.events.add(summary.text("settings", text), self._start_epoch)
-        self.events.add_record({**record, **(shown or {})})
-        self.events.flush()
+            for log in self._logs:
+                log.add_settings(read_text(settings), self._start_epoch)
         self._records.append(record)
+        self._log(shown or {})
         self._write()
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
         """Add images (3, height, width) in bytes, by name; they are written with the numbers of the epoch."""
-        for name, picture in pictures.items():
-            self.events.add(summary.image(name, picture, dataformats="CHW"), epoch)
+        for log in self._logs:
+            log.add_pictures(pictures, epoch)
+
+    def close(self, error: BaseException | None) -> None:
+        """Finish the logs.
+
+        Args:
+            error: what ended the run; None if it ended as planned.
+        """
+        for log in self._logs:
+            log.close(error)
+
+    def _log(self, shown: Mapping[str, float]) -> None:
+        for log in self._logs:
+            log.write(self._records, shown=shown)
 
     def _write(self) -> None:
         """Write all lines anew: half a line must never be seen."""
         write_text(self.file, "".join(map(json_line, self._records)))
+
+
+def open_logs(run: RunIdentity, logged: int) -> list[EpochLog]:
+    """Open the places where a run is logged; of one that is logged completely, none that would start a run of its own.
+
+    Args:
+        logged: number of epochs that are logged already.
+
+    Raises:
+        ConfigError: if one cannot be reached.
+    """
+    board: list[EpochLog] = (
+        [Events(run.folder, purge_step=logged + 1)] if Tracker.tensorboard in run.config.logger else []
+    )
+    return board if logged >= run.config.epochs else [*board, *open_trackers(run, logged=logged)]
 
 
 class Events:
@@ -102,7 +140,7 @@ class Events:
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        """Name the file; it is created by the first :meth:`flush`.
+        """Name the file; it is created by the first :meth:`write`.
 
         Args:
             purge_step: steps of earlier files that are hidden, from this one on.
@@ -115,24 +153,33 @@ class Events:
         self._append(Event(step=purge_step, file_version="brain.Event:2"))
         self._append(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, what: Summary, step: int) -> None:
-        """Add a picture or a number at a step; written by :meth:`flush`."""
-        self._append(Event(step=step, summary=what))
+    def add_settings(self, text: str, epoch: int) -> None:
+        """Add the settings as text."""
+        self._add(summary.text("settings", textwrap.indent(text, "    ")), epoch)  # a code block in Markdown
 
-    def add_record(self, record: dict[str, Any]) -> None:
-        """Add the numbers of an epoch."""
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and key != "epoch":
-                self.add(summary.scalar(key, value), record["epoch"])
+    def add_pictures(self, pictures: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Add pictures (3, height, width) in bytes by name."""
+        for name, picture in pictures.items():
+            self._add(summary.image(name, picture, dataformats="CHW"), epoch)
 
-    def flush(self) -> None:
-        """Write what was added since the last time.
+    def write(self, records: Sequence[Mapping[str, Any]], *, shown: Mapping[str, float]) -> None:
+        """Write the numbers of the last record, and what was added since the one before.
 
         Raises:
             OutputError: if the file cannot be written; nothing of it then is.
         """
+        epoch = records[-1]["epoch"]
+        for key, value in {**records[-1], **shown}.items():
+            if isinstance(value, (int, float)) and key != "epoch":
+                self._add(summary.scalar(key, value), epoch)
         append_bytes(self.file, self._unwritten.getvalue())
         self._unwritten = BytesIO()
+
+    def close(self, error: BaseException | None) -> None:
+        """Do nothing: every record is written completely."""
+
+    def _add(self, what: Summary, step: int) -> None:
+        self._append(Event(step=step, summary=what))
 
     def _append(self, event: Event) -> None:
         event.wall_time = time.time()
@@ -146,6 +193,9 @@ class NoRecords:
         """Do nothing."""
 
     def pictures(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
+        """Do nothing."""
+
+    def close(self, error: BaseException | None) -> None:
         """Do nothing."""
 
 

@@ -5,7 +5,6 @@ with other settings or images.
 """
 
 import dataclasses
-import hashlib
 import sys
 import time
 from contextlib import suppress
@@ -16,34 +15,29 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from headcount.config import (
-    PLACE,
-    ConfigError,
-    Precision,
-    RuntimeConfig,
-    TrainConfig,
-    as_of_one_dataset,
-    from_plain,
-    to_plain,
-)
-from headcount.data.crowd import CrowdDataset
-from headcount.data.loading import step_images
-from headcount.data.prepare import image_origin
+from headcount.config import ConfigError, Precision, TrainConfig, from_plain, to_plain
 from headcount.engine import checkpoint
-from headcount.engine.batch_norm import has_batch_norm
+from headcount.engine.continuation import (
+    describe_extension,
+    digest,
+    find_shorter,
+    fingerprint,
+    processes_note,
+    refuse_changed_config,
+    refuse_changed_images,
+    refuse_fewer_epochs,
+)
 from headcount.engine.lock import LOCK_FILE, FolderLock
-from headcount.engine.optim import load_optimizer_state, load_schedule_state
-from headcount.engine.records import Meter, NoRecords, Records
-from headcount.engine.runtime import Runtime
+from headcount.engine.optim import follow_schedule, load_optimizer_state, load_schedule_state
+from headcount.engine.records import Meter, NoRecords, Records, open_logs
+from headcount.engine.runtime import Runtime, has_batch_norm
 from headcount.engine.setup import Job, UnfinishedEpoch
+from headcount.engine.trackers import RunIdentity, identifiers
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, remove_leftovers, write_json
-from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, flatten, read_provenance, read_run
+from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_run
 from headcount.types import Best
 from headcount.wording import first_names
-
-# What may change between a run and its continuation: where things are, not what is learned.
-_MAY_CHANGE = (*PLACE, "eval.pictures")
 
 
 class RunFolder:
@@ -58,6 +52,7 @@ class RunFolder:
         self._commit = checkpoint.commit()
         self._images: dict[str, str] = {}
         self._records: Records | NoRecords = NoRecords()
+        self._extended: dict[str, int] | None = None
         self._lock = FolderLock(self.path)
         self._record: dict[str, Any] | None = None
         self._saved: dict[str, str] = {}
@@ -109,14 +104,16 @@ class RunFolder:
             CheckpointError: if the checkpoint or the records are damaged.
         """
         self._images = {
-            "training_images": _digest(job.data.train),
+            "training_images": digest(job.data.train),
             "training_data": fingerprint(job.data.train),
             "selection_data": fingerprint(job.data.selection),
         }
         if self.resuming:
             self._load(job)
         elif self._config.resume and self._runtime.is_main:
-            print(f"nothing to resume in {self.path}: starting at the first epoch", file=sys.stderr)
+            shorter = find_shorter(self._config, self.path)
+            hint = f"; to extend the run of fewer epochs, stop and add run_name={shorter}" if shorter else ""
+            print(f"nothing to resume in {self.path}: starting at the first epoch{hint}", file=sys.stderr)
         self._runtime.on_main(partial(self._start, job))
         if self._runtime.is_main and job.unfinished is None:  # all processes have read it
             self._remove_mid_epoch()
@@ -153,9 +150,13 @@ class RunFolder:
         checkpoint.save({**self._training(job), "record": record}, self.path / checkpoint.LAST)
         self._saved[checkpoint.LAST] = f"epoch {job.epoch}"
         self._remove_mid_epoch()
-        if is_best:
+        if is_best and job.config.keep != "last":
             self._save_best(job)
+        if _is_evaluated(record):
+            self._save_evaluated(job)
         self._records.write(record, shown={"train/peak_memory_mib": self._runtime.peak_memory_mib()})
+        self._remove_old(job)
+        self._note_early_stop(job)
         self._write_provenance(worked=True)
 
     def _save_mid_epoch(self, job: Job, meter: Meter, processes: list[dict[str, Any]]) -> None:
@@ -187,6 +188,28 @@ class RunFolder:
         checkpoint.save(best, self.path / checkpoint.BEST)
         self._saved[checkpoint.BEST] = f"epoch {job.epoch}"
 
+    def _save_evaluated(self, job: Job) -> None:
+        """Write the checkpoint of an evaluation, if the settings keep one."""
+        if job.config.keep not in ("best", "last"):
+            evaluated = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
+            checkpoint.save(evaluated, self.path / checkpoint.epoch_file(job.epoch))
+
+    def _remove_old(self, job: Job) -> None:
+        """Remove the checkpoints of evaluations that the settings no longer keep; never one of the best epoch."""
+        if not job.config.keep.isdigit():
+            return
+        best_epoch = None if job.best is None or (self.path / checkpoint.BEST).exists() else job.best.epoch
+        for file, epoch in checkpoint.epoch_files(self.path)[: -int(job.config.keep)]:
+            if epoch != best_epoch:
+                with suppress(OSError):  # tried again after the next evaluation
+                    file.unlink()
+
+    def _note_early_stop(self, job: Job) -> None:
+        if job.stops_early:
+            assert job.best is not None
+            stop = {"epoch": job.epoch, "best_epoch": job.best.epoch, "early_stopping": job.config.early_stopping}
+            self._provenance["stopped_early"] = stop
+
     def _common(self, job: Job) -> dict[str, Any]:
         """What all checkpoints hold."""
         return {
@@ -213,9 +236,22 @@ class RunFolder:
             return f"{' and '.join(self._saved)} are no longer in {self.path}"
         return f"safe in {self.path}: {' and '.join(f'{name} of {moment}' for name, moment in kept.items())}"
 
-    def close(self) -> None:
-        """Release the lock."""
-        self._lock.release()
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Finish the records, and release the lock.
+
+        Args:
+            error: what ended the run; None if it ended as planned.
+        """
+        try:
+            self._records.close(error)
+        finally:
+            self._lock.release()
 
     def _load(self, job: Job) -> None:
         file, content = self._newest()
@@ -223,13 +259,18 @@ class RunFolder:
             trained = from_plain(content["config"])
         except (HeadcountError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file}: its settings cannot be read: {error!r}") from error
-        _refuse_changed_config(job.config, trained)
-        _refuse_changed_images(self._images, content, job.data.selection_split)
-        note = _processes_note(
+        refuse_fewer_epochs(trained.epochs, job.config.epochs, trained=content["epoch"])
+        refuse_changed_config(job.config, trained)
+        if job.config.init_from is not None and self._runtime.is_main:
+            print("resuming: init_from is not read, the run continues with its own weights", file=sys.stderr)
+        job.config = dataclasses.replace(job.config, init_from=trained.init_from)
+        refuse_changed_images(self._images, content, job.data.selection_split)
+        note = processes_note(
             trained.runtime,
             job.config.runtime,
             images=job.data.train.images_per_epoch,
             batch_size=job.config.batch_size,
+            parts=job.config.accumulate,
             batchnorm=has_batch_norm(job.counter),
             within_epoch="step" in content,
         )
@@ -260,10 +301,21 @@ class RunFolder:
                 f"{file}: its weights are not finite ({first_names(wrong)}), so training cannot continue; "
                 f"{checkpoint.repair_hint(file)}"
             )
+        if trained.epochs < job.config.epochs:
+            self._extend(job, trained.epochs)
         moments = {checkpoint.LAST: f"epoch {job.epoch}"} if job.epoch else {}
         moments |= {checkpoint.BEST: f"epoch {job.best.epoch}"} if job.best else {}
         moments |= {checkpoint.MID_EPOCH: f"epoch {job.epoch + 1}, step {content['step']}"} if job.unfinished else {}
         self._saved = moments
+
+    def _extend(self, job: Job, before: int) -> None:
+        """Continue with the learning rate of the schedule over more epochs."""
+        now = job.config.epochs
+        follow_schedule(job.schedule)
+        self._extended = {"from": before, "to": now, "after_epoch": job.epoch}
+        if self._runtime.is_main:
+            epoch = job.schedule.last_epoch / len(job.loader)
+            print(describe_extension(job.config.optim, before=before, now=now, epoch=epoch), file=sys.stderr)
 
     def _newest(self) -> tuple[Path, dict[str, Any]]:
         """The checkpoint to resume from: mid_epoch.pt, unless its epoch was finished and it could not be removed."""
@@ -294,18 +346,43 @@ class RunFolder:
         images = {
             "train": len(job.data.train),
             "selection": len(job.data.selection),
-            "digest": f"{self._images['training_images']}-{_digest(job.data.selection)}",
+            "digest": f"{self._images['training_images']}-{digest(job.data.selection)}",
         }
         commits = [*(commit for commit in earlier if commit != self._commit), self._commit]
-        self._earlier_seconds = read_provenance(self.path).get("seconds", 0.0) if self.resuming else 0.0
-        self._provenance = {"commits": commits, "images": images, **self._runtime.describe()}
-        self._records = Records(self.path, start_epoch=job.epoch, last=self._record)
+        before = read_provenance(self.path) if self.resuming else {}
+        self._earlier_seconds = before.get("seconds", 0.0)
+        self._provenance = {
+            "commits": commits,
+            "images": images,
+            **self._runtime.describe(),
+            **self._history(job, before),
+        }
+        self._note_early_stop(job)
+        ids = identifiers(before)
+        identity = RunIdentity(self.path, job.config, ids)
+        self._records = Records(
+            self.path, start_epoch=job.epoch, last=self._record, open_logs=partial(open_logs, identity)
+        )
+        self._provenance |= {"logger": ids} if ids else {}
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
         self._write_provenance(worked=False)
-        is_best = job.best is not None and job.best.epoch == job.epoch
+        is_best = job.best is not None and job.best.epoch == job.epoch and job.config.keep != "last"
         if is_best and job.unfinished is None and _best_epoch(self.path) != job.epoch:
             self._save_best(job)  # a kill came between the two checkpoints of this epoch
+        is_saved = (self.path / checkpoint.epoch_file(job.epoch)).is_file()
+        if self._record is not None and _is_evaluated(self._record) and job.unfinished is None and not is_saved:
+            self._save_evaluated(job)
+
+    def _history(self, job: Job, before: dict[str, Any]) -> dict[str, Any]:
+        """What run.json says of the run's start and extensions; ``before`` is what it said so far."""
+        # An extension that was killed before its first epoch may have been taken back.
+        earlier = [one for one in before.get("extended", []) if one["to"] <= job.config.epochs]
+        extensions = [one for one in earlier if one != self._extended]
+        extensions += [] if self._extended is None else [self._extended]
+        start = before.get("init_from") if job.start is None else job.start.to_plain()
+        history = {"init_from": start, "extended": extensions}
+        return {key: value for key, value in history.items() if value}
 
     def _write_provenance(self, *, worked: bool) -> None:
         """Write run.json; ``seconds`` is the duration until the last save, over all processes that resumed the run.
@@ -316,6 +393,10 @@ class RunFolder:
         new = time.perf_counter() - self._started if worked else 0.0
         seconds = round(self._earlier_seconds + new, 1)
         write_json(self.path / PROVENANCE_FILE, {**self._provenance, "seconds": seconds})
+
+
+def _is_evaluated(record: dict[str, Any]) -> bool:
+    return "eval/mae" in record
 
 
 def recorded_precision(config: TrainConfig) -> Precision | None:
@@ -367,93 +448,3 @@ def _best_epoch(folder: Path) -> int | None:
     except HeadcountError:
         return None
     return epoch
-
-
-def _refuse_changed_config(config: TrainConfig, trained: TrainConfig) -> None:
-    before, now = flatten(to_plain(trained)), flatten(to_plain(config))
-    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-    differ = [k for k in differ if as_of_one_dataset(k) not in _MAY_CHANGE]
-    # A group of another kind has other settings: only the outermost such group is named.
-    groups = [key.removeprefix("kinds.").replace("/", ".") for key in differ if key.startswith("kinds.")]
-    outermost = [group for group in groups if not group.startswith(tuple(f"{other}." for other in groups))]
-    changed = []
-    for group in outermost:
-        key = f"kinds.{group.replace('.', '/')}"
-        changed.append(f"{group}={now.get(key)} (was {before.get(key)})")
-    for key in differ:
-        if not key.startswith(("kinds.", *(f"{group}." for group in outermost))):
-            changed.append(f"{key}={now.get(key)} (was {before.get(key)})")
-    if changed:
-        raise ConfigError(
-            f"resume=true with settings that differ from those of the run: {', '.join(changed)}; continue with its own "
-            "settings, or start another run with run_name=NAME"
-        )
-
-
-def _processes_note(
-    before: RuntimeConfig, now: RuntimeConfig, *, images: int, batch_size: int, batchnorm: bool, within_epoch: bool
-) -> str:
-    """What it means that a run continues on another number of processes; empty if it does not.
-
-    Args:
-        images: to train on.
-        batch_size: over all processes.
-        batchnorm: whether the network has batch normalization.
-        within_epoch: whether the checkpoint was saved in the middle of an epoch, with the state of each process.
-
-    Raises:
-        ConfigError: if its steps would have another number of crops, or each process needs its own state.
-    """
-    if before.processes == now.processes:
-        return ""
-    if within_epoch:
-        raise ConfigError(
-            f"resume=true with {now.typed_processes}: the run was stopped within an epoch, and each process continues "
-            f"with its own random numbers; resume with {before.typed_processes}"
-        )
-    crops, crops_now = (step_images(images, batch_size, runtime.processes) for runtime in (before, now))
-    if crops != crops_now:
-        raise ConfigError(
-            f"resume=true with {now.typed_processes}: its steps have {crops} crops, which cannot be shared equally "
-            f"({images} training images); resume with {before.typed_processes}"
-        )
-    note = (
-        f"resuming with {now.typed_processes} a run of {before.typed_processes}: each step has the same {crops} crops, "
-        "so that results are the same up to rounding"
-    )
-    if batchnorm and not now.sync_batchnorm:
-        shares = crops // before.processes, crops // now.processes
-        note += f"; but BatchNorm, which is not synchronized, used {shares[0]} crops at a time and now uses {shares[1]}"
-    return note
-
-
-def _digest(dataset: CrowdDataset) -> str:
-    """A hash that distinguishes one set of annotated images from another, wherever it is stored."""
-    lines = sorted(f"{name} {dataset.count(index):g}" for index, name in enumerate(dataset.names))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def fingerprint(dataset: CrowdDataset) -> str:
-    """A hash of what is learned from: the content of the image files, and the position of every head.
-
-    Wherever the files are stored; images that are not files are identified by their names and sizes.
-    """
-    lines = [f"{part}/{fingerprint(member)}".encode() for part, member in dataset.members.items()]
-    for index, name in enumerate(() if lines else dataset.names):
-        size = dataset.sizes[index]
-        origin = image_origin(dataset.sources[index], size) if dataset.sources else repr(size).encode()
-        heads = f"{dataset.count(index):g} ".encode() + dataset.points(index).numpy().tobytes()
-        content = hashlib.sha256(heads + origin).hexdigest()
-        lines.append(f"{name} {content}".encode(errors="surrogateescape"))
-    return hashlib.sha256(b"\n".join(sorted(lines))).hexdigest()
-
-
-def _refuse_changed_images(now: dict[str, str], before: dict[str, Any], selection_split: str) -> None:
-    """Compare digests with those of a checkpoint; early checkpoints do not hold all of them."""
-    for key, digest in now.items():
-        if before.get(key) not in (None, digest):
-            which = f"images of '{selection_split}'" if key == "selection_data" else "training images"
-            raise ConfigError(
-                f"resume=true with {which} or annotations that differ from those of the run: continue with its own, "
-                "or start another run with run_name=NAME"
-            )

@@ -38,12 +38,14 @@ from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batche
 from headcount.data.mixed import refuse_shared
 from headcount.data.open import missing_splits, no_heads_error, open_split
 from headcount.data.points import Smoothing
+from headcount.engine.finetune import Start, read_start
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
 from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime
 from headcount.losses.build import Loss, build_loss
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
+from headcount.runs import stops_early
 from headcount.types import Best, BlockGrid
 
 # The deepest features of a network have at most this stride, in pixels.
@@ -94,6 +96,8 @@ class Job:
     average: WeightAverage | NoAverage
     mode: WholeImageConfig | SlidingWindowConfig
     """How images are counted in evaluation, with every size given."""
+    start: Start | None = None
+    """The checkpoint that the training started from; None without one, and for a resumed training."""
     epoch: int = 0
     """Finished epochs."""
     best: Best | None = None
@@ -101,12 +105,20 @@ class Job:
     unfinished: UnfinishedEpoch | None = None
     """Where a resumed run continues within the next epoch; None at its start."""
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether the training ends before its last epoch, because it no longer improves."""
+        if self.best is None or self.epoch >= self.config.epochs:
+            return False
+        return stops_early(self.config, epoch=self.epoch, best_epoch=self.best.epoch)
+
 
 def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: TrainingData | None = None) -> Job:
     """Build everything that ``config`` names.
 
     Args:
-        pretrained: False builds the network without its pretrained weights, for a checkpoint to fill.
+        pretrained: False builds the network without its pretrained weights or those of ``init_from``, for a checkpoint
+            to fill.
         data: images to use instead of those of ``config.dataset``; None opens these.
 
     Raises:
@@ -117,10 +129,11 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         data = data or open_data(config)
         bins = build_count_bins(config.bins, data.train, data.histogram, part=_bins_part(config))
         runtime.seed(config.seed)
-        counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=pretrained)
+        start = read_start(config, bins) if pretrained else None
+        counter = _build_counter(config, data, bins, start, pretrained=pretrained)
     mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
     _refuse_sizes(config, counter, mode)
-    loss = build_loss(_over_processes(config.loss, runtime.world), grid, bins)
+    loss = build_loss(_over_parts(config.loss, runtime.world * config.accumulate), grid, bins)
     targets = Targets(
         loss.needs,
         grid,
@@ -133,6 +146,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         data.train,
         make_batch,
         batch_size_per_process=config.batch_size // runtime.world,
+        parts=config.accumulate,
         seed=config.seed,
         workers=config.runtime.workers,
         rank=runtime.rank,
@@ -140,7 +154,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         pin_memory=runtime.device.type == "cuda",
     )
     crops = loader.step_images if config.runtime.sync_batchnorm else loader.step_images // runtime.world
-    _refuse_single_values(config, counter, crops=crops)
+    _refuse_single_values(config, counter, crops=crops // config.accumulate)
     plain_optimizer = build_optimizer(config.optim, counter)
     # On the plain optimizer: Fabric's wrapper would hide its steps from the schedule.
     schedule = build_schedule(config.optim, plain_optimizer, epochs=config.epochs, steps_per_epoch=len(loader))
@@ -158,19 +172,32 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         schedule=schedule,
         average=build_average(config.optim, counter),
         mode=mode,
+        start=start,
     )
 
 
-def _over_processes(config: LossConfig, processes: int) -> LossConfig:
-    """The loss of one process's part of a batch: gradients are averaged over processes, a sum would be divided.
+def _build_counter(
+    config: TrainConfig, data: TrainingData, bins: CountBins | None, start: Start | None, *, pretrained: bool
+) -> Counter:
+    """The network with its published weights, or those of the checkpoint that it starts from."""
+    published = pretrained and (start is None or start.needs_pretrained(config.model))
+    grid = BlockGrid(config.bins.block_size)
+    counter = build_model(config.model, grid, bins, histogram=data.histogram, pretrained=published)
+    if start is not None:
+        start.fill(counter, config.model)
+    return counter
+
+
+def _over_parts(config: LossConfig, parts: int) -> LossConfig:
+    """The loss of one part of a batch: gradients are averaged over equal parts, by which a sum would be divided.
 
     Args:
-        processes: number of training processes.
+        parts: number of parts over all processes.
     """
     transport = getattr(config, "transport", None)  # any loss may have one
     if not isinstance(transport, TransportConfig) or transport.ot_reduction is not Reduction.sum:
         return config
-    summed = dataclasses.replace(transport, ot_weight=transport.ot_weight * processes)
+    summed = dataclasses.replace(transport, ot_weight=transport.ot_weight * parts)
     return dataclasses.replace(config, transport=summed)  # type: ignore[call-arg]
 
 
@@ -239,7 +266,7 @@ def _refuse_single_values(config: TrainConfig, counter: Counter, *, crops: int) 
     """Refuse a batch of one small crop, which leaves BatchNorm one value per channel; only the network knows where.
 
     Args:
-        crops: number of crops per step whose values are normalized together.
+        crops: number of crops whose values are normalized together.
     """
     size = config.augment.crop_size
     if crops > 1 or size > _MAX_STRIDE:
@@ -250,5 +277,5 @@ def _refuse_single_values(config: TrainConfig, counter: Counter, *, crops: int) 
     except ValueError as error:
         raise ConfigError(
             f"batch_size={config.batch_size} augment.crop_size={size}: a step of one crop leaves BatchNorm a single "
-            f"value per channel ({error}); use at least 2 crops per process and step, or larger crops"
+            f"value per channel ({error}); use at least 2 crops per process and part of a step, or larger crops"
         ) from error

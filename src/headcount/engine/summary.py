@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import describe_choice
-from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, GivenBinsConfig, ZipHeadConfig
-from headcount.engine.batch_norm import has_batch_norm
+from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze, GivenBinsConfig, ZipHeadConfig
+from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_gate_prompts, write_prompts
 from headcount.types import Sample
@@ -21,6 +21,7 @@ def summarize(job: Job) -> str:
     total = sum(p.numel() for p in job.counter.parameters())
     trainable = sum(p.numel() for p in job.counter.parameters() if p.requires_grad)
     reported = " (the split that is also reported: no unseen data remains)" if data.selection_split == "test" else ""
+    fixed = "" if config.model.freeze is Freeze.none else f" (model.freeze={config.model.freeze.name})"
     lines = [
         f"data: {config.dataset.name}, {len(data.train)} training images; the best checkpoint is selected on "
         f"{len(data.selection)} images of '{data.selection_split}'{reported}",
@@ -31,16 +32,18 @@ def summarize(job: Job) -> str:
         *_describe_batches(job),
         *_describe_processes(job),
         *_describe_bins(job),
-        f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable",
+        f"model: {config.model.name}, {total:,} parameters, {trainable:,} trainable{fixed}",
+        *([] if job.start is None else job.start.describe()),
     ]
     if config.dry_run:
         macs, saved = step_cost(job, crop=config.augment.crop_size)
         mega = 2**20
         crops = job.loader.step_images
+        at_once = crops // config.accumulate
         lines.append(
             f"step: {crops} crops of {config.augment.crop_size} px: "
             f"{macs * crops / 1e9:.1f} GMACs forward; "
-            f"about {saved * crops / mega:,.0f} MiB of activations kept for backward, "
+            f"about {saved * at_once / mega:,.0f} MiB of activations kept for backward, "
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
     return "\n".join(lines)
@@ -63,11 +66,14 @@ def _describe_parts(data: TrainingData) -> list[str]:
 
 
 def _describe_batches(job: Job) -> list[str]:
-    """A note if the training images do not fill a batch."""
-    images, batch_size = job.loader.step_images, job.config.batch_size
-    if images == batch_size:
-        return []
-    return [f"batches hold {images} images, not batch_size={batch_size}: there are no more"]
+    """Notes if the training images do not fill a batch, and if it is computed in parts."""
+    images, batch_size, parts = job.loader.step_images, job.config.batch_size, job.config.accumulate
+    lines = []
+    if images != batch_size:
+        lines.append(f"batches hold {images} images, not batch_size={batch_size}: there are no more")
+    if parts > 1:
+        lines.append(f"each process computes its crops of a step in {parts} equal parts (accumulate)")
+    return lines
 
 
 def _describe_processes(job: Job) -> list[str]:

@@ -25,6 +25,7 @@ from headcount.engine.runtime import Runtime, unwrap
 from headcount.engine.setup import Job, build_job
 from headcount.engine.signals import StopSignals, stop
 from headcount.engine.summary import summarize
+from headcount.engine.trackers import require_trackers
 from headcount.errors import DataError, DivergedError, OutputError
 from headcount.files import quoted
 from headcount.metrics import GAME, parts_table
@@ -70,6 +71,7 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
         ProcessError: if another process of the run has died.
         SystemExit, KeyboardInterrupt: if a signal stopped the training, whose state is then saved.
     """
+    require_trackers(config.logger)
     # 1. Processes.
     runtime = Runtime(config.runtime, recorded=recorded_precision(config))
     settled = dataclasses.replace(config.runtime, precision=runtime.precision.precision)
@@ -77,10 +79,8 @@ def train(config: TrainConfig, *, draw: DrawBlocks | None = None) -> FinishedRun
     with runtime.guard(), StopSignals(is_main=runtime.is_main) as signals:
         # 2. Run folder: refuse a used one, or one in use, before any work is done.
         run = RunFolder.open(runtime, config)
-        try:
+        with run:
             return _train(runtime, config, run, signals, draw)
-        finally:
-            run.close()
 
 
 def _train(
@@ -142,25 +142,25 @@ def fit(runtime: Runtime, job: Job, run: RunFolder, signals: StopSignals, *, dra
 def _fit(runtime: Runtime, job: Job, run: RunFolder, autosave: Autosave, progress: Any, draw: DrawBlocks | None) -> int:
     """Train; the result is the number of the signal that stopped it, or 0."""
     config = job.config
-    for epoch in range(job.epoch, config.epochs):
+    while job.epoch < config.epochs and not job.stops_early:
         # Train one epoch.
-        meter = _start_epoch(runtime, job, epoch)
+        meter = _start_epoch(runtime, job)
         autosave.start_epoch(meter.steps)
-        for batch in job.loader.epoch(epoch, start=meter.steps):
+        for batch in job.loader.epoch(job.epoch, start=meter.steps):
             meter.lr = job.optimizer.param_groups[0]["lr"]
             loss, prediction = train_step(runtime, job, batch)
             meter.add(loss, prediction, batch)  # no device sync here
             progress.update(len(batch.names) * runtime.world)
             if meter.steps % CHECK_EVERY == 1:
-                progress.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} {meter.check(runtime)}")
+                progress.set_postfix_str(f"epoch {meter.epoch}/{config.epochs} {meter.check(runtime)}")
             decision = autosave.decide(meter.steps, is_last=meter.steps == len(job.loader))
             if decision.save:
                 _save_mid_epoch(runtime, job, run, meter)
                 autosave.saved()
             if decision.signal:
                 return decision.signal
-        job.epoch = epoch + 1
-        record = {"epoch": job.epoch, "lr": meter.lr, **meter.close(runtime)}
+        job.epoch += 1
+        record = {"epoch": job.epoch, "lr": meter.lr, **_backbone_rate(job, meter), **meter.close(runtime)}
         _refuse_diverged(runtime, job, meter)
         # Evaluate.
         is_best = False
@@ -183,16 +183,22 @@ def _fit(runtime: Runtime, job: Job, run: RunFolder, autosave: Autosave, progres
     return 0
 
 
-def _start_epoch(runtime: Runtime, job: Job, epoch: int) -> Meter:
+def _start_epoch(runtime: Runtime, job: Job) -> Meter:
     """Seed the random generators and measure anew; or continue with those of the unfinished epoch."""
-    runtime.seed(job.config.seed, epoch)
+    runtime.seed(job.config.seed, job.epoch)
     job.model.train()
     if job.unfinished is None:
-        return Meter(epoch + 1)
+        return Meter(job.epoch + 1)
     meter, random = job.unfinished.meter, job.unfinished.random
     runtime.load_random_state(random)
     job.unfinished = None
     return meter
+
+
+def _backbone_rate(job: Job, meter: Meter) -> dict[str, float]:
+    """The backbone's learning rate in the last step, for the record, if it has one of its own."""
+    factor = job.config.optim.backbone_lr_factor
+    return {} if factor == 1 else {"backbone_lr": factor * meter.lr}
 
 
 def _save_mid_epoch(runtime: Runtime, job: Job, run: RunFolder, meter: Meter) -> None:
@@ -204,17 +210,28 @@ def _save_mid_epoch(runtime: Runtime, job: Job, run: RunFolder, meter: Meter) ->
 
 def train_step(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Prediction]:
     """One optimizer step on a batch: forward, loss, backward, update of weights, learning rate and average."""
-    batch = runtime.to_device(batch)
-    prediction = job.model(batch.images)
-    with runtime.single_thread():
-        loss = job.loss(prediction, batch)  # float32, outside autocast
-    runtime.backward(loss.total)
+    loss, prediction = _add_gradients(runtime, job, runtime.to_device(batch))
     norm = runtime.clip_gradients(job.model, job.optimizer, job.config.optim.max_grad_norm)
     job.optimizer.step()
     job.optimizer.zero_grad()
     job.schedule.step()
     job.average.update()
     return dataclasses.replace(loss, logged={**loss.logged, "gradient_norm": norm.detach()}), prediction
+
+
+def _add_gradients(runtime: Runtime, job: Job, batch: Batch) -> tuple[LossTerms, Prediction]:
+    """Forward and backward pass of a batch, in equal parts one after the other; the processes exchange once."""
+    parts = batch.split(job.config.accumulate)
+    losses, predictions = [], []
+    for number, part in enumerate(parts, start=1):
+        with runtime.no_exchange(job.model, enabled=number < len(parts)):
+            prediction = job.model(part.images)
+            with runtime.single_thread():
+                loss = job.loss(prediction, part)  # float32, outside autocast
+            runtime.backward(loss.total / len(parts))
+        losses.append(loss)
+        predictions.append(prediction)
+    return LossTerms.mean(losses), Prediction.join(predictions)
 
 
 def _refuse_diverged(runtime: Runtime, job: Job, meter: Meter) -> None:
@@ -275,7 +292,15 @@ def _finish(job: Job, folder: Path) -> FinishedRun:
     """Print the best result and the next command."""
     assert job.best is not None, "the last epoch is always evaluated"
     name, note = checkpoint.BEST, ""
-    if not (folder / name).is_file():  # removed after it was saved
+    if job.stops_early:
+        print(
+            f"stopped early after epoch {job.epoch} of {job.config.epochs}: no lower MAE in early_stopping="
+            f"{job.config.early_stopping} evaluations; to train on, add resume=true early_stopping=null",
+            file=sys.stderr,
+        )
+    if job.config.keep == "last":
+        name, note = checkpoint.LAST, f"; keep=last: {checkpoint.LAST} has the weights of epoch {job.epoch}"
+    elif not (folder / name).is_file():  # removed after it was saved
         note = f"; {folder / name} is missing, {checkpoint.LAST} has the weights of the last epoch"
         name = checkpoint.LAST
     ckpt = shlex.quote(f"ckpt={quoted(folder / name)}")

@@ -34,9 +34,9 @@ from headcount.config import (
 )
 from headcount.errors import CheckpointError
 from headcount.models.archives import is_torchscript
-from headcount.models.backbones import residual_decoder
 from headcount.models.clip_towers import TimmTower, architecture, follow_tag, library_config
 from headcount.models.hub import quick_hub
+from headcount.models.torchvision_networks import residual_decoder
 from headcount.models.weights import read_state_dict
 
 # ----------------------------------------------------------------------------------- image encoders

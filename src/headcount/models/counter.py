@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from headcount.config import SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, Freeze, SlidingWindowConfig, WholeImageConfig
 from headcount.models.heads import PredictionHead, resample
 from headcount.models.tiling import count_image, count_whole
 from headcount.types import BlockGrid, Counted, Prediction
@@ -42,8 +43,40 @@ class Counter(nn.Module):
         self.decoder = decoder
         self.head = head
         self.grid = grid
+        self.frozen = Freeze.none
+        """The parts that are not trained (:meth:`freeze`)."""
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def freeze(self, what: Freeze) -> None:
+        """Do not train these parts: their parameters get no gradient, and they stay in evaluation mode.
+
+        Raises:
+            ConfigError: if there is no such part.
+        """
+        self.frozen = what
+        if what is Freeze.batch_norm and not self._frozen_parts():
+            raise ConfigError("model.freeze=batch_norm: the backbone has no BatchNorm; choose model.freeze=none")
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Counter":
+        """Set the mode of all parts that are not frozen, which therefore keep the statistics of their BatchNorm."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        match self.frozen:
+            case Freeze.batch_norm:  # searched each time: others replace them when processes share their statistics
+                return [part for part in self.backbone.modules() if isinstance(part, _BatchNorm)]
+            case Freeze.backbone:
+                return [self.backbone]
+            case Freeze.all_but_head:
+                return [self.backbone, *([] if self.decoder is None else [self.decoder])]
+        return []
 
     def normalize(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Convert bytes to the range that the weights were trained on."""
