@@ -34,7 +34,18 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
+            *(
+                "data",
+                "own_data",
+                "models",
+                "losses",
+                "evaluation",
+                "intervals",
+                "video",
+                "sweeps",
+                "tables",
+                "checkpoints",
+            ),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
             *("counters", "zip"),
         )

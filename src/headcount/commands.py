@@ -27,6 +27,9 @@ COMMANDS = {
     "eval": Command("evaluate", "eval.py", "evaluate a checkpoint: errors, a table, pictures"),
     "predict": Command("predict", "scripts/predict.py", "count the people in pictures"),
     "video": Command("video", "scripts/video.py", "count the people in a video, a camera or a stream"),
+    "calibrate": Command(
+        "calibrate", "scripts/calibrate.py", "give the counts of a checkpoint intervals, from held-out images"
+    ),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",

@@ -24,6 +24,7 @@ from headcount.cli import video as command
 from headcount.engine import frames as reading
 
 Count = Callable[..., tuple[int, str, str]]
+INTERVAL = ["low", "high", "level", "calibrated"]
 LEFT = ["--region", "left=0%,0%,50%,100%"]
 
 
@@ -83,7 +84,7 @@ def test_a_video_with_regions(count: Count, crowd: Path, best: str, tmp_path: Pa
     status, out, err = count("crowd.mp4", *typed, "--output", "out")
     assert status == 0, err
     found = rows(tmp_path / "out")
-    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", "note", "error"]
+    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", *INTERVAL, "note", "error"]
     assert [(row["frame"], row["seconds"]) for row in found] == [
         *(("0", "0.200"), ("3", "0.500"), ("6", "0.800"), ("9", "1.100"))
     ]
@@ -324,3 +325,14 @@ def test_as_typed(run_command: Callable[..., object], crowd: Path, best: str, tm
     assert len(shown(tmp_path / "video_counts")) == 2
     helped = run_command("scripts/video.py", "--help")
     assert "left=0%,0%,50%,100%" in helped.stdout  # type: ignore[attr-defined]
+
+
+def test_frames_have_intervals(count: Count, crowd: Path, best: str, tmp_path: Path) -> None:
+    status, _, err = count("crowd.mp4", "--every", "0.5s", "--level", "0.8", "--no-video", "--output", "out")
+    assert status == 0, err
+    for row in rows(tmp_path / "out"):
+        assert float(row["low"]) <= float(row["count"]) <= float(row["high"])
+        assert (row["level"], row["calibrated"]) == ("0.8", "no")
+    status, _, err = count("crowd.mp4", "--level", "2", "--output", "out2")
+    assert status == 2
+    assert "--level: 2: must be above 0 and below 1" in err

@@ -274,7 +274,8 @@ def test_what_a_notebook_shows_is_short(counter: PhotoCounter, photo: Path) -> N
     assert repr(counter) == "PhotoCounter(tiny, 5 bins, blocks of 8 px, trained on sha, on cpu)"
     prediction = counter.predict(photo)
     shape = " x ".join(map(str, prediction.block_counts.shape))
-    expected = f"PhotoCount(count={prediction.count:.2f}, picture of 90 x 60 px, {shape} blocks of 8 px)"
+    interval = f"[{math.floor(prediction.interval.low)}, {math.ceil(prediction.interval.high)}] 90 %, uncalibrated"
+    expected = f"PhotoCount(count={prediction.count:.2f} in {interval}, picture of 90 x 60 px, {shape} blocks of 8 px)"
     assert repr(prediction) == f"{prediction}" == expected
     assert {"load", "PhotoCounter", "PhotoCount", "convert_released"} <= set(dir(headcount))
     assert all(getattr(headcount, name) is not None for name in dir(headcount))

@@ -27,7 +27,7 @@ from headcount.cli import hydra_private
 from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import print_any_name
 from headcount.commands import as_typed, program
-from headcount.config import ConfigError
+from headcount.config import ConfigError, check_level
 from headcount.files import quoted
 
 _SETTING = re.compile(r"[~+]*[A-Za-z_][\w./]*=")
@@ -178,6 +178,16 @@ def whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
     return int(text)
+
+
+def interval_level(text: str) -> float:
+    """The type of a flag that takes the level of an interval, between 0 and 1."""
+    try:
+        return check_level(float(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("level=")) from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below 1, such as 0.9") from error
 
 
 def single_process_errors(config: Any, why: str) -> list[str]:

@@ -11,11 +11,13 @@ A PICTURE is a file, a folder (everything below it that has the ending of a pict
 folders are followed) or a pattern with *, ? or [abc]; ** stands for any folders between. The name of an existing file
 is never read as a pattern. What is left out of a folder is listed, and a file with several paths is counted once.
 
-Counts are written to the terminal, counts.csv and counts.json; people per block to density/<name>.npy; the density over
-the photo to pictures/<name>.png. Where files share a name, <name> is numbered: photo, photo_2; counts.json says which
-is which. In the resized picture, block (row, col) covers block_size x block_size pixels from x = col * block_size and
-y = row * block_size; multiply by width / resized_width for pixels of the photo (width and height are those of the
-upright picture).
+Counts and their intervals, as in 812 [730, 905] 90 %, are written to the terminal, counts.csv and counts.json; people
+per block to density/<name>.npy; the density over the photo to pictures/<name>.png. An interval is the one that held-out
+images support if the checkpoint is calibrated (scripts/calibrate.py); otherwise it rests on the counter's own
+probabilities, if it has any, and is marked as uncalibrated. Where files share a name, <name> is numbered: photo,
+photo_2; counts.json says which is which. In the resized picture, block (row, col) covers block_size x block_size pixels
+from x = col * block_size and y = row * block_size; multiply by width / resized_width for pixels of the photo (width and
+height are those of the upright picture).
 
 The output folder holds one run: results of an earlier run there are removed once a new one has counted a picture. Other
 files are never overwritten.
@@ -37,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount import published
-from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
+from headcount.cli.arguments import interval_level, read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
@@ -74,6 +76,7 @@ def main() -> None:
         help="folder of the results (default: predictions)",
     )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    add_level_option(parser)
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
@@ -137,6 +140,7 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
 
     Image.MAX_IMAGE_PIXELS = max(1, options.max_megapixels * 1_000_000 // 2)  # Pillow refuses twice as many
     counter = load(ckpt, device=options.device)
+    choose_level(counter, options.level)
     choose_windows(counter, options)
     if wrong := regions_error(options, counter.config.model.head.predicts):
         raise ConfigError(wrong)
@@ -184,6 +188,30 @@ def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool
         for file, name in zip(files, distinct_names(files), strict=True)
     ]
     return Results(output, str(ckpt), pictures)
+
+
+def add_level_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--level``, for :func:`choose_level`."""
+    parser.add_argument(
+        "--level",
+        type=interval_level,
+        metavar="P",
+        help="share of pictures whose true count is to lie in its interval, between 0 and 1 (default: 0.9)",
+    )
+
+
+def choose_level(counter: "PhotoCounter", level: float | None) -> None:
+    """Set the level of the counter's intervals.
+
+    Args:
+        counter: any.
+        level: as typed; None is the default.
+
+    Raises:
+        ConfigError: if its calibration has too few images for the level.
+    """
+    if level is not None:
+        counter.level = counter.check_level(level, setting="--level")
 
 
 def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None:
@@ -244,11 +272,13 @@ def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "
     try:
         check_file(file)
         prediction = counter.predict(file)
-        result.count = prediction.count
+        result.count, result.interval = prediction.count, prediction.interval
         result.width, result.height = prediction.photo_size
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
-        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction), prediction.note]))
+        unlike = "" if prediction.interval is None else prediction.interval.note
+        notes = [first_frame(file), _windows(prediction), prediction.note, unlike]
+        result.note = "; ".join(filter(None, notes))
         if prediction.block_counts is None:
             result.density = result.picture = None
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
@@ -284,6 +314,7 @@ def write_one(
                 output / result.picture,
                 block_size=prediction.block_size,
                 title=printable(file.name),
+                interval="" if prediction.interval is None else str(prediction.interval),
                 regions=drawn,
             )
     except Exception as error:  # one bad file never stops the others

@@ -11,10 +11,10 @@ ordered by the numbers in their names; a camera (camera:0 or /dev/video0); or th
 ...). Frames have the times of the file's own time stamps, so that a variable frame rate is respected, and are turned as
 the file says. A frame has the count that predict.py gives for the same frame saved as PNG.
 
-The output folder gets counts.csv (a line per frame: number, seconds, people, people in each region), which grows while
-frames are counted; counts.png, the curve over time; annotated.mp4, the counted frames with density, count and regions;
-and video.json, a summary. It holds one run: results of an earlier run are replaced once a frame is counted; other files
-are never overwritten.
+The output folder gets counts.csv (a line per frame: number, seconds, people, people in each region, interval), which
+grows while frames are counted; counts.png, the curve over time; annotated.mp4, the counted frames with density, count,
+interval and regions; and video.json, a summary. It holds one run: results of an earlier run are replaced once a frame
+is counted; other files are never overwritten.
 
 A frame that cannot be decoded is named and skipped. Ctrl-C (or SIGTERM) ends the run and keeps what was counted: the
 video can be played. Cameras and streams are counted until Ctrl-C or --end; frames that come while others are counted
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import choose_windows, chosen_checkpoint, device
+from headcount.cli.predict import add_level_option, choose_level, choose_windows, chosen_checkpoint, device
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
 from headcount.config import ConfigError
@@ -74,6 +74,7 @@ def main() -> None:
         "--batch", type=whole_number, help="frames counted together (default: 8; 1 for cameras and streams)"
     )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    add_level_option(parser)
     parser.add_argument("--window", type=whole_number, help="count every frame in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
@@ -118,6 +119,7 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
     with closing(open_source(source_name, rate=options.rate)) as source:
         results.source = source.name
         counter = load(ckpt, device=options.device)
+        choose_level(counter, options.level)
         choose_windows(counter, options)
         if wrong := regions_error(options, counter.config.model.head.predicts):
             raise ConfigError(wrong)
@@ -163,7 +165,9 @@ def count_all(
                 results.fail(frame.number, frame.seconds, frame.error)
                 continue
             counts = [frame.prediction.count, *frame.regions.values()]
-            results.add(frame.number, frame.seconds, counts, note=frame.prediction.note)
+            interval = frame.prediction.interval
+            note = "; ".join(filter(None, [frame.prediction.note, "" if interval is None else interval.note]))
+            results.add(frame.number, frame.seconds, counts, interval=interval, note=note)
             if options.draw:
                 writer = writer or stack.enter_context(write_video(results.video))
                 writer.write(drawn(annotator, frame), frame.seconds)
@@ -179,11 +183,12 @@ def drawn(annotator: Any, frame: "FrameCount") -> Any:
     regions = []
     if frame.grid is not None:
         regions = drawn_regions(frame.grid, frame.regions, photo_size=prediction.photo_size)
+    interval = [] if prediction.interval is None else [str(prediction.interval)]
     return annotator.draw(
         prediction.image,
         prediction.block_counts,
         block_size=prediction.block_size,
-        caption=[f"{prediction.count:.1f} people", clock(frame.seconds)],
+        caption=[f"{prediction.count:.1f} people", *interval, clock(frame.seconds)],
         regions=regions,
     )
 

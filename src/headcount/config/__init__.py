@@ -26,11 +26,14 @@ from headcount.config.bins import (
     representatives_error,
 )
 from headcount.config.counting import (
+    DEFAULT_LEVEL,
     Border,
     EvalConfig,
     SlidingWindowConfig,
     WholeImageConfig,
+    check_level,
     counting_mode,
+    describe_mode,
     window_error,
 )
 from headcount.config.dataset import (
@@ -136,6 +139,7 @@ from headcount.config.upgrade import (
 from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 __all__ = [
+    "DEFAULT_LEVEL",
     "FP16_ON_CPU",
     "HEADS",
     "LOSSES",
@@ -227,9 +231,11 @@ __all__ = [
     "bin_names",
     "check",
     "check_evaluation",
+    "check_level",
     "checkpoint_error",
     "counting_mode",
     "crop_error",
+    "describe_mode",
     "edges_error",
     "from_plain",
     "integer_bins",

@@ -7,6 +7,10 @@ from enum import Enum
 
 from headcount.config.fields import number
 from headcount.config.model import ClipViTConfig, ModelConfig
+from headcount.errors import ConfigError
+
+DEFAULT_LEVEL = 0.9
+"""Share of images whose true count is to lie within the interval of their count."""
 
 
 class Border(Enum):
@@ -67,6 +71,28 @@ def counting_mode(
         mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)
     assert isinstance(mode, (WholeImageConfig, SlidingWindowConfig))
     return mode if chosen is None else dataclasses.replace(mode, pictures=chosen.pictures)
+
+
+def describe_mode(mode: WholeImageConfig | SlidingWindowConfig) -> str:
+    """How images are counted, in words for a record."""
+    if isinstance(mode, WholeImageConfig):
+        return "whole image"
+    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+
+
+def check_level(level: float, *, setting: str = "level") -> float:
+    """The level of an interval.
+
+    Args:
+        setting: named in the error.
+
+    Raises:
+        ConfigError: if it is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        percent = f"; for {level:g} %, type {level / 100:g}" if 1 < level < 100 else ""
+        raise ConfigError(f"{setting}={level:g}: must be above 0 and below 1, such as {DEFAULT_LEVEL:g}{percent}")
+    return level
 
 
 def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, stride: int) -> str | None:

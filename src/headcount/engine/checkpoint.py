@@ -38,6 +38,7 @@ from headcount.engine.hub import download
 from headcount.engine.stored import read_pair
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write
+from headcount.intervals import Calibration
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
@@ -166,6 +167,8 @@ class LoadedCheckpoint:
     content: dict[str, Any]
     seen: SeenImages
     """Limits of the images it was trained on."""
+    calibration: Calibration | None = None
+    """Its errors on held-out images, which support intervals; None for a counter that is not calibrated."""
 
     def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
         """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
@@ -223,6 +226,8 @@ def _with_own_cache(dataset: DatasetConfig) -> DatasetConfig:
 
 # What a resumed run needs beyond the keys of every checkpoint.
 _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
+RESUMING_KEYS = (*_TRAINING_KEYS, "training_images", "training_data", "selection_data", "record", "step", "processes")
+"""Keys that no counter needs."""
 
 
 def repair_hint(path: Path) -> str:
@@ -285,6 +290,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
     try:
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
         seen = SeenImages.from_plain(content.get("seen"), crop_size=config.augment.crop_size)
+        calibration = Calibration.from_plain(content.get("calibration"))
         if (bins is not None) != config.bins.has_bins or (bins is not None and bins.grid != grid):
             raise ValueError("its bins are not those of its settings")
         with torch.device("meta"):  # allocates nothing
@@ -297,7 +303,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
         raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
     counter.load_state_dict(content["model"])
     check_finite(counter, path)
-    return LoadedCheckpoint(counter.eval(), config, bins, content, seen)
+    return LoadedCheckpoint(counter.eval(), config, bins, content, seen, calibration)
 
 
 def _refuse_other_shapes(weights: Mapping[str, Tensor], network: Mapping[str, Tensor], path: str | Path) -> None:

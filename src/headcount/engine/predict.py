@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headcount.bins import CountBins
 from headcount.config import (
+    DEFAULT_LEVEL,
     ConfigError,
     DatasetConfig,
     FolderDatasetConfig,
@@ -26,18 +27,22 @@ from headcount.config import (
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
+    check_level,
     counting_mode,
+    describe_mode,
 )
 from headcount.data.images import Picture, read_picture, upright_picture
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import MAX_SIDE, ResizeRule
 from headcount.data.regions import Region, RegionGrid, as_regions
+from headcount.distribution import own_distribution, own_interval
 from headcount.engine import checkpoint, hub
 from headcount.engine.stored import described
 from headcount.errors import DataError
+from headcount.intervals import Calibration
 from headcount.models.counter import Counter
 from headcount.published import default_counter
-from headcount.types import Counted, SeenImages
+from headcount.types import Counted, CountInterval, SeenImages
 from headcount.wording import url_hint
 
 # Counting a larger image as a whole would take several GB.
@@ -81,6 +86,8 @@ class PhotoCount:
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
     note: str = ""
     """What is odd about the picture, so that its count may be wrong; empty if nothing is."""
+    interval: CountInterval | None = None
+    """Where the true count is expected; None for a counter that is not calibrated and has no probabilities."""
 
     def __repr__(self) -> str:
         width, height = self.photo_size
@@ -89,7 +96,8 @@ class PhotoCount:
             rows, cols = self.block_counts.shape
             blocks = f"{rows} x {cols} blocks of {self.block_size} px"
         note = f", {self.note}" if self.note else ""
-        return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks}{note})"
+        interval = "" if self.interval is None else f" in {self.interval}"
+        return f"PhotoCount(count={self.count:.2f}{interval}, picture of {width} x {height} px, {blocks}{note})"
 
     def count_regions(self, regions: Regions) -> dict[str, float]:
         """The people in each region of the picture.
@@ -151,6 +159,10 @@ class PhotoCounter:
     than 8 million pixels, or one that does not fit into memory, is counted in windows of about 1024 px."""
     seen: SeenImages | None = None
     """Limits of the training images; None knows only the side of a training crop."""
+    calibration: Calibration | None = None
+    """Errors on held-out images (``headcount calibrate``); None bases intervals on the counter's own probabilities."""
+    level: float = DEFAULT_LEVEL
+    """Level of the intervals, between 0 and 1."""
     record: dict[str, Any] = field(default_factory=dict)
     """What its checkpoint holds beside the weights, such as commit, selection, license and figures."""
 
@@ -161,6 +173,19 @@ class PhotoCounter:
             f"PhotoCounter({config.model.name}, {bins}, blocks of {grid.block_size} px, trained on "
             f"{config.dataset.name}, on {self.network.mean.device})"
         )
+
+    def check_level(self, level: float, *, setting: str = "level") -> float:
+        """A level that intervals of this counter can have.
+
+        Args:
+            setting: named in the error.
+
+        Raises:
+            ConfigError: if it is not between 0 and 1, or the calibration has too few images for it.
+        """
+        if self.calibration is None:
+            return check_level(level, setting=setting)
+        return self.calibration.check_level(level, setting=setting)
 
     def predict(self, photo: Photo) -> PhotoCount:
         """Count the people in a picture of any size.
@@ -177,9 +202,11 @@ class PhotoCounter:
         Raises:
             DataError: if the file is missing or not a picture, the picture is too narrow to be enlarged, or an array
                 does not have that shape and type.
+            ConfigError: if intervals cannot have the counter's ``level``.
             MemoryError: if the picture does not fit into memory.
             FloatingPointError: if the count is not finite.
         """
+        self.check_level(self.level)
         prepared = self._prepared(photo)
         return self._photo_count(prepared, self._count_image(prepared.image))
 
@@ -190,8 +217,9 @@ class PhotoCounter:
         faster on a GPU. Counts may differ from those of ``predict`` by rounding.
 
         Raises:
-            DataError, MemoryError, FloatingPointError: as ``predict``, if any of them cannot be counted.
+            ConfigError, DataError, MemoryError, FloatingPointError: as ``predict``, if any of them cannot be counted.
         """
+        self.check_level(self.level)
         prepared = [self._prepared(photo) for photo in photos]
         counted: list[Counted] = []
         while len(counted) < len(prepared):
@@ -207,7 +235,7 @@ class PhotoCounter:
         usual = self._usual_mode()
         if len(images) > 1 and isinstance(usual, WholeImageConfig):
             try:
-                return self.network.count_batch(images, usual, probabilities=True)
+                return self.network.count_batch(images, usual, probabilities=True, variance=True)
             except MemoryError:
                 pass
         return [self._count_image(image) for image in images]
@@ -239,7 +267,17 @@ class PhotoCounter:
             mode=counted.mode,
             reason=counted.reason,
             note="; ".join(filter(None, [_DARK if picture.dark else "", far])),
+            interval=self._interval(counted, size=size),
         )
+
+    def _interval(self, counted: Counted, *, size: tuple[int, int]) -> CountInterval | None:
+        """The interval of a counted image of ``size`` (width, height) in pixels."""
+        variance = counted.total_variance()
+        if self.calibration is not None:
+            mode = describe_mode(counted.mode)
+            return self.calibration.interval(counted.count, variance, self.level, size=size, mode=mode)
+        own = own_distribution(counted.count, variance, probabilities=counted.probabilities, bins=self.bins)
+        return own_interval(own, self.level)
 
     def _usual_mode(self) -> WholeImageConfig | SlidingWindowConfig:
         """How pictures are counted that are not too large for it."""
@@ -251,15 +289,15 @@ class PhotoCounter:
         usual = self._usual_mode()
         fixed = self.mode is not None or "blocks" not in self.config.model.head.predicts
         if fixed or not isinstance(usual, WholeImageConfig):
-            return self.network.count(image, usual, probabilities=True)
+            return self.network.count(image, usual, probabilities=True, variance=True)
         reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
         if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
             try:
-                return self.network.count(image, usual, probabilities=True)
+                return self.network.count(image, usual, probabilities=True, variance=True)
             except MemoryError:
                 reason = "not enough memory to count it as a whole"
         # Outside the except block, in which the traceback still holds what filled the memory.
-        counted = self.network.count(image, self._windows(), probabilities=True)
+        counted = self.network.count(image, self._windows(), probabilities=True, variance=True)
         return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
@@ -324,7 +362,7 @@ def _scaling(dataset: DatasetConfig) -> DatasetConfig:
     return next((part for part in parts if isinstance(part, FolderDatasetConfig)), parts[0])
 
 
-def load(path: FilePath | None = None, *, device: Device = "cpu") -> PhotoCounter:
+def load(path: FilePath | None = None, *, device: Device = "cpu", level: float = DEFAULT_LEVEL) -> PhotoCounter:
     """The counter of a checkpoint; no other file is needed.
 
     Args:
@@ -332,10 +370,12 @@ def load(path: FilePath | None = None, *, device: Device = "cpu") -> PhotoCounte
             counter that comes with headcount (``headcount.available()``); or ``hf-hub:owner/name``, a repository on the
             Hugging Face Hub, also with ``@revision``. None loads the default counter that comes with headcount.
         device: a ``torch.device``, or ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
+        level: of the intervals of its counts, between 0 and 1.
 
     Raises:
         CheckpointError: if the file is missing, truncated or not a checkpoint of headcount.
-        ConfigError: if the device does not exist, ``path`` is no path, or the hub cannot be reached.
+        ConfigError: if the device does not exist, ``path`` is no path, the hub cannot be reached, or intervals cannot
+            have the level.
     """
     if path is None:
         path = default_counter().file
@@ -352,8 +392,16 @@ def load(path: FilePath | None = None, *, device: Device = "cpu") -> PhotoCounte
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     loaded = checkpoint.load(os.fsdecode(path))
-    network, record = loaded.counter.to(device), described(loaded.content)
-    return PhotoCounter(network, loaded.config, loaded.bins, seen=loaded.seen, record=record)
+    counter = PhotoCounter(
+        loaded.counter.to(device),
+        loaded.config,
+        loaded.bins,
+        seen=loaded.seen,
+        calibration=loaded.calibration,
+        record=described(loaded.content),
+    )
+    counter.level = counter.check_level(level)
+    return counter
 
 
 def _as_picture(photo: Photo) -> Picture:

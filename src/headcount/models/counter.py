@@ -106,6 +106,7 @@ class Counter(nn.Module):
         mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
         *,
         probabilities: bool = False,
+        variance: bool = False,
     ) -> Counted:
         """Count the heads in one image of any size, without gradients.
 
@@ -115,6 +116,8 @@ class Counter(nn.Module):
         Args:
             mode: windows with every size given (:func:`headcount.config.counting_mode`).
             probabilities: also return the probability of each bin, which costs memory for many bins.
+            variance: also return the variance of each block. Where windows overlap, a block's distribution is the
+                mixture of theirs.
 
         Raises:
             MemoryError: if not even one window fits into memory.
@@ -122,10 +125,12 @@ class Counter(nn.Module):
         """
 
         def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-            return self._predict_windows(image, corners, size, probabilities)
+            return self._predict_windows(image, corners, size, probabilities, variance)
 
         height, width = image.shape[-2:]
-        return count_image(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
+        return count_image(
+            predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+        )
 
     @torch.inference_mode()
     def count_batch(
@@ -134,6 +139,7 @@ class Counter(nn.Module):
         mode: WholeImageConfig = WHOLE_IMAGE,
         *,
         probabilities: bool = False,
+        variance: bool = False,
     ) -> list[Counted]:
         """Count the heads in images of one size as wholes, in one batch; otherwise as :meth:`count`.
 
@@ -142,10 +148,12 @@ class Counter(nn.Module):
         """
 
         def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-            return self._predict_parts(images, size, probabilities)
+            return self._predict_parts(images, size, probabilities, variance)
 
         height, width = images[0].shape[-2:]
-        return count_whole(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
+        return count_whole(
+            predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+        )
 
     def _predict_windows(
         self,
@@ -153,13 +161,14 @@ class Counter(nn.Module):
         corners: list[tuple[int, int]],
         size: tuple[int, int],
         probabilities: bool,
+        variance: bool,
     ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
         """Predict the windows of ``size`` (height, width) at ``corners`` (top, left) of ``image``, on the host."""
         parts = [image[:, top : top + size[0], left : left + size[1]] for top, left in corners]
-        return self._predict_parts(parts, size, probabilities)
+        return self._predict_parts(parts, size, probabilities, variance)
 
     def _predict_parts(
-        self, parts: Sequence[UInt8[Tensor, "3 _ _"]], size: tuple[int, int], probabilities: bool
+        self, parts: Sequence[UInt8[Tensor, "3 _ _"]], size: tuple[int, int], probabilities: bool, variance: bool
     ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
         """Predict images or parts of one, padded at the right and at the bottom to ``size``, on the host."""
         device = self.mean.device
@@ -171,7 +180,12 @@ class Counter(nn.Module):
         counts = prediction.count.float().cpu()
         if prediction.blocks is None:
             return counts, None
-        maps = [prediction.blocks.float()]
+        blocks = prediction.blocks.float()
+        maps = [blocks]
+        if variance:
+            of_blocks = prediction.variance()
+            # Unlike variances, mean squares can be averaged over windows.
+            maps.append(torch.full_like(blocks, torch.nan) if of_blocks is None else of_blocks + blocks.square())
         of_bins = prediction.probabilities() if probabilities else None
         if of_bins is not None:
             maps.append(of_bins)

@@ -39,6 +39,7 @@ def overlay_picture(
     *,
     block_size: int,
     title: str,
+    interval: str = "",
     regions: Sequence[DrawnRegion] = (),
 ) -> None:
     """Draw a photo in gray with its predicted density in color, the count above it and a color bar beside it.
@@ -49,6 +50,7 @@ def overlay_picture(
         path: the picture file; its suffix determines the format.
         block_size: side of a block, in pixels of ``image``.
         title: written above the count.
+        interval: of the count, as text; empty without one.
         regions: outlined, with name and count.
 
     Raises:
@@ -66,7 +68,8 @@ def overlay_picture(
     axis.imshow(draw_regions(drawn, regions), interpolation="antialiased")
     axis.set_axis_off()
     name = shorten(title, int(inches[0] * _DPI / _LETTER_WIDTH))
-    figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
+    count = f"{float(blocks.sum()):.1f} people  {interval}".rstrip()
+    figure.suptitle(f"{name}\n{count}", fontsize=14, parse_math=False)
     # The color bar shows the colors as they look on a medium gray photo.
     levels = np.linspace(0, 1, 256)
     seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
