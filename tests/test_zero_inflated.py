@@ -8,6 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from headcount.config import WholeImageConfig
+from headcount.distribution import ExactDistribution, NormalDistribution, own_distribution, zip_pmfs
+from headcount.types import Counted
 from headcount.zero_inflated import ZipPrediction
 
 REPRESENTATIVES = torch.tensor([1.0, 2.0, 3.6, 9.0], dtype=torch.float64)
@@ -82,3 +85,53 @@ def test_probabilities_of_float32_are_not_negative() -> None:
     assert probabilities.shape == (1, bins + 1, 8, 8)
     assert bool((probabilities >= 0).all())
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 8, 8))
+
+
+# ------------------------------------------------------------------------------ of an image
+
+
+def counted_of(prediction: ZipPrediction) -> Counted:
+    blocks, variance = prediction.blocks[0, 0].float(), prediction.variance()[0, 0].float()
+    return Counted(float(blocks.sum()), blocks, None, WholeImageConfig(), variance=variance)
+
+
+def test_two_moments_determine_the_distribution_of_a_block() -> None:
+    prediction = a_prediction()
+    means, variances = (values.flatten().numpy() for values in (prediction.blocks, prediction.variance()))
+    pmfs = zip_pmfs(means, variances)
+    assert pmfs is not None
+    expected = pmf_of(prediction).reshape(len(COUNTS), -1).T[:, : pmfs.shape[1]]
+    np.testing.assert_allclose(pmfs, expected, atol=1e-12)
+    np.testing.assert_allclose(pmfs.sum(1), 1, atol=1e-9)
+    empty = zip_pmfs(np.zeros(2), np.zeros(2))
+    assert empty is not None
+    assert empty[:, 0].tolist() == [1, 1]
+
+
+def test_the_count_of_an_image_is_the_convolution_of_its_blocks() -> None:
+    prediction = a_prediction()
+    counted = counted_of(prediction)
+    own = own_distribution(counted.count, counted.total_variance(), zip_blocks=counted.zip_blocks())
+    assert isinstance(own, ExactDistribution)
+    expected = np.ones(1)
+    for of_block in pmf_of(prediction)[:, 0].reshape(len(COUNTS), -1).T:
+        expected = np.convolve(expected, of_block)
+    np.testing.assert_allclose(own.pmf, expected[: len(own.pmf)], atol=1e-6)  # blocks are float32
+    counts = np.arange(len(own.pmf))
+    mean = float(own.pmf @ counts)
+    assert mean == pytest.approx(counted.count, rel=1e-5)
+    assert float(own.pmf @ (counts - mean) ** 2) == pytest.approx(counted.total_variance(), rel=1e-4)
+
+
+def test_many_blocks_have_a_normal_distribution() -> None:
+    blocks = torch.full((300, 300), 0.1)
+    counted = Counted(9000.0, blocks, None, WholeImageConfig(), variance=blocks * 2)
+    own = own_distribution(counted.count, counted.total_variance(), zip_blocks=counted.zip_blocks())
+    assert isinstance(own, NormalDistribution)
+    assert own.deviation == pytest.approx(math.sqrt(18_000), rel=1e-5)
+
+
+def test_a_share_of_a_block_is_no_whole_number() -> None:
+    counted = counted_of(a_prediction()).within(torch.full((3, 4), 0.5, dtype=torch.float64))
+    assert counted.variance is not None
+    assert counted.zip_blocks() is None

@@ -132,6 +132,28 @@ def test_reduced_precision_is_compared_in_float32() -> None:
     assert {value.dtype for value in [found.total, *found.parts.values()]} == {torch.float32}
 
 
+def test_masks_leave_out_what_is_outside() -> None:
+    gate, bins = some_logits()
+    prediction, counts = prediction_of(gate, bins), some_counts()
+    mask = torch.ones(2, 1, 3, 5)
+    mask[:, :, 0] = 0
+    mask[:, :, 1] = 0.5
+    counts[:, :, 0] = 0  # heads are counted inside only
+    batch = batch_with(counts)
+    batch.targets["mask"] = mask
+    terms = ZipLoss(epsilon=0.0)(prediction, batch)
+    inside = prediction_of(gate[:, :, 2:], bins[:, :, 2:])
+    alone = ZipLoss(epsilon=0.0)(inside, batch_with(counts[:, :, 2:]))
+    torch.testing.assert_close(terms.parts["nll"], alone.parts["nll"])
+    torch.testing.assert_close(terms.parts["cross_entropy"], alone.parts["cross_entropy"])
+    torch.testing.assert_close(terms.logged["log_factorial"], alone.logged["log_factorial"])
+    error = prediction.blocks * mask - counts
+    torch.testing.assert_close(terms.parts["count"], error.sum((1, 2, 3)).abs().mean())
+    torch.testing.assert_close(
+        terms.parts["multiscale_mae"], multiscale_mae(error, [(1, 0.25), (2, 0.5), (4, 1.0)]).mean()
+    )
+
+
 def test_another_head_is_refused() -> None:
     counts = some_counts()
     with pytest.raises(ValueError, match=r"zero-inflated Poisson distribution, which .* choose model\.head=zip"):

@@ -68,7 +68,7 @@ def test_it_starts_at_the_blocks_of_the_training_images() -> None:
     expected = torch.tensor([0.05, 0.03, 1e-5, 0.02])
     torch.testing.assert_close(prediction.bin_logits.softmax(1).flatten(), expected / expected.sum())
     mean = sum(count * blocks for count, blocks in HISTOGRAM.items()) / 100
-    assert float(prediction.count) == pytest.approx(mean, rel=1e-4)
+    assert prediction.count.item() == pytest.approx(mean, rel=1e-4)
 
 
 def test_its_arithmetic_is_float32_under_autocast() -> None:

@@ -29,6 +29,7 @@ class ZipLoss:
     """
 
     needs = frozenset({"labels", "block_counts"})
+    honors_masks = True
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class ZipLoss:
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
 
+        With masks, blocks entirely inside have a likelihood and a bin; errors are those of the heads inside.
+
         Returns:
             The total, and its weighted parts ``cross_entropy``, ``nll``, ``multiscale_mae`` and ``count``. Logged only:
             ``log_factorial``, the part of the negative log-likelihood that no prediction changes, weighted alike.
@@ -62,12 +65,18 @@ class ZipLoss:
                 "the zip loss needs a zero-inflated Poisson distribution, which this head does not predict; choose "
                 "model.head=zip"
             )
+        assert prediction.blocks is not None
         with torch.autocast(prediction.count.device.type, enabled=False):
-            blocks, labels = _at_least_float32(prediction.blocks), batch.target("labels")
-            true = batch.target("block_counts").to(blocks)
+            blocks = batch.within_mask(_at_least_float32(prediction.blocks))
+            true, labels = batch.target("block_counts").to(blocks), batch.target("labels")
             likelihood = zip_nll(
                 true, prediction.gate_logits.to(blocks), prediction.rate.to(blocks), epsilon=self.epsilon
             )
+            constant = torch.lgamma(true + 1)
+            if "mask" in batch.targets:  # of a block that the border of a mask crosses, the count is unknown
+                known = batch.target("mask") == 1
+                likelihood, constant = likelihood.masked_fill(~known, 0), constant.masked_fill(~known, 0)
+                labels = labels * known.squeeze(1)
             mae = multiscale_mae(blocks - true, self.scales)
             count = (blocks.sum((1, 2, 3)) - true.sum((1, 2, 3))).abs()
             parts = {
@@ -77,11 +86,10 @@ class ZipLoss:
                 "multiscale_mae": self.mae_weight * mae.mean(),
                 "count": self.count_weight * count.mean(),
             }
-            constant = self.nll_weight * torch.lgamma(true + 1).sum((1, 2, 3)).mean()
         return LossTerms(
             total=torch.stack(list(parts.values())).sum(),
             parts={name: part.detach() for name, part in parts.items()},
-            logged={"log_factorial": constant},
+            logged={"log_factorial": self.nll_weight * constant.sum((1, 2, 3)).mean()},
         )
 
 
