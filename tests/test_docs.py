@@ -34,18 +34,8 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *(
-                "data",
-                "own_data",
-                "models",
-                "losses",
-                "evaluation",
-                "intervals",
-                "video",
-                "sweeps",
-                "tables",
-                "checkpoints",
-            ),
+            *("data", "own_data", "models", "losses", "evaluation", "intervals", "video", "demo", "export"),
+            *("sweeps", "tables", "checkpoints"),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
             *("counters", "zip"),
         )
@@ -208,6 +198,8 @@ def test_commands_run_in_order(workplace: Path) -> None:
     for made in (
         "out/counts.csv",
         "counted/annotated.mp4",
+        "counter.onnx",
+        "counter.pt2",
         "audit/sha/report.md",
         "tables/table4.tex",
         "figure.png",

@@ -17,7 +17,10 @@ MAY_IMPORT = {
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
-    **{room: GROUND | {"data", "models", "losses", "engine", "report", "cli"} for room in ("cli", "__main__")},
+    **{
+        room: GROUND | {"data", "models", "losses", "engine", "report", "page", "cli"}
+        for room in ("page", "cli", "__main__")
+    },
 }
 
 

@@ -30,6 +30,8 @@ COMMANDS = {
     "calibrate": Command(
         "calibrate", "scripts/calibrate.py", "give the counts of a checkpoint intervals, from held-out images"
     ),
+    "demo": Command("demo", "scripts/demo.py", "show a page on which pictures can be dropped and counted"),
+    "export": Command("export", "scripts/export.py", "export a checkpoint to ONNX or .pt2, which need no headcount"),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",

@@ -14,7 +14,7 @@ from torch import nn
 
 from headcount.bins import CountBins
 from headcount.cli.compose import compose
-from headcount.config import Accelerator, ConfigError, RuntimeConfig, TrainConfig, WholeImageConfig
+from headcount.config import Accelerator, ConfigError, Freeze, RuntimeConfig, TrainConfig, WholeImageConfig
 from headcount.data.crowd import CrowdDataset
 from headcount.data.masks import Mask, PixelMask, PolygonMask
 from headcount.engine import checkpoint
@@ -36,10 +36,13 @@ class Ramp(Counter):
 
     def __init__(self, *, blocks: bool = True) -> None:
         nn.Module.__init__(self)
+        self.frozen = Freeze.none
         self.grid = BlockGrid(8)
         self.has_blocks = blocks
 
-    def count(self, image: Any, mode: Any = WHOLE_IMAGE, *, probabilities: bool = False) -> Counted:
+    def count(
+        self, image: Any, mode: Any = WHOLE_IMAGE, *, probabilities: bool = False, variance: bool = False
+    ) -> Counted:
         count = float(BLOCKS.sum(dtype=torch.float64))
         return Counted(count, BLOCKS.clone() if self.has_blocks else None, None, mode)
 

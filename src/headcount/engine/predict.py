@@ -241,6 +241,10 @@ class PhotoCounter:
                 pass
         return [self._count_image(image) for image in images]
 
+    def prepare(self, photo: Photo) -> UInt8[Tensor, "3 height width"]:
+        """The pixels that the network gets for a picture, before they are normalized; see ``predict``."""
+        return self._prepared(photo).image
+
     def _prepared(self, photo: Photo) -> "_Prepared":
         """A picture of any kind at the scale of the counter's training images."""
         picture = _as_picture(photo)
