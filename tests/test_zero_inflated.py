@@ -11,15 +11,15 @@ from torch import Tensor
 from headcount.config import WholeImageConfig
 from headcount.distribution import ExactDistribution, NormalDistribution, own_distribution, zip_pmfs
 from headcount.types import Counted
-from headcount.zero_inflated import ZipPrediction
+from headcount.zero_inflated import ZipPrediction, bin_counts
 
 REPRESENTATIVES = torch.tensor([1.0, 2.0, 3.6, 9.0], dtype=torch.float64)
-LAST_COUNTS = torch.tensor([0.0, 1.0, 2.0, 5.0, math.inf], dtype=torch.float64)
+BIN_COUNTS = bin_counts([(0, 0), (1, 1), (2, 2), (3, 5), (6, math.inf)])
 COUNTS = np.arange(200)
 
 
 def prediction_of(gate_logits: Tensor, bin_logits: Tensor) -> ZipPrediction:
-    return ZipPrediction.from_logits(gate_logits, bin_logits, representatives=REPRESENTATIVES, last_counts=LAST_COUNTS)
+    return ZipPrediction.from_logits(gate_logits, bin_logits, representatives=REPRESENTATIVES, bin_counts=BIN_COUNTS)
 
 
 def a_prediction() -> ZipPrediction:
@@ -79,7 +79,7 @@ def test_probabilities_of_float32_are_not_negative() -> None:
         torch.randn(1, 2, 8, 8),
         4 * torch.randn(1, bins, 8, 8),
         representatives=torch.arange(1.0, bins + 1),
-        last_counts=torch.tensor([*range(bins), math.inf]),
+        bin_counts=bin_counts([*((k, k) for k in range(bins)), (bins, math.inf)]),
     )
     probabilities = prediction.probabilities()
     assert probabilities.shape == (1, bins + 1, 8, 8)

@@ -14,7 +14,7 @@ from headcount.config import ConfigError, GivenBinsConfig, ZipConfig
 from headcount.losses.build import build_loss
 from headcount.losses.zero_inflated import ZipLoss, multiscale_mae, positive_cross_entropy, zip_nll
 from headcount.types import Batch, BlockGrid
-from headcount.zero_inflated import ZipPrediction
+from headcount.zero_inflated import ZipPrediction, bin_counts
 from values import batch_of, predict
 
 BINS = CountBins(BlockGrid(8), ((0, 0), (1, 1), (2, 2), (3, 5), (6, math.inf)), (0.0, 1.0, 2.0, 3.6, 9.0))
@@ -25,7 +25,7 @@ def prediction_of(gate_logits: Tensor, bin_logits: Tensor) -> ZipPrediction:
         gate_logits,
         bin_logits,
         representatives=torch.tensor(BINS.representatives[1:]).to(gate_logits),
-        last_counts=torch.tensor([last for _, last in BINS.edges]).to(gate_logits),
+        bin_counts=bin_counts(BINS.edges),
     )
 
 

@@ -16,7 +16,7 @@ from headcount.config import ConfigError, ZipHeadConfig, missing_bins
 from headcount.models.heads import PredictionHead, TextEncoder, build_head, cosine_logits, resample
 from headcount.models.prompts import write_gate_prompts, write_prompts
 from headcount.types import BlockGrid
-from headcount.zero_inflated import ZipPrediction
+from headcount.zero_inflated import ZipPrediction, bin_counts
 
 
 class ConvolutionalLogits(nn.Module):
@@ -78,7 +78,7 @@ class ZipHead(PredictionHead):
     """
 
     representatives: Tensor
-    last_counts: Tensor
+    bin_counts: Tensor
 
     def __init__(
         self, gate: ConvolutionalLogits | CosineLogits, rate: ConvolutionalLogits | CosineLogits, bins: CountBins
@@ -89,7 +89,7 @@ class ZipHead(PredictionHead):
         self.bins = bins
         # Buffers follow the model to its device, so that no step copies them from the host.
         self.register_buffer("representatives", torch.tensor(bins.representatives[1:]), persistent=False)
-        self.register_buffer("last_counts", torch.tensor([last for _, last in bins.edges]), persistent=False)
+        self.register_buffer("bin_counts", bin_counts(bins.edges), persistent=False)
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
         """See :class:`PredictionHead`.
@@ -105,7 +105,7 @@ class ZipHead(PredictionHead):
         gate_logits, bin_logits = self.gate(features, factor=factor), self.rate(features, factor=factor)
         with torch.autocast(features.device.type, enabled=False):
             return ZipPrediction.from_logits(
-                gate_logits, bin_logits, representatives=self.representatives, last_counts=self.last_counts
+                gate_logits, bin_logits, representatives=self.representatives, bin_counts=self.bin_counts
             )
 
 
