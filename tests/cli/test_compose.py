@@ -220,7 +220,7 @@ def test_nested_groups_and_registered_choices_are_listed(monkeypatch: pytest.Mon
     assert set(command_choices("eval")) == {"dataset", "eval", "runtime"}
     monkeypatch.setitem(SCHEMAS, "model/head", dict(SCHEMAS["model/head"]))
     register("model/head", "two_maps", TwoMapsConfig)
-    assert command_choices("train")["model/head"] == ["ebc", "regression", "two_maps", "zip"]
+    assert command_choices("train")["model/head"] == ["ebc", "regression", "zip", "two_maps"]
     assert isinstance(composed("model.head=two_maps").model.head, TwoMapsConfig)
     assert run_name(["model.head=two_maps"]) == "tiny_fine_model.head-two_maps"
     with pytest.raises(ConfigError, match=r"did you mean two_maps\?"):
