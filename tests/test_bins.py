@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from headcount.config import (
     ConfigError,
     CountedIn,
     FolderDatasetConfig,
+    GivenBinsConfig,
     Last,
     Representatives,
     Strategy,
@@ -265,6 +267,24 @@ def test_bins_chosen_for_shanghaitech_a_are_those_of_the_paper(data_dir: Path, t
     bins = build_bins(AutoBinsConfig(), histogram)
     assert bins is not None
     assert list(bins.edges) == integer_bins(Strategy.fine, 4)
+
+
+def test_bins_with_given_edges() -> None:
+    histogram = {0: 90, 1: 5, 2: 3, 4: 1, 9: 1, 12: 1}
+    config = GivenBinsConfig(block_size=16, first_counts=[1, 2, 3, 6, 8])
+    bins = build_bins(config, histogram)
+    assert bins is not None
+    assert bins.names() == ["{0}", "{1}", "{2}", "[3, 5]", "[6, 7]", "[8, inf)"]
+    assert bins.representatives == (0, 1, 2, 4, 6.5, 10.5)  # means of the blocks; no block holds 6 or 7
+    assert bins.grid == BlockGrid(16)
+    assert CountBins.from_dict(bins.to_dict()) == bins
+    given = replace(config, representative_counts=[0, 1, 2, 3.5, 6, 9])
+    assert build_bins(given, histogram).representatives == (0, 1, 2, 3.5, 6, 9)  # type: ignore[union-attr]
+    only = build_bins(GivenBinsConfig(first_counts=[1]), histogram)
+    assert only is not None
+    assert only.edges == ((0, 0), (1, INF))
+    with pytest.raises(ConfigError, match=r"^bins=given: 6 bins but 2 representative counts"):
+        build_bins(replace(config, representative_counts=[0, 1]), histogram)
 
 
 # ------------------------------------------------------------------------------ smoothed counts

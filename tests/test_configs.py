@@ -26,6 +26,10 @@ HISTOGRAM = {0: 90, 1: 5, 2: 3, 4: 1, 70: 1}
 # What a choice does not go without.
 WITH = {
     ("model", "timm"): ["model.name=resnet18"],
+    ("model", "clip"): ["model.name=convnext_tiny"],
+    ("model/head", "zip"): ["loss=zip"],
+    ("loss", "zip"): ["model.head=zip"],
+    ("bins", "given"): ["bins.first_counts=[1,2,4]"],
     ("bins", "none"): ["model.head=regression", "loss=dm"],
     ("model/head", "regression"): ["bins=none", "loss=dm"],
     ("dataset", "mixed"): ["dataset.parts=[sha,nwpu]"],

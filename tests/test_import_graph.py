@@ -10,6 +10,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
 GROUND = {
     *("types", "bins", "commands", "config", "coverage", "distribution", "errors", "extensions", "intervals"),
     *("metrics", "published", "quantization", "runs", "files", "processes", "progress", "wording"),
+    "zero_inflated",
 }
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),

@@ -24,6 +24,7 @@ from headcount.config import (
     BlocksConfig,
     BlockwiseConfig,
     ConfigError,
+    GivenBinsConfig,
     Last,
     Representatives,
     Strategy,
@@ -329,6 +330,8 @@ def build_bins(
             return _build_intervals(config, histogram if smoothed is None else smoothed, observed=smoothed)
         case BinsConfig():
             return _build_integer_bins(config, histogram, counted=histogram if windows is None else windows)
+        case GivenBinsConfig():
+            return _build_given(config, histogram if windows is None else windows)
         case AutoBinsConfig():
             try:
                 return CountBins.of_least_error(
@@ -354,6 +357,15 @@ def _build_intervals(
         return CountBins.from_edges(edges, grid=BlockGrid(config.block_size), histogram=observed)
     except ValueError as error:
         raise ConfigError(f"bins.{error}") from error
+
+
+def _build_given(config: GivenBinsConfig, histogram: Mapping[int, int]) -> CountBins:
+    given = config.representative_counts
+    try:
+        values = _representatives(config.edges, histogram) if given is None else given
+        return CountBins(BlockGrid(config.block_size), tuple(config.edges), tuple(map(float, values)))
+    except ValueError as error:
+        raise ConfigError(f"bins=given: {error}") from error
 
 
 def _build_integer_bins(config: BinsConfig, histogram: Mapping[int, int], *, counted: Mapping[int, int]) -> CountBins:

@@ -176,6 +176,7 @@ def own_distribution(
     *,
     probabilities: Float[Tensor, "bins rows cols"] | None = None,
     bins: CountBins | None = None,
+    zip_blocks: tuple[Float[Tensor, "rows cols"], Float[Tensor, "rows cols"]] | None = None,
 ) -> Distribution | None:
     """The distribution of an image's count under the counter's own probabilities.
 
@@ -185,18 +186,49 @@ def own_distribution(
         probabilities: of each bin in each block; with ``bins`` of integers, they are convolved exactly unless there
             are too many blocks. None uses the normal distribution.
         bins: of the counter.
+        zip_blocks: mean and variance of each block, of a counter whose blocks have zero-inflated Poisson distributions;
+            these are convolved instead.
 
     Returns:
         None for a counter without a variance.
     """
     if variance is None:
         return None
+    if zip_blocks is not None:
+        pmfs = zip_pmfs(*(values.flatten().double().numpy() for values in zip_blocks))
+        return NormalDistribution(count, math.sqrt(variance)) if pmfs is None else ExactDistribution(convolve(pmfs))
     if probabilities is not None and bins is not None and not bins.smoothed:
         pmfs = bin_pmfs(bins)
         of_blocks = probabilities.flatten(1).double().numpy()
         if of_blocks.shape[1] * pmfs.shape[1] <= _MAX_CONVOLVED:
             return ExactDistribution(convolve(of_blocks.T @ pmfs))
     return NormalDistribution(count, math.sqrt(variance))
+
+
+def zip_pmfs(
+    means: Float[np.ndarray, " blocks"], variances: Float[np.ndarray, " blocks"]
+) -> Float[np.ndarray, "blocks counts"] | None:
+    """Probability of each integer from 0 for zero-inflated Poisson distributions with these means and variances.
+
+    Two moments determine such a distribution. Its rate is at least 1, as that of ``model.head=zip``.
+
+    Returns:
+        None if there are too many to convolve.
+    """
+    from scipy.special import gammaln, xlogy  # slow to import
+
+    occupied = means > _TAIL
+    # mean = (1 - pi) rate and variance = mean (1 + pi rate), where pi is the probability of being empty.
+    ratios = np.divide(variances, means, out=np.ones_like(means), where=occupied)
+    rates = np.maximum(means + ratios - 1, 1.0)
+    largest = rates.max(initial=1.0)
+    counts = np.arange(math.ceil(largest + 8 * math.sqrt(largest)) + 12)
+    if len(means) * len(counts) > _MAX_CONVOLVED:
+        return None
+    poisson = np.exp(xlogy(counts, rates[:, None]) - rates[:, None] - gammaln(counts + 1))
+    pmfs: np.ndarray = (means / rates)[:, None] * poisson
+    pmfs[:, 0] += 1 - means / rates
+    return pmfs
 
 
 def own_interval(distribution: Distribution | None, level: float) -> CountInterval | None:

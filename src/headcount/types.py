@@ -189,6 +189,12 @@ class Counted:
     variance: Float[Tensor, "rows cols"] | None = None
     """Variance of the heads in each block; None unless requested, and for a prediction head without one."""
 
+    def zip_blocks(self) -> tuple[Float[Tensor, "rows cols"], Float[Tensor, "rows cols"]] | None:
+        """Mean and variance of each block, if its count is a whole number: not where a mask takes a share of it."""
+        if self.blocks is None or self.variance is None or self.shares is not None:
+            return None
+        return self.blocks, self.variance
+
     def within(self, shares: Float[Tensor, "rows cols"]) -> "Counted":
         """The heads inside a mask: those of each block times the share of its area that is inside.
 

@@ -31,7 +31,10 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
             "model=mobilnet",
             ["no such choice", "mobilenet_v2, resnet101, timm, tiny, vgg16", "did you mean mobilenet_v2?"],
         ),
-        ("model.weights=none", ["model has no weights", "weights is a setting of model=cannet, clip_rn101", "vgg19"]),
+        (
+            "model.weights=none",
+            ["model has no weights", "weights is a setting of model=cannet, clip, clip_rn101", "vgg19"],
+        ),
         ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
         ("loss=3", ["loss=3: no such choice", "dace"]),
         ("resume=maybe", ["true or false"]),
@@ -40,7 +43,7 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("+speed=1", ["settings can only be set, not added or removed"]),
         ("~loss", ["settings can only be set, not added or removed"]),
         ("optim={lr:1}", ["optim={lr:1}: no such choice"]),
-        ("model.prompts=3", ["model has no prompts", "prompts is a setting of model=clip_rn101, clip_rn50"]),
+        ("model.prompts=3", ["model has no prompts", "prompts is a setting of model=clip, clip_rn101, clip_rn50"]),
         ("model=clip_rn50 model.prompts=3", ["settings of its own: model.prompts.style"]),
         ("loss.transport=3", ["loss.transport=3: no such choice; allowed are released, stable"]),
         ("loss.transport=stabl", ["loss.transport=stabl: no such choice", "did you mean stable?"]),
@@ -210,14 +213,14 @@ def test_nested_groups_and_registered_choices_are_listed(monkeypatch: pytest.Mon
         name: str = "two_maps"
 
     before = command_choices("train")
-    assert before["model/head"] == ["ebc", "regression"]
+    assert before["model/head"] == ["ebc", "regression", "zip"]
     assert not any("head" in choice for choice in before["model"])
     assert "imagenet" not in before["model"]  # a kind that files choose
     assert "table3/lambda_1" in before["experiment"]
     assert set(command_choices("eval")) == {"dataset", "eval", "runtime"}
     monkeypatch.setitem(SCHEMAS, "model/head", dict(SCHEMAS["model/head"]))
     register("model/head", "two_maps", TwoMapsConfig)
-    assert command_choices("train")["model/head"] == ["ebc", "regression", "two_maps"]
+    assert command_choices("train")["model/head"] == ["ebc", "regression", "zip", "two_maps"]
     assert isinstance(composed("model.head=two_maps").model.head, TwoMapsConfig)
     assert run_name(["model.head=two_maps"]) == "tiny_fine_model.head-two_maps"
     with pytest.raises(ConfigError, match=r"did you mean two_maps\?"):

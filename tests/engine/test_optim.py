@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
+from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep, Warmup
 from headcount.engine.optim import (
     NoAverage,
     WeightAverage,
@@ -65,6 +66,12 @@ def test_one_cosine_ends_at_the_minimum() -> None:
     config = OptimConfig(lr=2.0, schedule=Schedule.cosine, warmup_epochs=2.0, warmup_lr=0.0, min_lr=0.5)
     factors = [learning_rate_factor(config, epoch, epochs=10) for epoch in (0, 1, 2, 6, 10)]
     assert factors == pytest.approx([0, 0.5, 1, 0.25 + 0.75 / 2, 0.25])
+
+
+def test_the_logarithm_of_the_learning_rate_warms_up() -> None:
+    config = OptimConfig(lr=1e-4, warmup=Warmup.log_linear, warmup_epochs=25, warmup_lr=1e-5)
+    rates = [config.lr * learning_rate_factor(config, epoch, epochs=1300) for epoch in (0, 5, 12.5, 25)]
+    assert rates == pytest.approx([1e-5, 1e-5 * 10**0.2, 1e-5 * math.sqrt(10), 1e-4])
 
 
 @pytest.mark.parametrize(("step", "expected"), [(ScheduleStep.step, [0, 1, 2, 3]), (ScheduleStep.epoch, [0, 0, 2, 2])])

@@ -24,6 +24,8 @@ from headcount.config import (
     SyntheticConfig,
     TimmConfig,
     TinyConfig,
+    ZipConfig,
+    ZipHeadConfig,
 )
 from headcount.data.points import block_counts
 from headcount.data.synthetic import draw_crowd
@@ -101,7 +103,8 @@ def build(family: str, head: HeadConfig, batch: Batch) -> tuple[Counter, Loss]:
         changes = {**changes, "weights": "none"}
     own_bins = bins if head.needs_bins else None
     counter = build_model(kind(head=head, **changes), bins.grid, own_bins, histogram=histogram)
-    loss = build_loss(DaceConfig() if head.needs_bins else DmConfig(), bins.grid, own_bins)
+    losses = {"ebc": DaceConfig(), "regression": DmConfig(), "zip": ZipConfig()}
+    loss = build_loss(losses[head.name], bins.grid, own_bins)
     return counter, loss
 
 
@@ -179,7 +182,15 @@ def test_a_network_learns_four_images_by_heart(family: str, head: HeadConfig, ba
     learn_by_heart(counter, loss, batch, lr=lr, steps=steps, copies=copies)
 
 
-@HEADS_OF_A_MODEL
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["tiny", "timm_resnet18", "clip_rn50_bare", "clip_vit_tuned"])
+def test_a_network_learns_four_images_by_heart_with_the_zip_head(family: str, batch: Batch) -> None:
+    counter, loss = build(family, ZipHeadConfig(), batch)
+    lr, _, steps, copies = SETTINGS[family]
+    learn_by_heart(counter, loss, batch, lr=lr, steps=steps, copies=copies)
+
+
+@pytest.mark.parametrize("head", [EbcHeadConfig(), RegressionHeadConfig(), ZipHeadConfig()], ids=lambda h: h.name)
 @pytest.mark.parametrize("family", ["tiny", "clip_rn50", "clip_vit_prompted", "clip_vit_tuned"])
 def test_steps_move_what_is_trained_and_nothing_else(family: str, head: HeadConfig, batch: Batch) -> None:
     counter, loss = build(family, head, batch)

@@ -9,7 +9,7 @@ import pytest
 
 from headcount.bins import integer_bins
 from headcount.config import ClipResNetConfig, CountStyle, LastPrompt, PromptsConfig, Strategy
-from headcount.models.prompts import write_prompts
+from headcount.models.prompts import write_gate_prompts, write_prompts
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "text"
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())
@@ -105,3 +105,9 @@ def test_a_phrase_that_cannot_be_written_is_refused(key: str, phrase: str) -> No
     model = ClipResNetConfig(prompts=PromptsConfig(**{key: phrase}))
     (error,) = errors(model)
     assert error.startswith(f"model.prompts.{key}={phrase}: must hold")
+
+
+@pytest.mark.parametrize("last", list(LastPrompt), ids=lambda last: last.name)
+def test_the_two_sentences_of_an_empty_block_and_of_another(last: LastPrompt) -> None:
+    config = PromptsConfig(singular="cow", plural="cows", last=last)
+    assert write_gate_prompts(config) == ["There is no cow.", "There are one or more cows."]

@@ -15,6 +15,7 @@ from headcount.config.bins import (
     BlocksConfig,
     BlockwiseConfig,
     CountedIn,
+    GivenBinsConfig,
     Last,
     Representatives,
     Strategy,
@@ -70,6 +71,7 @@ from headcount.config.loss import (
     ReleasedTransportConfig,
     StableTransportConfig,
     TransportConfig,
+    ZipConfig,
 )
 from headcount.config.method import (
     MethodConfig,
@@ -80,6 +82,7 @@ from headcount.config.model import (
     MODELS,
     ClipConfig,
     ClipResNetConfig,
+    ClipTowerConfig,
     ClipViTConfig,
     CountStyle,
     Decoder,
@@ -96,12 +99,14 @@ from headcount.config.model import (
     RegressionHeadConfig,
     TimmConfig,
     TinyConfig,
+    ZipHeadConfig,
 )
 from headcount.config.optim import (
     Algorithm,
     OptimConfig,
     Schedule,
     ScheduleStep,
+    Warmup,
 )
 from headcount.config.run import (
     FP16_ON_CPU,
@@ -158,6 +163,7 @@ __all__ = [
     "CheckpointError",
     "ClipConfig",
     "ClipResNetConfig",
+    "ClipTowerConfig",
     "ClipViTConfig",
     "ConfigError",
     "CountStyle",
@@ -178,6 +184,7 @@ __all__ = [
     "FixedKernelConfig",
     "FolderDatasetConfig",
     "Freeze",
+    "GivenBinsConfig",
     "HeadConfig",
     "HeadcountError",
     "ImageNetConfig",
@@ -216,7 +223,10 @@ __all__ = [
     "TrainedDatasetConfig",
     "TransportConfig",
     "UcfCc50Config",
+    "Warmup",
     "WholeImageConfig",
+    "ZipConfig",
+    "ZipHeadConfig",
     "as_of_one_dataset",
     "bin_names",
     "check",

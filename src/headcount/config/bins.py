@@ -113,6 +113,26 @@ class BinsConfig(BlocksConfig):
 
 
 @dataclass
+class GivenBinsConfig(BlocksConfig):
+    """Bins of integer counts with given edges, represented by the means of their training blocks."""
+
+    has_bins: ClassVar[bool] = True
+
+    first_counts: list[int] | None = number(None, 1, 1_000_000)
+    """First count of each bin after {0}, from 1: a bin ends where the next one begins, and the last is open.
+    [1, 2, 3, 5] are the bins {0}, {1}, {2}, [3, 4] and [5, inf)."""
+    representative_counts: list[float] | None = number(None, 0, 1_000_000)
+    """Representative count of each bin, such as published ones; None uses the means of the training blocks."""
+
+    @property
+    def edges(self) -> list[tuple[float, float]]:
+        """First and last integer of each bin; the last bin ends at inf."""
+        firsts = self.first_counts or []
+        ends = [*(first - 1.0 for first in firsts[1:]), math.inf]
+        return [(0.0, 0.0), *((float(first), end) for first, end in zip(firsts, ends, strict=True))]
+
+
+@dataclass
 class AutoBinsConfig(BlocksConfig):
     """Bins of integer counts that are chosen from the training blocks: the least quantization error."""
 
@@ -137,7 +157,19 @@ def errors(config: BlocksConfig) -> list[str]:
         return _interval_errors(config)
     if isinstance(config, BinsConfig):
         return _bin_errors(config)
+    if isinstance(config, GivenBinsConfig):
+        return _given_errors(config)
     return []
+
+
+def _given_errors(config: GivenBinsConfig) -> list[str]:
+    firsts, given = config.first_counts, config.representative_counts
+    if not firsts:
+        return ["bins.first_counts: is missing; name the first count of each bin after {0}, such as [1, 2, 3, 5]"]
+    if firsts[0] != 1 or any(low >= high for low, high in itertools.pairwise(firsts)):
+        return [f"bins.first_counts={firsts}: must begin at 1 and increase"]
+    wrong = None if given is None else representatives_error(given, config.edges)
+    return [f"bins.representative_counts={given}: {wrong}"] if wrong else []
 
 
 def _interval_errors(config: BlockwiseConfig) -> list[str]:

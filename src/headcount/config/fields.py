@@ -20,7 +20,10 @@ def number(default: Any, minimum: float = 0, maximum: float = math.inf) -> Any:
     :func:`range_errors` checks it; None, where the field's type allows it, is always in range. In a list, every number
     must be in range.
     """
-    return field(default=default, metadata={"range": (minimum, maximum)})
+    metadata = {"range": (minimum, maximum)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def range_errors(config: Any, path: str = "") -> list[str]:

@@ -108,7 +108,7 @@ class LossConfig:
     """Fields that every loss has."""
 
     compares: ClassVar[frozenset[str]] = frozenset()
-    """What the loss compares, out of count, blocks and logits; the prediction head must predict all of it."""
+    """What the loss compares, out of count, blocks, logits and mixture; the prediction head must predict all of it."""
     needs_bins: ClassVar[bool] = False
     """Whether the loss classifies blocks into bins."""
 
@@ -188,15 +188,54 @@ class MseConfig(LossConfig):
     """Factor on the loss; block counts are small, and their squared errors even smaller."""
 
 
+@dataclass
+class ZipConfig(LossConfig):
+    """The loss of the zero-inflated Poisson head (arXiv:2506.19955): cross-entropy of the bins above 0, negative
+    log-likelihood, absolute errors of the blocks at several scales, and of the count."""
+
+    compares: ClassVar[frozenset[str]] = frozenset({"blocks", "mixture"})
+    needs_bins: ClassVar[bool] = True
+
+    name: str = "zip"
+    cross_entropy_weight: float = number(1.0, 0, 1e6)
+    """Weight of the cross-entropy over the bins above 0, which is summed over the blocks with heads."""
+    nll_weight: float = number(1.0, 0, 1e6)
+    """Weight of the negative log-likelihood of the blocks' counts."""
+    epsilon: float = number(1e-8, 0, 0.1)
+    """Added to each probability before its logarithm; 0 makes the loss of an impossible count infinite."""
+    scales: list[int] = number([1, 2, 4], 1, 1024)
+    """Sides of the square cells that blocks are averaged over, in blocks; each is a term of the multi-scale error.
+    A cell at the border that is not full is filled with blocks without error."""
+    scale_weights: list[float] = number([0.25, 0.5, 1.0], 0, 1e6)
+    """Weight of each of the ``scales``."""
+    mae_weight: float = number(1.0, 0, 1e6)
+    """Weight of the multi-scale error: absolute errors of the averages, summed over cells."""
+    count_weight: float = number(1.0, 0, 1e6)
+    """Weight of the absolute error of the count of an image."""
+
+
 LOSSES: dict[str, type[LossConfig]] = {
     "dace": DaceConfig,
     "dace_block_error": DaceBlockErrorConfig,
     "cross_entropy": CrossEntropyConfig,
     "dm": DmConfig,
     "mse": MseConfig,
+    "zip": ZipConfig,
 }
 """Kind -> schema."""
 TRANSPORTS: dict[str, type[TransportConfig]] = {"released": ReleasedTransportConfig, "stable": StableTransportConfig}
 """Kind -> schema."""
 KERNELS: dict[str, type[KernelConfig]] = {"fixed": FixedKernelConfig, "adaptive": AdaptiveKernelConfig}
 """Kind -> schema."""
+
+
+def errors(config: LossConfig) -> list[str]:
+    """Find settings of the loss that contradict each other; one message each."""
+    if not isinstance(config, ZipConfig):
+        return []
+    if len(config.scales) != len(config.scale_weights) or not config.scales:
+        return [
+            f"loss.scales={config.scales} loss.scale_weights={config.scale_weights}: need one weight for each scale, "
+            "and at least one scale"
+        ]
+    return []

@@ -57,7 +57,7 @@ class HeadConfig:
     """Fields that every prediction head has."""
 
     predicts: ClassVar[frozenset[str]] = frozenset({"count"})
-    """What the head predicts, out of count, blocks and logits."""
+    """What the head predicts, out of count, blocks, logits (over bins) and mixture (zero-inflated Poisson)."""
     needs_bins: ClassVar[bool] = False
     """Whether the head classifies blocks into bins; if not, it requires ``bins=none``."""
 
@@ -85,6 +85,17 @@ class RegressionHeadConfig(HeadConfig):
 
 
 @dataclass
+class ZipHeadConfig(HeadConfig):
+    """A zero-inflated Poisson distribution for each block: the probability that it is structurally empty, and the rate
+    of a Poisson distribution otherwise, as the expectation over the bins above 0 (arXiv:2506.19955)."""
+
+    predicts: ClassVar[frozenset[str]] = frozenset({"count", "blocks", "mixture"})
+    needs_bins: ClassVar[bool] = True
+
+    name: str = "zip"
+
+
+@dataclass
 class ModelConfig:
     """Fields that every model has."""
 
@@ -95,8 +106,8 @@ class ModelConfig:
     name: str = MISSING
     """Name of the architecture."""
     head: HeadConfig = field(default_factory=EbcHeadConfig)
-    """Prediction head: ``ebc`` classifies blocks into bins; ``regression`` predicts their counts and needs
-    ``bins=none``."""
+    """Prediction head: ``ebc`` classifies blocks into bins; ``zip`` predicts a zero-inflated Poisson distribution,
+    with ``loss=zip``; ``regression`` predicts their counts and needs ``bins=none``."""
     mean: list[float] | None = None
     """Mean of the red, green and blue input, from 0 to 1; None uses the values the weights were trained with."""
     std: list[float] | None = None
@@ -260,7 +271,18 @@ class ClipViTConfig(ClipConfig):
     """Dropout probability of the prompt tokens in training."""
 
 
-HEADS: dict[str, type[HeadConfig]] = {"ebc": EbcHeadConfig, "regression": RegressionHeadConfig}
+@dataclass
+class ClipTowerConfig(ClipConfig):
+    """Any image encoder of open_clip that is a timm network with feature maps; ``name`` is open_clip's."""
+
+    weights: str = "pretrained"
+    """``pretrained`` (the first tag that open_clip lists for the name), another pretrained tag of open_clip, ``none``
+    (random), or a file: open_clip's .bin or .safetensors."""
+    decoder: Decoder = Decoder.none
+    """One residual block at the resolution of the blocks before the projection (``released``), or ``none``."""
+
+
+HEADS: dict[str, type[HeadConfig]] = {"ebc": EbcHeadConfig, "regression": RegressionHeadConfig, "zip": ZipHeadConfig}
 """Kind -> schema."""
 MODELS: dict[str, type[ModelConfig]] = {
     "tiny": TinyConfig,
@@ -269,6 +291,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "timm": TimmConfig,
     "clip_resnet": ClipResNetConfig,
     "clip_vit": ClipViTConfig,
+    "clip_tower": ClipTowerConfig,
 }
 """Kind -> schema."""
 RELEASED_NAMES: dict[str, str] = {
@@ -325,14 +348,20 @@ def _clip_errors(model: ClipConfig) -> list[str]:
     """Sizes of CLIP that do not fit, and settings that its weights or its head exclude."""
     found = []
     stages = 4 if isinstance(model, ClipResNetConfig) else 1
-    if model.layers is not None and (len(model.layers) != stages or min(model.layers) < 1):
+    if isinstance(model, ClipTowerConfig):
+        found += [
+            f"model.{name}={getattr(model, name)}: {model.name} has sizes of its own; leave it out"
+            for name in ("width", "layers")
+            if getattr(model, name) is not None
+        ]
+    elif model.layers is not None and (len(model.layers) != stages or min(model.layers) < 1):
         numbers = "number" if stages == 1 else "numbers"
         found.append(f"model.layers={model.layers}: must be {stages} whole {numbers} above 0")
     if model.decoder_channels is not None and min(model.decoder_channels, default=0) < 1:
         found.append(f"model.decoder_channels={model.decoder_channels}: must be one or more numbers above 0")
     if model.decoder_channels is not None and model.decoder is Decoder.none:
         found.append("model.decoder_channels: model.decoder=none has no decoder to size")
-    if model.prior_bias and isinstance(model.head, EbcHeadConfig):
+    if model.prior_bias and isinstance(model.head, (EbcHeadConfig, ZipHeadConfig)):
         found.append("model.prior_bias=True: the cosine head has no bias; only for model.head=regression")
     if model.quick_gelu is False and model.weights == "openai":
         found.append(

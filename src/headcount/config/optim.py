@@ -28,6 +28,13 @@ class ScheduleStep(Enum):
     epoch = 2
 
 
+class Warmup(Enum):
+    """What grows evenly in the warm-up: the learning rate (``linear``) or its logarithm (``log_linear``)."""
+
+    linear = 1
+    log_linear = 2
+
+
 @dataclass
 class OptimConfig:
     """Optimizer, learning-rate schedule, gradient clipping and weight averaging."""
@@ -46,7 +53,9 @@ class OptimConfig:
     step: ScheduleStep = ScheduleStep.epoch
     """The learning rate is updated at every optimizer ``step``, or once per ``epoch`` (released code)."""
     warmup_epochs: float = number(0.0, 0, 1_000_000)
-    """Duration of the linear warm-up from ``warmup_lr``, in epochs."""
+    """Duration of the warm-up from ``warmup_lr``, in epochs."""
+    warmup: Warmup = Warmup.linear
+    """What grows evenly in the warm-up: the learning rate (``linear``), or its logarithm (``log_linear``)."""
     warmup_lr: float = number(1e-6, 0, 1)
     """Learning rate at the start of the warm-up."""
     min_lr: float = number(1e-7, 0, 1)
@@ -59,3 +68,19 @@ class OptimConfig:
     """Gradients are scaled down to this L2 norm; None does not clip them."""
     ema_decay: float | None = number(None, 0, 0.999999)
     """Decay per optimizer step of the average of the weights, which is evaluated; None does not average."""
+
+
+def errors(config: OptimConfig, *, epochs: int) -> list[str]:
+    """Find settings of the learning rate that contradict each other; one message each.
+
+    Args:
+        epochs: of the run.
+    """
+    found = []
+    if config.warmup_epochs >= epochs:
+        found.append(f"optim.warmup_epochs={config.warmup_epochs:g}: must be below epochs={epochs}")
+    if config.warmup is Warmup.log_linear and config.warmup_lr == 0:
+        found.append("optim.warmup_lr=0: optim.warmup=log_linear needs a number above 0, because 0 has no logarithm")
+    if config.min_lr > config.lr:
+        found.append(f"optim.min_lr={config.min_lr:g}: must be at most optim.lr={config.lr:g}, from which it falls")
+    return found

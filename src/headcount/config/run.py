@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from headcount import published
-from headcount.config import augment, bins, dataset, model
+from headcount.config import augment, bins, dataset, loss, model, optim
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
@@ -17,7 +17,16 @@ from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
-from headcount.config.model import HEADS, ClipConfig, ClipViTConfig, Freeze, HeadConfig, ModelConfig, TinyConfig
+from headcount.config.model import (
+    HEADS,
+    ClipConfig,
+    ClipViTConfig,
+    Freeze,
+    HeadConfig,
+    ModelConfig,
+    TinyConfig,
+    ZipHeadConfig,
+)
 from headcount.config.optim import OptimConfig
 from headcount.wording import cut, url_hint
 
@@ -233,12 +242,8 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     errors += model.errors(checked)
     errors += _fine_tuning_errors(config, weights=weights)
     errors += _record_errors(config)
-    if config.optim.warmup_epochs >= config.epochs:
-        errors.append(f"optim.warmup_epochs={config.optim.warmup_epochs:g}: must be below epochs={config.epochs}")
-    if config.optim.min_lr > config.optim.lr:
-        errors.append(
-            f"optim.min_lr={config.optim.min_lr:g}: must be at most optim.lr={config.optim.lr:g}, from which it falls"
-        )
+    errors += loss.errors(config.loss)
+    errors += optim.errors(config.optim, epochs=config.epochs)
     errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
     errors += _bins_from_errors(config.dataset, config.bins)
@@ -320,8 +325,9 @@ def _bins_from_errors(config: DatasetConfig, blocks: BlocksConfig) -> list[str]:
     """A part that is to give representative counts where none are means of training blocks."""
     if not isinstance(config, dataset.MixedConfig) or config.bins_from is None:
         return []
-    means = isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.mean
-    if means and blocks.representative_counts is None:  # type: ignore[attr-defined]
+    middle = isinstance(blocks, bins.BinsConfig) and blocks.representatives is bins.Representatives.middle
+    computed = isinstance(blocks, (bins.BinsConfig, bins.GivenBinsConfig)) and blocks.representative_counts is None
+    if computed and not middle:
         return []
     return [
         f"dataset.bins_from={config.bins_from}: has no effect, because the representative counts of the bins are no "
@@ -354,9 +360,13 @@ def _combination_errors(model: ModelConfig, bins: BlocksConfig, loss: LossConfig
         instead = " or ".join(f"loss={kind}" for kind in _fitting_losses(head, has_bins=bins.has_bins))
         errors.append(
             f"loss={loss.choice}: compares {_words(loss.compares)}, and model.head={head.name} predicts "
-            f"{_words(head.predicts)}; choose {instead or 'another model.head'}"
+            f"{_words(head.predicts)}; choose {instead or 'another model.head'}{_fitting_head(loss)}"
         )
-    if isinstance(bins, BlockwiseConfig) and isinstance(model, ClipConfig):
+    if isinstance(bins, BlockwiseConfig) and isinstance(head, ZipHeadConfig):
+        errors.append(
+            "bins=blockwise: model.head=zip predicts whole numbers, and smoothed counts are none; choose bins=fine"
+        )
+    elif isinstance(bins, BlockwiseConfig) and isinstance(model, ClipConfig):
         errors.append(
             f"bins=blockwise: {model.name} reads a sentence about each bin, and there are none about intervals "
             "of smoothed counts; choose bins=fine, bins=dynamic or bins=coarse, or a model without texts"
@@ -372,6 +382,12 @@ def _fit(head: HeadConfig, loss: LossConfig | type[LossConfig], *, has_bins: boo
 def _fitting_losses(head: HeadConfig, *, has_bins: bool) -> list[str]:
     """The kinds of losses that go with a head."""
     return [kind for kind, loss in LOSSES.items() if _fit(head, loss, has_bins=has_bins)]
+
+
+def _fitting_head(loss: LossConfig) -> str:
+    """The kind of head that a loss belongs to, if it is the only one, as the end of a message."""
+    kinds = [kind for kind, head in HEADS.items() if loss.compares <= head.predicts]
+    return f"; or add model.head={kinds[0]}" if len(kinds) == 1 else ""
 
 
 def _words(names: frozenset[str]) -> str:

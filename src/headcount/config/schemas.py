@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headcount.config.augment import AugmentConfig
-from headcount.config.bins import AutoBinsConfig, BinsConfig, BlocksConfig, BlockwiseConfig
+from headcount.config.bins import AutoBinsConfig, BinsConfig, BlocksConfig, BlockwiseConfig, GivenBinsConfig
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, WholeImageConfig
 from headcount.config.dataset import (
     CustomConfig,
@@ -40,7 +40,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "method": {"supervised": SupervisedConfig},
     "model": MODELS,
     "model/head": HEADS,
-    "bins": {"bins": BinsConfig, "auto": AutoBinsConfig, "blockwise": BlockwiseConfig, "none": BlocksConfig},
+    "bins": {
+        "bins": BinsConfig,
+        "given": GivenBinsConfig,
+        "auto": AutoBinsConfig,
+        "blockwise": BlockwiseConfig,
+        "none": BlocksConfig,
+    },
     "augment": {"ebc": AugmentConfig},
     "loss": LOSSES,
     "loss/transport": TRANSPORTS,

@@ -20,6 +20,7 @@ from headcount.config import (
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
+    ZipHeadConfig,
     counting_mode,
     describe_mode,
 )
@@ -167,7 +168,9 @@ def _evaluate_checkpoint(
     counter = runtime.move_to_device(loaded.counter)
     # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
     reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
-    evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, OwnIntervals(loaded.bins)]
+    zero_inflated = isinstance(trained.model.head, ZipHeadConfig)
+    own_intervals = OwnIntervals(None if zero_inflated else loaded.bins, zero_inflated=zero_inflated)
+    evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, own_intervals]
     evaluators += [reliability] if reliability else []
     try:
         evaluation = evaluate(

@@ -100,15 +100,19 @@ class BinReliability:
 class OwnIntervals:
     """The counter's own distribution of each count: its variance, its intervals, and how good it was."""
 
-    def __init__(self, bins: CountBins | None) -> None:
+    def __init__(self, bins: CountBins | None, *, zero_inflated: bool = False) -> None:
         self.bins = bins
+        self.zero_inflated = zero_inflated
 
     def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
         """``variance``, ``own_crps`` and the ends of the intervals (:func:`headcount.intervals.own_ends`)."""
         variance = counted.total_variance()
         # Inside a mask, blocks count by their share: then the sum of variances is used.
         probabilities = counted.probabilities if counted.shares is None else None
-        own = own_distribution(counted.count, variance, probabilities=probabilities, bins=self.bins)
+        zip_blocks = counted.zip_blocks() if self.zero_inflated else None
+        own = own_distribution(
+            counted.count, variance, probabilities=probabilities, bins=self.bins, zip_blocks=zip_blocks
+        )
         if own is None or variance is None:
             return {}
         numbers = {"variance": variance, "own_crps": own.crps(float(len(sample.points)))}

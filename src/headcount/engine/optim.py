@@ -10,7 +10,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep
+from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep, Warmup
 
 # What the names of the backbone's parameters begin with.
 _BACKBONE = "backbone."
@@ -52,13 +52,16 @@ def _by_rate(config: OptimConfig, model: nn.Module) -> list[tuple[list[nn.Parame
 def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> float:
     """The learning rate at ``epoch`` (which may be fractional), as a fraction of its peak.
 
-    Linear warm-up from ``warmup_lr``, then the peak, or one cosine to ``min_lr`` at ``epochs``, or cosines that
-    restart after ``restart_epochs``, each ``restart_factor`` times as long as the one before.
+    Warm-up from ``warmup_lr``, linear in the rate or in its logarithm, then the peak, or one cosine to ``min_lr`` at
+    ``epochs``, or cosines that restart after ``restart_epochs``, each ``restart_factor`` times as long as the one
+    before.
 
     Source: arXiv:1608.03983; arXiv:2403.09281, section IV.
     """
     if epoch < config.warmup_epochs:
         start = config.warmup_lr / config.lr
+        if config.warmup is Warmup.log_linear:
+            return float(start ** (1 - epoch / config.warmup_epochs))
         return start + (1 - start) * epoch / config.warmup_epochs
     if config.schedule is Schedule.constant:
         return 1.0

@@ -27,6 +27,7 @@ from headcount.config import (
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
+    ZipHeadConfig,
     check_level,
     counting_mode,
     describe_mode,
@@ -280,7 +281,10 @@ class PhotoCounter:
         if self.calibration is not None:
             mode = describe_mode(counted.mode)
             return self.calibration.interval(counted.count, variance, self.level, size=size, mode=mode)
-        own = own_distribution(counted.count, variance, probabilities=counted.probabilities, bins=self.bins)
+        if isinstance(self.config.model.head, ZipHeadConfig):
+            own = own_distribution(counted.count, variance, zip_blocks=counted.zip_blocks())
+        else:
+            own = own_distribution(counted.count, variance, probabilities=counted.probabilities, bins=self.bins)
         return own_interval(own, self.level)
 
     def _usual_mode(self) -> WholeImageConfig | SlidingWindowConfig:

@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import describe_choice
-from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze
+from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze, GivenBinsConfig, ZipHeadConfig
 from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job, TrainingData
-from headcount.models.prompts import write_prompts
+from headcount.models.prompts import write_gate_prompts, write_prompts
 from headcount.types import Sample
 
 
@@ -99,7 +99,7 @@ def _describe_bins(job: Job) -> list[str]:
     config, bins = job.config, job.bins
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
-    kind = "intervals of smoothed counts"
+    kind = "with given edges" if isinstance(config.bins, GivenBinsConfig) else "intervals of smoothed counts"
     if isinstance(config.bins, AutoBinsConfig):
         kind = f"m = {bins.edges[-1][0]:g}, chosen for the least quantization error"
     if isinstance(config.bins, BinsConfig):
@@ -110,6 +110,8 @@ def _describe_bins(job: Job) -> list[str]:
         lines.append(describe_choice(bins, job.data.histogram))
     if isinstance(config.model, ClipConfig):
         prompts = write_prompts(bins.edges, config.model.prompts)
+        if isinstance(config.model.head, ZipHeadConfig):
+            prompts = [*write_gate_prompts(config.model.prompts), *prompts[1:]]
         shown = prompts if len(prompts) <= 12 else [*prompts[:6], "...", *prompts[-3:]]
         lines.append("prompts: " + " ".join(shown))
     return lines

@@ -19,6 +19,7 @@ from headcount.config import (
     ReleasedTransportConfig,
     StableTransportConfig,
     TransportConfig,
+    ZipConfig,
     missing_bins,
 )
 from headcount.losses.blocks import BlockError, MseLoss
@@ -28,6 +29,7 @@ from headcount.losses.dm import DmLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportLoss, TransportSolver
+from headcount.losses.zero_inflated import ZipLoss
 from headcount.types import Batch, BlockGrid, LossTerms, Prediction
 
 
@@ -87,6 +89,19 @@ def _build_dm(config: DmConfig, grid: BlockGrid, bins: CountBins | None) -> Loss
 @build_loss.register(MseConfig)
 def _build_mse(config: MseConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
     return MseLoss(config.scale)
+
+
+@build_loss.register(ZipConfig)
+def _build_zip(config: ZipConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    _require_bins(bins, config)
+    return ZipLoss(
+        cross_entropy_weight=config.cross_entropy_weight,
+        nll_weight=config.nll_weight,
+        epsilon=config.epsilon,
+        scales=list(zip(config.scales, config.scale_weights, strict=True)),
+        mae_weight=config.mae_weight,
+        count_weight=config.count_weight,
+    )
 
 
 def require_masks(loss: Loss, config: LossConfig) -> None:

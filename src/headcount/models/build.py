@@ -26,6 +26,7 @@ from headcount.models.counter import Counter
 from headcount.models.heads import build_head
 from headcount.models.timm_networks import check_timm_name, timm_backbone
 from headcount.models.weights import load_backbone
+from headcount.models.zero_inflated import ZipHead  # noqa: F401 (registers its builder)
 from headcount.types import BlockGrid
 
 

@@ -4,15 +4,14 @@ Implements section III-B of arXiv:2403.09281 and the visual prompt tuning (arXiv
 open_clip's encoders, tokenizer and tables of weights. Cosine similarities are computed by the prediction head.
 """
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from headcount.config import (
     ClipConfig,
     ClipResNetConfig,
+    ClipTowerConfig,
     ClipViTConfig,
     ConfigError,
     Decoder,
@@ -34,20 +34,10 @@ from headcount.config import (
 )
 from headcount.errors import CheckpointError
 from headcount.models.archives import is_torchscript
+from headcount.models.clip_towers import TimmTower, architecture, follow_tag, library_config
 from headcount.models.hub import quick_hub
 from headcount.models.torchvision_networks import residual_decoder
 from headcount.models.weights import read_state_dict
-
-ARCHITECTURES = {
-    "clip_rn50": "RN50",
-    "clip_rn101": "RN101",
-    "clip_rn50x4": "RN50x4",
-    "clip_rn50x16": "RN50x16",
-    "clip_vit_b16": "ViT-B-16",
-    "clip_vit_b32": "ViT-B-32",
-    "clip_vit_l14": "ViT-L-14",
-}
-
 
 # ----------------------------------------------------------------------------------- image encoders
 
@@ -233,11 +223,11 @@ class ClipTexts:
         return encode_texts(self._tower, sentences)
 
 
-@dataclasses.dataclass
+@dataclass
 class ClipParts:
     """The parts of a counter that are built from CLIP."""
 
-    backbone: ClipResNet | ClipViT
+    backbone: ClipResNet | ClipViT | TimmTower
     decoder: nn.Sequential | None
     channels: int
     """Channels of the features that the head receives: those of the decoder, or of the backbone without one."""
@@ -277,7 +267,7 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         widths = config.decoder_channels or _RELEASED_DECODERS.get(config.name, [channels])
         decoder = residual_decoder(channels, widths, bottleneck=isinstance(config, ClipResNetConfig))
         channels = widths[-1]
-    tag = get_pretrained_cfg(ARCHITECTURES[config.name], config.weights) or {}
+    tag = get_pretrained_cfg(architecture(config), config.weights) or {}
     return ClipParts(
         backbone,
         decoder,
@@ -288,7 +278,9 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
     )
 
 
-def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet | ClipViT:
+def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet | ClipViT | TimmTower:
+    if isinstance(image, TimmTower):
+        return image
     stride = config.stride(block_size)
     assert stride is not None, f"the config of {config.name} states no stride"
     if not isinstance(config, ClipViTConfig):
@@ -304,12 +296,15 @@ def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet 
 
 
 def follow_weights(config: ClipConfig) -> ClipConfig:
-    """Fill in the activation that the weights were trained with; another one gives wrong features without any error.
+    """Fill in the tag that ``pretrained`` stands for, and the activation that the weights were trained with.
+
+    Another activation gives wrong features without any error.
 
     Raises:
         ConfigError: if the config sets another activation, or the activation is unknown.
         CheckpointError: if the file of weights, or the description beside it, is damaged.
     """
+    config = follow_tag(config)
     trained = _quick_gelu_of_weights(config)
     if trained is None and config.quick_gelu is None:
         _read(config)  # an unreadable file is reported as such
@@ -323,21 +318,23 @@ def follow_weights(config: ClipConfig) -> ClipConfig:
             f"model.quick_gelu={config.quick_gelu}: but model.weights={config.weights} were trained with "
             f"{'QuickGELU' if trained else 'GELU'}; omit the setting to follow the weights"
         )
-    return dataclasses.replace(config, quick_gelu=config.quick_gelu if trained is None else trained)
+    return replace(config, quick_gelu=config.quick_gelu if trained is None else trained)
 
 
 def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
     """Whether the weights were trained with QuickGELU; None if unknown."""
     if config.weights == "none":
-        return True if config.quick_gelu is None else config.quick_gelu
+        # Random weights of OpenAI's networks count as OpenAI's.
+        own = not isinstance(config, ClipTowerConfig) or bool(library_config(config).get("quick_gelu", False))
+        return own if config.quick_gelu is None else config.quick_gelu
     file = os.path.expanduser(config.weights)
     if not os.path.isfile(file):
-        tag = get_pretrained_cfg(ARCHITECTURES[config.name], config.weights)
+        tag = get_pretrained_cfg(architecture(config), config.weights)
         if not tag:
-            known = ", ".join(list_pretrained_tags_by_model(ARCHITECTURES[config.name]))
+            known = ", ".join(list_pretrained_tags_by_model(architecture(config)))
             raise ConfigError(
                 f"model.weights={config.weights}: neither a file nor a tag of open_clip for "
-                f"{ARCHITECTURES[config.name]}; tags: {known}"
+                f"{architecture(config)}; tags: {known}"
             )
         return bool(tag.get("quick_gelu", False))
     if is_torchscript(Path(file)):  # only OpenAI published weights in this format
@@ -358,20 +355,24 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
 
 def _sizes(config: ClipConfig) -> dict[str, Any]:
     """Sizes of the architecture: those set in the config, else open_clip's."""
-    library: Any = open_clip.get_model_config(ARCHITECTURES[config.name])
+    library = library_config(config)
     vision, text = library["vision_cfg"], library["text_cfg"]
-    layers = config.layers or vision["layers"]
+    layers = config.layers or vision.get("layers")
     return {
         "embed_dim": config.embed_dim or library["embed_dim"],
-        "width": config.width or vision["width"],
+        "width": config.width or vision.get("width"),
         "layers": layers[0] if isinstance(config, ClipViTConfig) and isinstance(layers, list) else layers,
         "text_width": config.text_width or text["width"],
         "text_heads": config.text_heads or text["heads"],
         "text_layers": config.text_layers or text["layers"],
+        "no_causal_mask": text.get("no_causal_mask", False),
+        "timm_name": vision.get("timm_model_name"),
     }
 
 
 def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
+    if isinstance(config, ClipTowerConfig):
+        return TimmTower(sizes["timm_name"])
     if not isinstance(config, ClipViTConfig):
         # The number of heads is that of the attention pooling, which is not used.
         return ModifiedResNet(list(sizes["layers"]), sizes["embed_dim"], heads=1, width=sizes["width"])
@@ -400,6 +401,7 @@ def text_tower(config: ClipConfig) -> TextTransformer:
         heads=_heads(sizes["text_width"], sizes["text_heads"], "model.text_heads"),
         layers=sizes["text_layers"],
         output_dim=sizes["embed_dim"],
+        no_causal_mask=sizes["no_causal_mask"],
         act_layer=QuickGELU if config.quick_gelu else nn.GELU,
     )
 
@@ -443,8 +445,8 @@ def _read(config: ClipConfig) -> Mapping[str, Tensor]:
 
 
 def _download(config: ClipConfig) -> str:
-    architecture = ARCHITECTURES[config.name]
-    tag = get_pretrained_cfg(architecture, config.weights)
+    network = architecture(config)
+    tag = get_pretrained_cfg(network, config.weights)
     try:
         with quick_hub():
             return str(download_pretrained(tag))
@@ -452,7 +454,7 @@ def _download(config: ClipConfig) -> str:
         source = f"https://huggingface.co/{tag.get('hf_hub', '')}".rstrip("/")
         archive = f" (or {tag['url']})" if tag.get("url") else ""
         raise ConfigError(
-            f"model.weights={config.weights}: {architecture}'s weights could not be downloaded "
+            f"model.weights={config.weights}: {network}'s weights could not be downloaded "
             f"({type(error).__name__}). Without a network connection, download open_clip_model.safetensors and "
             f"open_clip_config.json from {source} on another machine{archive}, copy both to a folder of this one, and "
             "set model.weights=FILE to the first; or train from scratch with model.weights=none"
@@ -471,7 +473,7 @@ def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config
             )
     # Layers for pooling, projecting and scaling, which are not used; OpenAI's archives also contain sizes.
     unused = (
-        *("logit_scale", "logit_bias", "visual.attnpool.", "visual.proj"),
+        *("logit_scale", "logit_bias", "visual.attnpool.", "visual.proj", "visual.head.", "visual.trunk.head."),
         *("input_resolution", "context_length", "vocab_size", "attn_mask"),
     )
     own = {f"visual.{k}": v for k, v in image.state_dict().items()} | dict(text.state_dict())
@@ -489,7 +491,7 @@ def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config
             else f"{strange[0]} is not part of {config.name}"
         )
         raise ConfigError(
-            f"model.weights={config.weights}: not the weights of {ARCHITECTURES[config.name]} in these sizes: "
+            f"model.weights={config.weights}: not the weights of {architecture(config)} in these sizes: "
             f"{problem} ({len(missing)} missing, {len(wrong)} of another shape, {len(strange)} unknown)"
         )
     filled = {k: state.get(k, v).float() if v.is_floating_point() else state.get(k, v) for k, v in own.items()}

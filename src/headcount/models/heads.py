@@ -126,11 +126,7 @@ class CosineClassifier(PredictionHead):
     def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BinPrediction:
         """See :class:`PredictionHead`."""
         projected = resample(self.projection(features), factor)
-        # Cosines need more digits than bfloat16 has.
-        with torch.autocast(features.device.type, enabled=False):
-            directions = F.normalize(projected.float(), dim=1)
-            texts = F.normalize(self.text_features.float(), dim=1)
-            logits = self.logit_scale.exp() * F.conv2d(directions, texts[:, :, None, None])
+        logits = cosine_logits(projected, self.text_features, self.logit_scale)
         return predict_bins(logits, self.representatives, self.second_moments)
 
 
@@ -158,6 +154,19 @@ class CountRegressor(PredictionHead):
         """See :class:`PredictionHead`."""
         blocks = resample(self.to_counts(features), factor).float().relu()
         return Prediction(count=blocks.sum((1, 2, 3)), blocks=blocks)
+
+
+def cosine_logits(
+    projected: Float[Tensor, "batch embed rows cols"],
+    text_features: Float[Tensor, "classes embed"],
+    logit_scale: Float[Tensor, ""],
+) -> Float[Tensor, "batch classes rows cols"]:
+    """Cosine similarity of the features of each block with those of each text, times exp(``logit_scale``)."""
+    # Cosines need more digits than bfloat16 has.
+    with torch.autocast(projected.device.type, enabled=False):
+        directions = F.normalize(projected.float(), dim=1)
+        texts = F.normalize(text_features.float(), dim=1)
+        return logit_scale.exp() * F.conv2d(directions, texts[:, :, None, None])
 
 
 def predict_bins(

@@ -5,6 +5,7 @@ Implements section III-B of arXiv:2403.09281. It does not encode the sentences (
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from headcount.config import CountStyle, LastPrompt, PromptsConfig
 
@@ -20,6 +21,12 @@ def write_prompts(edges: Sequence[tuple[float, float]], config: PromptsConfig) -
     code.
     """
     return [_sentence(int(low), high, config) for low, high in edges]
+
+
+def write_gate_prompts(config: PromptsConfig) -> list[str]:
+    """Write the two sentences about a block: it is empty, or it holds at least one head."""
+    # "More than one", the default phrase for an open bin, would leave out a single head.
+    return write_prompts([(0, 0), (1, math.inf)], replace(config, last=LastPrompt.m_or_more))
 
 
 def _sentence(low: int, high: float, config: PromptsConfig) -> str:
