@@ -5,10 +5,11 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
-from headcount.config import augment, bins, dataset, model
+from headcount.config import augment, bins, counting, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
@@ -18,6 +19,7 @@ from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
 from headcount.config.model import HEADS, ClipConfig, ClipViTConfig, Freeze, HeadConfig, ModelConfig, TinyConfig
 from headcount.config.optim import OptimConfig
+from headcount.errors import ConfigError
 from headcount.wording import cut, url_hint
 
 
@@ -167,8 +169,8 @@ class TrainConfig:
 class EvalCommandConfig:
     """Settings of ``eval.py``; everything else comes from the checkpoint."""
 
-    ckpt: str = MISSING
-    """Path of the checkpoint."""
+    ckpt: Any = MISSING
+    """Path of the checkpoint; or several, as in 'ckpt=[a.pt,b.pt]', whose counts are averaged."""
     split: str = "test"
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
@@ -181,6 +183,22 @@ class EvalCommandConfig:
     """A dataset; the default, as None, is the one the counter was trained on (``TrainedDatasetConfig``)."""
     eval: EvalConfig = MISSING
     runtime: RuntimeConfig = MISSING
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The paths of all checkpoints."""
+        return [str(path) for path in (self.ckpt if isinstance(self.ckpt, list) else [self.ckpt])]
+
+    @property
+    def checkpoint(self) -> str:
+        """The path of the only checkpoint.
+
+        Raises:
+            ConfigError: if there are several.
+        """
+        if len(self.checkpoints) != 1:
+            raise ConfigError(f"ckpt=[{','.join(self.checkpoints)}]: this command uses one checkpoint; name one")
+        return self.checkpoints[0]
 
 
 PLACE = (
@@ -219,6 +237,7 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
             "cannot be combined; choose eval=whole_image"
         )
     errors += bins.errors(config.bins)
+    errors += counting.errors(config.eval)
     stride = config.model.stride(block_size)
     if stride is not None:
         wrong = crop_error(crop_size, block_size=block_size, stride=stride, model=config.model.name)
@@ -381,8 +400,18 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    path = Path(config.ckpt).expanduser()
-    return errors if os.path.isfile(path) else [*errors, missing_checkpoint(path)]
+    return errors + counting.errors(config.eval) + _checkpoint_errors(config)
+
+
+def _checkpoint_errors(config: EvalCommandConfig) -> list[str]:
+    """Checkpoints that do not exist, or occur twice."""
+    if config.ckpt is None or config.ckpt == []:
+        return ["ckpt is not set: type ckpt=..."]
+    paths = [Path(path).expanduser() for path in config.checkpoints]
+    found = [missing_checkpoint(path) for path in paths if not os.path.isfile(path)]
+    resolved = [os.path.realpath(path) for path in paths]
+    twice = [path for k, path in enumerate(paths) if resolved[k] in resolved[:k]]
+    return found or [f"ckpt={path}: occurs twice among the checkpoints; name each once" for path in twice[:1]]
 
 
 def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.config import (
+    ConfigError,
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
@@ -17,6 +18,7 @@ from headcount.config import (
     Precision,
     SlidingWindowConfig,
     TrainConfig,
+    Tta,
     WholeImageConfig,
     counting_mode,
 )
@@ -33,10 +35,14 @@ from headcount.errors import CheckpointError, DataError
 from headcount.files import make_folder
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
+from headcount.models.ensemble import Ensemble
 from headcount.progress import progress_bar
 from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
+
+
+Mode = WholeImageConfig | SlidingWindowConfig
 
 
 class EvaluationStoppedError(Exception):
@@ -45,9 +51,9 @@ class EvaluationStoppedError(Exception):
 
 def evaluate(
     runtime: Runtime,
-    counter: Counter,
+    counter: Counter | Ensemble,
     dataset: CrowdDataset,
-    mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
+    mode: Mode | Sequence[Mode] = WHOLE_IMAGE,
     *,
     workers: int = 0,
     evaluators: Sequence[Evaluator] = (),
@@ -59,7 +65,8 @@ def evaluate(
     Leaves the counter in the mode (training or evaluation) it was in.
 
     Args:
-        mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`).
+        mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`); of an ensemble,
+            how each member counts it.
         workers: processes that load images; 0 loads in this process.
         evaluators: what to measure on each image beyond the count error.
         probabilities: compute the bins' probabilities, for evaluators that use them.
@@ -79,7 +86,7 @@ def evaluate(
             if is_stopping():
                 break
             try:
-                counted = counter.count(sample.image, mode, probabilities=probabilities)
+                counted = counter.count(sample.image, mode, probabilities=probabilities)  # type: ignore[arg-type]
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
@@ -141,11 +148,12 @@ def evaluate_checkpoint(
 def _evaluate_checkpoint(
     runtime: Runtime, config: EvalCommandConfig, defaults: DatasetConfig | None
 ) -> CheckpointEvaluation | None:
-    loaded = checkpoint.load(config.ckpt)
-    trained = loaded.config
-    mode = loaded.counting_mode(config.eval)
+    members = [checkpoint.load(path) for path in config.checkpoints]
+    loaded, trained = members[0], members[0].config
+    modes = [_counting_mode(config, member, path) for member, path in zip(members, config.checkpoints, strict=True)]
+    _refuse_other_training(config, members)
     located = locate_evaluated(config, trained)
-    settings = _other_settings(config, loaded, located.config, mode, defaults=defaults)
+    settings = _other_settings(config, loaded, located.config, modes[0], defaults=defaults)
     folder = _report_folder(config, located.config.name, settings)
     if config.output_dir and runtime.is_main:  # before the work, if it is given
         make_folder(folder, "output_dir")
@@ -153,29 +161,77 @@ def _evaluate_checkpoint(
         dataset = _open_located(config, located)
     if runtime.is_main:
         make_folder(folder, "output_dir")
-    counter = runtime.move_to_device(loaded.counter)
-    # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
-    reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
+    counter = runtime.move_to_device(_joined(members))
+    reliability = _reliability(members, modes)
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]
     try:
         evaluation = evaluate(
             runtime,
             counter,
             dataset,
-            mode,
+            modes if isinstance(counter, Ensemble) else modes[0],
             workers=config.runtime.workers,
             evaluators=evaluators,
             probabilities=reliability is not None,
         )
     except FloatingPointError as error:
-        raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
+        raise CheckpointError(f"ckpt={_typed(config)}: {error}; choose another checkpoint") from error
     for image in evaluation.images:
-        image.note = dataset.note(image.index, loaded.seen, predicted=image.predicted)
+        notes = [dataset.note(image.index, member.seen, predicted=image.predicted) for member in members]
+        image.note = "; ".join(dict.fromkeys(filter(None, notes)))
     merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None
-    facts = _facts(config, loaded, located, images=len(dataset), mode=mode, settings=settings)
+    facts = _facts(config, loaded, located, images=len(dataset), mode=modes[0], settings=settings)
     return CheckpointEvaluation(evaluation, dataset, folder, facts, merged)
+
+
+def _typed(config: EvalCommandConfig) -> str:
+    """The checkpoints as they are typed."""
+    paths = config.checkpoints
+    return paths[0] if len(paths) == 1 else f"[{','.join(paths)}]"
+
+
+def _counting_mode(config: EvalCommandConfig, member: checkpoint.LoadedCheckpoint, path: str) -> Mode:
+    """How a checkpoint counts images; an error names it, if it is one of several."""
+    try:
+        return member.counting_mode(config.eval)
+    except ConfigError as error:
+        raise ConfigError(str(error) if len(config.checkpoints) == 1 else f"ckpt={path}: {error}") from error
+
+
+def _refuse_other_training(config: EvalCommandConfig, members: Sequence[checkpoint.LoadedCheckpoint]) -> None:
+    """Refuse several checkpoints of different training datasets, unless a dataset is named.
+
+    Raises:
+        ConfigError: names the first that differs.
+    """
+    if isinstance(config.dataset, DatasetConfig):
+        return
+    first = _identity(members[0].config.dataset, config.split)
+    for path, member in zip(config.checkpoints, members, strict=True):
+        if _identity(member.config.dataset, config.split) != first:
+            raise ConfigError(
+                f"ckpt={path}: was trained on {member.config.dataset.name} and {config.checkpoints[0]} on "
+                f"{members[0].config.dataset.name}, or with images of another size; name the images to evaluate with "
+                "dataset=NAME"
+            )
+
+
+def _joined(members: Sequence[checkpoint.LoadedCheckpoint]) -> Counter | Ensemble:
+    """The counter of a checkpoint, or several as an ensemble."""
+    if len(members) == 1:
+        return members[0].counter
+    return Ensemble([member.counter for member in members], same_bins=checkpoint.have_same_bins(members))
+
+
+def _reliability(members: Sequence[checkpoint.LoadedCheckpoint], modes: Sequence[Mode]) -> BinReliability | None:
+    """What measures the bins' probabilities; None if there are none for the blocks of the images themselves."""
+    bins = members[0].bins
+    # Labels of smoothed counts would need the Gaussian, and blocks of other sizes hold other counts.
+    if bins is None or bins.smoothed or not checkpoint.have_same_bins(members):
+        return None
+    return BinReliability(bins) if all(view.scale == 1 for mode in modes for view in mode.views) else None
 
 
 def locate_evaluated(
@@ -231,7 +287,7 @@ def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[st
     """Where the report goes: the typed folder, or one beside the checkpoint named by all that makes the results."""
     if config.output_dir:
         return Path(config.output_dir).expanduser()
-    path = Path(config.ckpt).expanduser()
+    path = Path(config.checkpoints[0]).expanduser()
     return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
 
 
@@ -257,6 +313,8 @@ def _other_settings(
     usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if _mode_name(mode) != _mode_name(usual):
         found["eval"] = _mode_name(mode)
+    if others := config.checkpoints[1:]:
+        found["ensemble"] = ", ".join(os.path.abspath(os.path.expanduser(path)) for path in others)
     if config.max_images is not None:
         found["max_images"] = config.max_images
     if config.runtime.precision is not Precision.float32:
@@ -266,9 +324,12 @@ def _other_settings(
 
 def _mode_name(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     """The counting mode with its sizes, as part of a folder's name."""
-    if isinstance(mode, WholeImageConfig):
-        return "whole_image"
-    return f"windows_{mode.window}_{mode.stride}_{mode.border.name}"
+    name = "whole_image"
+    if isinstance(mode, SlidingWindowConfig):
+        name = f"windows_{mode.window}_{mode.stride}_{mode.border.name}"
+    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
+    name += "_flip" if mode.tta is Tta.flip else ""
+    return name if sizes == ["1"] else f"{name}_scales_{'_'.join(sizes)}"
 
 
 def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
@@ -306,7 +367,7 @@ def _facts(
 ) -> EvaluationFacts:
     trained, content, evaluated = loaded.config, loaded.content, located.config
     return EvaluationFacts(
-        checkpoint=str(config.ckpt),
+        checkpoint=_typed(config),
         dataset=evaluated.name,
         split=config.split,
         trained_on=trained.dataset.name if located.own else _trained_on(trained.dataset, evaluated),
@@ -340,6 +401,9 @@ def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
 
 def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     """How images are counted, in words for a record."""
-    if isinstance(mode, WholeImageConfig):
-        return "whole image"
-    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+    words = "whole image"
+    if isinstance(mode, SlidingWindowConfig):
+        words = f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
+    words += ", averaged with the mirror image" if mode.tta is Tta.flip else ""
+    return words if sizes == ["1"] else f"{words}, averaged over sizes {', '.join(sizes)}"
