@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from headcount.cli import hydra_private
 from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import print_any_name
 from headcount.commands import as_typed, program
-from headcount.config import ConfigError
+from headcount.config import ConfigError, checkpoint_errors
 from headcount.files import quoted
 
 _SETTING = re.compile(r"[~+]*[A-Za-z_][\w./]*=")
@@ -59,6 +60,24 @@ class Arguments:
                 read = value
             found[key] = read if read is None or isinstance(read, str) else value
         return found
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints of ``ckpt=a.pt`` or ``ckpt=[a.pt,b.pt]``, for a script whose only setting that is.
+
+        Raises:
+            ConfigError: if another setting was typed, or a checkpoint does not exist or occurs twice.
+        """
+        typed = self.values("ckpt").get("ckpt")
+        if typed is None:
+            return []
+        names = [typed]
+        if typed.startswith("[") and not os.path.exists(typed):
+            with suppress(HydraException):
+                names = list(map(str, hydra_private.parse(f"ckpt={typed}").value()))
+        paths = [Path(name).expanduser() for name in names]
+        if errors := checkpoint_errors(paths):
+            raise ConfigError("\n  ".join(errors))
+        return paths
 
 
 class _Parser(argparse.ArgumentParser):

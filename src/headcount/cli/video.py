@@ -26,15 +26,16 @@ import argparse
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import choose_windows, device
+from headcount.cli.predict import add_averaging_options, checkpoints_text, device, load_counter
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
-from headcount.config import ConfigError, missing_checkpoint
+from headcount.config import ConfigError
 from headcount.engine.signals import stop_event
 from headcount.files import make_folder
 from headcount.progress import progress_bar
@@ -42,7 +43,7 @@ from headcount.progress import progress_bar
 if TYPE_CHECKING:
     from headcount.data.regions import Region
     from headcount.engine.frames import Source
-    from headcount.engine.predict import PhotoCounter
+    from headcount.engine.predict import PhotoCounter, PhotoEnsemble
     from headcount.engine.video import FrameCount
     from headcount.report.video import VideoResults
 
@@ -52,7 +53,9 @@ _NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE or ckpt=[A,B]"
+    )
     parser.add_argument(
         "--output", type=to_path, default=Path("video_counts"), help="folder of the results (default: video_counts)"
     )
@@ -76,20 +79,21 @@ def main() -> None:
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     parser.add_argument("--no-video", dest="draw", action="store_false", help="write no annotated video")
+    add_averaging_options(parser)
     add_region_options(parser)
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, mixed=("source",), only=("ckpt",), old_flags=("ckpt",))
         options = arguments.options
-        ckpt = arguments.values("ckpt").get("ckpt")
-        if ckpt is None:
+        checkpoints = arguments.checkpoints()
+        if not checkpoints:
             raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
         if len(options.source) != 1:
             found = ", ".join(options.source) or "none"
             raise ConfigError(f"one source is counted at a time, and {len(options.source)} are given: {found}")
-        sys.exit(count_video(options.source[0], Path(ckpt).expanduser(), options))
+        sys.exit(count_video(options.source[0], checkpoints, options))
 
 
-def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> int:
+def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     """Count the frames of a source.
 
     Returns:
@@ -101,27 +105,25 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
     from headcount.report.predictions import check_output
     from headcount.report.video import VideoResults, earlier_video
 
-    if not ckpt.is_file():
-        raise ConfigError(missing_checkpoint(ckpt))
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}: no frame would be used")
     regions = typed_regions(options)
     output = options.output.expanduser()
     earlier = earlier_video(output)
-    results = VideoResults(output, "", str(ckpt), [region.name for region in regions], options.draw, earlier)
+    results = VideoResults(
+        output, "", checkpoints_text(checkpoints), [region.name for region in regions], options.draw, earlier
+    )
     check_output(output, earlier, [Path(source_name).expanduser()], results.files())
 
     # Heavy imports after the checks.
     from headcount.engine.frames import import_av, open_source
-    from headcount.engine.predict import load
 
     if options.draw:
         import_av("an annotated video")
     with closing(open_source(source_name, rate=options.rate)) as source:
         results.source = source.name
-        counter = load(ckpt, device=options.device)
-        choose_windows(counter, options)
-        if wrong := regions_error(options, counter.config.model.head.predicts):
+        counter = load_counter(checkpoints, options)
+        if wrong := regions_error(options, counter.predicts):
             raise ConfigError(wrong)
         make_folder(output, "--output ")
         with stop_event() as stop:
@@ -137,7 +139,7 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
 
 
 def count_all(
-    counter: "PhotoCounter",
+    counter: "PhotoCounter | PhotoEnsemble",
     source: "Source",
     results: "VideoResults",
     regions: "list[Region]",

@@ -34,6 +34,7 @@ from headcount.config.counting import (
     counting_mode,
     window_error,
 )
+from headcount.config.counting import errors as counting_errors
 from headcount.config.dataset import (
     Boxes,
     Cache,
@@ -115,6 +116,7 @@ from headcount.config.run import (
     as_of_one_dataset,
     check,
     check_evaluation,
+    checkpoint_errors,
     missing_checkpoint,
 )
 from headcount.config.schemas import (
@@ -220,6 +222,8 @@ __all__ = [
     "bin_names",
     "check",
     "check_evaluation",
+    "checkpoint_errors",
+    "counting_errors",
     "counting_mode",
     "crop_error",
     "edges_error",

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -400,14 +401,21 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    return errors + counting.errors(config.eval) + _checkpoint_errors(config)
+    return (
+        errors
+        + counting.errors(config.eval)
+        + (
+            ["ckpt is not set: type ckpt=..."]
+            if config.ckpt is None
+            else checkpoint_errors([Path(path).expanduser() for path in config.checkpoints])
+        )
+    )
 
 
-def _checkpoint_errors(config: EvalCommandConfig) -> list[str]:
-    """Checkpoints that do not exist, or occur twice."""
-    if config.ckpt is None or config.ckpt == []:
-        return ["ckpt is not set: type ckpt=..."]
-    paths = [Path(path).expanduser() for path in config.checkpoints]
+def checkpoint_errors(paths: Sequence[Path]) -> list[str]:
+    """Find checkpoints that do not exist or occur twice; one message each."""
+    if not paths:
+        return ["ckpt=[]: names no checkpoint; type ckpt=..."]
     found = [missing_checkpoint(path) for path in paths if not os.path.isfile(path)]
     resolved = [os.path.realpath(path) for path in paths]
     twice = [path for k, path in enumerate(paths) if resolved[k] in resolved[:k]]

@@ -41,7 +41,6 @@ from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
 
-
 Mode = WholeImageConfig | SlidingWindowConfig
 
 

@@ -1,7 +1,8 @@
 """Average counts of one picture: of its mirror image, of other sizes of it, of several networks.
 
-Block counts are averaged on one grid: a block that lies in several of its blocks is divided among them by area, so that
-no head is lost. Where the grids agree, as for a mirror image whose width is a multiple of the block size, this is exact.
+Block counts are averaged on one grid: a block that lies in several of its blocks is divided among them by area, so
+that no head is lost. Where the grids agree, as those of a mirror image whose width is a multiple of the block size,
+this is exact.
 """
 
 import math
