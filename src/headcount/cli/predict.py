@@ -18,9 +18,11 @@ files are never overwritten.
 
 A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
 ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
-windows of about 1024 pixels, and its line says so. The counts of several checkpoints are averaged, and people per block
-on the blocks of the first one; --tta and --scales average the counts of versions of each picture. --window applies to all pictures. The EXIF orientation is respected;
+windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
 only the first frame of an animation is counted, and its line says so.
+
+The counts of several checkpoints, "ckpt=[a.pt,b.pt]", are averaged; people per block are averaged on the blocks of the
+first one. --tta and --scales average the counts of versions of each picture.
 
 Exit status: 0; 1 if a picture could not be counted (the others are); 2 if nothing could be done; 130 if interrupted.
 """
@@ -62,9 +64,7 @@ _SAVE_EVERY = 30  # seconds
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE or ckpt=[A,B]"
-    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
     parser.add_argument(
         "--output",
         type=to_path,

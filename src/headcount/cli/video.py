@@ -53,9 +53,7 @@ _NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE or ckpt=[A,B]"
-    )
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
     parser.add_argument(
         "--output", type=to_path, default=Path("video_counts"), help="folder of the results (default: video_counts)"
     )
