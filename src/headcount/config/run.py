@@ -150,6 +150,9 @@ class TrainConfig:
     save_every_minutes: float | None = number(10.0, 0, 10_080)
     """Minutes between saving the state within an epoch, which is all that a kill can cost; 0 or None saves only at the
     end of each epoch, and when a signal stops the run."""
+    cv: int | None = number(None, 2, 1000)
+    """Cross-validation: the number of folds of the training images. Each is held out by a run of its own, and the
+    errors of all are averaged; typed on the command line only. None trains one run."""
     seed: int = number(1, 0, 2**32 - 1)
     """Seed of the weights, the order of images, and the augmentation."""
     data_root: str | None = None
@@ -259,6 +262,8 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
         )
     errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
+    if config.cv is not None:  # the command line replaces it by the folds
+        errors.append(f"cv={config.cv}: is typed on the command line, as in train.py cv={config.cv}; leave it out here")
     errors += _bins_from_errors(config.dataset, config.bins)
     if stride is not None:
         mode = counting_mode(config.eval, config.model, crop_size=crop_size)
