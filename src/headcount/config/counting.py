@@ -99,8 +99,8 @@ def counting_mode(
     return dataclasses.replace(
         mode,
         pictures=typed.pictures,
-        tta=typed.tta or eval.tta or Tta.none,
-        scales=typed.scales or eval.scales or [1.0],
+        tta=typed.tta or eval.tta,
+        scales=typed.scales or eval.scales,
     )
 
 
