@@ -149,7 +149,7 @@ def test_a_sweep_of_cross_validations_averages_each_setting(script: Script, tmp_
     status, out, err = script("train.py", "-m", *TINY, "epochs=1", "cv=2", "optim.lr=1e-3,1e-4")
     assert status == 0, err
     assert [line.split("  ")[0] for line in out.splitlines() if "mean of" in line] == [
-        f"optim.lr={lr} mean of 2" for lr in ("1e-3", "1e-4")
+        f"optim.lr={lr} mean of 2" for lr in ("0.001", "0.0001")
     ]
     assert out.count("all 7 images") == 2
 

@@ -73,7 +73,8 @@ class Arguments:
         names = [typed]
         if typed.startswith("[") and not os.path.exists(typed):
             with suppress(HydraException):
-                names = list(map(str, hydra_private.parse(f"ckpt={typed}").value()))
+                several: Any = hydra_private.parse(f"ckpt={typed}").value()
+                names = list(map(str, several))
         paths = [Path(name).expanduser() for name in names]
         if errors := checkpoint_errors(paths):
             raise ConfigError("\n  ".join(errors))

@@ -184,11 +184,11 @@ class SweepLog:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
         outcomes = sorted(_whole(lines), key=lambda outcome: outcome["job"])
-        jobs = self.jobs
+        listed = self.jobs
         if self.chosen_later:
-            jobs = [outcome["overrides"] for outcome in outcomes]
+            listed = [outcome["overrides"] for outcome in outcomes]
             outcomes = [outcome | {"job": k} for k, outcome in enumerate(outcomes)]
-        typed = [list(map(as_typed, job)) for job in jobs]
+        typed = [list(map(as_typed, job)) for job in listed]
         common = set.intersection(*map(set, typed)) if typed else set()
         finished = [(typed[outcome["job"]], outcome["results"]) for outcome in outcomes if outcome["results"]]
         reported = {outcome["job"] for outcome in outcomes}

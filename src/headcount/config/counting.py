@@ -95,13 +95,9 @@ def counting_mode(
         window = mode.window or (crop_size if vit is None else vit.input_size)
         mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)
     assert isinstance(mode, (WholeImageConfig, SlidingWindowConfig))
-    typed = eval if chosen is None else chosen
-    return dataclasses.replace(
-        mode,
-        pictures=typed.pictures,
-        tta=typed.tta or eval.tta,
-        scales=typed.scales or eval.scales,
-    )
+    pictures = mode.pictures if chosen is None else chosen.pictures
+    typed = chosen or eval
+    return dataclasses.replace(mode, pictures=pictures, tta=typed.tta or eval.tta, scales=typed.scales or eval.scales)
 
 
 def errors(config: EvalConfig) -> list[str]:

@@ -355,7 +355,7 @@ class PhotoEnsemble:
             Counted(one.count, one.block_counts, one.probabilities if self.same_bins else None, one.mode, one.reason)
             for one in counts
         ]
-        grids = [GridPlace(*one.image.shape[1:], one.block_size) for one in counts]
+        grids = [GridPlace.of(one.image, one.block_size) for one in counts]
         mean = average(counted, grids, onto=grids[0], mode=counts[0].mode)
         return dataclasses.replace(
             counts[0],
@@ -373,10 +373,14 @@ def load(
 ) -> PhotoCounter: ...
 @overload
 def load(
-    path: Sequence[FilePath], *, device: Device = "cpu", tta: str | None = None, scales: Sequence[float] | None = None
+    path: list[FilePath] | tuple[FilePath, ...],
+    *,
+    device: Device = "cpu",
+    tta: str | None = None,
+    scales: Sequence[float] | None = None,
 ) -> PhotoEnsemble: ...
 def load(
-    path: FilePath | Sequence[FilePath],
+    path: FilePath | list[FilePath] | tuple[FilePath, ...],
     *,
     device: Device = "cpu",
     tta: str | None = None,

@@ -29,6 +29,11 @@ class GridPlace:
     mirrored: bool = False
     """Whether the image is flipped horizontally."""
 
+    @classmethod
+    def of(cls, image: UInt8[Tensor, "3 height width"], block_size: int, *, mirrored: bool = False) -> "GridPlace":
+        """The grid of blocks of ``block_size`` pixels over a whole image."""
+        return cls(image.shape[1], image.shape[2], block_size, mirrored)
+
 
 def average(
     counted: Sequence[Counted],

@@ -165,12 +165,12 @@ class Counter(nn.Module):
         """Count the views of images of one size that ``mode`` requests, and average those of each image."""
         views = mode.views
         multiple = math.lcm(self.stride, self.grid.block_size)
-        onto = GridPlace(*images[0].shape[1:], self.grid.block_size)
+        onto = GridPlace.of(images[0], self.grid.block_size)
         counted: list[list[Counted]] = [[] for _ in images]
         grids = []
         for view in views:
             shown = [show_view(image, view, multiple=multiple) for image in images]
-            grids.append(GridPlace(*shown[0].shape[1:], self.grid.block_size, mirrored=view.mirrored))
+            grids.append(GridPlace.of(shown[0], self.grid.block_size, mirrored=view.mirrored))
             for of_image, one in zip(counted, count(shown), strict=True):
                 of_image.append(one)
         if len(views) == 1 and views[0] == View():

@@ -24,6 +24,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.grid = members[0].grid
+        self.block_sizes = [member.grid.block_size for member in members]
         self.same_bins = same_bins
 
     @torch.inference_mode()
@@ -47,5 +48,5 @@ class Ensemble(nn.Module):
             member.count(image, own, probabilities=asked)  # type: ignore[operator]
             for member, own in zip(self.members, mode, strict=True)
         ]
-        grids = [GridPlace(*image.shape[1:], member.grid.block_size) for member in self.members]  # type: ignore[union-attr, arg-type]
+        grids = [GridPlace.of(image, block_size) for block_size in self.block_sizes]
         return average(counted, grids, onto=grids[0], mode=mode[0])
