@@ -117,6 +117,19 @@ def test_averaged_evaluations_have_folders_of_their_own(paths: dict[str, str]) -
 
 
 @pytest.mark.slow
+def test_the_folds_of_a_cross_validation_are_an_ensemble_on_test_images(tmp_path: Path) -> None:
+    """Each has other training images, and the same test images."""
+    found = []
+    for fold in (1, 2):
+        (tmp_path / str(fold)).mkdir()
+        settings = [*SMALL, "model.width=8", "dataset.cv_folds=2", f"dataset.cv_fold={fold}"]
+        found.append(str(write_checkpoint(tmp_path / str(fold), *settings)))
+    assert counts(evaluated(found)).shape == (3,)
+    with pytest.raises(ConfigError, match=r"2/best_mae\.pt: was trained on"):
+        evaluated(found, split="holdout")
+
+
+@pytest.mark.slow
 def test_a_fault_of_a_member_names_it(paths: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"ckpt={paths['c']}: was trained on .* dataset=NAME"):
         evaluated([paths["a"], paths["c"]])
@@ -234,7 +247,7 @@ def test_commands_take_several_checkpoints(
     (row,) = csv.DictReader((tmp_path / "p/counts.csv").read_text().splitlines())
     expected = load([paths["a"], paths["b"]], tta="flip", scales=[0.75, 1]).count(picture)
     assert float(row["count"]) == pytest.approx(expected, abs=0.01)
-    assert float(row["all"]) == pytest.approx(expected, abs=0.01)
+    assert float(row["region all"]) == pytest.approx(expected, abs=0.01)
     run = run_command("scripts/predict.py", "photo.png", f"ckpt=[{paths['a']},gone.pt]")
     assert (run.returncode, "ckpt=gone.pt: no such file" in run.stderr) == (2, True)  # type: ignore[attr-defined]
     run = run_command("scripts/predict.py", "photo.png", f"ckpt={paths['a']}", "--scales", "big")

@@ -346,6 +346,7 @@ def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
     paths = {"root", "train", "val", "test", "points", "split_file"} if isinstance(dataset, CustomConfig) else set()
     ignored |= set() if paths else {"root"}
     ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
+    ignored |= set() if source_split(split) == "train" else {"holdout", "cv_folds", "cv_fold", "cv_seed"}
     plain: dict[str, Any] = {}
     for key, value in vars(dataset).items():
         if key in paths and value is not None:
