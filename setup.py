@@ -1,4 +1,4 @@
-"""Builds the wheel with configs/, which lies at the top of the repository, as files of the package."""
+"""Builds the wheel with what lies at the top of the repository: configs/ and the published counters."""
 
 import shutil
 from pathlib import Path
@@ -6,17 +6,25 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+# Folder of the repository, folder in the package, which files.
+COPIED = (("configs", "configs", "**/*"), ("checkpoints/published", "counters", "*"))
 
-class BuildWithConfigs(build_py):
-    """Copies configs/ to headcount/configs."""
+
+class BuildWithFiles(build_py):
+    """Copies these files into the package."""
 
     def run(self) -> None:
-        """Called by setuptools; an editable install reads configs/ where it is."""
+        """Called by setuptools; an editable install reads the files where they are."""
         super().run()
-        if not self.editable_mode:
-            copied = Path(self.build_lib, "headcount", "configs")
+        if self.editable_mode:
+            return
+        for folder, name, pattern in COPIED:
+            copied = Path(self.build_lib, "headcount", name)
             shutil.rmtree(copied, ignore_errors=True)  # of an earlier build
-            shutil.copytree("configs", copied)
+            for file in filter(Path.is_file, Path(folder).glob(pattern)):
+                target = copied / file.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
-setup(cmdclass={"build_py": BuildWithConfigs})
+setup(cmdclass={"build_py": BuildWithFiles})

@@ -39,6 +39,9 @@ from workload import parse_config
 SIZES = ((1024, 768), (1920, 1080))
 """Width and height of the images, in pixels."""
 
+HISTOGRAM = {0: 90, 1: 6, 2: 2, 3: 1, 4: 1}
+"""Block count -> number of blocks, for bins of which only the number matters."""
+
 
 def main() -> None:
     """Read the command line and print the table."""
@@ -96,7 +99,6 @@ def describe(name: str, settings: Sequence[str], *, rounds: int) -> dict[str, st
 def build(config: TrainConfig) -> Counter:
     """The network with random weights."""
     grid = BlockGrid(config.bins.block_size)
-    histogram = {0: 90, 1: 6, 2: 2, 3: 1, 4: 1}  # only the number of bins matters
     model = (
         dataclasses.replace(config.model, weights="none")
         if isinstance(config.model, PretrainedConfig)
@@ -104,7 +106,7 @@ def build(config: TrainConfig) -> Counter:
     )
     if isinstance(model, TimmConfig) and not model.name:
         raise ConfigError("model=timm: add model.name=NAME")
-    return build_model(model, grid, build_bins(config.bins, histogram), pretrained=False)
+    return build_model(model, grid, build_bins(config.bins, HISTOGRAM), pretrained=False)
 
 
 def macs(counter: Counter, mode: WholeImageConfig | SlidingWindowConfig, *, width: int, height: int) -> int:

@@ -119,3 +119,26 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the client of the hub is asked to create and to upload: the content of each file."""
+    from huggingface_hub import HfApi
+
+    from headcount.models import hub
+
+    asked: dict[str, Any] = {}
+
+    def create_repo(self: Any, repo_id: str, **options: Any) -> str:
+        asked.update(repository=repo_id, token=self.token, **options)
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self: Any, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        assert repo_id == asked["repository"]
+        asked["files"] = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "_reachable", lambda url: True)
+    return asked

@@ -34,8 +34,10 @@ PAGES = {
     **{
         f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
         for name in (
-            *("data", "own_data", "models", "losses", "evaluation", "video", "sweeps", "tables", "checkpoints"),
+            *("data", "own_data", "models", "losses", "evaluation", "intervals", "video", "demo", "export"),
+            *("sweeps", "tables", "checkpoints"),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
+            "counters",
         )
     },
 }
@@ -196,6 +198,8 @@ def test_commands_run_in_order(workplace: Path) -> None:
     for made in (
         "out/counts.csv",
         "counted/annotated.mp4",
+        "counter.onnx",
+        "counter.pt2",
         "audit/sha/report.md",
         "tables/table4.tex",
         "figure.png",

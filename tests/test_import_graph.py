@@ -8,15 +8,18 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
 GROUND = {
-    *("types", "bins", "commands", "config", "errors", "extensions"),
-    *("metrics", "quantization", "runs", "files", "processes", "progress", "wording"),
+    *("types", "bins", "commands", "config", "coverage", "distribution", "errors", "extensions", "intervals"),
+    *("metrics", "published", "quantization", "runs", "files", "processes", "progress", "wording"),
 }
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
-    **{room: GROUND | {"data", "models", "losses", "engine", "report", "cli"} for room in ("cli", "__main__")},
+    **{
+        room: GROUND | {"data", "models", "losses", "engine", "report", "page", "cli"}
+        for room in ("page", "cli", "__main__")
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
+
+from engine.test_stored import stored_pair
+from headcount.published import DEFAULT
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_CHECKOUT = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HEADCOUNT_DATA")}
@@ -60,6 +64,43 @@ def test_the_wheel_counts_outside_the_checkout(tmp_path: Path) -> None:
     of_array, of_file = map(float, done.stdout.split())
     assert of_array == of_file >= 0  # both black
     assert not list(empty.iterdir())
+
+
+@pytest.mark.slow
+def test_published_counters_travel_in_the_wheel(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    stored = source / "checkpoints" / "published"
+    (stored / "any" / "eval").mkdir(parents=True)
+    (stored / "any" / "eval" / "metrics.json").touch()
+    stored_pair(stored, "model.width=8", name=DEFAULT)
+    (stored / f"{DEFAULT}.md").write_text("# card")
+    (stored / "best_mae.pt").unlink()
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("headcount-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert {path.name for path in (site / "headcount" / "counters").rglob("*")} == {
+        f"{DEFAULT}.{ending}" for ending in ("safetensors", "json", "md")
+    }
+    code = (
+        "import headcount, numpy\n"
+        "(counter,) = headcount.available()\n"
+        f"assert counter.file.is_relative_to({str(site)!r}), counter.file\n"
+        "print(headcount.load().count(numpy.zeros((50, 70, 3), dtype=numpy.uint8)))\n"
+    )
+    environment = {**WITHOUT_CHECKOUT, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 0
 
 
 DEVELOPMENT = ("pytest", "hypothesis", "beartype", "ruff", "mypy", "ot", "mkdocs", "coverage", "submitit")

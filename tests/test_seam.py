@@ -62,10 +62,16 @@ class HurdlePrediction(Prediction):
 
     occupied: Tensor
     if_occupied: Tensor
+    squares_if_occupied: Tensor
 
     def probabilities(self) -> Tensor:
         """A mixture: the empty bin, and the occupied ones."""
         return torch.cat([1 - self.occupied, self.occupied * self.if_occupied], dim=1)
+
+    def variance(self) -> Tensor:
+        """Of the mixture."""
+        assert self.blocks is not None
+        return self.occupied * self.squares_if_occupied - self.blocks.square()
 
 
 class HurdleHead(PredictionHead):
@@ -84,7 +90,8 @@ class HurdleHead(PredictionHead):
         occupied = resample(self.to_occupied(features), factor).float().sigmoid()
         if_occupied = resample(self.to_bins(features), factor).float().softmax(1)
         blocks = occupied * (if_occupied * self.values).sum(1, keepdim=True)
-        return HurdlePrediction(blocks.sum((1, 2, 3)), blocks, occupied, if_occupied)
+        squares = (if_occupied * self.values.square()).sum(1, keepdim=True)
+        return HurdlePrediction(blocks.sum((1, 2, 3)), blocks, occupied, if_occupied, squares)
 
 
 @build_head.register(HurdleHeadConfig)
@@ -270,6 +277,7 @@ def evaluation_of(run: FinishedRun, folder: Path) -> CheckpointEvaluation:
         evaluated.folder,
         facts=evaluated.facts,
         reliability=evaluated.reliability,
+        intervals=evaluated.intervals,
     )
     assert (folder / "metrics.json").is_file()
     return evaluated
@@ -283,12 +291,15 @@ def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path, monkeypatch: p
     evaluated = evaluation_of(run, tmp_path / "report")
     assert evaluated.reliability is not None
     assert evaluated.reliability.blocks.sum() > 0  # the head's own probabilities were measured
-    assert {"game1", "game2", "game3", "blocks"} <= set(evaluated.evaluation.images[0].numbers)
+    assert {"game1", "game2", "game3", "blocks", "variance"} <= set(evaluated.evaluation.images[0].numbers)
+    assert len(evaluated.intervals.own) == 3
 
     photo = headcount.load(run.folder / checkpoint.BEST).predict(torch.zeros(3, 64, 96, dtype=torch.uint8))
     assert photo.block_counts is not None
     assert photo.probabilities is not None
     assert photo.count == pytest.approx(float(photo.block_counts.sum()), rel=1e-5)
+    assert photo.interval is not None
+    assert photo.interval.low < photo.count < photo.interval.high
     torch.testing.assert_close(photo.probabilities.sum(0), torch.ones_like(photo.block_counts))
 
 

@@ -27,6 +27,11 @@ COMMANDS = {
     "eval": Command("evaluate", "eval.py", "evaluate a checkpoint: errors, a table, pictures"),
     "predict": Command("predict", "scripts/predict.py", "count the people in pictures"),
     "video": Command("video", "scripts/video.py", "count the people in a video, a camera or a stream"),
+    "calibrate": Command(
+        "calibrate", "scripts/calibrate.py", "give the counts of a checkpoint intervals, from held-out images"
+    ),
+    "demo": Command("demo", "scripts/demo.py", "show a page on which pictures can be dropped and counted"),
+    "export": Command("export", "scripts/export.py", "export a checkpoint to ONNX or .pt2, which need no headcount"),
     "audit": Command(
         "check_dataset",
         "scripts/check_dataset.py",
@@ -42,6 +47,9 @@ COMMANDS = {
     "nwpu-score": Command("nwpu_score", "scripts/nwpu_score.py", "score such a file on the validation images"),
     "convert": Command(
         "convert_checkpoint", "scripts/convert_checkpoint.py", "import a checkpoint of the paper's released code"
+    ),
+    "publish": Command(
+        "publish_counter", "scripts/publish_counter.py", "store a counter for other people, with its model card"
     ),
     "explain": Command("explain_setting", None, "explain a setting: meaning, allowed values, default"),
     "env": Command("environment", None, "print versions, devices and data folders, for a bug report"),

@@ -20,8 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from headcount.config import ConfigError
-from headcount.errors import OutputError
+from headcount.errors import ConfigError, OutputError
 from headcount.processes import tag_has_ended, this_process
 from headcount.wording import decoded, printable, url_hint
 

@@ -49,7 +49,10 @@ _PLACE = (*PLACE, "expected")
 # Values that earlier versions recorded under another name: old -> new.
 _RENAMED = {f"{key}_spread": f"{key}_std" for key in ("train/predicted", "eval/predicted", "eval/true")}
 # Settings that name files or folders.
-_FILES = ("model.weights", "init_from", *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file")))
+_FILES = (
+    *("model.weights", "init_from"),
+    *(f"dataset.{key}" for key in ("train", "val", "test", "points", "split_file", "mask")),
+)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ Plain dataclasses, independent of datasets, networks and losses.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,6 +32,15 @@ class BlockGrid:
         return -(-height // self.block_size), -(-width // self.block_size)
 
 
+@runtime_checkable
+class SampleMask(Protocol):
+    """The part of one image in which heads are counted."""
+
+    def shares(self, block_size: int) -> Float[Tensor, "rows cols"]:
+        """The share of each block's area that is inside, 0 to 1; blocks of ``block_size`` pixels cover the image."""
+        ...
+
+
 @dataclass
 class Sample:
     """One image with its annotated heads."""
@@ -41,6 +51,8 @@ class Sample:
     """Head positions (x, y) in pixels of this image, x right, y down."""
     name: str
     """File name without its extension."""
+    mask: SampleMask | None = None
+    """Where heads are counted; None counts everywhere. ``points`` has only heads inside."""
 
 
 @dataclass
@@ -87,6 +99,10 @@ class Batch:
             for of in shares
         ]
 
+    def within_mask(self, blocks: Float[Tensor, "batch 1 rows cols"]) -> Float[Tensor, "batch 1 rows cols"]:
+        """Heads per block inside the masks: blocks times the share of their area inside; unchanged without masks."""
+        return blocks * self.targets["mask"] if "mask" in self.targets else blocks
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return this batch on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -120,6 +136,10 @@ class Prediction:
         """Probability of each count bin in each block; None for a prediction head without bins."""
         return None
 
+    def variance(self) -> Float[Tensor, "batch 1 rows cols"] | None:
+        """Variance of the heads in each block; None for a prediction head without a distribution of its own."""
+        return None
+
     @staticmethod
     def join(parts: Sequence["Prediction"]) -> "Prediction":
         """The counts and blocks of a batch that was predicted in parts, detached; a single part as it is."""
@@ -135,10 +155,19 @@ class BinPrediction(Prediction):
 
     logits: Float[Tensor, "batch bins rows cols"]
     """One score per bin, before the softmax."""
+    second_moments: Float[Tensor, " bins"] | None = None
+    """Mean square of the count in each bin (:func:`headcount.distribution.bin_moments`); None if it is unknown."""
 
     def probabilities(self) -> Float[Tensor, "batch bins rows cols"]:
         """Softmax of the logits, in float32."""
         return self.logits.float().softmax(1)
+
+    def variance(self) -> Float[Tensor, "batch 1 rows cols"] | None:
+        """Variance over the bins, and within them."""
+        if self.second_moments is None or self.blocks is None:
+            return None
+        squares = (self.probabilities() * self.second_moments[:, None, None]).sum(1, keepdim=True)
+        return (squares - self.blocks.float().square()).clamp(min=0)
 
 
 @dataclass
@@ -155,6 +184,59 @@ class Counted:
     """How it was counted: whole, or in windows."""
     reason: str = ""
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
+    shares: Float[Tensor, "rows cols"] | None = None
+    """Share of each block that lies inside the image's mask; None without a mask."""
+    variance: Float[Tensor, "rows cols"] | None = None
+    """Variance of the heads in each block; None unless requested, and for a prediction head without one."""
+
+    def within(self, shares: Float[Tensor, "rows cols"]) -> "Counted":
+        """The heads inside a mask: those of each block times the share of its area that is inside.
+
+        Args:
+            shares: of each block, 0 to 1, in float64.
+
+        Raises:
+            ConfigError: if there are no blocks.
+        """
+        if self.blocks is None:
+            raise ConfigError(
+                "the images have masks, but this counter predicts one number per image and no blocks, so that heads "
+                "outside cannot be left out; count everywhere with dataset.mask=none, or choose another counter"
+            )
+        blocks = self.blocks.double() * shares
+        variance = None if self.variance is None else (self.variance * shares**2).to(self.variance)
+        return dataclasses.replace(
+            self, count=float(blocks.sum()), blocks=blocks.to(self.blocks), variance=variance, shares=shares
+        )
+
+    def total_variance(self) -> float | None:
+        """Variance of the count if the blocks are independent; None where that of the blocks is unknown."""
+        return None if self.variance is None else float(self.variance.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class CountInterval:
+    """Two ends between which the true count of an image is expected to lie."""
+
+    low: float
+    """Lower end, in heads; at least 0."""
+    high: float
+    """Upper end, in heads."""
+    level: float
+    """The share of images whose true count is to lie within their intervals, between 0 and 1."""
+    calibrated: bool
+    """Whether errors on held-out images support the level; otherwise it is the counter's own claim."""
+    outside_calibration: str = ""
+    """In what the image is unlike all calibration images, so that the level is not supported for it; usually empty."""
+
+    def __str__(self) -> str:
+        ends = f"[{math.floor(self.low)}, {math.ceil(self.high)}] {100 * self.level:g} %"
+        return ends if self.calibrated else f"{ends}, uncalibrated"
+
+    @property
+    def note(self) -> str:
+        """What to know about the image; usually empty."""
+        return f"unlike the calibration images: {self.outside_calibration}" if self.outside_calibration else ""
 
 
 @dataclass

@@ -262,3 +262,35 @@ def test_scale(run_command: Callable[..., Any]) -> None:
     assert order["step"] == "order of an epoch"
     copied = next(row for row in rows if "not forked" in row["step"])
     assert 8 * 20 < int(copied["per image"].split()[0]) < 10_000  # two float32 per head, and what else there is
+
+
+def test_latency(run_command: Callable[..., Any]) -> None:
+    done = run_command("benchmarks/latency.py", "model=tiny", "model.width=8", "--size", "96", "64", "--repeats", "1")
+    assert done.returncode == 0, done.stderr  # and so the file counts as the network
+    (rows,) = tables(done.stdout)
+    assert [row["by"] for row in rows] == [
+        *("PyTorch", "torch.compile", "ONNX, float32", "ONNX, int8", "ONNX, int8, calibrated")
+    ]
+    assert [bool(row["MB"]) for row in rows] == [False, False, True, True, True]
+    assert number(rows[2]["MB"]) >= number(rows[3]["MB"])
+    assert all(number(row["ms"]) >= 0 and number(row["of PyTorch's time"]) > 0 for row in rows)
+
+
+def test_errors_of_exported_files(run_command: Callable[..., Any]) -> None:
+    small = ["scale=smoke", "model.width=8", "epochs=1", "runtime=cpu", "run_name=r"]
+    trained = run_command("train.py", *small)
+    assert trained.returncode == 0, trained.stderr
+    ckpt = "ckpt=checkpoints/synthetic/r/seed1/best_mae.pt"
+    for typed in (["a.onnx"], ["b.onnx", "--int8"]):
+        done = run_command("scripts/export.py", ckpt, "--output", *typed)
+        assert done.returncode == 0, done.stderr
+    done = run_command("benchmarks/exported.py", "a.onnx", "b.onnx", ckpt, "max_images=3", "runtime=cpu")
+    assert done.returncode == 0, done.stderr
+    (rows,) = tables(done.stdout)
+    assert [row["counted by"] for row in rows] == ["checkpoint", "a.onnx", "b.onnx"]
+    assert rows[0]["MAE"] == rows[1]["MAE"]
+    assert number(rows[1]["largest"]) < 1e-3 < number(rows[2]["largest"])
+    evaluated = run_command("eval.py", ckpt, "max_images=3", "runtime=cpu")
+    assert float(re.search(r"MAE +([\d.]+)", evaluated.stdout)[1]) == pytest.approx(float(rows[0]["MAE"]), abs=0.006)  # type: ignore[index]
+    done = run_command("benchmarks/exported.py", "gone.onnx", ckpt)
+    assert (done.returncode, "gone.onnx: no such file" in done.stderr) == (2, True)

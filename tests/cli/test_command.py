@@ -72,6 +72,24 @@ def test_a_name_in_an_error_does_not_reach_the_terminal(
     assert "train.py: a\\nb.csv is empty:\n  \\x1b[2J\\u202e\\udce9\n" in capsys.readouterr().err
 
 
+def test_a_setting_may_refer_to_another_by_its_relative_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "train.py",
+            "seed=7",
+            "augment.crop_size=64",
+            "bins.sigma=${..seed}",
+            "bins=blockwise",
+            f"output_dir={tmp_path}",
+        ],
+    )
+    run_command(seen.append, "train")
+    assert seen[0].bins.sigma == 7  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

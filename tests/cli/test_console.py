@@ -153,7 +153,7 @@ def test_the_help_page_says_what_each_setting_means(headcount: Callable[..., Ran
 @pytest.mark.parametrize(
     ("before", "word", "expected"),
     [
-        ([], "ex", ["explain"]),
+        ([], "ex", ["export", "explain"]),
         (["train"], "dataset=sh", ["dataset=sha", "dataset=shb"]),
         (["train"], "runtime.precision=f", ["runtime.precision=float32", "runtime.precision=fp16"]),
         (["train"], "resume=", ["resume=false", "resume=true"]),

@@ -14,14 +14,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
+import headcount
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
+from headcount import published
 from headcount.cli import predict as command
 from headcount.cli.photos import find_pictures
+from headcount.engine import checkpoint
 from headcount.files import file_identity
+from headcount.intervals import Features
 from headcount.report.predictions import earlier_results
+from test_intervals import calibration
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Predict = Callable[..., tuple[int, str, str]]
@@ -175,6 +182,45 @@ def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_command: Run
     assert done.returncode == 2
     assert "gone.pt: no such file" in done.stderr
     assert "| torch" not in done.stderr
+
+
+def run_without_checkpoint(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--device", "cpu", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return int(end.value.code or 0)
+
+
+def test_without_a_checkpoint_the_default_counter_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    picture(tmp_path / "p.png")
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path / "box")
+    assert run_without_checkpoint(monkeypatch, "p.png") == 2
+    told = capsys.readouterr().err
+    assert "no counter is named, and the default one, sha_efficientnet_lite0, does not come with this" in told
+    assert "name a file with ckpt=best_mae.pt, or train a counter: python train.py" in told
+    assert not (tmp_path / "predictions").exists()
+
+    (tmp_path / "box").mkdir()
+    weights = stored_pair(tmp_path / "box", "model.width=8", name=published.DEFAULT, license="research use only")
+    assert run_without_checkpoint(monkeypatch, "p.png", "--no-pictures") == 0
+    (announced, *_) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("counting with")]
+    assert announced == f"counting with {published.DEFAULT}: no errors were measured; license: research use only"
+    counted = records(tmp_path / "predictions")["p.png"]["count"]
+    for named in (published.DEFAULT, str(weights), str(weights.with_suffix(".json"))):
+        assert run_without_checkpoint(monkeypatch, "p.png", "--no-pictures", f"ckpt={named}") == 0
+        assert "counting with" not in capsys.readouterr().err
+        assert records(tmp_path / "predictions")["p.png"]["count"] == counted
+    for forgotten in ("other.safetensors", "my.pt"):
+        assert run_without_checkpoint(monkeypatch, "p.png", forgotten) == 2
+        assert capsys.readouterr().err == f"predict.py: ckpt is not set: type ckpt={forgotten}\n"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert run_without_checkpoint(monkeypatch, "p.png", "ckpt=hf-hub:owner/name") == 2
+    assert f"counters that come with headcount: {published.DEFAULT}" in capsys.readouterr().err
 
 
 def test_what_exists_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,17 +490,6 @@ def test_the_checkpoint_may_be_typed_as_before(run_command: Run, tmp_path: Path,
     assert f"predict.py: --ckpt is now typed ckpt={best}\n" in done.stderr
 
 
-@pytest.mark.parametrize(("typed", "asked"), [(["p.png"], "ckpt=best_mae.pt"), (["p.png", "my.pt"], "ckpt=my.pt")])
-def test_a_checkpoint_is_asked_for(
-    typed: list[str], asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict.py", *typed])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"predict.py: ckpt is not set: type {asked}\n"
-
-
 def test_settings_that_it_does_not_have_are_pictures(predict: Predict) -> None:
     status, _, err = predict("runtime=cpu")
     assert status == 2
@@ -482,3 +517,77 @@ def test_windows_have_an_upper_limit(predict: Predict, tmp_path: Path) -> None:
     status, _, err = predict("p.png", "--window", "1000000000000")
     assert status == 2
     assert "--window=1000000000000: must be from 1 to 8192" in err
+
+
+# ------------------------------------------------------------------------------------------ intervals
+
+
+@pytest.fixture(scope="module")
+def calibrated(best: str) -> str:
+    """A checkpoint whose calibration was on ten images of 0 to 0.02 megapixels."""
+    content = checkpoint.read(best)
+    wide = {"least": Features(0.0, 0.0), "most": Features(1e9, 0.02)}
+    content["calibration"] = calibration(*(0.5 * k for k in range(1, 11)), **wide).to_plain()
+    path = Path(best).with_name("calibrated.pt")
+    checkpoint.save(content, path)
+    return str(path)
+
+
+def test_an_uncalibrated_interval_is_printed_as_such(predict: Predict, best: str, tmp_path: Path) -> None:
+    picture(tmp_path / "photo.png")
+    status, out, err = predict("photo.png", "--level", "0.5")
+    assert status == 0, err
+    found = headcount.load(best, level=0.5).predict(tmp_path / "photo.png")
+    interval = found.interval
+    assert interval is not None
+    assert f"{found.count:.1f}  [{interval.low:.0f}, {interval.high:.0f}] 50 %, uncalibrated" in out
+    (row,) = csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines())
+    assert (row["level"], row["calibrated"]) == ("0.5", "no")
+    assert (float(row["low"]), float(row["high"])) == (interval.low, interval.high)
+    stored = records(tmp_path / "predictions")["photo.png"]["interval"]
+    assert stored == {
+        **{"low": interval.low, "high": interval.high, "level": 0.5},
+        **{"calibrated": False, "outside_calibration": ""},
+    }
+
+
+def test_a_calibrated_interval_is_printed_and_a_picture_unlike_the_others_marked(
+    predict: Predict, calibrated: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / "small.png")
+    Image.fromarray(noise(width=300, height=200)).save(tmp_path / "large.png")
+    status, out, err = predict("small.png", "large.png", "--level", "0.8", ckpt=calibrated)
+    assert status == 0, err
+    assert "uncalibrated" not in out
+    small, large, *_ = sorted(out.splitlines()[1:3], reverse=True)
+    counter = headcount.load(calibrated, level=0.8)
+    interval = counter.predict(tmp_path / "small.png").interval
+    assert interval is not None
+    assert f"[{math.floor(interval.low)}, {math.ceil(interval.high)}] 80 %" in small
+    unlike = "unlike the calibration images: 0.06 megapixels, in calibration 0 to 0.02"
+    assert unlike in large
+    assert unlike not in small
+    rows = list(csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines()))
+    assert [row["calibrated"] for row in rows] == ["yes", "yes"]
+    assert [unlike in row["note"] for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        ("90", "--level: 90: must be above 0 and below 1, such as 0.9; for 90 %, type 0.9"),
+        ("1", "--level: 1: must be above 0 and below 1, such as 0.9"),
+        ("0", "--level: 0: must be above 0 and below 1"),
+        ("nan", "--level: nan: must be above 0 and below 1"),
+        ("high", "--level: high: must be a number above 0 and below 1, such as 0.9"),
+        ("0.95", "--level=0.95: needs a calibration on at least 19 images, and this one has 10; choose at most 0.909"),
+    ],
+)
+def test_a_wrong_level_is_refused_before_anything_is_counted(
+    level: str, words: str, predict: Predict, calibrated: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / "photo.png")
+    status, _, err = predict("photo.png", "--level", level, ckpt=calibrated)
+    assert status == 2
+    assert words in err
+    assert not (tmp_path / "predictions").exists()

@@ -57,7 +57,7 @@ def test_regions_are_columns_of_every_result(predict: Predict, tmp_path: Path) -
         blocks = np.load(tmp_path / "predictions" / str(told["density"]))
         assert inside["left"] == pytest.approx(blocks[:, :8].sum(dtype=float), abs=1e-6)  # type: ignore[index]
     header, *lines = [line.split() for line in out.splitlines()]
-    assert header == ["file", "people", "left", "right", "all", "pixels"]
+    assert header == ["file", "people", "interval", "left", "right", "all", "pixels"]
     assert lines[2][0] == "total"
     assert float(lines[2][2]) == pytest.approx(sum(float(row["region left"]) for row in rows), abs=0.06)
 

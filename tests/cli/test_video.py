@@ -17,11 +17,14 @@ from PIL import Image
 import headcount
 import headcount.engine.predict as engine
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
 from engine.videos import make_video
+from headcount import published
 from headcount.cli import video as command
 from headcount.engine import frames as reading
 
 Count = Callable[..., tuple[int, str, str]]
+INTERVAL = ["low", "high", "level", "calibrated"]
 LEFT = ["--region", "left=0%,0%,50%,100%"]
 
 
@@ -58,12 +61,30 @@ def crowd(tmp_path: Path) -> Path:
     return make_video(tmp_path / "crowd.mp4", picture=noise)
 
 
+def test_without_a_checkpoint_the_default_counter_counts(
+    crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["video.py", "crowd.mp4", "--device", "cpu", "--every", "9", "--no-video"])
+    for status in (2, 0):
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        assert end.value.code == status
+        told = capfd.readouterr().err
+        assert ("no counter is named" in told) == (status == 2)
+        if status == 2:
+            stored_pair(tmp_path, "model.width=8", name=published.DEFAULT, license="research")
+    assert f"counting with {published.DEFAULT}: no errors were measured; license: research\n" in told
+    assert len(rows(tmp_path / "video_counts")) == 2
+
+
 def test_a_video_with_regions(count: Count, crowd: Path, best: str, tmp_path: Path) -> None:
     typed = [*LEFT, "--region", "right=50%,0%,100%,100%", "--every", "0.3s", "--start", "0.2"]
     status, out, err = count("crowd.mp4", *typed, "--output", "out")
     assert status == 0, err
     found = rows(tmp_path / "out")
-    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", "note", "error"]
+    assert list(found[0]) == ["frame", "seconds", "count", "region left", "region right", *INTERVAL, "note", "error"]
     assert [(row["frame"], row["seconds"]) for row in found] == [
         *(("0", "0.200"), ("3", "0.500"), ("6", "0.800"), ("9", "1.100"))
     ]
@@ -304,3 +325,14 @@ def test_as_typed(run_command: Callable[..., object], crowd: Path, best: str, tm
     assert len(shown(tmp_path / "video_counts")) == 2
     helped = run_command("scripts/video.py", "--help")
     assert "left=0%,0%,50%,100%" in helped.stdout  # type: ignore[attr-defined]
+
+
+def test_frames_have_intervals(count: Count, crowd: Path, best: str, tmp_path: Path) -> None:
+    status, _, err = count("crowd.mp4", "--every", "0.5s", "--level", "0.8", "--no-video", "--output", "out")
+    assert status == 0, err
+    for row in rows(tmp_path / "out"):
+        assert float(row["low"]) <= float(row["count"]) <= float(row["high"])
+        assert (row["level"], row["calibrated"]) == ("0.8", "no")
+    status, _, err = count("crowd.mp4", "--level", "2", "--output", "out2")
+    assert status == 2
+    assert "--level: 2: must be above 0 and below 1" in err

@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as pixels
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
 
 from headcount.config import AugmentConfig
 from headcount.data import augment
@@ -117,6 +118,13 @@ def test_a_flip_mirrors_the_picture() -> None:
     mirrored, _ = replace(GEOMETRY, flip=1.0)(texture(64, 64), torch.zeros(0, 2), chance())
     assert torch.equal(mirrored, plain.flip(-1))
     assert not torch.equal(mirrored, plain)
+
+
+@pytest.mark.parametrize(("side", "to"), [(97, 64), (64, 64), (40, 64)])
+def test_resizing_is_torchvisions(side: int, to: int) -> None:
+    image = torch.randint(256, (3, side + 9, side + 5), generator=chance(), dtype=torch.uint8)[:, 4:-5, 3:-2]
+    resized, _ = augment.resize(image, torch.zeros(0, 2), to)
+    assert torch.equal(resized, pixels.resize(image, [to, to], InterpolationMode.BICUBIC, antialias=True))
 
 
 def test_resizing_clamps_what_the_kernel_overshoots() -> None:

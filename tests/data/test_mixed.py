@@ -54,6 +54,7 @@ def test_images_are_those_of_the_parts_one_after_the_other() -> None:
             assert torch.equal(mixed[index].points, alone[part][k].points)
             assert torch.equal(mixed.points(index), alone[part].points(k))
             assert mixed.count(index) == alone[part].count(k)
+            assert mixed.digest(index) == alone[part].digest(k)
             assert mixed.sizes[index] == alone[part].sizes[k]
     assert mixed[3].name == mixed[0, 3].name == "b/train_0000"
     counts = [block_histogram(dataset, 8) for dataset in (mixed, *alone.values())]

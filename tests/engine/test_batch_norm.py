@@ -9,7 +9,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from headcount.config import ConfigError
-from headcount.engine.batch_norm import has_batch_norm, synchronize_batch_norm
+from headcount.engine.batch_norm import synchronize_batch_norm
+from headcount.engine.runtime import has_batch_norm
 
 CPU = torch.device("cpu")
 

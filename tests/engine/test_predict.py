@@ -251,7 +251,7 @@ def test_files_of_any_kind_are_counted_alike(counter: PhotoCounter, photo: Path,
     assert counter.count(turned) == counter.count(tmp_path / "turned.png")
 
 
-@pytest.mark.parametrize("path", [None, 3, {}, io.BytesIO(b"x"), b"x.pt"])
+@pytest.mark.parametrize("path", [3, {}, io.BytesIO(b"x"), b"x.pt"])
 def test_a_checkpoint_is_loaded_from_a_path_alone(path: Any) -> None:
     with pytest.raises(ConfigError, match=f"load takes the path of a checkpoint, not {type(path)}"):
         load(path)
@@ -274,7 +274,8 @@ def test_what_a_notebook_shows_is_short(counter: PhotoCounter, photo: Path) -> N
     assert repr(counter) == "PhotoCounter(tiny, 5 bins, blocks of 8 px, trained on sha, on cpu)"
     prediction = counter.predict(photo)
     shape = " x ".join(map(str, prediction.block_counts.shape))
-    expected = f"PhotoCount(count={prediction.count:.2f}, picture of 90 x 60 px, {shape} blocks of 8 px)"
+    interval = f"[{math.floor(prediction.interval.low)}, {math.ceil(prediction.interval.high)}] 90 %, uncalibrated"
+    expected = f"PhotoCount(count={prediction.count:.2f} in {interval}, picture of 90 x 60 px, {shape} blocks of 8 px)"
     assert repr(prediction) == f"{prediction}" == expected
     assert {"load", "PhotoCounter", "PhotoCount", "convert_released"} <= set(dir(headcount))
     assert all(getattr(headcount, name) is not None for name in dir(headcount))

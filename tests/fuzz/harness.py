@@ -169,7 +169,6 @@ def _serve(connection: Connection, checks: dict[str, Check], base: Path) -> None
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, _BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.chdir(base)
     connection.send("ready")
     while True:
         try:
@@ -177,6 +176,7 @@ def _serve(connection: Connection, checks: dict[str, Check], base: Path) -> None
         except EOFError:
             return
         os.ftruncate(2, 0)
+        os.chdir(base)  # the folder of an earlier case is gone
         connection.send(_outcome(case, checks[case.kind], base / "case"))
 
 

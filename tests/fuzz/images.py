@@ -62,9 +62,11 @@ def _check_decoding(path: Path, *, upright: bool, is_sound: bool) -> str:
     if upright:
         kind, expected = _pillow(path)
         assert found.shape == expected.shape, f"{found.shape} instead of {expected.shape}"
-        difference = np.abs(found.astype(int) - expected).mean()
+        difference = np.abs(found.astype(np.int16) - expected).mean()
         allowed = MAX_DIFFERENCE if kind in ("JPEG", "MPO", "WEBP") else 0
-        assert difference <= allowed, f"the pixels of a {kind} differ by {difference:g} on average"
+        # libtiff leaves what a damaged strip does not contain as it was in memory.
+        is_random = kind == "TIFF" and not np.array_equal(expected, _pillow(path)[1])
+        assert difference <= allowed or is_random, f"the pixels of a {kind} differ by {difference:g} on average"
     return "read"
 
 
@@ -82,10 +84,10 @@ def _pillow(path: Path) -> tuple[str, np.ndarray]:
             shift = 4 if "I;12" in str(image.info) else 8
             if kind == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
                 values = 2 ** (shift + 8) - 1 - values
-            gray = (values >> shift).clip(0, 255)
+            gray = (values >> shift).clip(0, 255).astype(np.int16)
             return kind, np.repeat(gray[..., None], 3, axis=2)
         rgb = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-        return kind, turn(np.asarray(rgb)).astype(np.int64)
+        return kind, turn(np.asarray(rgb)).astype(np.int16)
 
 
 def _check_dataset(folder: Path, path: Path, outcome: str) -> None:

@@ -156,6 +156,8 @@ def _explained(status: int, err: str, program: str, changed: list[str] | None) -
     assert err.startswith(f"{program}: "), err[:500]
     # Escaped, and cut at the end if it is long.
     words = [printable(dotted(word.split("=")[0]).lstrip("+~-").split("@")[0])[:100] for word in changed]
+    if ": no folder given; set dataset.root" in err:  # of the dataset of the base, or of a recipe or experiment
+        return
     assert any(word in dotted(err) for word in words), f"none of {words} is named: {err[:1000]}"
 
 

@@ -19,7 +19,7 @@ from headcount.config import (
     TimmConfig,
 )
 from headcount.errors import CheckpointError
-from headcount.models import archives, backbones
+from headcount.models import archives, torchvision_networks
 from headcount.models.build import build_model, follow_weights
 from headcount.models.weights import load_backbone, read_state_dict
 from headcount.types import BlockGrid
@@ -121,12 +121,12 @@ def test_parameters_and_buffers_of_an_archive_and_no_other_tensors(tmp_path: Pat
 def test_a_published_file_that_somebody_copied_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of the same name in torch's folder, where an error message says to copy it."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    published = backbones.NETWORKS["vgg16"].published
+    published = torchvision_networks.NETWORKS["vgg16"].published
     (tmp_path / "checkpoints").mkdir()
     copied = tmp_path / "checkpoints" / published.url.rsplit("/", 1)[-1]
     torch.save({"weight": Bomb(tmp_path / "bomb-went-off")}, copied)
     with pytest.raises(HeadcountError, match=r"vgg16-\w+\.pth is damaged, or another file: its SHA-256 begins with"):
-        load_backbone(backbones.vgg16(16), "imagenet", published)
+        load_backbone(torchvision_networks.vgg16(16), "imagenet", published)
     assert not (tmp_path / "bomb-went-off").exists()
 
 

@@ -161,6 +161,17 @@ def test_probabilities_of_the_same_bins_are_averaged() -> None:
     torch.testing.assert_close(both.probabilities, torch.stack(each).mean(0))
 
 
+def test_the_variance_of_a_block_is_that_of_the_mixture(counter: Counter) -> None:
+    """Mean squares are averaged, those of the mirror image at their place."""
+    image = noise(40, 64)
+    views = [counter.count(x, PLAIN, variance=True) for x in (image, image.flip(2))]
+    squares = [view.variance + view.blocks.square() for view in views]
+    both = counter.count(image, FLIP, variance=True)
+    mixture = (squares[0] + squares[1].flip(1)) / 2 - both.blocks.square()
+    torch.testing.assert_close(both.variance, mixture, atol=1e-5, rtol=1e-4)
+    assert counter.count(image, WholeImageConfig(scales=[1, 2]), variance=True).variance is None
+
+
 def test_a_count_without_blocks_leaves_a_count_only() -> None:
     place = GridPlace(8, 8, 8)
     counted = [Counted(2.0, torch.full((1, 1), 2.0), None, PLAIN), Counted(5.0, None, None, PLAIN)]

@@ -20,7 +20,7 @@ from headcount.config import (
     RegressionHeadConfig,
     TimmConfig,
 )
-from headcount.models import backbones, timm_networks
+from headcount.models import backbones, timm_networks, torchvision_networks
 from headcount.models.backbones import Backbone, ContextModule
 from headcount.models.build import build_model, follow_weights
 from headcount.models.clip import ClipResNet, ClipViT
@@ -80,7 +80,7 @@ LEFT_OUT = {  # what the classifier, whose parameters torchvision documents, has
 
 @pytest.mark.parametrize("name", STRIDES)
 def test_parameters_are_those_torchvision_documents(name: str) -> None:
-    network = backbones.NETWORKS[name]
+    network = torchvision_networks.NETWORKS[name]
     assert (
         parameters(on_meta(lambda: network.build(STRIDES[name])))
         == network.published.meta["num_params"] - LEFT_OUT[name]
@@ -95,7 +95,7 @@ def test_parameters_of_the_decoders() -> None:
 
 @pytest.mark.parametrize("name", quick_first(STRIDES, "mobilenet_v2"))
 def test_a_network_gives_one_feature_for_every_whole_stride(name: str) -> None:
-    backbone = backbones.NETWORKS[name].build(STRIDES[name]).eval()
+    backbone = torchvision_networks.NETWORKS[name].build(STRIDES[name]).eval()
     assert (backbone.stride, backbone.channels) == (STRIDES[name], CHANNELS[name])
     for height, width in [(104, 136), (100, 150)]:
         with torch.no_grad():
@@ -135,7 +135,7 @@ def test_the_features_have_the_stride_that_the_config_states(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dmcount", "vgg19", "csrnet", "cannet"])
 def test_a_decoder_takes_what_its_encoder_gives_and_keeps_its_size(name: str) -> None:
-    network = backbones.NETWORKS[name]
+    network = torchvision_networks.NETWORKS[name]
     assert network.decoder is not None
     decoder = on_meta(network.decoder)
     assert decoder(torch.empty(1, CHANNELS[name], 5, 7, device="meta")).shape == (1, network.decoder_channels, 5, 7)
@@ -143,7 +143,7 @@ def test_a_decoder_takes_what_its_encoder_gives_and_keeps_its_size(name: str) ->
 
 def test_layers_have_the_names_of_published_checkpoints() -> None:
     cannet, resnet, densenet = (
-        on_meta(lambda name=name: backbones.NETWORKS[name].build(STRIDES[name]))
+        on_meta(lambda name=name: torchvision_networks.NETWORKS[name].build(STRIDES[name]))
         for name in ("cannet", "resnet101", "densenet201")
     )
     assert {k.split(".")[0] for k in cannet.state_dict()} == {"features", "context"}
@@ -209,7 +209,7 @@ def test_features_are_those_of_timms_network_with_the_same_weights(
     name: str, build: Callable[[Backbone], Callable[[Tensor], Tensor]]
 ) -> None:
     torch.manual_seed(0)
-    backbone = backbones.NETWORKS[name].build(STRIDES[name]).eval()
+    backbone = torchvision_networks.NETWORKS[name].build(STRIDES[name]).eval()
     disturb(backbone)
     reference = build(backbone)
     images = torch.randn(2, 3, 64, 96)
@@ -345,7 +345,7 @@ def test_mean_and_std_are_those_of_the_weights() -> None:
     assert timm_backbone("resnet18", max_stride=16, pretrained=False).std == backbones.IMAGENET_STD
     vit = timm_backbone("vit_tiny_patch16_224", max_stride=16, pretrained=False)
     assert (vit.mean, vit.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert backbones.vgg16(16).mean == backbones.IMAGENET_MEAN
+    assert torchvision_networks.vgg16(16).mean == backbones.IMAGENET_MEAN
 
 
 def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_built() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headcount.bins import CountBins
 from headcount.config import ConfigError, ImageNetConfig, MobileNetV2Config, ModelConfig, Strategy, TinyConfig
 from headcount.errors import CheckpointError
-from headcount.models import backbones
+from headcount.models import torchvision_networks
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.heads import BlockClassifier, resample
@@ -90,7 +90,7 @@ def parameters(module: nn.Module) -> int:
 def test_mobilenet_keeps_its_layers_and_loses_one_stride(stage: int, blocks: int) -> None:
     """Up to the lost stride the features equal torchvision's; after it, on twice the grid."""
     torch.manual_seed(0)
-    backbone = backbones.mobilenet_v2(stage, stride=16).eval()
+    backbone = torchvision_networks.mobilenet_v2(stage, stride=16).eval()
     reference = torchvision.models.mobilenet_v2(weights=None).features[:blocks].eval()
     reference.load_state_dict(backbone.features.state_dict())
     images = torch.rand(1, 3, 64, 96)

@@ -22,6 +22,7 @@ from headcount.config import (
     counting_mode,
     window_error,
 )
+from headcount.distribution import bin_moments
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.heads import PredictionHead
@@ -246,3 +247,63 @@ def test_windows_off_the_grid_are_refused(window: int, stride: int, words: str) 
     assert error is not None
     with pytest.raises(ValueError, match=words):
         raise ValueError(error)
+
+
+class Certain(Prediction):
+    """Blocks whose variance is a tenth of their count."""
+
+    def variance(self) -> Tensor:
+        assert self.blocks is not None
+        return self.blocks / 10
+
+
+class Varying(PredictionHead):
+    """As many heads as the middle of a window is far from its left border: windows disagree where they overlap."""
+
+    def forward(self, features: Tensor, *, factor: float) -> Prediction:
+        rows, cols = features.shape[-2:]
+        blocks = torch.arange(float(cols)).expand(len(features), 1, rows, cols)
+        return Certain(blocks.sum((1, 2, 3)), blocks)
+
+
+def test_the_variance_of_overlapping_windows_is_that_of_their_mixture() -> None:
+    """Windows of four blocks at every second one: column 2 has 2 of the first and 0 of the second window."""
+    counter = stub(Varying(), block_size=8, stride=8)
+    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
+    counted = counter.count(image, SlidingWindowConfig(window=32, stride=16, window_batch=1), variance=True)
+    assert counted.blocks is not None
+    assert counted.variance is not None
+    assert counted.probabilities is None
+    assert counted.blocks[0].tolist() == [0, 1, 1, 2, 2, 3]
+    # Within the windows (mean of the variances), and between them (variance of the counts).
+    expected = [0, 0.1, 0.1 + 1, 0.2 + 1, 0.2, 0.3]
+    torch.testing.assert_close(counted.variance[0], torch.tensor(expected))
+    assert counted.total_variance() == pytest.approx(4 * sum(expected), rel=1e-6)
+
+
+def test_variances_are_returned_if_they_are_requested_and_known() -> None:
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    counter = stub(Varying(), block_size=8, stride=8)
+    whole = counter.count(image, variance=True)
+    assert whole.variance is not None
+    torch.testing.assert_close(whole.variance, torch.arange(4.0).expand(3, 4) / 10)
+    (same,) = counter.count_batch([image], variance=True)
+    assert torch.equal(same.variance, whole.variance)
+    assert counter.count(image).variance is None
+    without = stub(Ones(), block_size=8, stride=8).count(image, variance=True)
+    assert (without.variance, without.total_variance(), without.count) == (None, None, 12)
+
+
+def test_bins_give_probabilities_and_variances_together() -> None:
+    torch.manual_seed(0)
+    counter = build_model(TinyConfig(width=8), BINS.grid, BINS).eval()
+    image = torch.randint(0, 256, (3, 64, 72), dtype=torch.uint8)
+    for mode in (WholeImageConfig(), SlidingWindowConfig(window=32, stride=16)):
+        both = counter.count(image, mode, probabilities=True, variance=True)
+        assert both.probabilities is not None
+        assert both.variance is not None
+        assert torch.equal(both.probabilities, counter.count(image, mode, probabilities=True).probabilities)
+        torch.testing.assert_close(both.probabilities.sum(0), torch.ones(8, 9))
+        values, squares = torch.tensor([BINS.representatives, bin_moments(BINS)])
+        mean, square = (torch.einsum("k,khw->hw", of, both.probabilities) for of in (values, squares))
+        torch.testing.assert_close(both.variance, square - mean.square(), rtol=1e-4, atol=1e-4)

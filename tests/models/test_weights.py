@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headcount.config import ConfigError, ImageNetConfig
 from headcount.errors import CheckpointError
-from headcount.models import backbones
+from headcount.models import backbones, torchvision_networks
 from headcount.models.backbones import Backbone
 from headcount.models.timm_networks import timm_backbone
 from headcount.models.weights import load_backbone, read_state_dict
@@ -26,7 +26,7 @@ def encoder(name: str) -> Backbone:
     """The torchvision encoder of a model, with the stride of its config."""
     stride = ImageNetConfig.names[name]
     assert stride is not None
-    return backbones.NETWORKS[name].build(stride)
+    return torchvision_networks.NETWORKS[name].build(stride)
 
 
 def save(state: State, folder: Path, name: str = "weights.pth") -> str:
@@ -66,7 +66,7 @@ FAMILIES: dict[str, str] = {  # a model, and the classifier whose weights it tak
 )
 def test_a_classifier_of_any_number_of_classes_fills_its_backbone(name: str, tmp_path: Path) -> None:
     state = classifier(FAMILIES[name])
-    backbone = backbones.mobilenet_v2(320, stride=16) if name == "mobilenet_v2" else encoder(name)
+    backbone = torchvision_networks.mobilenet_v2(320, stride=16) if name == "mobilenet_v2" else encoder(name)
     load_backbone(backbone, save(state, tmp_path), None)
     assert_filled(backbone, state)
 
@@ -122,7 +122,7 @@ def test_a_classifier_of_timm_fills_its_backbone(name: str, suffix: str, tmp_pat
 
 def test_a_file_of_safetensors_fills_a_backbone(tmp_path: Path) -> None:
     state = classifier("mobilenet_v2")
-    backbone = backbones.mobilenet_v2(160, stride=16)
+    backbone = torchvision_networks.mobilenet_v2(160, stride=16)
     load_backbone(backbone, save(state, tmp_path, "weights.safetensors"), None)
     assert_filled(backbone, state)
 
@@ -257,4 +257,4 @@ def test_a_published_file_cut_short_in_torch_hubs_folder(tmp_path: Path, monkeyp
     file.write_bytes(file.read_bytes()[:5000])
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with pytest.raises(CheckpointError, match=rf"^{file} is damaged, or another file: .*; remove it"):
-        load_backbone(backbones.mobilenet_v2(320, stride=16), "imagenet", published)
+        load_backbone(torchvision_networks.mobilenet_v2(320, stride=16), "imagenet", published)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -14,16 +15,16 @@ from PIL import Image
 from headcount.bins import build_bins
 from headcount.config import BinsConfig, BlocksConfig, Last
 from headcount.data.audit import Audit, AuditedImage, AuditedSplit, Fault
+from headcount.data.masks import PolygonMask
 from headcount.errors import DataError
 from headcount.report.audit import (
-    _choose_from_sorted,
     audit_numbers,
     audit_page,
     block_picture,
-    contact_sheet,
     histogram_picture,
     write_audit,
 )
+from headcount.report.contact_sheet import _choose_from_sorted, contact_sheet
 from report.test_diagnostics import assert_legible
 
 HISTOGRAM = {0: 90, 1: 6, 4: 3, 7: 1}
@@ -140,6 +141,25 @@ def test_heads_are_seen_on_dark_and_on_light_pictures(tmp_path: Path, gray: int)
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     for color in ((255, 221, 0), (255, 79, 216), (255, 0, 0)):
         assert (pixels == color).all(2).sum() >= 5, color
+
+
+def test_masks_are_counted_and_drawn(tmp_path: Path, audit: Audit) -> None:
+    assert "mask" not in audit_page(audit, BlocksConfig(), None)
+    masked = image("a", [(20, 20), (60, 20), (79, 39)], gray=255)
+    masked.mask = PolygonMask(shapely.box(0, 0, 40, 40))
+    masked.load_mask = lambda size: masked.mask
+    audit.splits = [AuditedSplit("train", True, [masked])]
+    page = audit_page(audit, BlocksConfig(), None)
+    assert re.search(r"heads outside the mask, not counted +\| +2 \|", page)
+    assert re.search(r"images without mask +\| +0 \|", page)
+    each = audit_numbers(audit, BlocksConfig(), None)["splits"]["train"]["each"]
+    assert each == [
+        {"name": "a", "width": 80, "height": 40, "heads": 3, "duplicates": 0, "outside": 0}
+        | {"outside_mask": 2, "area_in_mask": 0.5}
+    ]
+    contact_sheet(audit.splits, tmp_path / "sheet.png", title="mine")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert (pixels == 178).all(2).sum() > 5000  # half of the image
 
 
 @pytest.mark.parametrize(("points", "red"), [([(20, 20)], False), ([(20, 20), (20, 20)], True)])

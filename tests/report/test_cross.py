@@ -168,3 +168,19 @@ def test_ink_stands_out_from_every_color_of_the_scale(shade: float) -> None:
     fill = to_rgb(matplotlib.colormaps["viridis_r"](shade)[:3])
     assert contrast(readable_on(fill), fill) >= 4.5
     assert contrast("black", to_rgb("white")) == pytest.approx(21)
+
+
+def test_the_intervals_of_calibrated_counters_are_a_table_of_their_own(tmp_path: Path) -> None:
+    assert "90 %" not in terminal_table(matrix()) + markdown(matrix())
+    calibrated = matrix()
+    calibrated.rows[0].cells[0].covered, calibrated.rows[0].cells[0].width = 0.9066, 181.25
+    calibrated.rows[0].cells[1].covered, calibrated.rows[0].cells[1].width = 0.5, 62.0
+    lines = terminal_table(calibrated).splitlines()
+    assert lines[4].split()[:3] == ["90", "%", "intervals"]
+    assert lines[5].split() == ["sha", "vgg19", "90.7", "%", "/", "181.2", "50.0", "%", "/", "62.0"]
+    assert "Of 90 % intervals: share of images whose true count they hold / mean width, in heads." in lines
+    page = re.sub(" +", " ", markdown(calibrated))
+    assert "| sha vgg19 | 90.7 % / 181.2 | 50.0 % / 62.0 |" in page
+    write_cross(calibrated, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "cross.csv").read_text().splitlines()))
+    assert [(row["covered"], row["width"]) for row in rows[:3]] == [("0.9066", "181.25"), ("0.5", "62.0"), ("", "")]

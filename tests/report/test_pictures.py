@@ -6,12 +6,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from headcount.data.masks import PlacedMask, PolygonMask
 from headcount.report.pictures import (
     ComparisonRow,
     comparison_picture,
@@ -200,6 +202,29 @@ def test_density_picture_shows_photo_truth_and_prediction_in_this_order() -> Non
         y, x = np.unravel_index(panel.astype(int).sum(0).argmax(), (256, 256))
         assert abs(y - brightest[0]) <= 8
         assert abs(x - brightest[1]) <= 8
+
+
+def test_what_lies_outside_a_mask_is_gray(tmp_path: Path, texts: list[str]) -> None:
+    drawn = row(96, 128, heads=0)
+    drawn.image[:] = 255
+    left = PlacedMask.whole(PolygonMask(shapely.box(0, 0, 64, 96)), source_size=(128, 96), size=(128, 96))
+    sample = Sample(drawn.image, drawn.points, "a", left)
+    panels = density_picture(sample, torch.zeros(12, 16), 8)
+    photo, truth = panels[:, :, :256], panels[:, :, 260:516]
+    assert (photo[:, :, :126] == 255).all()
+    assert np.unique(photo[:, :, 130:]).tolist() == [int(255 * 0.4 + 127.5 * 0.6)]
+    assert truth[:, :, :126].max() < 10
+    assert truth[:, :, 130:].min() >= int(127.5 * 0.6)
+
+    drawn.mask = left
+    comparison_picture([drawn, row(96, 128)], tmp_path / "a.png")
+    assert any("gray: outside the mask, not counted" in text for text in texts)
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels == 178).all(2).sum() > 5000  # half of the photo, and no other color of the picture
+    texts.clear()
+    comparison_picture([row(96, 128)], tmp_path / "b.png")
+    assert not any("mask" in text for text in texts)
 
 
 def test_density_picture_of_nobody_is_dark() -> None:

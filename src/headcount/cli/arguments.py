@@ -28,7 +28,7 @@ from headcount.cli import hydra_private
 from headcount.cli.overrides import unknown_flag, written_out
 from headcount.cli.status import print_any_name
 from headcount.commands import as_typed, program
-from headcount.config import ConfigError, checkpoint_errors
+from headcount.config import ConfigError, check_level
 from headcount.files import quoted
 
 _SETTING = re.compile(r"[~+]*[A-Za-z_][\w./]*=")
@@ -61,24 +61,20 @@ class Arguments:
             found[key] = read if read is None or isinstance(read, str) else value
         return found
 
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[str]:
         """The checkpoints of ``ckpt=a.pt`` or ``ckpt=[a.pt,b.pt]``, for a script whose only setting that is.
 
         Raises:
-            ConfigError: if another setting was typed, or a checkpoint does not exist or occurs twice.
+            ConfigError: if another setting was typed.
         """
         typed = self.values("ckpt").get("ckpt")
-        if typed is None:
-            return []
-        names = [typed]
-        if typed.startswith("[") and not os.path.exists(typed):
+        if typed is not None and typed.startswith("[") and not os.path.exists(typed):
             with suppress(HydraException):
                 several: Any = hydra_private.parse(f"ckpt={typed}").value()
-                names = list(map(str, several))
-        paths = [Path(name).expanduser() for name in names]
-        if errors := checkpoint_errors(paths):
-            raise ConfigError("\n  ".join(errors))
-        return paths
+                if not several:
+                    raise ConfigError("ckpt=[]: names no checkpoint; type ckpt=...")
+                return list(map(str, several))
+        return [] if typed is None else [typed]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -198,6 +194,16 @@ def whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
     return int(text)
+
+
+def interval_level(text: str) -> float:
+    """The type of a flag that takes the level of an interval, between 0 and 1."""
+    try:
+        return check_level(float(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("level=")) from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below 1, such as 0.9") from error
 
 
 def single_process_errors(config: Any, why: str) -> list[str]:

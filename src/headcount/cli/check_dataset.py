@@ -55,11 +55,8 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
     folder = output.expanduser() if output else Path("audit") / _report_name(config.dataset)
     make_folder(folder, "--output ")
     found = audit_dataset(config.dataset, data_root=config.data_root, block_size=config.bins.block_size)
-    bins = (
-        None
-        if found.train is None
-        else build_count_bins(config.bins, found.train, found.blocks[config.bins.block_size])
-    )
+    histogram = found.blocks.get(config.bins.block_size)
+    bins = build_count_bins(config.bins, found.train, histogram) if found.train and histogram else None
     print(write_audit(found, config.bins, bins, folder))
     print(
         "\n".join(printable(str(file)) for file in sorted(folder.iterdir()) if file.suffix in (".md", ".json", ".png"))

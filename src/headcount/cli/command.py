@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from headcount.cli import hydra_private
 from headcount.cli.choices import config_dir
@@ -63,7 +63,8 @@ def run_command(task: Task, config_name: str) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
-        overrides = list(hydra_config.overrides.task)
+        # As typed: a reference in a setting has another place here, relative to which it may not exist.
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         run = partial(_run, task, cfg, overrides, config_name)
         if log is None:
             with exit_on_error(name):  # Hydra would add text of its own to an error

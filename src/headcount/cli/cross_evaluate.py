@@ -24,6 +24,7 @@ from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import (
+    DEFAULT_LEVEL,
     ConfigError,
     CustomConfig,
     DatasetConfig,
@@ -157,7 +158,9 @@ def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
         result = evaluate_checkpoint(config)
         assert result is not None  # there is one process
         with contextlib.redirect_stdout(io.StringIO()):  # the matrix reports it in one line
-            write_evaluation(result.evaluation, result.dataset, result.folder, facts=result.facts)
+            write_evaluation(
+                result.evaluation, result.dataset, result.folder, facts=result.facts, intervals=result.intervals
+            )
     except HeadcountError as error:
         cell.error = str(error)
         return
@@ -168,6 +171,10 @@ def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
     errors = result.evaluation.errors
     cell.mae, cell.rmse, cell.images = errors.mae, errors.rmse, errors.images
     cell.selected = cell.own and result.facts.selected_on == config.split
+    calibrated = result.intervals.measure_calibrated()
+    for of in calibrated.levels if calibrated is not None else []:
+        if of.level == DEFAULT_LEVEL:
+            cell.covered, cell.width = of.coverage.share, of.width
 
 
 def cross_evaluate(

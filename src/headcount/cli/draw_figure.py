@@ -105,6 +105,8 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     for index in indices:
         sample = dataset[index]
         counted, true = counter.count(sample.image, mode), dataset.count(index)
+        if sample.mask is not None:
+            counted = counted.within(sample.mask.shares(counter.grid.block_size))
         if not math.isfinite(counted.count):
             raise CheckpointError(
                 f"ckpt={config.ckpt}: the predicted count of {sample.name} is {counted.count}; choose another "
@@ -123,6 +125,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
                 predicted_blocks=counted.blocks,
                 block_size=counter.grid.block_size,
                 name=sample.name,
+                mask=sample.mask,
             )
         )
     typed = config.dataset

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import headcount
+from headcount import published
 from headcount.cli.arguments import script_parser
 from headcount.cli.choices import config_dirs, default_dataset
 from headcount.cli.status import exit_on_error
@@ -42,6 +43,7 @@ def facts() -> Iterator[tuple[str, str]]:
 
     yield "headcount", f"{headcount.__version__}, commit {commit()}"
     yield "installed in", str(Path(headcount.__file__).parent)
+    yield "counters", ", ".join(published.names()) or "none"
     yield "configs", ", ".join(map(str, config_dirs()))
     yield "Python", f"{platform.python_version()}, {sys.executable}"
     yield "system", platform.platform()

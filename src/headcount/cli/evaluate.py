@@ -26,7 +26,12 @@ def evaluate_job(config: EvalCommandConfig) -> dict[str, float] | None:
     if result is None:
         return None
     write_evaluation(
-        result.evaluation, result.dataset, result.folder, facts=result.facts, reliability=result.reliability
+        result.evaluation,
+        result.dataset,
+        result.folder,
+        facts=result.facts,
+        reliability=result.reliability,
+        intervals=result.intervals,
     )
     errors = result.evaluation.errors
     return {"MAE": errors.mae, "RMSE": errors.rmse, "NAE": errors.nae}

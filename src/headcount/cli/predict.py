@@ -1,17 +1,23 @@
 """Count the people in pictures.
 
+  python scripts/predict.py photo.jpg
   python scripts/predict.py photo.jpg ckpt=best_mae.pt
   python scripts/predict.py holiday/ "more/*.png" ckpt=best_mae.pt --output out
+
+Without ckpt=, the default counter that comes with headcount counts. ckpt= takes a checkpoint, a stored counter (either
+file of a pair NAME.safetensors and NAME.json), the name of a counter that comes with headcount, or hf-hub:owner/name.
 
 A PICTURE is a file, a folder (everything below it that has the ending of a picture and is not hidden; links to other
 folders are followed) or a pattern with *, ? or [abc]; ** stands for any folders between. The name of an existing file
 is never read as a pattern. What is left out of a folder is listed, and a file with several paths is counted once.
 
-Counts are written to the terminal, counts.csv and counts.json; people per block to density/<name>.npy; the density over
-the photo to pictures/<name>.png. Where files share a name, <name> is numbered: photo, photo_2; counts.json says which
-is which. In the resized picture, block (row, col) covers block_size x block_size pixels from x = col * block_size and
-y = row * block_size; multiply by width / resized_width for pixels of the photo (width and height are those of the
-upright picture).
+Counts and their intervals, as in 812 [730, 905] 90 %, are written to the terminal, counts.csv and counts.json; people
+per block to density/<name>.npy; the density over the photo to pictures/<name>.png. An interval is the one that held-out
+images support if the checkpoint is calibrated (scripts/calibrate.py); otherwise it rests on the counter's own
+probabilities, if it has any, and is marked as uncalibrated. Where files share a name, <name> is numbered: photo,
+photo_2; counts.json says which is which. In the resized picture, block (row, col) covers block_size x block_size pixels
+from x = col * block_size and y = row * block_size; multiply by width / resized_width for pixels of the photo (width and
+height are those of the upright picture).
 
 The output folder holds one run: results of an earlier run there are removed once a new one has counted a picture. Other
 files are never overwritten.
@@ -35,11 +41,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
+from headcount import published
+from headcount.cli.arguments import interval_level, read_arguments, script_parser, to_path, whole_number
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
-from headcount.config import ConfigError
+from headcount.config import ConfigError, checkpoint_error, checkpoint_errors
 from headcount.errors import HeadcountError
 from headcount.files import atomic_write, file_identity, make_folder
 from headcount.progress import progress_bar
@@ -64,7 +71,7 @@ _SAVE_EVERY = 30  # seconds
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=FILE")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder or pattern; and ckpt=")
     parser.add_argument(
         "--output",
         type=to_path,
@@ -72,6 +79,7 @@ def main() -> None:
         help="folder of the results (default: predictions)",
     )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    add_level_option(parser)
     parser.add_argument("--window", type=whole_number, help="count every picture in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
@@ -84,11 +92,47 @@ def main() -> None:
     add_region_options(parser)
     with exit_on_error(parser.prog, OSError):  # errors of a single picture are caught where it is counted
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
-        checkpoints = arguments.checkpoints()
-        if not checkpoints:
-            named = [text for text in arguments.options.pictures if text.endswith((".pt", ".pth"))]
-            raise ConfigError(f"ckpt is not set: type ckpt={named[0] if named else 'best_mae.pt'}")
+        checkpoints = chosen_checkpoints(arguments.checkpoints(), arguments.options.pictures)
         sys.exit(predict(checkpoints, arguments.options))
+
+
+def chosen_checkpoints(typed: Sequence[str], inputs: Sequence[str]) -> list[Path]:
+    """The checkpoints that were typed, or the default counter.
+
+    Args:
+        typed: one or several; none if ``ckpt=`` was not typed.
+        inputs: the pictures or videos that were typed.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such checkpoint, or one occurs twice.
+    """
+    if len(typed) < 2:
+        return [chosen_checkpoint(typed[0] if typed else None, inputs)]
+    if errors := checkpoint_errors(typed):
+        raise ConfigError("\n  ".join(errors))
+    return [Path(ckpt).expanduser() for ckpt in typed]
+
+
+def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
+    """The checkpoint that was typed, or the default counter that comes with headcount, which is announced.
+
+    Args:
+        typed: the value of ``ckpt=``; None if it was not typed.
+        inputs: the pictures or videos that were typed.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such checkpoint.
+    """
+    named = [text for text in inputs if Path(text).suffix in (".pt", ".pth", published.WEIGHTS)]
+    if typed is None and named:
+        raise ConfigError(f"ckpt is not set: type ckpt={named[0]}")
+    if typed is None:
+        counter = published.default_counter()
+        print(f"counting with {counter}", file=sys.stderr)
+        return counter.file
+    if missing := checkpoint_error(typed):
+        raise ConfigError(missing)
+    return Path(typed).expanduser()
 
 
 def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
@@ -188,8 +232,11 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:
         counter = load(checkpoints[0], **averaging)
+        choose_level(counter, options.level)
         choose_windows(counter, options)
         return counter
+    if options.level is not None:
+        raise ConfigError(f"--level {options.level:g}: several checkpoints together have no interval; name only one")
     ensemble = load(list(checkpoints), **averaging)
     for name, member in zip(checkpoints, ensemble.members, strict=True):
         try:
@@ -197,6 +244,30 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         except ConfigError as error:
             raise ConfigError(f"ckpt={name}: {error}") from error
     return ensemble
+
+
+def add_level_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--level``, for :func:`choose_level`."""
+    parser.add_argument(
+        "--level",
+        type=interval_level,
+        metavar="P",
+        help="share of pictures whose true count is to lie in its interval, between 0 and 1 (default: 0.9)",
+    )
+
+
+def choose_level(counter: "PhotoCounter", level: float | None) -> None:
+    """Set the level of the counter's intervals.
+
+    Args:
+        counter: any.
+        level: as typed; None is the default.
+
+    Raises:
+        ConfigError: if its calibration has too few images for the level.
+    """
+    if level is not None:
+        counter.level = counter.check_level(level, setting="--level")
 
 
 def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None:
@@ -257,11 +328,13 @@ def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: Pic
     try:
         check_file(file)
         prediction = counter.predict(file)
-        result.count = prediction.count
+        result.count, result.interval = prediction.count, prediction.interval
         result.width, result.height = prediction.photo_size
         result.resized_height, result.resized_width = prediction.image.shape[1:]
         result.block_size = prediction.block_size
-        result.note = "; ".join(filter(None, [first_frame(file), _windows(prediction), prediction.note]))
+        unlike = "" if prediction.interval is None else prediction.interval.note
+        notes = [first_frame(file), _windows(prediction), prediction.note, unlike]
+        result.note = "; ".join(filter(None, notes))
         if prediction.block_counts is None:
             result.density = result.picture = None
             result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
@@ -297,6 +370,7 @@ def write_one(
                 output / result.picture,
                 block_size=prediction.block_size,
                 title=printable(file.name),
+                interval="" if prediction.interval is None else str(prediction.interval),
                 regions=drawn,
             )
     except Exception as error:  # one bad file never stops the others

@@ -1,18 +1,20 @@
 """Count the people in the frames of a video, a camera or a stream.
 
-  python scripts/video.py crowd.mp4 ckpt=best_mae.pt --output out
+  python scripts/video.py crowd.mp4 --output out
   python scripts/video.py crowd.mp4 ckpt=best_mae.pt --every 2s --region "door=0%,50%,30%,100%"
   python scripts/video.py rtsp://camera.local/stream ckpt=best_mae.pt --every 1s --end 3600
+
+Without ckpt=, the default counter that comes with headcount counts, as in predict.py.
 
 SOURCE is a video file; a folder, pattern ("frames/*.png") or numbered name (frame_%04d.png) of images, which are
 ordered by the numbers in their names; a camera (camera:0 or /dev/video0); or the address of a stream (rtsp://, http://,
 ...). Frames have the times of the file's own time stamps, so that a variable frame rate is respected, and are turned as
 the file says. A frame has the count that predict.py gives for the same frame saved as PNG.
 
-The output folder gets counts.csv (a line per frame: number, seconds, people, people in each region), which grows while
-frames are counted; counts.png, the curve over time; annotated.mp4, the counted frames with density, count and regions;
-and video.json, a summary. It holds one run: results of an earlier run are replaced once a frame is counted; other files
-are never overwritten.
+The output folder gets counts.csv (a line per frame: number, seconds, people, people in each region, interval), which
+grows while frames are counted; counts.png, the curve over time; annotated.mp4, the counted frames with density, count,
+interval and regions; and video.json, a summary. It holds one run: results of an earlier run are replaced once a frame
+is counted; other files are never overwritten.
 
 A frame that cannot be decoded is named and skipped. Ctrl-C (or SIGTERM) ends the run and keeps what was counted: the
 video can be played. Cameras and streams are counted until Ctrl-C or --end; frames that come while others are counted
@@ -32,7 +34,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import add_averaging_options, checkpoints_text, device, load_counter
+from headcount.cli.predict import (
+    add_averaging_options,
+    add_level_option,
+    checkpoints_text,
+    chosen_checkpoints,
+    device,
+    load_counter,
+)
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
 from headcount.config import ConfigError
@@ -53,7 +62,7 @@ _NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 def main() -> None:
     """Read the command line and count."""
     parser = script_parser((__doc__ or "").replace("\nExit status", f"\n{REGIONS_HELP}\nExit status"))
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=FILE")
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="video, images, camera or address; and ckpt=")
     parser.add_argument(
         "--output", type=to_path, default=Path("video_counts"), help="folder of the results (default: video_counts)"
     )
@@ -73,6 +82,7 @@ def main() -> None:
         "--batch", type=whole_number, help="frames counted together (default: 8; 1 for cameras and streams)"
     )
     parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    add_level_option(parser)
     parser.add_argument("--window", type=whole_number, help="count every frame in windows of this side, in pixels")
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
@@ -82,13 +92,10 @@ def main() -> None:
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, mixed=("source",), only=("ckpt",), old_flags=("ckpt",))
         options = arguments.options
-        checkpoints = arguments.checkpoints()
-        if not checkpoints:
-            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
         if len(options.source) != 1:
             found = ", ".join(options.source) or "none"
             raise ConfigError(f"one source is counted at a time, and {len(options.source)} are given: {found}")
-        sys.exit(count_video(options.source[0], checkpoints, options))
+        sys.exit(count_video(options.source[0], chosen_checkpoints(arguments.checkpoints(), []), options))
 
 
 def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
@@ -165,7 +172,9 @@ def count_all(
                 results.fail(frame.number, frame.seconds, frame.error)
                 continue
             counts = [frame.prediction.count, *frame.regions.values()]
-            results.add(frame.number, frame.seconds, counts, note=frame.prediction.note)
+            interval = frame.prediction.interval
+            note = "; ".join(filter(None, [frame.prediction.note, "" if interval is None else interval.note]))
+            results.add(frame.number, frame.seconds, counts, interval=interval, note=note)
             if options.draw:
                 writer = writer or stack.enter_context(write_video(results.video))
                 writer.write(drawn(annotator, frame), frame.seconds)
@@ -181,11 +190,12 @@ def drawn(annotator: Any, frame: "FrameCount") -> Any:
     regions = []
     if frame.grid is not None:
         regions = drawn_regions(frame.grid, frame.regions, photo_size=prediction.photo_size)
+    interval = [] if prediction.interval is None else [str(prediction.interval)]
     return annotator.draw(
         prediction.image,
         prediction.block_counts,
         block_size=prediction.block_size,
-        caption=[f"{prediction.count:.1f} people", clock(frame.seconds)],
+        caption=[f"{prediction.count:.1f} people", *interval, clock(frame.seconds)],
         regions=regions,
     )
 

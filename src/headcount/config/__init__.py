@@ -25,13 +25,16 @@ from headcount.config.bins import (
     representatives_error,
 )
 from headcount.config.counting import (
+    DEFAULT_LEVEL,
     Border,
     EvalConfig,
     SlidingWindowConfig,
     Tta,
     View,
     WholeImageConfig,
+    check_level,
     counting_mode,
+    describe_mode,
     window_error,
 )
 from headcount.config.counting import errors as counting_errors
@@ -116,6 +119,7 @@ from headcount.config.run import (
     as_of_one_dataset,
     check,
     check_evaluation,
+    checkpoint_error,
     checkpoint_errors,
     missing_checkpoint,
 )
@@ -134,6 +138,7 @@ from headcount.config.upgrade import (
 from headcount.errors import CheckpointError, ConfigError, DataError, HeadcountError
 
 __all__ = [
+    "DEFAULT_LEVEL",
     "FP16_ON_CPU",
     "HEADS",
     "LOSSES",
@@ -222,10 +227,13 @@ __all__ = [
     "bin_names",
     "check",
     "check_evaluation",
+    "check_level",
+    "checkpoint_error",
     "checkpoint_errors",
     "counting_errors",
     "counting_mode",
     "crop_error",
+    "describe_mode",
     "edges_error",
     "from_plain",
     "integer_bins",

@@ -7,6 +7,10 @@ from enum import Enum
 
 from headcount.config.fields import number
 from headcount.config.model import ClipViTConfig, ModelConfig
+from headcount.errors import ConfigError
+
+DEFAULT_LEVEL = 0.9
+"""Share of images whose true count is to lie within the interval of their count."""
 
 
 class Border(Enum):
@@ -109,6 +113,31 @@ def errors(config: EvalConfig) -> list[str]:
     if not scales:
         return [f"{typed}: names no size; leave it out, or name one or more, as in eval.scales=[0.75,1,1.25]"]
     return [f"{typed}: names a size twice; name each once"]
+
+
+def describe_mode(mode: WholeImageConfig | SlidingWindowConfig) -> str:
+    """How images are counted, in words for a record."""
+    words = "whole image"
+    if isinstance(mode, SlidingWindowConfig):
+        words = f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
+    words += ", averaged with the mirror image" if mode.tta is Tta.flip else ""
+    return words if sizes == ["1"] else f"{words}, averaged over sizes {', '.join(sizes)}"
+
+
+def check_level(level: float, *, setting: str = "level") -> float:
+    """The level of an interval.
+
+    Args:
+        setting: named in the error.
+
+    Raises:
+        ConfigError: if it is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        percent = f"; for {level:g} %, type {level / 100:g}" if 1 < level < 100 else ""
+        raise ConfigError(f"{setting}={level:g}: must be above 0 and below 1, such as {DEFAULT_LEVEL:g}{percent}")
+    return level
 
 
 def window_error(mode: WholeImageConfig | SlidingWindowConfig, block_size: int, stride: int) -> str | None:

@@ -73,6 +73,8 @@ class TrainedDatasetConfig(DatasetChoice):
     """Folder or file of a custom dataset's head positions now; None is that of the training."""
     split_file: str | None = None
     """File with the split of each image of a custom dataset now; None is that of the training."""
+    mask: str | None = None
+    """File or folder of the masks now; None is that of the training."""
 
 
 @dataclass
@@ -130,6 +132,10 @@ class FolderDatasetConfig(DatasetConfig):
     decodes each image again."""
     skip_bad: bool = False
     """Skip images that cannot be read or have no usable annotation, and report them; False stops the run."""
+    mask: str | None = None
+    """Where heads count, in training and evaluation: one file for all images, a folder with a file per image, or a csv
+    table with polygons; ``roi`` is the one that Mall is distributed with. ``none`` counts everywhere; None does so too,
+    except for custom datasets with a folder ``masks`` or a column ``mask``."""
 
 
 @dataclass

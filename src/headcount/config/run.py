@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from headcount import published
 from headcount.config import augment, bins, counting, dataset, model
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
@@ -174,7 +175,9 @@ class EvalCommandConfig:
     """Settings of ``eval.py``; everything else comes from the checkpoint."""
 
     ckpt: Any = MISSING
-    """Path of the checkpoint; or several, as in 'ckpt=[a.pt,b.pt]', whose counts are averaged."""
+    """Checkpoint: a file (``.pt``, or one of a ``.safetensors`` and ``.json`` pair), the name of a counter that comes
+    with headcount, or ``hf-hub:owner/name`` on the Hugging Face Hub; or several, as in 'ckpt=[a.pt,b.pt]', whose counts
+    are averaged."""
     split: str = "test"
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
@@ -320,8 +323,8 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
             "backbone to train; leave one of them out"
         )
     if weights and not config.resume and config.init_from is not None:
-        path = Path(config.init_from).expanduser()
-        errors += [] if os.path.isfile(path) else [missing_checkpoint(path, setting="init_from")]
+        missing = checkpoint_error(config.init_from, setting="init_from")
+        errors += [] if missing is None else [missing]
     return errors
 
 
@@ -406,29 +409,38 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    return (
-        errors
-        + counting.errors(config.eval)
-        + (
-            ["ckpt is not set: type ckpt=..."]
-            if config.ckpt is None
-            else checkpoint_errors([Path(path).expanduser() for path in config.checkpoints])
-        )
+    errors += counting.errors(config.eval)
+    return errors + (
+        ["ckpt is not set: type ckpt=..."] if config.ckpt is None else checkpoint_errors(config.checkpoints)
     )
 
 
-def checkpoint_errors(paths: Sequence[Path]) -> list[str]:
+def checkpoint_errors(checkpoints: Sequence[str]) -> list[str]:
     """Find checkpoints that do not exist or occur twice; one message each."""
-    if not paths:
+    if not checkpoints:
         return ["ckpt=[]: names no checkpoint; type ckpt=..."]
-    found = [missing_checkpoint(path) for path in paths if not os.path.isfile(path)]
-    resolved = [os.path.realpath(path) for path in paths]
-    twice = [path for k, path in enumerate(paths) if resolved[k] in resolved[:k]]
-    return found or [f"ckpt={path}: occurs twice among the checkpoints; name each once" for path in twice[:1]]
+    if found := [error for ckpt in checkpoints if (error := checkpoint_error(ckpt)) is not None]:
+        return found
+    files = [str(published.locate(ckpt) or ckpt) for ckpt in checkpoints]
+    same = [os.path.realpath(os.path.expanduser(file)) for file in files]
+    twice = [ckpt for k, ckpt in enumerate(checkpoints) if same[k] in same[:k]]
+    return [f"ckpt={ckpt}: occurs twice among the checkpoints; name each once" for ckpt in twice[:1]]
+
+
+def checkpoint_error(ckpt: str | Path, *, setting: str = "ckpt") -> str | None:
+    """The error of a checkpoint that does not exist; None if it does, or lies on the hub, which is asked later.
+
+    Args:
+        ckpt: as it was typed.
+        setting: the setting that named it.
+    """
+    if published.is_on_hub(ckpt) or published.locate(ckpt) is not None:
+        return None
+    return missing_checkpoint(Path(ckpt).expanduser(), setting=setting)
 
 
 def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
-    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it.
+    """The message for a checkpoint that does not exist: its path, and the checkpoints beside it or in headcount.
 
     Args:
         path: as it was typed.
@@ -436,8 +448,9 @@ def missing_checkpoint(path: Path, *, setting: str = "ckpt") -> str:
     """
     # Those of os.path are false, instead of an error, for a path that is too long.
     folder = path if os.path.isdir(path) else path.parent
-    beside = sorted(str(file) for file in folder.glob("*.pt")) if os.path.isdir(folder) else []
+    found = [*folder.glob("*.pt"), *folder.glob(f"*{published.WEIGHTS}")] if os.path.isdir(folder) else []
+    hint = f"; there is {', '.join(sorted(map(str, found)))}" if found else url_hint(str(path))
+    if not path.suffix and len(path.parts) == 1 and (names := published.names()):
+        hint += f"; counters that come with headcount: {', '.join(names)}"
     problem = "is a folder" if os.path.isdir(path) else "no such file"
-    return f"{setting}={cut(str(path), 1000)}: {problem}" + (
-        f"; there is {', '.join(beside)}" if beside else url_hint(str(path))
-    )
+    return f"{setting}={cut(str(path), 1000)}: {problem}{hint}"

@@ -25,7 +25,17 @@ from headcount.data.custom import images_in_no_split
 from headcount.data.histograms import block_histogram
 from headcount.data.images import read_image, read_picture
 from headcount.data.kinds import DataErrorKind
-from headcount.data.open import list_split, no_heads_error, open_split, reason_lines, split_faults, unusable_message
+from headcount.data.listing import LoadMask
+from headcount.data.masks import Mask, PlacedMask
+from headcount.data.open import (
+    list_split,
+    no_blocks_error,
+    no_heads_error,
+    open_split,
+    reason_lines,
+    split_faults,
+    unusable_message,
+)
 from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside
 from headcount.data.prepare import ResizeRule, check_cache_dir, resized_size, run_in_threads
@@ -48,6 +58,12 @@ class Fault(StrEnum):
     image = "images that cannot be read"
     annotation = "annotations that cannot be read"
     not_finite = "annotations with positions that are not finite"
+    no_mask = "images without mask"
+    mask = "masks that cannot be used"
+
+
+MASK_FAULTS = (Fault.no_mask, Fault.mask)
+"""Faults that only datasets with masks can have."""
 
 
 _FAULTS: dict[str, Fault] = {
@@ -55,6 +71,8 @@ _FAULTS: dict[str, Fault] = {
     DataErrorKind.missing_annotation: Fault.no_annotation,
     DataErrorKind.image: Fault.image,
     DataErrorKind.not_finite: Fault.not_finite,
+    DataErrorKind.missing_mask: Fault.no_mask,
+    DataErrorKind.mask: Fault.mask,
 }
 
 
@@ -81,6 +99,10 @@ class AuditedImage:
     """Size of the file, or of the pixels of an image drawn by code."""
     points: Float[Tensor, "n 2"] = field(default_factory=lambda: torch.zeros(0, 2))
     """(x, y) in pixels of the image before resizing."""
+    load_mask: LoadMask | None = None
+    """Reads the part of the image in which heads count; None if they count everywhere."""
+    mask: Mask | None = None
+    """That part; None also if it was not read."""
     fault: Fault | None = None
     """None if it can be used."""
     problem: str | None = None
@@ -103,6 +125,22 @@ class AuditedImage:
         """Largest distance of a head from the image, pixels; 0 if all are inside."""
         nearest = clamp_into(self.points, width=self.width, height=self.height)
         return float((self.points - nearest).norm(dim=1).max()) if len(self.points) else 0.0
+
+    @property
+    def masked(self) -> int:
+        """Number of heads outside the mask, which are not counted; 0 without a mask."""
+        if self.mask is None:
+            return 0
+        return int((~self.mask.holds(clamp_into(self.points, width=self.width, height=self.height))).sum())
+
+    @property
+    def area_in_mask(self) -> float:
+        """Share of the image's area inside its mask; 1 without a mask."""
+        if self.mask is None:
+            return 1.0
+        size = (self.width, self.height)
+        placed = PlacedMask.whole(self.mask, source_size=size, size=size)
+        return float(placed.shares(max(size)))
 
     @property
     def gray(self) -> bool:
@@ -133,6 +171,11 @@ class AuditedSplit:
     def heads(self) -> int:
         """Number of annotated heads in all usable images."""
         return sum(len(image.points) for image in self.usable)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether heads count only inside a mask of each image."""
+        return any(image.load_mask is not None for image in self.images)
 
     @property
     def faults(self) -> Counter[Fault]:
@@ -195,8 +238,9 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
         elif reasons and isinstance(config, FolderDatasetConfig):
             message, stops = _describe_unusable(config, found, reasons)
             (audit.errors if stops else audit.warnings).append(message)
-        if found.name == "train" and found.usable and not found.heads:
-            audit.errors.append(str(no_heads_error(config, len(found.usable))))
+        masked = sum(image.masked for image in found.usable)
+        if found.name == "train" and found.usable and found.heads == masked:
+            audit.errors.append(str(no_heads_error(config, len(found.usable), masked=masked)))
         audit.warnings += _warnings(found)
         audit.warnings += _orientation_warnings(config, found)
     names = images_in_no_split(config) if isinstance(config, CustomConfig) else []
@@ -209,6 +253,9 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
         audit.train = _as_training_counts(config, train.usable)
         for size in sorted({*BLOCK_SIZES, *([block_size] if block_size else [])}):
             audit.blocks[size] = block_histogram(audit.train, size)
+        if audit.train.has_masks and not audit.blocks[block_size or BLOCK_SIZES[0]]:
+            audit.errors.append(str(no_blocks_error(config, block_size or BLOCK_SIZES[0])))
+        audit.blocks = {size: counts for size, counts in audit.blocks.items() if counts}
         for found in audit.splits:
             audit.warnings += _far_outside(config, found, audit.train.seen())
     return audit
@@ -239,7 +286,7 @@ def _audit_split(config: DatasetConfig, split: str, data_root: str | None, audit
     found = AuditedSplit(split, annotated, [])
     for item in progress_bar(listed, label=f"reading {config.name} {split}", disable=len(listed) <= 1000):
         pixels = partial(read_image, item.image, upright=config.exif_orientation)
-        image = AuditedImage(item.name, item.image, pixels)
+        image = AuditedImage(item.name, item.image, pixels, load_mask=item.mask if annotated else None)
         found.images.append(image)
         with _recorded_fault(image):
             if annotated:
@@ -258,6 +305,7 @@ def _audit_image(config: FolderDatasetConfig, image: AuditedImage) -> None:
         image.mode, image.orientation, image.dark = picture.mode, picture.orientation, picture.dark
         image.size_bytes = image.file.stat().st_size
         resized_size(image.file, (image.width, image.height), rule=ResizeRule.from_config(config))
+        image.mask = None if image.load_mask is None else image.load_mask((image.width, image.height))
 
 
 @contextmanager
@@ -338,6 +386,7 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
             f"{split.name}: {many(sum(numbers), 'head')} at exactly the place of another, in {images} "
             f"(most in {worst}: {max(numbers)})"
         )
+    yield from _mask_warnings(split)
     outside = sorted((i for i in split.usable if i.outside), key=lambda i: i.distance_outside, reverse=True)
     if outside:
         heads = many(sum(image.outside for image in outside), "head")
@@ -353,6 +402,19 @@ def _warnings(split: AuditedSplit) -> Iterator[str]:
     ):
         if names:
             yield f"{split.name}: {many(len(names), 'image')} {what}: {first_names(names)}"
+
+
+def _mask_warnings(split: AuditedSplit) -> Iterator[str]:
+    """Yield a line about heads outside the masks, which may be inverted."""
+    masked = {image.name: image.masked for image in split.usable if image.mask is not None}
+    total = sum(masked.values())
+    if total:
+        shown = [f"{name} ({number})" for name, number in masked.items() if number]
+        inverted = "; 0 is outside: the masks may be inverted" if total > split.heads / 2 else ""
+        yield (
+            f"{split.name}: {total} of {many(split.heads, 'head')} outside the mask, not counted, in "
+            f"{many(len(shown), 'image')}: {first_names(shown)}{inverted}"
+        )
 
 
 def _orientation_warnings(config: DatasetConfig, split: AuditedSplit) -> Iterator[str]:
@@ -371,7 +433,7 @@ def _far_outside(config: DatasetConfig, split: AuditedSplit, seen: SeenImages) -
         stored = prepared = (image.width, image.height)
         if isinstance(config, FolderDatasetConfig):
             prepared = ResizeRule.from_config(config).size(*stored)
-        image.note = seen.note(stored=stored, prepared=prepared, heads=len(image.points))
+        image.note = seen.note(stored=stored, prepared=prepared, heads=len(image.points) - image.masked)
     far = [f"{image.name} ({image.note.removeprefix(FAR_OUTSIDE + ': ')})" for image in split.usable if image.note]
     if far:
         yield f"{split.name}: {many(len(far), 'image')} {FAR_OUTSIDE}: {first_names(far)}"
@@ -420,4 +482,5 @@ def _as_training_counts(config: DatasetConfig, images: list[AuditedImage]) -> Cr
         sizes=sizes,
         outside=config.outside,
         one_head_per_pixel=config.one_head_per_pixel,
+        masks=[image.mask for image in images if image.mask is not None],
     )

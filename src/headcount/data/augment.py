@@ -1,18 +1,17 @@
 """Random augmentation of a training image and its heads (arXiv:2403.09281, section IV).
 
 A square window is cropped and resized, which changes the size of heads; then come flip, color jitter, blur, and salt
-and pepper. torchvision transforms the pixels; ``data.points`` moves the heads, because torchvision's key points are
-mirrored to W - 1 - x and truncated to integers. Images stay bytes throughout; the model normalizes them on its device.
+and pepper. ``data.points`` moves the heads, because torchvision's key points are mirrored to W - 1 - x and truncated to
+integers. Images stay bytes throughout; the model normalizes them on its device.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as pixels
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
-from torchvision.transforms import InterpolationMode
+from torch.nn.functional import interpolate
 
 from headcount.config import AugmentConfig
 from headcount.data import points as heads
@@ -63,26 +62,32 @@ class TrainAugment:
             ``crop_size`` x ``crop_size`` pixels, and the points in pixels of this crop.
         """
         square = self.draw_square(image.shape[2], image.shape[1], generator)
-        return self.change(*cut_square(image, points, square), generator)
+        image, points, _ = self.change(*cut_square(image, points, square), generator)
+        return image, points
 
     def draw_square(self, width: int, height: int, generator: Generator) -> Square:
         """Draw the part of an image of this size that becomes the crop."""
         return random_square(width, height, self.crop_size, self.min_scale, self.max_scale, generator)
 
-    def change(self, image: Window, points: Points, generator: Generator) -> tuple[Crop, Points]:
-        """Resize a square image to ``crop_size``, and change it randomly; arguments and result as in a call."""
+    def change(self, image: Window, points: Points, generator: Generator) -> tuple[Crop, Points, bool]:
+        """Resize a square image to ``crop_size``, and change it randomly.
+
+        Returns:
+            As a call, and whether the image was mirrored.
+        """
         image, points = resize(image, points, self.crop_size)
-        if happens(self.flip, generator):
+        mirrored = happens(self.flip, generator)
+        if mirrored:
             image, points = image.flip(-1), heads.flip(points, width=self.crop_size)
         if happens(self.jitter_probability, generator):
             image = jitter_colors(image, self.jitter, generator)
         if self.grayscale and happens(self.grayscale, generator):  # without it, seeds draw what they always drew
-            image = pixels.rgb_to_grayscale(image, num_output_channels=3)
+            image = remove_color(image)
         if happens(self.blur_probability, generator):
             image = blur(image, self.blur_size, generator)
         if happens(self.salt_pepper_probability, generator):
             image = salt_and_pepper(image, self.salt_pepper, generator)
-        return image, points
+        return image, points, mirrored
 
 
 def build_augment(config: AugmentConfig) -> TrainAugment:
@@ -154,10 +159,17 @@ def cut_square(image: Image, points: Points, square: Square) -> tuple[Window, Po
 def resize(image: Window, points: Points, side: int) -> tuple[Crop, Points]:
     """Resize a square image and its points to ``side`` x ``side`` pixels; bicubic overshoot is clamped."""
     size = image.shape[2], image.shape[1]
-    # A contiguous copy of the window: torchvision's kernel is a third slower on rows of a larger image.
-    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    image = pixels.resize(image, [side, side], InterpolationMode.BICUBIC, antialias=True)
+    # A contiguous copy of the window, channels last: the kernel is a third slower on rows of a larger image.
+    images = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    image = interpolate(images, (side, side), mode="bicubic", antialias=True)[0]
     return image, heads.scale(points, from_size=size, to_size=(side, side))
+
+
+def remove_color(image: Image) -> Image:
+    """The luminance in all three channels."""
+    from torchvision.transforms.v2 import functional as pixels  # slow to import, and rarely needed
+
+    return pixels.rgb_to_grayscale(image, num_output_channels=3)
 
 
 def jitter_colors(image: Image, amount: float, generator: Generator) -> Image:

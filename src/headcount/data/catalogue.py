@@ -42,6 +42,8 @@ class FileSet:
     """The type of config that it is read with."""
     split_order: Callable[[Path, str], Iterable[str]] | None = None
     """Names of a split in the order of the dataset's own list; None if it has no list."""
+    masks: tuple[tuple[str, str], ...] = ()
+    """Masks that are distributed with it: what ``dataset.mask`` calls each, and its file in the folder."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ DATASETS: dict[str, DatasetInfo] = {
             folders=("mall_dataset", "Mall", "mall"),
             markers=("frames",),
             list_split=_imported("layouts", "mall"),
+            masks=(("roi", "perspective_roi.mat"),),
         ),
     ),
     "custom": DatasetInfo(

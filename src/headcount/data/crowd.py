@@ -1,5 +1,6 @@
 """Images of one split with their annotated heads, as an indexable dataset."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from headcount.config import Outside
 from headcount.data.augment import TrainAugment, cut_square
+from headcount.data.masks import Mask, PlacedMask, Window
 from headcount.data.plausible import doubtful_positions
 from headcount.data.points import clamp_into, inside, one_head_per_pixel, scale
 from headcount.types import Sample, SeenImages
@@ -41,6 +43,7 @@ class CrowdDataset(Dataset[Sample]):
         sources: file of each image as distributed; empty if the images are not files.
         first_rows: returns the first rows of an index, given their number, in less time than ``images`` takes; None if
             that is not possible.
+        masks: where heads count, in each image; empty if they count everywhere.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class CrowdDataset(Dataset[Sample]):
         in_no_split: Sequence[str] = (),
         sources: Sequence[Path] = (),
         first_rows: Callable[[int, int], UInt8[Tensor, "3 rows width"]] | None = None,
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
@@ -82,9 +86,15 @@ class CrowdDataset(Dataset[Sample]):
         """The datasets that a mixed one consists of, by the names of its parts; empty for others."""
         self._heads: list[Float[Tensor, "_ 2"]] = []
         self._inside: list[Bool[Tensor, " _"]] = []
-        for points, (width, height), size in zip(annotated, source_sizes, sizes, strict=True):
-            self._inside.append(inside(points, width=width, height=height))
+        self._masks = list(masks)
+        self._masked = 0
+        for index, (points, (width, height), size) in enumerate(zip(annotated, source_sizes, sizes, strict=True)):
             within = clamp_into(points, width=width, height=height)
+            if self._masks:
+                counts = self._masks[index].holds(within)
+                points, within = points[counts], within[counts]
+                self._masked += int((~counts).sum())
+            self._inside.append(inside(points, width=width, height=height))
             self._heads.append(scale(within, from_size=(width, height), to_size=size))
 
     def __len__(self) -> int:
@@ -93,22 +103,25 @@ class CrowdDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         if isinstance(key, int):
             # Evaluation counts heads outside the image too; they are shown on its border.
-            return Sample(self._images(key), self._heads[key], self.names[key])
+            return Sample(self._images(key), self._heads[key], self.names[key], self.mask(key))
         epoch, index = key
         return self.training_sample(index, sample_seed(self._seed, epoch, index))
 
     def training_sample(self, index: int, seed: int) -> Sample:
         """Return the augmented image ``index``; which crop, and how it is changed, depends only on ``seed``."""
-        points = self._training_heads(index)
+        points, mask = self._training_heads(index), self.mask(index)
         if self._augment is None:
-            return Sample(self._images(index), points, self.names[index])
+            return Sample(self._images(index), points, self.names[index], mask)
         generator = torch.Generator().manual_seed(seed)
         square = self._augment.draw_square(*self.sizes[index], generator)
         # What lies below the square is not needed.
         bottom = square.top + square.side
         image = self._images(index) if self._first_rows is None else self._first_rows(index, bottom)
-        image, points = self._augment.change(*cut_square(image, points, square), generator)
-        return Sample(image, points, self.names[index])
+        image, points, mirrored = self._augment.change(*cut_square(image, points, square), generator)
+        if mask is not None:
+            part, side = Window(square.left, square.top, square.side, square.side), self._augment.crop_size
+            mask = mask.cropped(part, size=(side, side), mirrored=mirrored)
+        return Sample(image, points, self.names[index], mask)
 
     @property
     def images_per_epoch(self) -> int:
@@ -124,13 +137,36 @@ class CrowdDataset(Dataset[Sample]):
         return {}
 
     def count(self, index: int) -> float:
-        """Return the true count of evaluation: all annotated heads, including those outside the image."""
+        """Return the true count of evaluation: all heads inside the mask, including those outside the image."""
         return float(len(self._heads[index]))
+
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an image's file as distributed, under whatever name; without a file, of its pixels."""
+        if not self.sources:
+            return hashlib.sha256(self._images(index).numpy().tobytes()).hexdigest()
+        with self.sources[index].open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def points(self, index: int) -> Float[Tensor, "n 2"]:
         """Return the heads that training counts, in pixels of the prepared image, before augmentation."""
         points = self._training_heads(index)
         return one_head_per_pixel(points) if self.one_head_per_pixel else points
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether heads count only inside a mask of each image."""
+        return bool(self._masks)
+
+    @property
+    def heads_masked(self) -> int:
+        """Number of annotated heads outside their image's mask; they are not counted anywhere else."""
+        return self._masked
+
+    def mask(self, index: int) -> PlacedMask | None:
+        """Return the mask of a whole prepared image; None if heads count everywhere."""
+        if not self._masks:
+            return None
+        return PlacedMask.whole(self._masks[index], source_size=self.source_sizes[index], size=self.sizes[index])
 
     def _training_heads(self, index: int) -> Float[Tensor, "n 2"]:
         heads = self._heads[index]
@@ -181,6 +217,12 @@ class CrowdDataset(Dataset[Sample]):
         Empty without any.
         """
         lines = list(self.doubts)
+        if self.has_masks:
+            total = self.heads_masked + sum(map(len, self._heads))
+            lines.append(
+                f"heads count only inside the masks of the images: {self.heads_masked} of {total} annotated heads lie "
+                "outside"
+            )
         if self.left_out:
             total = len(self) + len(self.left_out)
             lines.append(

@@ -1,6 +1,7 @@
 """Custom datasets: find images and annotations in one folder or three, and split them by a file or a hash of names."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
@@ -39,6 +40,7 @@ from headcount.data.listing import (
 )
 from headcount.data.locate import custom_folder, resolve_below
 from headcount.data.marks import HeadMarks
+from headcount.data.mask_files import mask_folder
 from headcount.data.plausible import check_size
 from headcount.data.textfile import load_json, read_text
 from headcount.data.tools import SharedLabels
@@ -88,24 +90,25 @@ def list_custom(root: Path, split: str, config: FolderDatasetConfig) -> list[Lis
         DataError: if there are no images, or a split file or a file with all annotations cannot be used.
     """
     assert isinstance(config, CustomConfig)
-    images_in = _images_in(root)
+    images_in = _images_in(root, config)
     if images_in is None:
         raise DataError(
             f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}), nor does a folder images in it",
             kind=DataErrorKind.empty,
             file=root,
         )
-    images = find_images(images_in, unique=True)
+    images = _find_images(images_in, config, unique=True)
     names: Iterable[str] = _names_in_split(config, split, root, images) if config.train is None else images
     # Three folders may share one folder or file of annotations.
     of_splits = [config.train, config.val, config.test] if config.train is not None else []
     folders = [resolve_below(folder, config.root) for folder in of_splits if folder is not None]
-    known = {*names, *images, *(name for folder in folders for name in find_images(_images_in(folder) or folder))}
+    searched = [_images_in(folder, config) or folder for folder in folders]
+    known = {*names, *images, *(name for folder in searched for name in _find_images(folder, config))}
     places = _annotation_places(config, root, images_in, split)
     of_others = _places_of_others(config, split)
     elsewhere = [place for _, theirs in of_others for place in theirs]
     heads_of, orphans = _find_annotations(config, places, known=known, elsewhere=elsewhere)
-    others = _same_names(of_others, places)
+    others = _same_names(of_others, places, config)
     listed = []
     for name in sorted(names, key=natural_key):
         if name in images and name in others:
@@ -135,9 +138,9 @@ def images_in_no_split(config: CustomConfig) -> list[str]:
     """Return the names of images that the split file does not assign to a split; empty without a split file."""
     if config.train is not None or config.split_file is None:
         return []
-    images_in = _images_in(custom_folder(config, "train"))
+    images_in = _images_in(custom_folder(config, "train"), config)
     named = _read_split_file(resolve_below(config.split_file, config.root))
-    return sorted(set(find_images(images_in)) - set(named), key=natural_key) if images_in else []
+    return sorted(set(_find_images(images_in, config)) - set(named), key=natural_key) if images_in else []
 
 
 def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> list[str]:
@@ -150,13 +153,14 @@ def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> 
         used: the image files of each split.
     """
     roots = {split: custom_folder(config, split) for split in used}
-    images_in = {split: _images_in(root) or root for split, root in roots.items()}
+    images_in = {split: _images_in(root, config) or root for split, root in roots.items()}
     # Images of no split are in these folders too, and have their own message.
-    images = {name: path for folder in images_in.values() for name, path in find_images(folder).items()}
+    images = {name: path for folder in images_in.values() for name, path in _find_images(folder, config).items()}
     known = {path.resolve() for paths in (*used.values(), images.values()) for path in paths}
     lines = []
     for split, root in roots.items():
         below = [path for path in find_images_below(root) if path.resolve() not in known]
+        below = [path for path in below if not _is_mask(path, config, mask_folder(config, root, split))]
         if below:
             shown = first_names([str(path.relative_to(root)) for path in below])
             number, verb = many(len(below), "image"), "is" if len(below) == 1 else "are"
@@ -169,9 +173,27 @@ def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> 
     return list(dict.fromkeys(lines))
 
 
-def _images_in(root: Path) -> Path | None:
+def _is_mask(path: Path, config: CustomConfig, folder: Path | None) -> bool:
+    """Whether an image file is a mask: the one of all images, or one in their ``folder``."""
+    named = [resolve_below(config.mask, config.root)] if config.mask is not None else []
+    return path.parent == folder or _is_one_of(path, named)
+
+
+def _images_in(root: Path, config: CustomConfig) -> Path | None:
     """Return the folder or its subfolder ``images``, whichever has images."""
-    return next((folder for folder in (root, find_folder(root, "images")) if folder and find_images(folder)), None)
+    folders = (root, find_folder(root, "images"))
+    return next((folder for folder in folders if folder and _find_images(folder, config)), None)
+
+
+def _find_images(folder: Path, config: CustomConfig, *, unique: bool = False) -> dict[str, Path]:
+    """Return the image files of a folder by name; the file of a mask is none."""
+    found = find_images(folder, unique=unique)
+    return {name: path for name, path in found.items() if not _is_mask(path, config, None)}
+
+
+def _is_one_of(path: Path, files: Sequence[Path]) -> bool:
+    """Whether a path is that of one of the files, of which some may not exist."""
+    return any(os.path.exists(file) and os.path.exists(path) and os.path.samefile(path, file) for file in files)
 
 
 # ----------------------------------------------------------------------------------------- annotations
@@ -207,18 +229,18 @@ def _places_of_others(config: CustomConfig, split: str) -> list[tuple[Path, list
         folder = getattr(config, other)
         root = resolve_below(folder, config.root) if folder is not None and other != split else None
         if root is not None and root.is_dir():
-            images_in = _images_in(root) or root
+            images_in = _images_in(root, config) or root
             found.append((images_in, _annotation_places(config, root, images_in, other)))
     return found
 
 
-def _same_names(others: Sequence[tuple[Path, list[Path]]], places: list[Path]) -> dict[str, Path]:
+def _same_names(others: Sequence[tuple[Path, list[Path]]], places: list[Path], config: CustomConfig) -> dict[str, Path]:
     """Find the images of other splits whose annotations are searched in the same places, by name."""
     found: dict[str, Path] = {}
     ours = {place.resolve() for place in places}
     for images_in, theirs in others:
         if not ours.isdisjoint(place.resolve() for place in theirs):
-            found |= find_images(images_in)
+            found |= _find_images(images_in, config)
     return found
 
 
@@ -244,14 +266,12 @@ def _files_by_image(
     config: CustomConfig, folders: list[Path], *, known: Set[str]
 ) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the annotation files by name of their image, and descriptions of files about many images."""
-    split_file = resolve_below(config.split_file, config.root) if config.split_file is not None else None
+    other = [resolve_below(file, config.root) for file in (config.split_file, config.mask) if file is not None]
     endings = _endings(config)
     files: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(folders):
         for path in list_visible(folder):
-            if path.suffix.lower() not in endings:
-                continue
-            if split_file is None or not split_file.exists() or not path.samefile(split_file):
+            if path.suffix.lower() in endings and not _is_one_of(path, other):
                 files.setdefault(_annotated_image(image_name(path), known), []).append(path)
     tables = []
     for name in [name for name in files if name not in known]:

@@ -20,6 +20,8 @@ _SILENT_IMAGES = 100  # Larger datasets show a progress bar.
 def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: CountedIn = CountedIn.blocks) -> dict[int, int]:
     """Count the blocks of the prepared training images that hold 0, 1, 2, ... heads.
 
+    Of images with a mask, only blocks entirely inside are counted, as the heads of others are only partly known.
+
     Blocks form a grid from the top left corner; the rest of an image beyond its last whole block is not counted, as
     no training crop has such blocks. Heads outside their image are where training has them, on its border or nowhere
     (``dataset.outside``). Not cached: the points are in memory.
@@ -36,11 +38,15 @@ def block_histogram(dataset: CrowdDataset, block_size: int, *, counted: CountedI
     if counted is CountedIn.windows:
         progress = progress_bar(dataset.sizes, label="counting windows", disable=len(dataset) <= _SILENT_IMAGES)
         for index, (width, height) in enumerate(progress):
-            histogram += window_counts(dataset.points(index), height=height, width=width, window=block_size)
+            mask = dataset.mask(index)
+            pixels = None if mask is None else (mask.shares(1) == 1).numpy()
+            histogram += window_counts(
+                dataset.points(index), height=height, width=width, window=block_size, inside_mask=pixels
+            )
     else:
-        for points, width, height in _whole_blocks(dataset, block_size):
+        for points, width, height, shares in _whole_blocks(dataset, block_size):
             counts = block_counts(points, height=height, width=width, block_size=block_size)
-            histogram.update(counts.flatten().int().tolist())
+            histogram.update(_known(counts, shares).int().tolist())
     return dict(sorted(histogram.items()))
 
 
@@ -57,20 +63,25 @@ def smoothed_histogram(dataset: CrowdDataset, block_size: int, smoothing: Smooth
         Number of blocks by number of heads, which is rounded up to a multiple of ``ZERO_BELOW``.
     """
     histogram: Counter[int] = Counter()
-    for points, width, height in _whole_blocks(dataset, block_size, progress="smoothing heads"):
-        counts = smoothed_counts(points, smoothing.sigmas(points), height=height, width=width, block_size=block_size)
-        steps, blocks = (counts / ZERO_BELOW).ceil().long().unique(return_counts=True)
+    for points, width, height, shares in _whole_blocks(dataset, block_size, progress="smoothing heads"):
+        counts = smoothed_counts(
+            points, smoothing.sigmas(points), height=height, width=width, block_size=block_size, inside=shares
+        )
+        steps, blocks = (_known(counts, shares) / ZERO_BELOW).ceil().long().unique(return_counts=True)
         histogram.update(dict(zip(steps.tolist(), blocks.tolist(), strict=True)))
     return {round(step * ZERO_BELOW, 10): blocks for step, blocks in sorted(histogram.items())}
 
 
 def _whole_blocks(
     dataset: CrowdDataset, block_size: int, *, progress: str | None = None
-) -> Iterator[tuple[Float[Tensor, "_ 2"], int, int]]:
+) -> Iterator[tuple[Float[Tensor, "_ 2"], int, int, Float[Tensor, "rows cols"] | None]]:
     """Yield the training heads in the whole blocks of each image, and the width and height of these blocks in pixels.
 
     Args:
         progress: label of a progress bar; None shows none.
+
+    Yields:
+        Last, the share of each of these blocks inside the image's mask; None without a mask.
     """
     silent = progress is None or len(dataset) <= _SILENT_IMAGES
     for index, size in enumerate(progress_bar(dataset.sizes, label=progress or "", disable=silent)):
@@ -78,4 +89,11 @@ def _whole_blocks(
         height = size[1] // block_size * block_size
         if width and height:
             kept, _ = crop(dataset.points(index), left=0, top=0, width=width, height=height)
-            yield kept, width, height
+            mask = dataset.mask(index)
+            shares = None if mask is None else mask.shares(block_size)[: height // block_size, : width // block_size]
+            yield kept, width, height, shares
+
+
+def _known(counts: Float[Tensor, "rows cols"], shares: Float[Tensor, "rows cols"] | None) -> Float[Tensor, " blocks"]:
+    """Return the counts of the blocks entirely inside the mask."""
+    return counts.flatten() if shares is None else counts[shares == 1]

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.data.kinds import DataErrorKind
+from headcount.data.masks import Mask
 from headcount.errors import DataError
 from headcount.files import name_text
 
@@ -24,6 +25,8 @@ ReadHeads = Callable[[Path], Float[Tensor, "n 2"]]
 """Reads the head positions of an annotation file, in pixels of the image before resizing."""
 LoadHeads = Callable[[], Float[Tensor, "n 2"]]
 """The same for one particular image."""
+LoadMask = Callable[[tuple[int, int]], Mask]
+"""Reads the mask of one particular image, of this (width, height) in pixels before resizing."""
 
 SPLITS = ("train", "val", "test")
 _ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
@@ -39,6 +42,8 @@ class Listed:
     """The image file; if it is missing, the path where it was expected."""
     heads: LoadHeads
     """Reads the head positions, in pixels before resizing; raises DataError if image or annotation is missing."""
+    mask: LoadMask | None = None
+    """Reads the part of the image in which heads count; None if they count everywhere."""
 
     @property
     def name(self) -> str:

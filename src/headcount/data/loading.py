@@ -62,8 +62,8 @@ class Targets:
 
     needs: frozenset[str]
     """Names of targets: ``points``, one (n, 2) tensor per image, (x, y) in pixels; ``block_counts`` and ``smoothed``,
-    heads per block, (batch, 1, rows, cols); ``labels``, the bin of each block's count, (batch, rows, cols). A method
-    may make others itself."""
+    heads per block, (batch, 1, rows, cols); ``labels``, the bin of each block's count, (batch, rows, cols); ``mask``,
+    the share of each block inside the image's mask, (batch, 1, rows, cols). A method may make others itself."""
     grid: BlockGrid
     merge: bool = False
     """Count the heads in one pixel once, as the released code's density maps do; ``points``, and therefore the count
@@ -92,6 +92,8 @@ class Targets:
             DataError: if a count lies in no bin; names the image.
         """
         made: dict[str, Any] = {}
+        if "mask" in self.needs:
+            made["mask"] = torch.stack([self._mask(sample) for sample in samples]).float().unsqueeze(1)
         if "points" in self.needs:
             made["points"] = [sample.points for sample in samples]
         if "block_counts" in self.needs | self._labeled:
@@ -120,6 +122,11 @@ class Targets:
                 raise DataError(f"image {printable(sample.name)}: {error}", kind="count") from error
         return torch.cat(labels)
 
+    def _mask(self, sample: Sample) -> Tensor:
+        if sample.mask is not None:
+            return sample.mask.shares(self.grid.block_size)
+        return torch.ones(self.grid.shape(*sample.image.shape[1:]))
+
     def _counted(self, sample: Sample) -> Tensor:
         return one_head_per_pixel(sample.points) if self.merge else sample.points
 
@@ -131,7 +138,10 @@ class Targets:
         assert self.smoothing is not None
         points, (height, width) = self._counted(sample), sample.image.shape[1:]
         sigmas = self.smoothing.sigmas(points)
-        return smoothed_counts(points, sigmas, height=height, width=width, block_size=self.grid.block_size)
+        inside = None if sample.mask is None else self._mask(sample)
+        return smoothed_counts(
+            points, sigmas, height=height, width=width, block_size=self.grid.block_size, inside=inside
+        )
 
 
 _SENT_TYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -211,7 +221,7 @@ def build_batches(config: MethodConfig, targets: Targets) -> MakeBatch:
 
 @build_batches.register(SupervisedConfig)
 def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
-    if missing := targets.needs - {"points", "block_counts", "smoothed", "labels"}:
+    if missing := targets.needs - {"points", "block_counts", "smoothed", "labels", "mask"}:
         raise ConfigError(
             f"method={config.name}: the loss needs the target {', '.join(sorted(missing))}, which this method does not "
             "make; choose another loss or method"

@@ -31,7 +31,7 @@ DATA_ROOT_VARIABLE = "HEADCOUNT_DATA"
 # Settings that say which custom dataset is meant.
 _OWN_FOLDERS = ("root", "train", "val", "test")
 # Settings of a custom dataset that name files or folders, which may lie below its root.
-_OWN_FILES = ("train", "val", "test", "points", "split_file")
+_OWN_FILES = ("train", "val", "test", "points", "split_file", "mask")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Images of several datasets as one: which part an image belongs to, and how often a part is drawn per epoch."""
 
 import bisect
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from headcount.data.crowd import CrowdDataset, Key, sample_seed
 from headcount.data.kinds import DataErrorKind
+from headcount.data.masks import PlacedMask
 from headcount.data.plausible import shared_files
 from headcount.errors import DataError
 from headcount.types import Sample
@@ -55,7 +57,7 @@ class MixedCrowd(CrowdDataset):
             epoch, drawn = key
             part, index = self._find(drawn % len(self))
             sample = self.members[part].training_sample(index, sample_seed(self._seed, epoch, drawn))
-        return Sample(sample.image, sample.points, f"{part}/{sample.name}")
+        return dataclasses.replace(sample, name=f"{part}/{sample.name}")
 
     def parts(self) -> dict[str, range]:
         """Return the indices of each part's images."""
@@ -105,10 +107,30 @@ class MixedCrowd(CrowdDataset):
         """Number of training heads that share a pixel with an earlier one, over all parts."""
         return sum(dataset.heads_sharing_a_pixel for dataset in self.members.values())
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the images of any part have masks; those of the others count everywhere."""
+        return any(dataset.has_masks for dataset in self.members.values())
+
+    @property
+    def heads_masked(self) -> int:
+        """Number of annotated heads outside their image's mask, over all parts."""
+        return sum(dataset.heads_masked for dataset in self.members.values())
+
+    def mask(self, index: int) -> PlacedMask | None:
+        """Return the mask of a whole prepared image; None if heads count everywhere in it."""
+        part, own = self._find(index)
+        return self.members[part].mask(own)
+
     def count(self, index: int) -> float:
         """Return the true count of evaluation."""
         part, own = self._find(index)
         return self.members[part].count(own)
+
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an image."""
+        part, own = self._find(index)
+        return self.members[part].digest(own)
 
     def points(self, index: int) -> Float[Tensor, "n 2"]:
         """Return the heads that training counts, before augmentation."""

@@ -37,6 +37,8 @@ from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import Listed, sort_by_hash
 from headcount.data.locate import dataset_folder, naming_part
+from headcount.data.mask_files import find_masks
+from headcount.data.masks import Mask
 from headcount.data.mixed import MixedCrowd
 from headcount.data.plausible import check_pixels, shared_files
 from headcount.data.prepare import PreparedImage, ResizeRule, cache_folder, plan_image, prepare_images, resize_image
@@ -162,8 +164,27 @@ def missing_splits(config: DatasetConfig, *, data_root: str | None) -> list[str]
     return missing
 
 
-def no_heads_error(config: DatasetConfig, images: int) -> DataError:
-    """Return the error about training images without any head."""
+def no_blocks_error(config: DatasetConfig, block_size: int) -> DataError:
+    """Return the error about masks in which no block of ``block_size`` pixels lies entirely."""
+    return DataError(
+        f"dataset={config.name}: no block of {block_size} px lies entirely inside the mask of a training image, so no "
+        "block has a known count; choose smaller blocks (bins.block_size), or larger masks",
+        kind=DataErrorKind.mask,
+    )
+
+
+def no_heads_error(config: DatasetConfig, images: int, *, masked: int = 0) -> DataError:
+    """Return the error about training images without any head.
+
+    Args:
+        masked: number of heads outside the images' masks.
+    """
+    if masked:
+        return DataError(
+            f"dataset={config.name}: all {masked} heads of the {images} training images lie outside the images' masks; "
+            "0 is outside, any other value inside: the masks may be inverted",
+            kind=DataErrorKind.mask,
+        )
     return DataError(
         f"dataset={config.name}: none of the {images} training images has an annotated head, so there is nothing to "
         "learn; an empty annotation means an image without people: check the annotations",
@@ -172,7 +193,7 @@ def no_heads_error(config: DatasetConfig, images: int) -> DataError:
 
 
 def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
-    """Open all images of a split without their annotations, for prediction; they are resized as for evaluation.
+    """Open all images of a split without annotations and masks, for prediction; they are resized as for evaluation.
 
     Args:
         split: a split of the dataset, which may be one whose annotations are not public.
@@ -239,7 +260,16 @@ def list_split(config: DatasetConfig, split: str, *, data_root: str | None) -> t
             file=root,
         )
     chosen = [listed[k] for k in _choose([item.name for item in listed], config, split)]
-    return root, [Listed(item.image, partial(_heads_in_pixels, item)) for item in chosen]
+    masks = find_masks(config, root, source, own=dict(files.masks))
+    own = config.mask != "none"
+    return root, [
+        Listed(
+            item.image,
+            partial(_heads_in_pixels, item),
+            mask=masks(item.image) if masks else item.mask if own else None,
+        )
+        for item in chosen
+    ]
 
 
 def _heads_in_pixels(item: Listed) -> Float[Tensor, "n 2"]:
@@ -276,6 +306,7 @@ class _Usable:
     name: str
     heads: Float[Tensor, "_ 2"]
     image: PreparedImage
+    mask: Mask | None = None
 
 
 def _open_folder(
@@ -307,6 +338,7 @@ def _open_folder(
         in_no_split=images_in_no_split(config) if isinstance(config, CustomConfig) else (),
         sources=[item.image.source for item in usable],
         first_rows=None if config.cache is Cache.decoded else partial(_decode_rows, [item.image for item in usable]),
+        masks=[item.mask for item in usable if item.mask is not None],
     )
 
 
@@ -321,7 +353,7 @@ def _read_headers(
     """Read the annotations and the headers of all images.
 
     Args:
-        annotated: False reads no annotations.
+        annotated: False reads neither annotations nor masks.
 
     Returns:
         The usable images, and the reason why each of the others is not, by name.
@@ -334,10 +366,11 @@ def _read_headers(
         try:
             heads = item.heads() if annotated else torch.zeros(0, 2)
             image = plan_image(item.image, cache / source_split(split), rule=rule, upright=config.exif_orientation)
+            mask = item.mask(image.source_size) if annotated and item.mask is not None else None
         except DataError as error:
             bad[item.name] = str(error)
         else:
-            usable.append(_Usable(item.name, heads, image))
+            usable.append(_Usable(item.name, heads, image, mask))
     return usable, bad
 
 
@@ -357,14 +390,12 @@ def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, 
 
 
 def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
-    from headcount.data.synthetic import draw_crowd
+    from headcount.data.drawing import draw_crowds
 
     source = source_split(split)
     total = {"train": config.train_images, "val": config.val_images, "test": config.test_images}[source]
     chosen = _choose([f"{source}_{k:04d}" for k in range(total)], config, split)
-    # Drawn here, once: forked workers share the memory.
-    progress = progress_bar(chosen, label=f"drawing synthetic {split}", disable=len(chosen) <= 100)
-    samples = [draw_crowd(k, config=config, split=source) for k in progress]
+    samples = draw_crowds(chosen, config=config, split=source, label=f"drawing synthetic {split}")
     sizes = [(sample.image.shape[2], sample.image.shape[1]) for sample in samples]
     return CrowdDataset(
         [sample.name for sample in samples],

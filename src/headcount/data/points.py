@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
+_MIN_KEPT = 1e-6
 MIN_SIGMA = 0.1
 """Smallest standard deviation, pixels. Heads at the same position have no distance to adapt to, and block counts of a
 narrower Gaussian equal those of a point."""
@@ -51,7 +51,14 @@ def block_counts(
     return torch.bincount(block[:, 1] * cols + block[:, 0], minlength=rows * cols).view(rows, cols).float()
 
 
-def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, window: int) -> Counter[int]:
+def window_counts(
+    points: Float[Tensor, "n 2"],
+    *,
+    height: int,
+    width: int,
+    window: int,
+    inside_mask: Bool[np.ndarray, "height width"] | None = None,
+) -> Counter[int]:
     """Count the windows of an image that hold 0, 1, 2, ... heads.
 
     Windows are all squares of ``window`` x ``window`` pixels inside the image, at every pixel; an image smaller than
@@ -62,6 +69,7 @@ def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, wind
         points: (x, y) in pixels of this image.
         height, width: image size, pixels.
         window: side of a window, pixels.
+        inside_mask: pixels inside the mask, if there is one; only windows entirely inside are counted.
 
     Returns:
         Number of windows by number of heads.
@@ -73,6 +81,9 @@ def window_counts(points: Float[Tensor, "n 2"], *, height: int, width: int, wind
     heads = np.zeros((height, width), dtype=np.uint16 if window < 256 else np.uint32)
     heads[row.numpy(), column.numpy()] = 1
     sums = _sliding_sum(_sliding_sum(heads, window).T, window)
+    if inside_mask is not None:
+        pixels = _sliding_sum(_sliding_sum(inside_mask.astype(heads.dtype), window).T, window)
+        sums = sums[pixels == window**2]
     numbers = np.bincount(sums[sums > 0], minlength=1)  # Most windows are empty.
     numbers[0] = sums.size - numbers.sum()
     return Counter({count: n for count, n in enumerate(numbers.tolist()) if n})
@@ -113,6 +124,8 @@ class Smoothing:
         """
         if self.neighbors is None or len(points) <= self.neighbors:
             return torch.full((len(points),), self.sigma, dtype=torch.float64)
+        from scipy.spatial import KDTree  # late: takes time to load, and few settings need it
+
         distances, _ = KDTree(points.numpy()).query(
             points.numpy(), k=self.neighbors + 1
         )  # The nearest is the head itself.
@@ -120,24 +133,36 @@ class Smoothing:
 
 
 def smoothed_counts(
-    points: Float[Tensor, "n 2"], sigmas: Float[Tensor, " n"], *, height: int, width: int, block_size: int
+    points: Float[Tensor, "n 2"],
+    sigmas: Float[Tensor, " n"],
+    *,
+    height: int,
+    width: int,
+    block_size: int,
+    inside: Float[Tensor, "rows cols"] | None = None,
 ) -> Float[Tensor, "rows cols"]:
     """Count the heads in each block after replacing each head by a Gaussian.
 
-    Each Gaussian is integrated over the blocks, not sampled, and the part of it outside the image is redistributed
-    proportionally to the blocks inside.
+    Each Gaussian is integrated over the blocks, not sampled, and the part of it outside the image, or outside its mask,
+    is redistributed proportionally to the blocks inside.
 
     Args:
         points: (x, y) in pixels, inside the image.
         sigmas: standard deviation at each point, pixels, above 0.
         height, width: image size in pixels, multiples of ``block_size``.
+        inside: share of each block inside the mask; None without a mask.
 
     Returns:
         Heads per block, in float64; sums to ``n``.
     """
     by_column = _gaussian_shares(points[:, 0], sigmas, blocks=width // block_size, block_size=block_size)
     by_row = _gaussian_shares(points[:, 1], sigmas, blocks=height // block_size, block_size=block_size)
-    return by_row.T @ by_column
+    if inside is None:
+        return by_row.T @ by_column
+    inside = inside.double()
+    kept = ((by_row @ inside) * by_column).sum(1, keepdim=True)
+    # Not 0 but for a narrow Gaussian on the edge of a block that is outside.
+    return inside * (by_row.T @ (by_column / kept.clamp(min=_MIN_KEPT)))
 
 
 def _gaussian_shares(

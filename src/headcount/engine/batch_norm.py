@@ -14,11 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from headcount.config import ConfigError
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a network normalizes by the statistics of a batch."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Let the batch normalizations inside ``model`` use the crops of all processes, in training.
 

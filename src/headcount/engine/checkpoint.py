@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headcount import published
 from headcount.bins import CountBins
 from headcount.config import (
     ConfigError,
@@ -33,8 +34,11 @@ from headcount.config import (
     window_error,
 )
 from headcount.data.catalogue import dataset_info
+from headcount.engine.hub import download
+from headcount.engine.stored import read_pair
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write
+from headcount.intervals import Calibration
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.models.weights import read_plain
@@ -113,18 +117,32 @@ def read(path: str | Path, *, setting: str = "ckpt") -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Args:
-        path: the file.
+        path: a file that training wrote, either file of a stored pair (``engine.stored``), the name of a counter that
+            comes with headcount, or ``hf-hub:owner/name``, which is downloaded.
         setting: the setting that named the file, for error messages; empty if none did.
 
     Raises:
         CheckpointError: if the file is missing, truncated, not a checkpoint, of a newer format, or
             contains anything but plain values and tensors.
+        ConfigError: if it cannot be downloaded.
     """
+    located = download(str(path)) if published.is_on_hub(path) else published.locate(path)
     path = Path(path).expanduser()
-    if not path.is_file():
+    if located is None:
         raise CheckpointError(missing_checkpoint(path))
-    content = read_plain(path, setting=setting, what="a checkpoint of headcount")
     name = f"{setting}={path}" if setting else str(path)
+    content = read_pair(located, name=name) if published.is_pair(located) else _read_file(located, setting, name)
+    for key, is_valid in _KEYS.items():
+        if key not in content:
+            raise CheckpointError(f"{name}: the checkpoint is damaged: it has no {key!r}")
+        if not is_valid(content[key]):
+            raise CheckpointError(f"{name}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
+    return content
+
+
+def _read_file(path: Path, setting: str, name: str) -> dict[str, Any]:
+    """The content of a file that :func:`save` wrote."""
+    content = read_plain(path, setting=setting, what="a checkpoint of headcount")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{name}: not a checkpoint of headcount (its 'format' is not {FORMAT!r})")
     version = content.get("format_version")
@@ -134,11 +152,6 @@ def read(path: str | Path, *, setting: str = "ckpt") -> dict[str, Any]:
         raise CheckpointError(
             f"{name}: written in format {version}; this version of headcount reads formats up to {FORMAT_VERSION}"
         )
-    for key, is_valid in _KEYS.items():
-        if key not in content:
-            raise CheckpointError(f"{name}: the checkpoint is damaged: it has no {key!r}")
-        if not is_valid(content[key]):
-            raise CheckpointError(f"{name}: the checkpoint is damaged: its {key!r} is {_short(content[key])}")
     return content
 
 
@@ -154,6 +167,8 @@ class LoadedCheckpoint:
     content: dict[str, Any]
     seen: SeenImages
     """Limits of the images it was trained on."""
+    calibration: Calibration | None = None
+    """Its errors on held-out images, which support intervals; None for a counter that is not calibrated."""
 
     def counting_mode(self, chosen: EvalConfig) -> WholeImageConfig | SlidingWindowConfig:
         """How this counter counts images: as ``chosen``, otherwise as in its training, with every size filled in.
@@ -218,6 +233,8 @@ def _with_own_cache(dataset: DatasetConfig) -> DatasetConfig:
 
 # What a resumed run needs beyond the keys of every checkpoint.
 _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
+RESUMING_KEYS = (*_TRAINING_KEYS, "training_images", "training_data", "selection_data", "record", "step", "processes")
+"""Keys that no counter needs."""
 
 
 def repair_hint(path: Path) -> str:
@@ -280,6 +297,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
     try:
         bins = None if content["bins"] is None else CountBins.from_dict(content["bins"])
         seen = SeenImages.from_plain(content.get("seen"), crop_size=config.augment.crop_size)
+        calibration = Calibration.from_plain(content.get("calibration"))
         if (bins is not None) != config.bins.has_bins or (bins is not None and bins.grid != grid):
             raise ValueError("its bins are not those of its settings")
         with torch.device("meta"):  # allocates nothing
@@ -292,7 +310,7 @@ def load(path: str | Path) -> LoadedCheckpoint:
         raise CheckpointError(f"ckpt={path}: the checkpoint is damaged: {error!r}") from error
     counter.load_state_dict(content["model"])
     check_finite(counter, path)
-    return LoadedCheckpoint(counter.eval(), config, bins, content, seen)
+    return LoadedCheckpoint(counter.eval(), config, bins, content, seen, calibration)
 
 
 def _refuse_other_shapes(weights: Mapping[str, Tensor], network: Mapping[str, Tensor], path: str | Path) -> None:

@@ -122,6 +122,8 @@ def fingerprint(dataset: CrowdDataset) -> str:
         size = dataset.sizes[index]
         origin = image_origin(dataset.sources[index], size) if dataset.sources else repr(size).encode()
         heads = f"{dataset.count(index):g} ".encode() + dataset.points(index).numpy().tobytes()
+        placed = dataset.mask(index)
+        heads += b"" if placed is None else placed.mask.content()
         content = hashlib.sha256(heads + origin).hexdigest()
         lines.append(f"{name} {content}".encode(errors="surrogateescape"))
     return hashlib.sha256(b"\n".join(sorted(lines))).hexdigest()

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from headcount import published
 from headcount.config import (
     ConfigError,
     CustomConfig,
@@ -21,7 +23,9 @@ from headcount.config import (
     Tta,
     WholeImageConfig,
     counting_mode,
+    describe_mode,
 )
+from headcount.coverage import JudgedIntervals, judge_calibrated, judge_own
 from headcount.data.catalogue import part_split, source_split
 from headcount.data.crowd import CrowdDataset
 from headcount.data.listing import SPLITS
@@ -29,10 +33,11 @@ from headcount.data.loading import evaluation_samples
 from headcount.data.locate import LocatedDataset, locate
 from headcount.data.open import open_split
 from headcount.engine import checkpoint
-from headcount.engine.evaluators import BinReliability, Evaluator, Game, empty_blocks
+from headcount.engine.evaluators import BinReliability, Evaluator, Game, OwnIntervals, empty_blocks
 from headcount.engine.runtime import Runtime
 from headcount.errors import CheckpointError, DataError
 from headcount.files import make_folder
+from headcount.intervals import Calibration
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
 from headcount.models.ensemble import Ensemble
@@ -57,6 +62,7 @@ def evaluate(
     workers: int = 0,
     evaluators: Sequence[Evaluator] = (),
     probabilities: bool = False,
+    variance: bool = False,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Count every image of ``dataset``; the processes share the images, and each gets the whole result.
@@ -69,6 +75,7 @@ def evaluate(
         workers: processes that load images; 0 loads in this process.
         evaluators: what to measure on each image beyond the count error.
         probabilities: compute the bins' probabilities, for evaluators that use them.
+        variance: compute the variance of the blocks, for evaluators that use it.
         is_stopping: asked before each image whether to stop instead of counting it.
 
     Raises:
@@ -85,7 +92,9 @@ def evaluate(
             if is_stopping():
                 break
             try:
-                counted = counter.count(sample.image, mode, probabilities=probabilities)  # type: ignore[arg-type]
+                counted = counter.count(sample.image, mode, probabilities=probabilities, variance=variance)  # type: ignore[arg-type]
+                if sample.mask is not None:
+                    counted = counted.within(sample.mask.shares(counter.grid.block_size))
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
@@ -121,6 +130,8 @@ class CheckpointEvaluation:
     facts: EvaluationFacts
     reliability: Reliability | None
     """Probabilities against observed fractions of the blocks; None for a counter without bins of integers."""
+    intervals: JudgedIntervals
+    """Intervals of the counts, with the true counts."""
 
 
 def evaluate_checkpoint(
@@ -157,12 +168,13 @@ def _evaluate_checkpoint(
     if config.output_dir and runtime.is_main:  # before the work, if it is given
         make_folder(folder, "output_dir")
     with runtime.main_first():
-        dataset = _open_located(config, located)
+        dataset = open_located(config, located)
     if runtime.is_main:
         make_folder(folder, "output_dir")
     counter = runtime.move_to_device(_joined(members))
     reliability = _reliability(members, modes)
-    evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, *([reliability] if reliability else [])]
+    evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, OwnIntervals(loaded.bins)]
+    evaluators += [reliability] if reliability else []
     try:
         evaluation = evaluate(
             runtime,
@@ -172,6 +184,7 @@ def _evaluate_checkpoint(
             workers=config.runtime.workers,
             evaluators=evaluators,
             probabilities=reliability is not None,
+            variance=True,
         )
     except FloatingPointError as error:
         raise CheckpointError(f"ckpt={_typed(config)}: {error}; choose another checkpoint") from error
@@ -182,7 +195,23 @@ def _evaluate_checkpoint(
     if not runtime.is_main:
         return None
     facts = _facts(config, loaded, located, images=len(dataset), mode=modes[0], settings=settings)
-    return CheckpointEvaluation(evaluation, dataset, folder, facts, merged)
+    calibration = loaded.calibration if len(members) == 1 else None
+    intervals = _judge_intervals(evaluation.images, dataset, calibration, mode=describe_mode(modes[0]))
+    return CheckpointEvaluation(evaluation, dataset, folder, facts, merged, intervals)
+
+
+def _judge_intervals(
+    images: Sequence[ImageCount], dataset: CrowdDataset, calibration: Calibration | None, *, mode: str
+) -> JudgedIntervals:
+    """The intervals of counted images; calibrated ones are not judged on the images of the calibration."""
+    own = judge_own(images)
+    if calibration is None:
+        return JudgedIntervals(own, [], None)
+    known = set(calibration.digests)
+    others = [image for image in images if dataset.digest(image.index) not in known]
+    sizes = [dataset.sizes[image.index] for image in others]
+    calibrated = judge_calibrated(others, calibration, sizes=sizes, mode=mode)
+    return JudgedIntervals(own, calibrated, calibration, overlapping=len(images) - len(others))
 
 
 def _typed(config: EvalCommandConfig) -> str:
@@ -260,10 +289,15 @@ def open_evaluated(config: EvalCommandConfig, trained: TrainConfig) -> CrowdData
     Raises:
         ConfigError, DataError: if it does not exist or is unusable.
     """
-    return _open_located(config, locate_evaluated(config, trained))
+    return open_located(config, locate_evaluated(config, trained))
 
 
-def _open_located(config: EvalCommandConfig, located: LocatedDataset) -> CrowdDataset:
+def open_located(config: EvalCommandConfig, located: LocatedDataset) -> CrowdDataset:
+    """The split to evaluate of a dataset that was located.
+
+    Raises:
+        ConfigError, DataError: if it does not exist or is unusable.
+    """
     limited = _limited(located.config, config.max_images)
     try:
         return open_split(limited, config.split, data_root=located.data_root)
@@ -286,7 +320,12 @@ def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[st
     """Where the report goes: the typed folder, or one beside the checkpoint named by all that makes the results."""
     if config.output_dir:
         return Path(config.output_dir).expanduser()
-    path = Path(config.checkpoints[0]).expanduser()
+    ckpt = config.checkpoints[0]
+    path = Path(ckpt).expanduser()
+    located = published.locate(ckpt)
+    if located is None or located.parent == published.published_folder():  # not a folder to write to
+        name = re.sub(r"[^\w.@-]+", "-", ckpt) if located is None else located.stem
+        path = Path(TrainConfig.output_dir, "published", name, name)
     return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
 
 
@@ -344,7 +383,8 @@ def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
         }
     ignored = {*("cache_dir", "cache", "outside", "one_head_per_pixel", "max_train_images", "max_eval_images")}
     paths = {"root", "train", "val", "test", "points", "split_file"} if isinstance(dataset, CustomConfig) else set()
-    ignored |= set() if paths else {"root"}
+    paths |= {"mask"} if getattr(dataset, "mask", None) not in (None, "none", "roi") else set()
+    ignored |= set() if isinstance(dataset, CustomConfig) else {"root"}
     ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
     ignored |= set() if source_split(split) == "train" else {"holdout", "cv_folds", "cv_fold", "cv_seed"}
     plain: dict[str, Any] = {}
@@ -372,7 +412,7 @@ def _facts(
         split=config.split,
         trained_on=trained.dataset.name if located.own else _trained_on(trained.dataset, evaluated),
         images=images,
-        mode=_describe(mode),
+        mode=describe_mode(mode),
         epoch=content["epoch"],
         selected_on=content["selection"]["split"],
         scale=trained.scale,
@@ -397,13 +437,3 @@ def _trained_on(trained: DatasetConfig, evaluated: DatasetConfig) -> str:
         names = [part.name for part in trained.datasets.values() if not isinstance(part, CustomConfig)]
         return evaluated.name if evaluated.name in names else f"{trained.name} ({', '.join(trained.datasets)})"
     return trained.name
-
-
-def _describe(mode: WholeImageConfig | SlidingWindowConfig) -> str:
-    """How images are counted, in words for a record."""
-    words = "whole image"
-    if isinstance(mode, SlidingWindowConfig):
-        words = f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
-    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
-    words += ", averaged with the mirror image" if mode.tta is Tta.flip else ""
-    return words if sizes == ["1"] else f"{words}, averaged over sizes {', '.join(sizes)}"

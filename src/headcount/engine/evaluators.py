@@ -1,4 +1,4 @@
-"""Evaluators beyond the count error: GAME, empty blocks, reliability of the bins' probabilities.
+"""Evaluators beyond the count error: GAME, empty blocks, reliability of the bins' probabilities, intervals.
 
 An evaluator takes an image and its counted result, and returns named numbers. One that needs blocks or
 probabilities returns nothing for a counter without them.
@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headcount.bins import CountBins
+from headcount.coverage import own_ends
 from headcount.data.points import block_counts, clamp_into, distribute_blocks
+from headcount.distribution import own_distribution
 from headcount.engine.runtime import Runtime
+from headcount.intervals import PROMISES
 from headcount.metrics import EMPTY_BELOW, Reliability
 from headcount.types import BlockGrid, Counted, Sample
 
@@ -27,7 +30,7 @@ class Game:
     """GAME(1) to GAME(3): the sum of the absolute errors over 4, 16 and 64 equal regions of the image.
 
     A block that lies in several regions is divided among them by area; a head outside the image belongs
-    to the nearest region.
+    to the nearest region. With a mask, the heads of a block are those inside.
 
     Source: Guerrero-Gomez-Olmedo et al., "Extremely overlapping vehicle counting", 2015.
     """
@@ -59,10 +62,11 @@ class Game:
 
 
 def empty_blocks(sample: Sample, counted: Counted) -> dict[str, float]:
-    """Number of blocks, and number of those with fewer expected heads than ``EMPTY_BELOW``."""
+    """Number of blocks, and of those with fewer expected heads than ``EMPTY_BELOW``; not of those outside a mask."""
     if counted.blocks is None:
         return {}
-    return {"blocks": float(counted.blocks.numel()), "empty_blocks": float((counted.blocks < EMPTY_BELOW).sum())}
+    blocks = counted.blocks.flatten() if counted.shares is None else counted.blocks[counted.shares > 0]
+    return {"blocks": float(blocks.numel()), "empty_blocks": float((blocks < EMPTY_BELOW).sum())}
 
 
 class BinReliability:
@@ -76,10 +80,14 @@ class BinReliability:
         self.reliability = Reliability(bins.names())
 
     def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
-        """Add the blocks of one image."""
+        """Add the blocks of one image; of an image with a mask, those entirely inside."""
         if counted.blocks is not None and counted.probabilities is not None:
             true = _true_blocks(sample, counted.blocks, self.bins.grid)
-            self.reliability.add(counted.probabilities, self.bins.label(true)[0])
+            probabilities, labels = counted.probabilities, self.bins.label(true)[0]
+            if counted.shares is not None:
+                known = counted.shares == 1
+                probabilities, labels = probabilities[:, known][:, None], labels[known][None]
+            self.reliability.add(probabilities, labels)
         return {}
 
     def gather(self, runtime: Runtime) -> Reliability:
@@ -87,6 +95,26 @@ class BinReliability:
         everyone = runtime.gather([self.reliability])
         self.reliability.merge(everyone[: runtime.rank] + everyone[runtime.rank + 1 :])
         return self.reliability
+
+
+class OwnIntervals:
+    """The counter's own distribution of each count: its variance, its intervals, and how good it was."""
+
+    def __init__(self, bins: CountBins | None) -> None:
+        self.bins = bins
+
+    def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
+        """``variance``, ``own_crps`` and the ends of the intervals (:func:`headcount.intervals.own_ends`)."""
+        variance = counted.total_variance()
+        # Inside a mask, blocks count by their share: then the sum of variances is used.
+        probabilities = counted.probabilities if counted.shares is None else None
+        own = own_distribution(counted.count, variance, probabilities=probabilities, bins=self.bins)
+        if own is None or variance is None:
+            return {}
+        numbers = {"variance": variance, "own_crps": own.crps(float(len(sample.points)))}
+        for level in PROMISES:
+            numbers |= dict(zip(own_ends(level), own.ends(level), strict=True))
+        return numbers
 
 
 def _true_blocks(sample: Sample, blocks: Float[Tensor, "rows cols"], grid: BlockGrid) -> Float[Tensor, "1 1 rows cols"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headcount.bins import CountBins
 from headcount.config import (
+    DEFAULT_LEVEL,
     ConfigError,
     DatasetConfig,
     EvalConfig,
@@ -23,21 +24,24 @@ from headcount.config import (
     MixedConfig,
     SlidingWindowConfig,
     TrainConfig,
-    Tta,
     WholeImageConfig,
-    counting_errors,
+    check_level,
     counting_mode,
-    range_errors,
+    describe_mode,
 )
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import MAX_SIDE, ResizeRule
 from headcount.data.regions import Region, RegionGrid, as_regions
-from headcount.engine import checkpoint
+from headcount.distribution import own_distribution, own_interval
+from headcount.engine import checkpoint, hub
+from headcount.engine.ensemble import PhotoEnsemble, as_averaging
 from headcount.engine.photos import FilePath, Photo, ReadPicture, as_tensor, read_photo
+from headcount.engine.stored import described
 from headcount.errors import DataError
-from headcount.models.averaging import GridPlace, average
+from headcount.intervals import Calibration
 from headcount.models.counter import Counter
-from headcount.types import Counted, SeenImages
+from headcount.published import default_counter
+from headcount.types import Counted, CountInterval, SeenImages
 
 # Counting a larger image as a whole would take several GB.
 _MAX_WHOLE_PIXELS = 8_000_000
@@ -78,6 +82,8 @@ class PhotoCount:
     """Why it was counted in windows although this counter usually counts whole images; otherwise empty."""
     note: str = ""
     """What is odd about the picture, so that its count may be wrong; empty if nothing is."""
+    interval: CountInterval | None = None
+    """Where the true count is expected; None for a counter that is not calibrated and has no probabilities."""
 
     def __repr__(self) -> str:
         width, height = self.photo_size
@@ -86,7 +92,8 @@ class PhotoCount:
             rows, cols = self.block_counts.shape
             blocks = f"{rows} x {cols} blocks of {self.block_size} px"
         note = f", {self.note}" if self.note else ""
-        return f"PhotoCount(count={self.count:.2f}, picture of {width} x {height} px, {blocks}{note})"
+        interval = "" if self.interval is None else f" in {self.interval}"
+        return f"PhotoCount(count={self.count:.2f}{interval}, picture of {width} x {height} px, {blocks}{note})"
 
     def count_regions(self, regions: Regions) -> dict[str, float]:
         """The people in each region of the picture.
@@ -148,6 +155,12 @@ class PhotoCounter:
     than 8 million pixels, or one that does not fit into memory, is counted in windows of about 1024 px."""
     seen: SeenImages | None = None
     """Limits of the training images; None knows only the side of a training crop."""
+    calibration: Calibration | None = None
+    """Errors on held-out images (``headcount calibrate``); None bases intervals on the counter's own probabilities."""
+    level: float = DEFAULT_LEVEL
+    """Level of the intervals, between 0 and 1."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """What its checkpoint holds beside the weights, such as commit, selection, license and figures."""
     averaging: EvalConfig = field(default_factory=EvalConfig)
     """Test-time averaging, ``tta`` and ``scales``; None is that of ``mode``, or else of the training."""
 
@@ -169,6 +182,19 @@ class PhotoCounter:
         """Of ``blocks`` and ``count``, what it predicts for a picture."""
         return self.config.model.head.predicts
 
+    def check_level(self, level: float, *, setting: str = "level") -> float:
+        """A level that intervals of this counter can have.
+
+        Args:
+            setting: named in the error.
+
+        Raises:
+            ConfigError: if it is not between 0 and 1, or the calibration has too few images for it.
+        """
+        if self.calibration is None:
+            return check_level(level, setting=setting)
+        return self.calibration.check_level(level, setting=setting)
+
     def predict(self, photo: Photo) -> PhotoCount:
         """Count the people in a picture of any size.
 
@@ -184,9 +210,11 @@ class PhotoCounter:
         Raises:
             DataError: if the file is missing or not a picture, the picture is too narrow to be enlarged, or an array
                 does not have that shape and type.
+            ConfigError: if intervals cannot have the counter's ``level``.
             MemoryError: if the picture does not fit into memory.
             FloatingPointError: if the count is not finite.
         """
+        self.check_level(self.level)
         prepared = self._prepared(photo)
         return self._photo_count(prepared, self._count_image(prepared.image))
 
@@ -197,8 +225,9 @@ class PhotoCounter:
         faster on a GPU. Counts may differ from those of ``predict`` by rounding.
 
         Raises:
-            DataError, MemoryError, FloatingPointError: as ``predict``, if any of them cannot be counted.
+            ConfigError, DataError, MemoryError, FloatingPointError: as ``predict``, if any of them cannot be counted.
         """
+        self.check_level(self.level)
         prepared = [self._prepared(photo) for photo in photos]
         counted: list[Counted] = []
         while len(counted) < len(prepared):
@@ -214,10 +243,14 @@ class PhotoCounter:
         usual = self._usual_mode()
         if len(images) > 1 and isinstance(usual, WholeImageConfig):
             try:
-                return self.network.count_batch(images, usual, probabilities=True)
+                return self.network.count_batch(images, usual, probabilities=True, variance=True)
             except MemoryError:
                 pass
         return [self._count_image(image) for image in images]
+
+    def prepare(self, photo: Photo) -> UInt8[Tensor, "3 height width"]:
+        """The pixels that the network gets for a picture, before they are normalized; see ``predict``."""
+        return self._prepared(photo).image
 
     def _prepared(self, photo: Photo | ReadPicture) -> "_Prepared":
         """A picture of any kind at the scale of the counter's training images."""
@@ -246,7 +279,19 @@ class PhotoCounter:
             mode=counted.mode,
             reason=counted.reason,
             note="; ".join(filter(None, [_DARK if picture.dark else "", far])),
+            interval=self._interval(counted, size=size),
         )
+
+    def _interval(self, counted: Counted, *, size: tuple[int, int]) -> CountInterval | None:
+        """The interval of a counted image of ``size`` (width, height) in pixels."""
+        if any(view.scale != 1 for view in counted.mode.views):
+            return None  # the blocks of other sizes hold other counts
+        variance = counted.total_variance()
+        if self.calibration is not None:
+            mode = describe_mode(counted.mode)
+            return self.calibration.interval(counted.count, variance, self.level, size=size, mode=mode)
+        own = own_distribution(counted.count, variance, probabilities=counted.probabilities, bins=self.bins)
+        return own_interval(own, self.level)
 
     def _usual_mode(self) -> WholeImageConfig | SlidingWindowConfig:
         """How pictures are counted that are not too large for it."""
@@ -259,21 +304,45 @@ class PhotoCounter:
         usual = self._usual_mode()
         fixed = self.mode is not None or "blocks" not in self.config.model.head.predicts
         if fixed or not isinstance(usual, WholeImageConfig):
-            return self.network.count(image, usual, probabilities=True)
+            return self.network.count(image, usual, probabilities=True, variance=True)
         reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
         if image.shape[1] * image.shape[2] * max(view.scale for view in usual.views) ** 2 <= _MAX_WHOLE_PIXELS:
             try:
-                return self.network.count(image, usual, probabilities=True)
+                return self.network.count(image, usual, probabilities=True, variance=True)
             except MemoryError:
                 reason = "not enough memory to count it as a whole"
         # Outside the except block, in which the traceback still holds what filled the memory.
         windows = dataclasses.replace(self._windows(), tta=usual.tta, scales=usual.scales)
-        counted = self.network.count(image, windows, probabilities=True)
+        counted = self.network.count(image, windows, probabilities=True, variance=True)
         return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
         """The expected number of people in a picture; see ``predict``."""
         return self.predict(photo).count
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, half: bool = True
+    ) -> str:
+        """Upload the counter and its model card to the Hugging Face Hub: ``headcount.load("hf-hub:owner/name")`` reads
+        it.
+
+        Args:
+            repository: ``owner/name``; created if it does not exist.
+            private: whether a repository that is created can be read by its owner only.
+            token: of the hub; None uses the one of ``hf auth login`` or of the variable HF_TOKEN.
+            half: whether to store the weights in 16 bits, which halves the file and changes counts by less than 0.1 %.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ConfigError: if the counter was not loaded from a checkpoint, the name is invalid, or the hub refuses or
+                cannot be reached.
+        """
+        if not self.record:
+            raise ConfigError("push_to_hub: only a counter that headcount.load returned knows how it was trained")
+        content = {**self.record, "model": self.network.state_dict()}
+        return hub.push(content, repository, private=private, token=token, half=half)
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
         """The picture at the scale of the counter's training images."""
@@ -309,88 +378,41 @@ def _scaling(dataset: DatasetConfig) -> DatasetConfig:
     return next((part for part in parts if isinstance(part, FolderDatasetConfig)), parts[0])
 
 
-@dataclass(repr=False)
-class PhotoEnsemble:
-    """Several counters that count a picture together: the mean of their counts; build with ``load``.
-
-    Each resizes the picture by its own rule. People per block are averaged on the blocks of the first counter; a block
-    of another is divided among these by area. A counter without blocks leaves the ensemble without any.
-    """
-
-    members: list[PhotoCounter]
-    names: list[str]
-    """The checkpoint of each."""
-    same_bins: bool
-    """Whether all have the same bins; only then their probabilities are averaged."""
-
-    @property
-    def predicts(self) -> frozenset[str]:
-        """Of ``blocks`` and ``count``, what it predicts for a picture: what all members do."""
-        return frozenset.intersection(*(member.predicts for member in self.members))
-
-    def __repr__(self) -> str:
-        return f"PhotoEnsemble({', '.join(map(repr, self.members))})"
-
-    def predict(self, photo: Photo) -> PhotoCount:
-        """Count the people in a picture of any size; see :meth:`PhotoCounter.predict`."""
-        return self.predict_batch([photo])[0]
-
-    def predict_batch(self, photos: Sequence[Photo]) -> list[PhotoCount]:
-        """Count the people in several pictures; see :meth:`PhotoCounter.predict_batch`."""
-        read: list[Any] = [read_photo(photo) for photo in photos]
-        of_members = []
-        for name, member in zip(self.names, self.members, strict=True):
-            try:
-                of_members.append(member.predict_batch(read))
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{name}: {error}") from error
-        return [self._average(counts) for counts in zip(*of_members, strict=True)]
-
-    def count(self, photo: Photo) -> float:
-        """The expected number of people in a picture; see ``predict``."""
-        return self.predict(photo).count
-
-    def _average(self, counts: Sequence[PhotoCount]) -> PhotoCount:
-        counted = [
-            Counted(one.count, one.block_counts, one.probabilities if self.same_bins else None, one.mode, one.reason)
-            for one in counts
-        ]
-        grids = [GridPlace.of(one.image, one.block_size) for one in counts]
-        mean = average(counted, grids, onto=grids[0], mode=counts[0].mode)
-        return dataclasses.replace(
-            counts[0],
-            count=mean.count,
-            block_counts=mean.blocks,
-            probabilities=mean.probabilities,
-            reason=mean.reason,
-            note="; ".join(dict.fromkeys(filter(None, (one.note for one in counts)))),
-        )
-
-
 @overload
 def load(
-    path: FilePath, *, device: Device = "cpu", tta: str | None = None, scales: Sequence[float] | None = None
+    path: FilePath | None = None,
+    *,
+    device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
+    tta: str | None = None,
+    scales: Sequence[float] | None = None,
 ) -> PhotoCounter: ...
 @overload
 def load(
     path: list[FilePath] | tuple[FilePath, ...],
     *,
     device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
     tta: str | None = None,
     scales: Sequence[float] | None = None,
 ) -> PhotoEnsemble: ...
 def load(
-    path: FilePath | list[FilePath] | tuple[FilePath, ...],
+    path: FilePath | list[FilePath] | tuple[FilePath, ...] | None = None,
     *,
     device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
     tta: str | None = None,
     scales: Sequence[float] | None = None,
 ) -> PhotoCounter | PhotoEnsemble:
     """The counter of a checkpoint, or of several whose counts are averaged; no other file is needed.
 
     Args:
-        path: of the checkpoint; or a list of several.
+        path: a checkpoint of training; either file of a pair ``NAME.safetensors`` and ``NAME.json``; the name of a
+            counter that comes with headcount (``headcount.available()``); or ``hf-hub:owner/name``, a repository on the
+            Hugging Face Hub, also with ``@revision``. None loads the default counter that comes with headcount. A list
+            of these is an ensemble.
         device: a ``torch.device``, or ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
+        level: of the intervals of its counts, between 0 and 1.
         tta: ``flip`` averages the counts of each picture and its mirror image; ``none`` does not; None is as in
             training.
         scales: sizes at which each picture is counted, as multiples of its own, such as ``[0.75, 1, 1.25]``; the
@@ -398,34 +420,26 @@ def load(
 
     Raises:
         CheckpointError: if a file is missing, truncated or not a checkpoint of headcount.
-        ConfigError: if the device does not exist, ``path`` is no path, or ``tta`` or ``scales`` are invalid.
+        ConfigError: if the device does not exist, ``path`` is no path, the hub cannot be reached, intervals cannot
+            have the level, or ``tta`` or ``scales`` are invalid.
     """
-    averaging = _averaging(tta, scales)
-    if not isinstance(path, list | tuple):
-        return dataclasses.replace(_load(path, device)[0], averaging=averaging)
-    if not path:
+    averaging = as_averaging(tta, scales)
+    if path is None:
+        path = default_counter().file
+    paths = list(path) if isinstance(path, list | tuple) else [path]
+    if not paths:
         raise ConfigError("load takes the path of a checkpoint, or a list of several, not an empty list")
-    opened = [_load(one, device) for one in path]
-    members = [dataclasses.replace(counter, averaging=averaging) for counter, _ in opened]
+    opened = [_load(one, device, averaging) for one in paths]
+    counters = [counter for counter, _ in opened]
+    for counter in counters:
+        counter.level = counter.check_level(level)
+    if not isinstance(path, list | tuple):
+        return counters[0]
     same_bins = checkpoint.have_same_bins([loaded for _, loaded in opened])
-    return PhotoEnsemble(members, [os.fsdecode(one) for one in path], same_bins)
+    return PhotoEnsemble(counters, [os.fsdecode(one) for one in paths], same_bins)
 
 
-def _averaging(tta: str | None, scales: Sequence[float] | None) -> EvalConfig:
-    """Test-time averaging as settings.
-
-    Raises:
-        ConfigError: if a value is not allowed.
-    """
-    if tta is not None and tta not in Tta.__members__:
-        raise ConfigError(f"tta={tta}: must be {' or '.join(Tta.__members__)}")
-    config = EvalConfig(tta=None if tta is None else Tta[tta], scales=None if scales is None else list(scales))
-    if wrong := range_errors(config) or counting_errors(config):
-        raise ConfigError(wrong[0].removeprefix("eval."))
-    return config
-
-
-def _load(path: FilePath, device: Device) -> tuple[PhotoCounter, checkpoint.LoadedCheckpoint]:
+def _load(path: Any, device: Device, averaging: EvalConfig) -> tuple[PhotoCounter, checkpoint.LoadedCheckpoint]:
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"load takes the path of a checkpoint, not {type(path)}; save what it holds to a file")
     device = str(device)
@@ -439,4 +453,13 @@ def _load(path: FilePath, device: Device) -> tuple[PhotoCounter, checkpoint.Load
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     loaded = checkpoint.load(os.fsdecode(path))
-    return PhotoCounter(loaded.counter.to(device), loaded.config, loaded.bins, seen=loaded.seen), loaded
+    counter = PhotoCounter(
+        loaded.counter.to(device),
+        loaded.config,
+        loaded.bins,
+        seen=loaded.seen,
+        averaging=averaging,
+        calibration=loaded.calibration,
+        record=described(loaded.content),
+    )
+    return counter, loaded

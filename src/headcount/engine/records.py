@@ -242,11 +242,18 @@ class Meter:
         """Add one step; no device sync."""
         total = loss.total.detach()
         values = {"total": total, **loss.parts, **loss.logged}
+        count = prediction.count.detach()
         if prediction.blocks is not None:
-            values["empty_blocks"] = (prediction.blocks.detach() < EMPTY_BELOW).float().mean()
+            empty = (prediction.blocks.detach() < EMPTY_BELOW).float()
+            if "mask" in batch.targets:
+                seen = (batch.target("mask") > 0).float()
+                count = batch.within_mask(prediction.blocks.detach().float()).sum((1, 2, 3))
+                values["empty_blocks"] = (empty * seen).sum() / seen.sum().clamp(min=1)
+            else:
+                values["empty_blocks"] = empty.mean()
         for key, value in values.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
-        self.counts.append(prediction.count.detach())
+        self.counts.append(count)
         norm = {_GRADIENT: loss.logged[_GRADIENT]} if _GRADIENT in loss.logged else {}
         self.unchecked.append(_Step({"total": total, **loss.parts, **norm}, batch.names))
         self.steps += 1

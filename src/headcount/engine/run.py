@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from headcount.config import ConfigError, Precision, TrainConfig, from_plain, to_plain
 from headcount.engine import checkpoint
-from headcount.engine.batch_norm import has_batch_norm
 from headcount.engine.continuation import (
     describe_extension,
     digest,
@@ -31,7 +30,7 @@ from headcount.engine.continuation import (
 from headcount.engine.lock import LOCK_FILE, FolderLock
 from headcount.engine.optim import follow_schedule, load_optimizer_state, load_schedule_state
 from headcount.engine.records import Meter, NoRecords, Records, open_logs
-from headcount.engine.runtime import Runtime
+from headcount.engine.runtime import Runtime, has_batch_norm
 from headcount.engine.setup import Job, UnfinishedEpoch
 from headcount.engine.trackers import RunIdentity, identifiers
 from headcount.errors import CheckpointError, HeadcountError

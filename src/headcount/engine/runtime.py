@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric, is_wrapped
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from headcount.config import FP16_ON_CPU, ConfigError, Precision, RuntimeConfig
-from headcount.engine.batch_norm import synchronize_batch_norm
 from headcount.engine.launch import Children, Starter, Watch, refuse_other_launch
 from headcount.engine.precision import choose_precision, uses_cuda
 from headcount.errors import HeadcountError, ProcessError
@@ -231,6 +231,8 @@ class Runtime:
         """Move both to the device and wrap them for distributed, mixed-precision training; optionally compile."""
         model = self._lay_out(model)
         if self.world > 1 and self.sync_batchnorm:
+            from headcount.engine.batch_norm import synchronize_batch_norm  # timm takes a second to load
+
             model = synchronize_batch_norm(model, self.device)
         # Fabric removes the compiled wrapper, wraps the network inside, and compiles that: the names of the weights
         # and the result of `unwrap` are those of the plain network, which is the one that is evaluated.
@@ -378,6 +380,11 @@ def cpu_name() -> str:
             if key.strip() in ("model name", "Model", "cpu model") and name.strip():
                 return name.strip()
     return platform.processor() or platform.machine()
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network normalizes by the statistics of a batch."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -36,13 +36,13 @@ from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
 from headcount.data.mixed import refuse_shared
-from headcount.data.open import missing_splits, no_heads_error, open_split
+from headcount.data.open import missing_splits, no_blocks_error, no_heads_error, open_split
 from headcount.data.points import Smoothing
 from headcount.engine.finetune import Start, read_start
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
 from headcount.engine.records import Meter
 from headcount.engine.runtime import Runtime
-from headcount.losses.build import Loss, build_loss
+from headcount.losses.build import Loss, build_loss, require_masks
 from headcount.models.build import build_model
 from headcount.models.counter import Counter
 from headcount.runs import stops_early
@@ -134,8 +134,10 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
     mode = counting_mode(config.eval, config.model, crop_size=config.augment.crop_size)
     _refuse_sizes(config, counter, mode)
     loss = build_loss(_over_parts(config.loss, runtime.world * config.accumulate), grid, bins)
+    if data.train.has_masks:
+        require_masks(loss, config.loss)
     targets = Targets(
-        loss.needs,
+        loss.needs | ({"mask"} if data.train.has_masks else set()),
         grid,
         merge=config.dataset.one_head_per_pixel,
         smoothing=build_smoothing(config.bins, config.loss),
@@ -212,11 +214,14 @@ def open_data(config: TrainConfig) -> TrainingData:
         config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
     )
     if not any(train.count(k) for k in range(len(train))):
-        raise no_heads_error(config.dataset, len(train))
+        raise no_heads_error(config.dataset, len(train), masked=train.heads_masked)
+    histogram = block_histogram(train, config.bins.block_size)
+    if train.has_masks and not histogram:
+        raise no_blocks_error(config.dataset, config.bins.block_size)
     selection = open_split(config.dataset, split, data_root=config.data_root)
     refuse_shared(train, selection)
     missing = missing_splits(config.dataset, data_root=config.data_root)
-    return TrainingData(train, selection, split, block_histogram(train, config.bins.block_size), missing)
+    return TrainingData(train, selection, split, histogram, missing)
 
 
 def _bins_part(config: TrainConfig) -> str | None:

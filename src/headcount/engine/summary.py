@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import describe_choice
 from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze
-from headcount.engine.batch_norm import has_batch_norm
+from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_prompts
 from headcount.types import Sample

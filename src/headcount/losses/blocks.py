@@ -12,15 +12,15 @@ from headcount.config import BlockErrorKind
 from headcount.types import Batch, LossTerms, Prediction
 
 
-def blocks_of(prediction: Prediction) -> Float[Tensor, "batch 1 rows cols"]:
-    """The predicted heads per block, in float32.
+def blocks_of(prediction: Prediction, batch: Batch) -> Float[Tensor, "batch 1 rows cols"]:
+    """The predicted heads per block, in float32; with masks, those inside: a block times the share of its area inside.
 
     Raises:
         ValueError: if the prediction has no blocks.
     """
     if prediction.blocks is None:
         raise ValueError("this loss compares blocks, but the head predicts one number per image; choose another loss")
-    return prediction.blocks.float()
+    return batch.within_mask(prediction.blocks.float())
 
 
 class BlockError:
@@ -63,6 +63,7 @@ class MseLoss:
     """
 
     needs = frozenset({"smoothed"})
+    honors_masks = True
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
@@ -77,6 +78,6 @@ class MseLoss:
             ValueError: if the batch has no smoothed counts.
         """
         with torch.autocast(prediction.count.device.type, enabled=False):
-            error = blocks_of(prediction) - batch.target("smoothed")
+            error = blocks_of(prediction, batch) - batch.target("smoothed")
             total = self.scale * error.square().sum((1, 2, 3)).mean() / 2
         return LossTerms(total, {"squared_error": total.detach()})

@@ -36,7 +36,11 @@ class Loss(Protocol):
     """Compares a prediction with the targets of its batch."""
 
     needs: frozenset[str]
-    """Names of the targets that the loader must make (:class:`headcount.data.loading.Targets`)."""
+    """Names of the targets that the loader must make (:class:`headcount.data.loading.Targets`).
+
+    A loss that leaves out what is outside the images' masks also states ``honors_masks = True``, and finds the share of
+    each block inside in the target ``mask``, which only datasets with masks have (:meth:`Batch.within_mask`).
+    """
 
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """The loss of a prediction, in float32 even under autocast."""
@@ -83,6 +87,19 @@ def _build_dm(config: DmConfig, grid: BlockGrid, bins: CountBins | None) -> Loss
 @build_loss.register(MseConfig)
 def _build_mse(config: MseConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
     return MseLoss(config.scale)
+
+
+def require_masks(loss: Loss, config: LossConfig) -> None:
+    """Refuse a loss that would compare what is outside the images' masks.
+
+    Raises:
+        ConfigError: if the loss does not state that it honors masks.
+    """
+    if not getattr(loss, "honors_masks", False):
+        raise ConfigError(
+            f"loss={config.choice}: the images have masks, which this loss does not honor; choose another loss, or "
+            "count everywhere with dataset.mask=none"
+        )
 
 
 def _require_bins(bins: CountBins | None, config: LossConfig) -> None:

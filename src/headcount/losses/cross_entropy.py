@@ -16,6 +16,7 @@ class CrossEntropyLoss:
     """Cross-entropy over the bins of the labels, summed over blocks and averaged over images."""
 
     needs = frozenset({"labels"})
+    honors_masks = True
 
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast.
@@ -36,6 +37,9 @@ def cross_entropy(prediction: Prediction, batch: Batch, *, name: str) -> Float[T
 
     The loader finds these bins and refuses a count that lies in none, because that check would make a GPU wait.
 
+    With masks, only blocks entirely inside are compared. Of a block that the border of a mask crosses, the count is
+    unknown: a label of the heads inside would teach too few, as evaluation multiplies by the share of the area inside.
+
     Args:
         name: name of the calling loss, for error messages.
 
@@ -47,4 +51,6 @@ def cross_entropy(prediction: Prediction, batch: Batch, *, name: str) -> Float[T
             f"the {name} loss needs logits over bins, which this head does not predict; choose model.head=ebc"
         )
     entropies = functional.cross_entropy(prediction.logits.float(), batch.target("labels"), reduction="none")
+    if "mask" in batch.targets:
+        entropies = entropies * (batch.target("mask").squeeze(1) == 1)
     return entropies.sum((1, 2)).mean()

@@ -38,6 +38,8 @@ class DaceLoss:
     Source: arXiv:2403.09281, equation 3.
     """
 
+    honors_masks = True
+
     def __init__(self, count_loss: CountLoss, *, weight: float) -> None:
         self.count_loss = count_loss
         self.weight = weight
@@ -60,6 +62,6 @@ class DaceLoss:
             parts = {"cross_entropy": classification.detach()}
             if self.weight == 0:
                 return LossTerms(total=classification, parts=parts)
-            counts = self.count_loss(blocks_of(prediction), batch.target("points"), batch.target("block_counts"))
+            counts = self.count_loss(blocks_of(prediction, batch), batch.target("points"), batch.target("block_counts"))
             parts |= {name: self.weight * part for name, part in counts.parts.items()}
             return LossTerms(classification + self.weight * counts.total, parts, counts.logged)

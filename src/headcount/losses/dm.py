@@ -14,6 +14,7 @@ class DmLoss:
     """Optimal-transport, total-variation and count terms of the predicted block counts."""
 
     needs = frozenset({"points", "block_counts"})
+    honors_masks = True
 
     def __init__(self, transport: TransportLoss) -> None:
         self.transport = transport
@@ -21,4 +22,4 @@ class DmLoss:
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """Compute the loss of a prediction, in float32 even under autocast; parts as in :class:`TransportLoss`."""
         with torch.autocast(prediction.count.device.type, enabled=False):
-            return self.transport(blocks_of(prediction), batch.target("points"), batch.target("block_counts"))
+            return self.transport(blocks_of(prediction, batch), batch.target("points"), batch.target("block_counts"))

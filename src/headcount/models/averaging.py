@@ -51,7 +51,7 @@ def average(
         mode: how the picture was counted, for the result.
 
     Returns:
-        Blocks are None if any count has none. Probabilities are None as well, unless all grids have the same blocks:
+        Blocks are None if any count has none. So are probabilities and variances unless all grids have the same blocks:
         in blocks of another size, the same bins mean other densities.
     """
     blocks = [one.blocks for one in counted]
@@ -61,16 +61,22 @@ def average(
     if same and all(of_bins is not None for of_bins in maps):
         placed = [_place(of_bins, grid, onto, per_block=True) for of_bins, grid in zip(maps, grids, strict=True)]  # type: ignore[arg-type]
         probabilities = torch.stack(placed).mean(0).float()
-    averaged = None
+    averaged, variance = None, None
     if all(block is not None for block in blocks):
         placed = [place_blocks(block, grid, onto=onto) for block, grid in zip(blocks, grids, strict=True)]  # type: ignore[arg-type]
         averaged = torch.stack(placed).mean(0).float()
+        if same and all(one.variance is not None for one in counted):
+            # A block's distribution is the mixture of all: mean squares are averaged.
+            squares = [one.variance + one.blocks.square() for one in counted]  # type: ignore[operator, union-attr]
+            placed = [_place(square, grid, onto, per_block=True) for square, grid in zip(squares, grids, strict=True)]
+            variance = (torch.stack(placed).mean(0) - averaged.double().square()).clamp(min=0).float()
     return Counted(
         count=math.fsum(one.count for one in counted) / len(counted),
         blocks=averaged,
         probabilities=probabilities,
         mode=mode,
         reason=next((one.reason for one in counted if one.reason), ""),
+        variance=variance,
     )
 
 

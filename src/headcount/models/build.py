@@ -125,15 +125,19 @@ def _build_tiny(config: TinyConfig, *, pretrained: bool) -> Encoder:
 
 @build_backbone.register(MobileNetV2Config)
 def _build_mobilenet_v2(config: MobileNetV2Config, *, pretrained: bool) -> Encoder:
-    backbone = backbones.mobilenet_v2(config.stage, stride=_stride(config))
+    from headcount.models import torchvision_networks
+
+    backbone = torchvision_networks.mobilenet_v2(config.stage, stride=_stride(config))
     if pretrained:
-        load_backbone(backbone, config.weights, backbones.MOBILENET_V2_WEIGHTS)
+        load_backbone(backbone, config.weights, torchvision_networks.MOBILENET_V2_WEIGHTS)
     return Encoder(backbone)
 
 
 @build_backbone.register(ImageNetConfig)
 def _build_imagenet(config: ImageNetConfig, *, pretrained: bool) -> Encoder:
-    network = backbones.NETWORKS[config.name]
+    from headcount.models.torchvision_networks import NETWORKS
+
+    network = NETWORKS[config.name]
     backbone = network.build(_stride(config))
     if pretrained:
         load_backbone(backbone, config.weights, network.published)

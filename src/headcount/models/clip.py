@@ -34,8 +34,8 @@ from headcount.config import (
 )
 from headcount.errors import CheckpointError
 from headcount.models.archives import is_torchscript
-from headcount.models.backbones import residual_decoder
 from headcount.models.hub import quick_hub
+from headcount.models.torchvision_networks import residual_decoder
 from headcount.models.weights import read_state_dict
 
 ARCHITECTURES = {
@@ -152,13 +152,13 @@ class ClipViT(nn.Module):
         patches = tower.conv1(images)
         rows, cols = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)
-        first = tower.class_embedding.expand(len(images), 1, -1).to(patches.dtype)
+        first = tower.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         positions = interpolate_positions(tower.positional_embedding, tower.grid_size, (rows, cols))
         tokens = tower.ln_pre(torch.cat([first, patches], dim=1) + positions)
         own = 0 if self.prompts is None else self.prompts.shape[1]
         for index, block in enumerate(tower.transformer.resblocks):
             if self.prompts is not None and index < len(self.prompts):
-                prompts = self.dropout(self.prompts[index].expand(len(images), -1, -1)).to(tokens.dtype)
+                prompts = self.dropout(self.prompts[index].expand(images.shape[0], -1, -1)).to(tokens.dtype)
                 tokens = torch.cat([tokens[:, :1], prompts, tokens[:, 1 + (own if index else 0) :]], dim=1)
             tokens = tokens + block.ls_1(attend(block.attn, block.ln_1(tokens)))
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

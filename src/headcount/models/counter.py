@@ -108,6 +108,7 @@ class Counter(nn.Module):
         mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
         *,
         probabilities: bool = False,
+        variance: bool = False,
     ) -> Counted:
         """Count the heads in one image of any size, without gradients.
 
@@ -118,6 +119,8 @@ class Counter(nn.Module):
         Args:
             mode: windows with every size given (:func:`headcount.config.counting_mode`).
             probabilities: also return the probability of each bin, which costs memory for many bins.
+            variance: also return the variance of each block. Where windows overlap, a block's distribution is the
+                mixture of theirs.
 
         Raises:
             MemoryError: if not even one window fits into memory.
@@ -126,10 +129,13 @@ class Counter(nn.Module):
 
         def count_view(views: Sequence[Tensor]) -> list[Counted]:
             def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-                return self._predict_windows(views[0], corners, size, probabilities)
+                return self._predict_windows(views[0], corners, size, probabilities, variance)
 
             height, width = views[0].shape[-2:]
-            return [count_image(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)]
+            counted = count_image(
+                predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+            )
+            return [counted]
 
         return self._average_views(count_view, [image], mode)[0]
 
@@ -140,6 +146,7 @@ class Counter(nn.Module):
         mode: WholeImageConfig = WHOLE_IMAGE,
         *,
         probabilities: bool = False,
+        variance: bool = False,
     ) -> list[Counted]:
         """Count the heads in images of one size as wholes, in one batch; otherwise as :meth:`count`.
 
@@ -149,10 +156,12 @@ class Counter(nn.Module):
 
         def count_views(views: Sequence[Tensor]) -> list[Counted]:
             def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-                return self._predict_parts(views, size, probabilities)
+                return self._predict_parts(views, size, probabilities, variance)
 
             height, width = views[0].shape[-2:]
-            return count_whole(predict, mode, height=height, width=width, grid=self.grid, stride=self.stride)
+            return count_whole(
+                predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+            )
 
         return self._average_views(count_views, images, mode)
 
@@ -183,13 +192,14 @@ class Counter(nn.Module):
         corners: list[tuple[int, int]],
         size: tuple[int, int],
         probabilities: bool,
+        variance: bool,
     ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
         """Predict the windows of ``size`` (height, width) at ``corners`` (top, left) of ``image``, on the host."""
         parts = [image[:, top : top + size[0], left : left + size[1]] for top, left in corners]
-        return self._predict_parts(parts, size, probabilities)
+        return self._predict_parts(parts, size, probabilities, variance)
 
     def _predict_parts(
-        self, parts: Sequence[UInt8[Tensor, "3 _ _"]], size: tuple[int, int], probabilities: bool
+        self, parts: Sequence[UInt8[Tensor, "3 _ _"]], size: tuple[int, int], probabilities: bool, variance: bool
     ) -> tuple[Float[Tensor, " windows"], Float[Tensor, "windows maps rows cols"] | None]:
         """Predict images or parts of one, padded at the right and at the bottom to ``size``, on the host."""
         device = self.mean.device
@@ -201,7 +211,12 @@ class Counter(nn.Module):
         counts = prediction.count.float().cpu()
         if prediction.blocks is None:
             return counts, None
-        maps = [prediction.blocks.float()]
+        blocks = prediction.blocks.float()
+        maps = [blocks]
+        if variance:
+            of_blocks = prediction.variance()
+            # Unlike variances, mean squares can be averaged over windows.
+            maps.append(torch.full_like(blocks, torch.nan) if of_blocks is None else of_blocks + blocks.square())
         of_bins = prediction.probabilities() if probabilities else None
         if of_bins is not None:
             maps.append(of_bins)

@@ -34,6 +34,7 @@ class Ensemble(nn.Module):
         mode: Sequence[WholeImageConfig | SlidingWindowConfig],
         *,
         probabilities: bool = False,
+        variance: bool = False,
     ) -> Counted:
         """Count the heads in one image, as :meth:`headcount.models.counter.Counter.count`.
 
@@ -45,7 +46,7 @@ class Ensemble(nn.Module):
         """
         asked = probabilities and self.same_bins
         counted = [
-            member.count(image, own, probabilities=asked)  # type: ignore[operator]
+            member.count(image, own, probabilities=asked, variance=variance)  # type: ignore[operator]
             for member, own in zip(self.members, mode, strict=True)
         ]
         grids = [GridPlace.of(image, block_size) for block_size in self.block_sizes]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from headcount.bins import CountBins, expected_counts
 from headcount.config import ConfigError, EbcHeadConfig, HeadConfig, PromptsConfig, RegressionHeadConfig, missing_bins
+from headcount.distribution import bin_moments
 from headcount.models.prompts import write_prompts
 from headcount.types import BinPrediction, BlockGrid, Prediction
 
@@ -69,6 +70,7 @@ class BlockClassifier(PredictionHead):
     """1x1 convolutions to one logit per bin; a block's count is the expectation under the softmax."""
 
     representatives: Tensor
+    second_moments: Tensor
 
     def __init__(self, channels: int, bins: CountBins) -> None:
         super().__init__()
@@ -77,8 +79,9 @@ class BlockClassifier(PredictionHead):
         self.to_logits: nn.Module = nn.Conv2d(min(channels, _HIDDEN), len(bins), 1)
         if self.hidden:
             self.to_logits = nn.Sequential(nn.Conv2d(channels, _HIDDEN, 1), nn.ReLU(inplace=True), self.to_logits)
-        # A buffer follows the model to its device, so that no step copies it from the host.
+        # Buffers follow the model to its device, so that no step copies them from the host.
         self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
+        self.register_buffer("second_moments", torch.tensor(bin_moments(bins)), persistent=False)
 
     def start_at(self, histogram: Mapping[int, int]) -> None:
         """See :class:`PredictionHead`."""
@@ -94,7 +97,7 @@ class BlockClassifier(PredictionHead):
             logits = self.to_logits(resample(features, factor)).float()
         else:
             logits = resample(self.to_logits(features), factor).float()
-        return predict_bins(logits, self.representatives)
+        return predict_bins(logits, self.representatives, self.second_moments)
 
 
 class CosineClassifier(PredictionHead):
@@ -107,6 +110,7 @@ class CosineClassifier(PredictionHead):
     """
 
     representatives: Tensor
+    second_moments: Tensor
     text_features: Tensor
 
     def __init__(self, channels: int, bins: CountBins, text_features: Float[Tensor, "bins embed"]) -> None:
@@ -117,6 +121,7 @@ class CosineClassifier(PredictionHead):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.register_buffer("text_features", text_features)
         self.register_buffer("representatives", torch.tensor(bins.representatives), persistent=False)
+        self.register_buffer("second_moments", torch.tensor(bin_moments(bins)), persistent=False)
 
     def forward(self, features: Float[Tensor, "batch channels h w"], *, factor: float) -> BinPrediction:
         """See :class:`PredictionHead`."""
@@ -126,7 +131,7 @@ class CosineClassifier(PredictionHead):
             directions = F.normalize(projected.float(), dim=1)
             texts = F.normalize(self.text_features.float(), dim=1)
             logits = self.logit_scale.exp() * F.conv2d(directions, texts[:, :, None, None])
-        return predict_bins(logits, self.representatives)
+        return predict_bins(logits, self.representatives, self.second_moments)
 
 
 class CountRegressor(PredictionHead):
@@ -156,11 +161,13 @@ class CountRegressor(PredictionHead):
 
 
 def predict_bins(
-    logits: Float[Tensor, "batch bins rows cols"], representatives: Float[Tensor, " bins"]
+    logits: Float[Tensor, "batch bins rows cols"],
+    representatives: Float[Tensor, " bins"],
+    second_moments: Float[Tensor, " bins"],
 ) -> BinPrediction:
     """The prediction of blocks with these logits: each counts as its expected representative count."""
     blocks = expected_counts(logits.softmax(1), representatives)
-    return BinPrediction(count=blocks.sum((1, 2, 3)), blocks=blocks, logits=logits)
+    return BinPrediction(count=blocks.sum((1, 2, 3)), blocks=blocks, logits=logits, second_moments=second_moments)
 
 
 @singledispatch

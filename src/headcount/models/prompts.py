@@ -6,8 +6,6 @@ Implements section III-B of arXiv:2403.09281. It does not encode the sentences (
 import math
 from collections.abc import Sequence
 
-from num2words import num2words
-
 from headcount.config import CountStyle, LastPrompt, PromptsConfig
 
 
@@ -40,4 +38,6 @@ def _written(count: int, style: CountStyle) -> str:
     # As in the released code: counts up to 100 and multiples of 100 up to 1000 are spelled out, the others are digits.
     if style is CountStyle.number or count > 1000 or (count > 100 and count % 100):
         return str(count)
+    from num2words import num2words  # late: few models have texts
+
     return str(num2words(count))

@@ -15,7 +15,8 @@ from headcount.config import Border, ConfigError, SlidingWindowConfig, WholeImag
 from headcount.types import BlockGrid, Counted
 
 Maps = Float[Tensor, "windows maps rows cols"]
-"""Block counts and, if requested, the probability of each bin, on the host."""
+"""Block counts and, if requested, their mean squares (NaN where unknown) and the probability of each bin, on the
+host."""
 
 PredictWindows = Callable[[list[tuple[int, int]], tuple[int, int]], tuple[Float[Tensor, " windows"], Maps | None]]
 """(corners (top, left), (height, width)) -> count of each window, and its maps; None for a network without blocks."""
@@ -29,45 +30,63 @@ def count_image(
     width: int,
     grid: BlockGrid,
     stride: int,
+    variance: bool = False,
 ) -> Counted:
     """Count an image of ``height`` x ``width`` pixels; see :meth:`headcount.models.counter.Counter.count`.
 
     Args:
         predict: the network on windows of that image, which may extend beyond its right and lower border.
         stride: of the network, in pixels.
+        variance: whether ``predict`` gives the mean squares of the blocks.
     """
     if not isinstance(mode, SlidingWindowConfig):
-        return count_whole(predict, mode, height=height, width=width, grid=grid, stride=stride)[0]
+        return count_whole(predict, mode, height=height, width=width, grid=grid, stride=stride, variance=variance)[0]
     maps = _windows(predict, mode, height=height, width=width, grid=grid)
-    return _counted(maps, mode, shape=grid.shape(height, width))
+    return _counted(maps, mode, shape=grid.shape(height, width), variance=variance)
 
 
 def count_whole(
-    predict: PredictWindows, mode: WholeImageConfig, *, height: int, width: int, grid: BlockGrid, stride: int
+    predict: PredictWindows,
+    mode: WholeImageConfig,
+    *,
+    height: int,
+    width: int,
+    grid: BlockGrid,
+    stride: int,
+    variance: bool = False,
 ) -> list[Counted]:
     """Count one or more images of ``height`` x ``width`` pixels as wholes, in one batch.
 
     Args:
         predict: the network on these images, asked for the one window that covers an image.
         stride: of the network, in pixels.
+        variance: whether ``predict`` gives the mean squares of the blocks.
     """
     size = whole_size(height, width, stride=stride, block_size=grid.block_size)
     counts, maps = _whole_images(predict, height=height, width=width, size=size)
     if maps is None:
         return [Counted(float(count), blocks=None, probabilities=None, mode=mode) for count in counts]
-    return [_counted(of_image, mode, shape=grid.shape(height, width)) for of_image in maps]
+    shape = grid.shape(height, width)
+    return [_counted(of_image, mode, shape=shape, variance=variance) for of_image in maps]
 
 
 def _counted(
-    maps: Float[Tensor, "maps rows cols"], mode: WholeImageConfig | SlidingWindowConfig, *, shape: tuple[int, int]
+    maps: Float[Tensor, "maps rows cols"],
+    mode: WholeImageConfig | SlidingWindowConfig,
+    *,
+    shape: tuple[int, int],
+    variance: bool,
 ) -> Counted:
     """The counted image of its maps, without the blocks beyond ``shape`` (rows, cols)."""
     maps = maps[:, : shape[0], : shape[1]]
+    probabilities = maps[1 + variance :]
+    of_blocks = (maps[1] - maps[0].square()).clamp(min=0) if variance and not maps[1].isnan().any() else None
     return Counted(
         count=float(maps[0].sum(dtype=torch.float64)),
         blocks=maps[0],
-        probabilities=maps[1:] if len(maps) > 1 else None,
+        probabilities=probabilities if len(probabilities) else None,
         mode=mode,
+        variance=of_blocks,
     )
 
 

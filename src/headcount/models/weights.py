@@ -11,13 +11,12 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum
 
 from headcount.config import ConfigError
 from headcount.errors import CheckpointError
@@ -31,7 +30,19 @@ _NUMPY_NUMBERS: list[Any] = [
 ]
 
 
-def load_backbone(backbone: Backbone, weights: str, published: WeightsEnum | None) -> None:
+@runtime_checkable
+class Published(Protocol):
+    """Published weights, as torchvision's ``WeightsEnum`` describes them; torchvision itself takes time to import."""
+
+    @property
+    def url(self) -> str:
+        """Where the file is."""
+
+    def get_state_dict(self, **options: Any) -> Mapping[str, Tensor]:
+        """Download the file, if it is not there yet, and read it."""
+
+
+def load_backbone(backbone: Backbone, weights: str, published: Published | None) -> None:
     """Load pretrained weights into ``backbone``.
 
     A file holds the state dict of torchvision's (or timm's) classifier of the same architecture, with any number of
@@ -88,7 +99,7 @@ def _names(key: str) -> tuple[str, ...]:
     return key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}"
 
 
-def _download(published: WeightsEnum) -> Mapping[str, Tensor]:
+def _download(published: Published) -> Mapping[str, Tensor]:
     url = published.url
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     file = os.path.join(folder, os.path.basename(url))

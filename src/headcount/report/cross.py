@@ -38,6 +38,11 @@ class CrossCell:
     """Whether this split selected its checkpoint, which makes the errors optimistic."""
     error: str | None = None
     """Why the evaluation failed; None if it did not."""
+    covered: float | None = None
+    """Share of the images whose true count lies in their 90 % interval; None for a counter that is not calibrated for
+    that level."""
+    width: float | None = None
+    """Mean width of these intervals, in heads."""
 
 
 @dataclass
@@ -134,15 +139,21 @@ def _cell_keys() -> list[str]:
 
 def terminal_table(matrix: CrossMatrix) -> str:
     """Format MAE / RMSE of every cell for a terminal, with notes on the marks."""
-    headings, *rows = _texts(matrix)
     alignment = ["left"] + ["right"] * len(matrix.columns)
-    table = tabulate(rows, headings, tablefmt="plain", disable_numparse=True, colalign=alignment)
-    return "\n".join([table, *_notes(matrix)])
+    tables = [
+        tabulate(rows, headings, tablefmt="plain", disable_numparse=True, colalign=alignment)
+        for headings, *rows in (_texts(matrix), _interval_texts(matrix))
+        if rows
+    ]
+    return "\n".join([*tables, *_notes(matrix)])
 
 
 def markdown(matrix: CrossMatrix) -> str:
     """Format the same as a page of Markdown, with the errors of failed evaluations and the checkpoints."""
-    lines = ["# Evaluation across datasets", "", *pipe_table(_texts(matrix), numbers_from=1), "", *_notes(matrix)]
+    lines = ["# Evaluation across datasets", "", *pipe_table(_texts(matrix), numbers_from=1), ""]
+    if len(intervals := _interval_texts(matrix)) > 1:
+        lines += [*pipe_table(intervals, numbers_from=1), ""]
+    lines += _notes(matrix)
     failures = matrix.failures()
     if failures:
         lines += ["", "## Failed", "", *("* " + plain(failure.split("\n")[0]) for failure in failures)]
@@ -159,6 +170,21 @@ def _texts(matrix: CrossMatrix) -> list[list[str]]:
     return rows
 
 
+def _interval_texts(matrix: CrossMatrix) -> list[list[str]]:
+    """Coverage and width of the calibrated intervals, headings first; no other rows if no counter is calibrated."""
+    rows = [["90 % intervals", *matrix.column_names()]]
+    for name, row in zip(matrix.row_names(), matrix.rows, strict=True):
+        if any(cell.covered is not None for cell in row.cells):
+            rows.append([name, *map(_interval_text, row.cells)])
+    return rows
+
+
+def _interval_text(cell: CrossCell) -> str:
+    if cell.covered is None or cell.width is None:
+        return "-"
+    return f"{100 * cell.covered:.1f} % / {cell.width:.1f}"
+
+
 def _text(cell: CrossCell) -> str:
     return "failed" if cell.mae is None or cell.rmse is None else f"{cell.mae:.2f} / {cell.rmse:.2f}"
 
@@ -170,6 +196,8 @@ def _mark(cell: CrossCell) -> str:
 def _notes(matrix: CrossMatrix) -> list[str]:
     cells = [cell for row in matrix.rows for cell in row.cells]
     notes = ["MAE / RMSE, in heads per image."]
+    if any(cell.covered is not None for cell in cells):
+        notes.append("Of 90 % intervals: share of images whose true count they hold / mean width, in heads.")
     if any(cell.own and not cell.selected for cell in cells):
         notes.append("`*`: the counter's own training dataset.")
     if any(cell.own and cell.selected for cell in cells):

@@ -12,11 +12,14 @@ from typing import Any
 
 from tabulate import tabulate
 
+from headcount.coverage import JudgedIntervals
 from headcount.data.crowd import CrowdDataset
 from headcount.files import read_text, write_csv, write_json
 from headcount.metrics import GAME, Interval, Metrics, Reliability, measure, parts_table
 from headcount.report.diagnostics import levels_picture, reliability_picture, scatter_picture
+from headcount.report.intervals import coverage_picture, describe_intervals, intervals_to_plain, usual_intervals
 from headcount.report.pictures import ComparisonRow, comparison_picture
+from headcount.report.predictions import INTERVAL_COLUMNS, interval_cells
 from headcount.runs import COUNTS_FILE, EvaluationFacts
 from headcount.types import FAR_OUTSIDE, Evaluation
 from headcount.wording import first_names, printable
@@ -25,6 +28,7 @@ METRICS_FILE = "metrics.json"
 # What makes two evaluations in one folder different ones.
 _IDENTITY = ("dataset", "split", "images", "mode", "epoch", "commit", "seed")
 WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE = "worst.png", "scatter.png", "levels.png", "reliability.png"
+COVERAGE_FILE = "coverage.png"
 
 
 def write_evaluation(
@@ -34,6 +38,7 @@ def write_evaluation(
     *,
     facts: EvaluationFacts,
     reliability: Reliability | None = None,
+    intervals: JudgedIntervals | None = None,
 ) -> None:
     """Write the report of an evaluation and print a summary.
 
@@ -43,6 +48,7 @@ def write_evaluation(
         folder: of the report; created if missing.
         facts: what was evaluated, and how many pictures to draw.
         reliability: of the bins' probabilities; None for a counter without bins of whole heads.
+        intervals: of the counts; None reports none.
 
     Raises:
         OSError: if a file cannot be written.
@@ -56,23 +62,31 @@ def write_evaluation(
     occupied = None if reliability is None else reliability.occupied
     plain["calibration_error"] = None if reliability is None else reliability.calibration_error()
     plain["calibration_error_occupied"] = None if occupied is None else occupied.calibration_error()
+    plain["intervals"] = None if intervals is None else intervals_to_plain(intervals)
     names_and_counts = json.dumps([[image.name, image.true] for image in evaluation.images])
     plain["images_digest"] = hashlib.sha256(names_and_counts.encode()).hexdigest()[:16]
     replaced = _describe_replaced(folder / METRICS_FILE, plain)
     write_json(folder / METRICS_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
-    rows: list[list[Any]] = [["image", "true", "predicted", "error", *measured, "width", "height", "note"]]
+    usual = {} if intervals is None else usual_intervals(intervals)
+    rows: list[list[Any]] = [
+        ["image", "true", "predicted", "error", *measured, "width", "height", *INTERVAL_COLUMNS, "note"]
+    ]
     for image in evaluation.images:
         decimals = [image.predicted, image.predicted - image.true, *(image.numbers[name] for name in measured)]
         size = dataset.source_sizes[image.index]
-        rows.append([image.name, f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals), *size, image.note])
+        numbers = [f"{image.true:.0f}", *(f"{value:.4f}" for value in decimals), *size]
+        interval = usual.get(image.name)
+        note = "; ".join(filter(None, [image.note, "" if interval is None else interval.note]))
+        rows.append([image.name, *numbers, *interval_cells(interval), note])
     write_csv(folder / COUNTS_FILE, rows)
-    drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability)
+    drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability, intervals)
     lines = [
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
         f"selected on '{facts.selected_on}'{_others(facts)}), {facts.mode}",
         *summary(metrics).splitlines(),
         *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
+        *([] if intervals is None else describe_intervals(intervals).splitlines()),
         *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
     ]
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
@@ -133,9 +147,10 @@ def _draw(
     folder: Path,
     facts: EvaluationFacts,
     reliability: Reliability | None,
+    intervals: JudgedIntervals | None,
 ) -> list[str]:
     """Draw the pictures that ``facts`` requests, remove those of an earlier evaluation, and return the file names."""
-    for name in (WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE):
+    for name in (WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE, COVERAGE_FILE):
         (folder / name).unlink(missing_ok=True)
     if not facts.pictures:
         return []
@@ -150,6 +165,9 @@ def _draw(
         title = f"{split}: probabilities of blocks by bin"
         reliability_picture(reliability, folder / RELIABILITY_FILE, title=title)
         drawn.append(RELIABILITY_FILE)
+    if intervals is not None and intervals.best:
+        coverage_picture(intervals, folder / COVERAGE_FILE, title=f"{split}: intervals of counts")
+        drawn.append(COVERAGE_FILE)
     return drawn
 
 
@@ -170,6 +188,7 @@ def _draw_worst(evaluation: Evaluation, dataset: CrowdDataset, path: Path, facts
                 predicted_blocks=image.blocks,
                 block_size=facts.block_size,
                 name=image.name,
+                mask=sample.mask,
             )
         )
     title = f"{facts.dataset} {facts.split}: MAE {errors.mae:.2f}, {len(worst)} largest errors of {errors.images}"

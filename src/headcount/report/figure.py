@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from headcount.config import ConfigError
-from headcount.report.pictures import MAPS_NOTE, ComparisonRow, draw_panels, save_figure, shorten
+from headcount.report.pictures import ComparisonRow, draw_panels, maps_note, save_figure, shorten
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -103,7 +103,7 @@ def density_figure(columns: Sequence[ComparisonRow], path: Path, *, title: str =
         figure.text(0.5 / size[0], y, heading, rotation=90, ha="center", va="center", fontsize=13, weight="bold")
     figure.text(x, (_BOTTOM - 0.15) / size[1], "heads\nper block", ha="right", va="center", fontsize=9)
     figure.text(x, 0.71 / size[1], "counts", ha="right", va="center", fontsize=12, fontweight="bold")
-    figure.text(0.5, 0.08 / size[1], MAPS_NOTE, ha="center", va="bottom", fontsize=9, multialignment="center")
+    figure.text(0.5, 0.08 / size[1], maps_note(columns), ha="center", va="bottom", fontsize=9, multialignment="center")
     figure.suptitle(title, fontsize=13, y=1 - 0.1 / size[1], va="top", parse_math=False)
     save_figure(figure, path)
 

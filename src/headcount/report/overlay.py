@@ -39,6 +39,7 @@ def overlay_picture(
     *,
     block_size: int,
     title: str,
+    interval: str = "",
     regions: Sequence[DrawnRegion] = (),
 ) -> None:
     """Draw a photo in gray with its predicted density in color, the count above it and a color bar beside it.
@@ -49,6 +50,7 @@ def overlay_picture(
         path: the picture file; its suffix determines the format.
         block_size: side of a block, in pixels of ``image``.
         title: written above the count.
+        interval: of the count, as text; empty without one.
         regions: outlined, with name and count.
 
     Raises:
@@ -59,20 +61,52 @@ def overlay_picture(
     panel = max(1, round(height * shrink)), max(1, round(width * shrink))
     blocks = block_counts.double().numpy()
     drawn, scale = heat_map(image, blocks, panel=panel, block_size=block_size)
+    drawn = draw_regions(drawn, regions)
+    count = float(blocks.sum())
+    framed_picture(drawn, path, count=count, scale=scale, block_size=block_size, title=title, interval=interval)
 
-    inches = max(panel[1] / _DPI, 4.0) + 1.3, max(panel[0] / _DPI, 2.4) + 0.7
+
+def framed_picture(
+    drawn: UInt8[np.ndarray, "height width 3"],
+    path: Path,
+    *,
+    count: float,
+    scale: float,
+    block_size: int,
+    title: str,
+    interval: str = "",
+) -> None:
+    """Write what :func:`heat_map` drew, with the count above it and a color bar beside it.
+
+    Args:
+        drawn: the picture, with its regions.
+        path: the picture file; its suffix determines the format.
+        count: expected people.
+        scale: maximum of the color scale, heads per block.
+        block_size: side of a block, in pixels of the picture that was counted.
+        title: written above the count.
+        interval: of the count, as text; empty without one.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    inches = max(drawn.shape[1] / _DPI, 4.0) + 1.3, max(drawn.shape[0] / _DPI, 2.4) + 0.7
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     axis = figure.subplots()
-    axis.imshow(draw_regions(drawn, regions), interpolation="antialiased")
+    axis.imshow(drawn, interpolation="antialiased")
     axis.set_axis_off()
     name = shorten(title, int(inches[0] * _DPI / _LETTER_WIDTH))
-    figure.suptitle(f"{name}\n{float(blocks.sum()):.1f} people", fontsize=14, parse_math=False)
-    # The color bar shows the colors as they look on a medium gray photo.
-    levels = np.linspace(0, 1, 256)
-    seen = ListedColormap(_blend(np.full(256, (_BLACK + _WHITE) / 2), levels))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, scale), seen), ax=axis, fraction=0.04, pad=0.01)
+    people = f"{count:.1f} people  {interval}".rstrip()
+    figure.suptitle(f"{name}\n{people}", fontsize=14, parse_math=False)
+    colors = ListedColormap(color_scale(256))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, scale), colors), ax=axis, fraction=0.04, pad=0.01)
     bar.set_label(f"people per block, smoothed\n(blocks of {block_size} x {block_size} pixels)")
     save_figure(figure, path)
+
+
+def color_scale(levels: int) -> Float[np.ndarray, "levels 3"]:
+    """The colors of :func:`heat_map` from nobody to its maximum, as they look on a medium gray photo; 0 to 1."""
+    return _blend(np.full(levels, (_BLACK + _WHITE) / 2), np.linspace(0, 1, levels))
 
 
 def heat_map(
@@ -95,7 +129,7 @@ def heat_map(
     Returns:
         RGB, and the maximum of the color scale.
     """
-    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], Image.Resampling.BOX)
+    photo = resized_photo(image, panel)
     gray = photo.convert("L").point([round(255 * _BLACK + (_WHITE - _BLACK) * level) for level in range(256)])
     if blocks is None:
         return np.asarray(gray.convert("RGB")), scale
@@ -108,6 +142,13 @@ def heat_map(
     colored.putpalette((255 * color).round().astype(np.uint8).tobytes())
     mask = Image.fromarray((255 * weight).round().astype(np.uint8)[levels])
     return np.asarray(Image.composite(colored.convert("RGB"), gray.convert("RGB"), mask)), scale
+
+
+def resized_photo(image: UInt8[Tensor, "3 height width"], panel: tuple[int, int]) -> Image.Image:
+    """A photo in the size in which it is drawn, (height, width) in pixels."""
+    smaller = panel[0] <= image.shape[1]
+    resampling = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+    return Image.fromarray(image.permute(1, 2, 0).numpy()).resize(panel[::-1], resampling)
 
 
 def _per_block(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from headcount.data.points import distribute_blocks
 from headcount.files import atomic_write
-from headcount.types import Sample
+from headcount.types import Sample, SampleMask
 from headcount.wording import printable
 
 COLORS = "inferno"
@@ -36,6 +36,7 @@ MAPS_NOTE = (
     "one color scale for both, from 0 to the larger maximum; square root, so that low densities are visible"
 )
 """How the maps of truth and prediction are drawn; stated in the pictures."""
+MASK_NOTE = "gray: outside the mask, not counted"
 # Standard deviation in blocks: single annotated heads become as wide as predicted ones. Stated in MAPS_NOTE.
 _SMOOTHING = 1.0
 _MAX_NAME_LENGTH = 40
@@ -47,6 +48,8 @@ _DPI = 110
 _MAX_PIXELS = 60_000
 _TENSORBOARD_PANEL = 256
 _TENSORBOARD_GAP = 4
+_MASK_CELLS = 400  # along the longer side of an image
+_GRAY, _OPACITY = 0.5, 0.6
 
 
 @dataclass
@@ -62,6 +65,8 @@ class ComparisonRow:
     block_size: int
     """Side of a block, in pixels."""
     name: str
+    mask: SampleMask | None = None
+    """Where heads are counted; everything else is drawn under gray. None counts everywhere."""
 
 
 def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
@@ -99,7 +104,7 @@ def comparison_picture(rows: Sequence[ComparisonRow], path: Path, *, title: str 
             fontweight="bold",
         )
     figure.suptitle(title, fontsize=13, parse_math=False)
-    figure.supxlabel(MAPS_NOTE, fontsize=10)
+    figure.supxlabel(maps_note(rows), fontsize=10)
     save_figure(figure, path)
 
 
@@ -141,8 +146,30 @@ def draw_panels(row: ComparisonRow, axes: Sequence[Axes], *, photo_side: int) ->
     for axis, values in zip(axes[1:], maps, strict=True):
         drawn = axis.imshow(values, extent=whole_blocks, cmap=COLORS, norm=colors)
     for axis in axes:
+        if row.mask is not None:
+            shade_outside(axis, row.mask, height=height, width=width)
         axis.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
     return drawn
+
+
+def maps_note(rows: Sequence[ComparisonRow]) -> str:
+    """State how the maps of these images are drawn."""
+    return MAPS_NOTE if all(row.mask is None for row in rows) else f"{MAPS_NOTE}\n{MASK_NOTE}"
+
+
+def shade_outside(axis: Axes, mask: SampleMask, *, height: int, width: int) -> None:
+    """Draw gray over what is outside the mask of an image of ``height`` x ``width`` pixels."""
+    cell = _mask_cell(height, width)
+    outside = 1 - mask.shares(cell).numpy()
+    rows, cols = outside.shape
+    shade = np.full((rows, cols, 4), _GRAY)
+    shade[..., 3] = _OPACITY * outside
+    axis.imshow(shade, extent=(0, cols * cell, rows * cell, 0), interpolation="nearest")
+
+
+def _mask_cell(height: int, width: int) -> int:
+    """Side of the cells, pixels, in which the mask of an image is drawn."""
+    return max(1, max(height, width) // _MASK_CELLS)
 
 
 def density_maps(
@@ -197,9 +224,14 @@ def density_picture(
     colors = color_scale(maps, min_scale=MIN_SCALE * height * width / (block_size**2 * shape[0] * shape[1]))
     photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(shape[::-1])
     gap = np.full((shape[0], _TENSORBOARD_GAP, 3), 255, np.uint8)
-    panels = [np.asarray(photo)]
-    for m in maps:
-        panels += [gap, matplotlib.colormaps[COLORS](colors(m), bytes=True)[:, :, :3]]
+    panels = [np.asarray(photo), *(matplotlib.colormaps[COLORS](colors(m), bytes=True)[:, :, :3] for m in maps)]
+    if sample.mask is not None:
+        cell = _mask_cell(height, width)
+        outside = Image.fromarray(1 - sample.mask.shares(cell).float().numpy())
+        part = (0, 0, width / cell, height / cell)
+        opacity = _OPACITY * np.asarray(outside.resize(shape[::-1], Image.Resampling.BOX, box=part))[:, :, None]
+        panels = [(panel * (1 - opacity) + 255 * _GRAY * opacity).astype(np.uint8) for panel in panels]
+    panels = [strip for panel in panels for strip in (gap, panel)][1:]
     return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -18,10 +19,25 @@ from headcount.config import ConfigError
 from headcount.files import file_identity, name_text, read_text, write_csv, write_json
 from headcount.wording import printable
 
+if TYPE_CHECKING:
+    from headcount.types import CountInterval  # imports torch
+
 NOT_YET = "not counted yet"
 # Windows and shells limit a path's length; endings and numbers are added to it.
 MAX_NAME_BYTES = 180
 _RESULT = re.compile(r"(density/[^/\\]+\.npy|pictures/[^/\\]+\.png)")
+
+
+INTERVAL_COLUMNS = ("low", "high", "level", "calibrated")
+"""Columns of an interval in a file of counts."""
+
+
+def interval_cells(interval: "CountInterval | None") -> list[str]:
+    """An interval as cells of :data:`INTERVAL_COLUMNS`; empty for None."""
+    if interval is None:
+        return [""] * len(INTERVAL_COLUMNS)
+    ends = [f"{interval.low:.2f}", f"{interval.high:.2f}", f"{interval.level:g}"]
+    return [*ends, "yes" if interval.calibrated else "no"]
 
 
 @dataclass
@@ -31,6 +47,8 @@ class PictureResult:
     file: str
     count: float | None = None
     """Expected people."""
+    interval: "CountInterval | None" = None
+    """Where the true count is expected."""
     regions: dict[str, float] | None = None
     """Expected people in each region, by name."""
     width: int | None = None
@@ -109,12 +127,13 @@ class Results:
         content = {"checkpoint": self.checkpoint, "total": self.total(), "pictures": pictures}
         write_json(self.json_file, content)
         of_regions = [f"region {name}" for name in self.regions]
-        rows = [["file", "count", *of_regions, "width", "height", "note", "error"]]
+        rows = [["file", "count", *of_regions, "width", "height", *INTERVAL_COLUMNS, "note", "error"]]
         for picture in self.pictures:
             count = "" if picture.count is None else f"{picture.count:.4f}"
             size = [str(picture.width or ""), str(picture.height or "")]
             inside = self._regions(picture, digits=4)
-            rows.append([picture.file, count, *inside, *size, picture.note, picture.error])
+            interval = interval_cells(picture.interval)
+            rows.append([picture.file, count, *inside, *size, *interval, picture.note, picture.error])
         write_csv(self.csv_file, rows)
         self.saved = time.monotonic()
 
@@ -130,19 +149,20 @@ class Results:
             name = printable(picture.file)
             inside = self._regions(picture, digits=1)
             if picture.count is None:
-                rows.append([name, "-", *inside, "failed", ""])
+                rows.append([name, "-", "", *inside, "failed", ""])
             else:
                 size = f"{picture.width} x {picture.height}"
-                rows.append([name, f"{picture.count:.1f}", *inside, size, picture.note])
+                interval = "uncalibrated" if picture.interval is None else str(picture.interval)
+                rows.append([name, f"{picture.count:.1f}", interval, *inside, size, picture.note])
         if len(self.pictures) > 1:
             sums = PictureResult("", regions={name: self.total(name) for name in self.regions})
-            rows.append(["total", f"{self.total():.1f}", *self._regions(sums, digits=1), "", ""])
+            rows.append(["total", f"{self.total():.1f}", "", *self._regions(sums, digits=1), "", ""])
         table = tabulate(
             rows,
-            ["file", "people", *self.regions, "pixels", ""],
+            ["file", "people", "interval", *self.regions, "pixels", ""],
             tablefmt="plain",
             disable_numparse=True,
-            colalign=("left", *["right"] * (1 + len(self.regions)), "left", "left"),
+            colalign=("left", "right", "left", *["right"] * len(self.regions), "left", "left"),
         )
         print("\n".join(line.rstrip() for line in table.splitlines()))
         if not self.earlier:

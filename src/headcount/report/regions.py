@@ -69,6 +69,21 @@ def draw_regions(
     return np.asarray(picture)
 
 
+def draw_corners(
+    pixels: UInt8[np.ndarray, "height width 3"], corners: Sequence[tuple[float, float]]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture with the corners of an unfinished region, in shares of width and height, and lines between."""
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    radius = max(4, round(max(picture.size) / 150))
+    points = [(x * picture.width, y * picture.height) for x, y in corners]
+    for color, thickness in ((_BLACK, radius // 2 + 2), (_WHITE, radius // 2)):
+        draw.line(points, fill=color, width=thickness, joint="curve")
+    for point in points:
+        draw.circle(point, radius, fill=_WHITE, outline=_BLACK, width=2)
+    return np.asarray(picture)
+
+
 def draw_label(
     draw: ImageDraw.ImageDraw, text: str, center: tuple[float, float], *, picture_size: tuple[int, int]
 ) -> None:

@@ -13,6 +13,8 @@ from tabulate import tabulate
 from headcount.config import ConfigError
 from headcount.files import append_csv, read_text, write_csv, write_json
 from headcount.report.frames import CountCurve, clock
+from headcount.report.predictions import INTERVAL_COLUMNS, interval_cells
+from headcount.types import CountInterval
 from headcount.wording import many, printable
 
 RECORD, TABLE, CURVE, VIDEO = "video.json", "counts.csv", "counts.png", "annotated.mp4"
@@ -78,17 +80,27 @@ class VideoResults:
         """All files that the run will write."""
         return [self.output / name for name in (RECORD, TABLE, CURVE, *([VIDEO] if self.draws_video else []))]
 
-    def add(self, number: int | None, seconds: float, counts: Sequence[float], *, note: str) -> None:
+    def add(
+        self,
+        number: int | None,
+        seconds: float,
+        counts: Sequence[float],
+        *,
+        interval: CountInterval | None = None,
+        note: str,
+    ) -> None:
         """Record a frame that was counted.
 
         Args:
             number: of the frame.
             seconds: its time.
             counts: people in the whole frame and in each region.
+            interval: of the people in the whole frame; None if there is none.
             note: what is odd about it.
         """
         self._begin()
-        append_csv(self.output / TABLE, [[number, f"{seconds:.3f}", *(f"{c:.4f}" for c in counts), note, ""]])
+        row = [number, f"{seconds:.3f}", *(f"{c:.4f}" for c in counts), *interval_cells(interval), note, ""]
+        append_csv(self.output / TABLE, [row])
         self.curve.add(seconds, counts)
         if note:
             self._noted += 1
@@ -101,7 +113,13 @@ class VideoResults:
         self.failed += 1
         if len(self._errors) < _MAX_ERRORS:
             self._errors.append(error)
-        row = ["" if number is None else number, f"{seconds:.3f}", *[""] * len(self.names), "", error]
+        row = [
+            "" if number is None else number,
+            f"{seconds:.3f}",
+            *[""] * (len(self.names) + len(INTERVAL_COLUMNS)),
+            "",
+            error,
+        ]
         if self.began:
             append_csv(self.output / TABLE, [row])
         elif len(self._waiting) < _MAX_WAITING:
@@ -147,7 +165,8 @@ class VideoResults:
         for path in self.earlier - {self.output / RECORD, self.output / TABLE}:
             path.unlink(missing_ok=True)
         self._save(complete=False, interrupted=False, dropped=0)
-        headings = ["frame", "seconds", "count", *(f"region {name}" for name in self.regions), "note", "error"]
+        of_regions = [f"region {name}" for name in self.regions]
+        headings = ["frame", "seconds", "count", *of_regions, *INTERVAL_COLUMNS, "note", "error"]
         write_csv(self.output / TABLE, [headings, *self._waiting])
         self._waiting = []
 

@@ -1,0 +1,218 @@
+"""Export a checkpoint to a file that counts people without headcount: ONNX, or torch.export's .pt2; or to .safetensors.
+
+  python scripts/export.py ckpt=best_mae.pt --output counter.onnx
+  python scripts/export.py ckpt=best_mae.pt --output counter.pt2
+  python scripts/export.py ckpt=best_mae.pt --output counter.safetensors    (and counter.json)
+  python scripts/export.py ckpt=best_mae.pt --output counter.onnx --check my_pictures
+  python scripts/export.py ckpt=best_mae.pt --output small.onnx --int8 --calibrate my_pictures --check my_pictures
+
+An ONNX or .pt2 file takes images as bytes, uint8 (batch, height, width, 3), RGB, of any size, and returns "count"
+(batch), "blocks" (batch, rows, cols) and, from a counter with bins, "probabilities" (batch, bins, rows, cols).
+Normalization and padding to whole blocks are inside. Not inside is what its metadata describe: how a photo is resized
+first ("resize"), and for a counter that counts in windows, such as a CLIP ViT, how it is cut into them ("windows");
+such a file takes one window. Before it is written, the file counts two generated images, and is refused if it does not
+count as the checkpoint. docs/export.md has a program that counts a photo with it.
+
+A pair of .safetensors and .json is for headcount itself: every command takes it as ckpt=. Its weights have 16 bits,
+unless --float32 is typed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.photos import find_pictures
+from headcount.cli.predict import refuse_uncountable
+from headcount.cli.status import exit_on_error
+from headcount.config import ConfigError, EvalConfig, checkpoint_error
+from headcount.files import make_folder
+from headcount.progress import progress_bar
+from headcount.wording import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headcount.config import SlidingWindowConfig, WholeImageConfig
+    from headcount.engine.checkpoint import LoadedCheckpoint
+    from headcount.engine.exported import ExportedCounter
+    from headcount.engine.predict import PhotoCounter
+
+_PAIR = ".safetensors"
+_SUFFIXES = (".onnx", ".pt2", _PAIR)
+
+
+def main() -> None:
+    """Read the command line and export."""
+    parser = script_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
+    parser.add_argument(
+        "--output", type=to_path, required=True, help="the file to write: .onnx, .pt2 or .safetensors; must not exist"
+    )
+    parser.add_argument("--int8", action="store_true", help="weights of 8 bits (.onnx only)")
+    parser.add_argument(
+        "--calibrate",
+        metavar="PICTURES",
+        help="with --int8: a file, folder or pattern of photos to measure the ranges of the layers on, which makes the "
+        "file faster than float32; without, it is smaller but, for convolutions, slower",
+    )
+    parser.add_argument("--float32", action="store_true", help="weights of 32 bits (.safetensors only)")
+    parser.add_argument("--check", metavar="PICTURES", help="count these photos with the checkpoint and with the file")
+    parser.add_argument("--license", help="terms of the weights, for the metadata (default: those of the dataset)")
+    with exit_on_error(parser.prog, OSError):
+        arguments = read_arguments(parser, old_flags=("ckpt",))
+        ckpt = arguments.values("ckpt").get("ckpt")
+        if ckpt is None:
+            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+        export_checkpoint(ckpt, arguments.options)
+
+
+def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
+    """Export, and compare with the checkpoint.
+
+    Raises:
+        ConfigError, CheckpointError: if it cannot be done; nothing is written.
+    """
+    output = options.output.expanduser()
+    if missing := checkpoint_error(ckpt):
+        raise ConfigError(missing)
+    _refuse_options(output, options)
+    calibration, checked = _pictures(options.calibrate), _pictures(options.check)
+    make_folder(output.parent, "--output ")
+
+    # Heavy imports after the checks.
+    from headcount.engine import checkpoint, export, predict, stored
+
+    if output.suffix == ".onnx":
+        export.import_onnx()
+    loaded = checkpoint.load(ckpt)
+    mode = loaded.counting_mode(EvalConfig())
+    photos = predict.PhotoCounter(loaded.counter, loaded.config, loaded.bins, mode, loaded.seen)
+    if output.suffix == _PAIR:
+        terms = options.license or export.usual_license(loaded)
+        content = checkpoint.read(ckpt)
+        files = stored.save_counter(output, {"license": terms, **content}, half=not options.float32)
+        print(
+            printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
+        )
+        again = checkpoint.load(output).counter
+        compare(photos, lambda image: again.count(image, mode).count, checked)
+        return
+    exported = _export_graph(loaded, mode, photos, calibration, options)
+    compare(photos, lambda image: exported.count(image).count, checked)
+
+
+def _export_graph(
+    loaded: "LoadedCheckpoint",
+    mode: "WholeImageConfig | SlidingWindowConfig",
+    photos: "PhotoCounter",
+    calibration: list[Path],
+    options: argparse.Namespace,
+) -> "ExportedCounter":
+    """Write an ONNX or .pt2 file.
+
+    Args:
+        photos: the same counter, for pictures.
+        calibration: pictures to measure the ranges of the layers on.
+    """
+    from headcount.engine import export
+    from headcount.engine.exported import check_parity, from_onnx, from_program
+    from headcount.engine.quantize import quantize
+
+    output = options.output.expanduser()
+    description = export.describe(loaded, mode, options.license or export.usual_license(loaded))
+    print(f"recording the operations of {description['model']}", file=sys.stderr)
+    program = export.trace(export.build_graph(loaded.counter, mode), description["model"])
+    if output.suffix == ".pt2":
+        exported = from_program(program, description)
+        difference = check_parity(exported, loaded.counter)
+        export.save_program(program, description, output)
+    else:
+        proto = export.to_onnx(program, description)
+        exported = from_onnx(proto.SerializeToString(), str(output))
+        difference = check_parity(exported, loaded.counter)
+        if options.int8:
+            proto = quantize(proto, _parts(photos, calibration) if options.calibrate else None)
+            exported = from_onnx(proto.SerializeToString(), str(output))
+        export.save_onnx(proto, output)
+    print(printable(f"{output}: {_summary(description, output)}"))
+    print(f"largest difference of a block from the checkpoint's, in float32: {difference:.1e} people")
+    return exported
+
+
+def _refuse_options(output: Path, options: argparse.Namespace) -> None:
+    """Raise a ConfigError for options that do not fit together."""
+    if output.suffix not in _SUFFIXES:
+        raise ConfigError(f"--output {output}: the name must end in {' or '.join(_SUFFIXES)}, which chooses the format")
+    if output.exists():
+        raise ConfigError(f"{output}: exists; name another file, or remove it")
+    if options.int8 and output.suffix != ".onnx":
+        raise ConfigError(f"--int8: only ONNX files are quantized; name a file.onnx instead of {output}")
+    if options.float32 and output.suffix != _PAIR:
+        raise ConfigError(f"--float32: {output} has weights of 32 bits anyway; it is an option of {_PAIR}")
+    if options.calibrate and not options.int8:
+        raise ConfigError("--calibrate needs --int8: a file in float32 has no ranges to measure")
+
+
+def _pictures(typed: str | None) -> list[Path]:
+    """The pictures of an option; none if it is not used.
+
+    Raises:
+        ConfigError: if none of them can be opened.
+    """
+    if typed is None:
+        return []
+    files = find_pictures([typed], leave_out=set()).files
+    refuse_uncountable(files)
+    return files
+
+
+def _parts(photos: "PhotoCounter", files: list[Path]) -> Iterator[Any]:
+    """What an exported file gets of each picture: the whole, or one window after the other."""
+    from headcount.config import SlidingWindowConfig
+    from headcount.models.tiling import window_corners
+
+    for file in progress_bar(files, label="calibrating"):
+        image = photos.prepare(file)
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        if not isinstance(photos.mode, SlidingWindowConfig):
+            yield pixels
+            continue
+        side = photos.mode.window or 0
+        height, width = image.shape[1:]
+        block = photos.network.grid.block_size
+        for top, left in window_corners(photos.mode, height=height, width=width, block_size=block):
+            yield pixels[top : top + side, left : left + side]
+
+
+def _summary(description: dict[str, Any], output: Path) -> str:
+    """The file in one line."""
+    windows = description["windows"]
+    counted = "whole images" if windows is None else f"windows of {windows['window']} px"
+    size = output.stat().st_size / 1e6
+    return f"{description['model']}, {counted}, blocks of {description['block_size']} px, {size:.2f} MB"
+
+
+def compare(photos: "PhotoCounter", recount: Callable[["Tensor"], float], files: list[Path]) -> None:
+    """Count pictures with the checkpoint and with the exported file, and print both counts.
+
+    Args:
+        recount: the count of the exported file, of an image as the checkpoint gets it.
+        files: pictures; without any, nothing is printed.
+    """
+    if not files:
+        return
+    from tabulate import tabulate
+
+    rows = []
+    for file in progress_bar(files, label="checking"):
+        prediction = photos.predict(file)
+        count = recount(prediction.image)
+        rows.append((printable(str(file)), prediction.count, count, count - prediction.count))
+    shown = [(name, f"{ours:.3f}", f"{theirs:.3f}", f"{error:+.4f}") for name, ours, theirs, error in rows]
+    headers = ["picture", "checkpoint", "file", "difference"]
+    print(tabulate(shown, headers, tablefmt="plain", disable_numparse=True, colalign=["left", *["right"] * 3]))
+    errors = [abs(error) for *_, error in rows]
+    print(f"difference: mean {sum(errors) / len(errors):.4f}, largest {max(errors):.4f} people")

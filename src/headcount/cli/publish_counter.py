@@ -1,0 +1,141 @@
+"""Store a counter for other people: weights, description and model card, and upload them.
+
+  python scripts/publish_counter.py ckpt=best_mae.pt --output counters/my_counter
+  python scripts/publish_counter.py ckpt=best_mae.pt --output counters/my_counter --license "research use only"
+      --metrics eval/sha_test/metrics.json --limit "fewer than 20 people: counts too many"
+  python scripts/publish_counter.py ckpt=counters/my_counter.safetensors --push owner/my_counter
+
+Writes OUTPUT.safetensors, the weights in 16 bits (--float32 stores all 32); OUTPUT.json, all else that counting needs,
+how it was trained, and its errors; and OUTPUT.md, the model card. None of them may exist. ckpt=OUTPUT.safetensors, or
+.json, counts with it, from every command. No folder of this machine is in them.
+
+The errors are those of metrics.json, which eval.py writes, of this checkpoint or of others of its recipe. --push
+uploads the counter to the Hugging Face Hub as ckpt=hf-hub:owner/my_counter; it needs hf auth login.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.status import exit_on_error
+from headcount.config import ConfigError, checkpoint_error
+from headcount.files import make_folder, read_text, write_text
+from headcount.published import DESCRIPTION, HUB, WEIGHTS, Figure
+from headcount.wording import cut
+
+
+def main() -> None:
+    """Read the command line and store the counter."""
+    parser = script_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
+    parser.add_argument("--output", type=to_path, help="where the files are written, without an ending")
+    parser.add_argument("--metrics", type=to_path, nargs="+", default=[], help="files metrics.json of eval.py")
+    parser.add_argument("--license", default="", help="terms under which the weights may be used")
+    parser.add_argument("--limit", action="append", default=[], help="what it is bad at; repeat it for more")
+    parser.add_argument("--float32", action="store_true", help="store the weights in 32 bits, twice as large")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    with exit_on_error(parser.prog):
+        arguments = read_arguments(parser, old_flags=("ckpt",))
+        ckpt = arguments.values("ckpt").get("ckpt")
+        if ckpt is None:
+            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+        if missing := checkpoint_error(ckpt):
+            raise ConfigError(missing)
+        options = arguments.options
+        if options.output is None and options.push is None:
+            raise ConfigError("nothing to do: type --output FILE, --push OWNER/NAME, or both")
+        publish(ckpt, options)
+
+
+def publish(ckpt: str, options: argparse.Namespace) -> None:
+    """Store the counter and print what was written.
+
+    Raises:
+        ConfigError, CheckpointError: if a file cannot be read or exists, or the hub refuses.
+    """
+    measured = [read_metrics(file.expanduser()) for file in options.metrics]
+
+    # Heavy imports after the checks.
+    from headcount.engine import checkpoint
+
+    content = checkpoint.load(ckpt).content  # also refuses what does not load
+    content |= {"license": options.license} if options.license else {}
+    content |= {"limits": options.limit} if options.limit else {}
+    content |= {"figures": [figure(metrics, content) for metrics in measured]} if measured else {}
+    if options.output is not None:
+        _store(options.output.expanduser(), content, half=not options.float32)
+    if options.push is not None:
+        from headcount.engine.hub import push
+
+        address = push(content, options.push, private=options.private, token=None, half=not options.float32)
+        print(f"{address}: count with ckpt={HUB}{options.push.removeprefix(HUB)}")
+
+
+def _store(output: Path, content: Mapping[str, Any], *, half: bool) -> None:
+    from headcount.engine.card import model_card
+    from headcount.engine.stored import save_counter
+
+    if output.suffix in (WEIGHTS, DESCRIPTION, ".md"):
+        output = output.with_suffix("")
+    weights, card = output.with_name(f"{output.name}{WEIGHTS}"), output.with_name(f"{output.name}.md")
+    if card.exists():
+        raise ConfigError(f"{card}: exists; name another file, or remove it")
+    make_folder(output.parent, "--output ")
+    files = save_counter(weights, content, half=half)
+    write_text(card, model_card(content, output.name))
+    for file in (*files, card):
+        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+
+
+def read_metrics(file: Path) -> dict[str, Any]:
+    """The errors of an evaluation.
+
+    Raises:
+        ConfigError: if the file is missing or was not written by eval.py.
+    """
+    try:
+        metrics = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--metrics {file}: cannot be read: {error}") from error
+    if not isinstance(metrics, dict) or not {"mae", "rmse", "selected_on", "checkpoint"} <= metrics.keys():
+        raise ConfigError(f"--metrics {file}: not a metrics.json of eval.py")
+    if metrics.get("settings"):
+        raise ConfigError(
+            f"--metrics {file}: evaluated with {', '.join(metrics['settings'])}; a counter is published with errors on "
+            "all images of a split, counted as in its training"
+        )
+    return metrics
+
+
+def figure(metrics: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description stores of an evaluation.
+
+    Raises:
+        ConfigError: if the evaluation is damaged.
+    """
+    is_last = Path(str(metrics["checkpoint"])).name == "last.pt"
+    config = content["config"]
+    trained = (content["epoch"], content["commit"], config.get("seed"), config.get("scale"))
+    plain = {
+        **{key: metrics.get(key) for key in ("dataset", "split", "images", "mae", "rmse")},
+        "selected_on": "nothing: the last epoch" if is_last else metrics["selected_on"],
+        "mae_interval": _interval(metrics.get("mae_interval")),
+        "rmse_interval": _interval(metrics.get("rmse_interval")),
+        "own": tuple(metrics.get(key) for key in ("epoch", "commit", "seed", "scale")) == trained,
+    }
+    try:
+        Figure.from_plain(plain)
+    except ValueError as error:
+        raise ConfigError(f"--metrics {cut(str(metrics['checkpoint']))}: {error}") from error
+    return plain
+
+
+def _interval(stored: Any) -> Sequence[Any] | None:
+    """Low and high end; None for a single image, which has no interval."""
+    if not isinstance(stored, Mapping) or stored.get("low") is None:
+        return None
+    return [stored.get("low"), stored.get("high")]

@@ -1,0 +1,156 @@
+"""The model card of a stored counter: a Markdown page made of what its description holds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from headcount.data.catalogue import DATASETS
+from headcount.engine.stored import without_folders
+from headcount.published import Figure, figures_of, license_of
+from headcount.runs import flatten
+from headcount.wording import printable
+
+# Settings that say how it was trained, in the order of the table.
+_RECIPE = (
+    *("scale", "epochs", "batch_size", "seed", "model", "model.name", "model.weights", "model.head.name"),
+    *("bins.strategy", "bins.block_size", "augment.crop_size", "loss", "optim.algorithm", "optim.lr"),
+    *("optim.weight_decay", "optim.schedule", "optim.ema_decay"),
+)
+_LIMITS = (
+    "Scenes unlike those of its training images: much sparser ones, other camera heights and angles, night, haze, "
+    "heads of another size in pixels. `headcount predict` notes pictures whose size or count lies far outside them.",
+    "Whatever resembles a head at that scale may be counted: statues, foliage, patterns; empty scenes rarely get "
+    "exactly 0.",
+    "A count is an expectation with an error like those above, never evidence of a number of people. Do not use it "
+    "alone where the safety of people depends on it.",
+)
+_PRIVACY = (
+    "It counts heads in blocks of pixels. It does not detect, recognize or track persons, and stores no pictures. "
+    "Counting people in public can still be surveillance, and the law may require a basis for it: tell the people who "
+    "are counted, and keep no pictures that you do not need."
+)
+_BIAS = (
+    "Errors by skin tone, clothing, age or region were not measured; expect them to differ, and evaluate on your own "
+    "scenes first."
+)
+_COLLECTED = (
+    "The training images were collected for research from the internet or in a few places, not as a balanced sample of "
+    "people or regions, and those on them were not asked."
+)
+
+
+def model_card(content: Mapping[str, Any], name: str) -> str:
+    """The page of a counter.
+
+    Args:
+        content: of its checkpoint or description: settings, commit, figures, license, limits.
+        name: what ``headcount.load`` takes.
+
+    Raises:
+        ValueError: if its figures are damaged.
+    """
+    config = without_folders(content["config"])
+    dataset = config["dataset"]
+    trained_on = [str(part["name"]) for part in dataset.get("datasets", {}).values()] or [str(dataset["name"])]
+    parts = [
+        *_front_matter(license_of(content)),
+        f"# {_text(name.rpartition(':')[2])}",
+        "Counts the people in pictures of crowds; made with headcount.",
+        f'```python\nimport headcount\n\nprint(headcount.load("{name}").count("photo.jpg"))\n```',
+        f"License of the weights: {_text(license_of(content)) or 'not stated'}.",
+        "## Training data and its terms",
+        *map(_data, trained_on),
+        "## Recipe",
+        _recipe(flatten(config), content),
+        "## Errors",
+        *_errors(figures_of(content)),
+        "## What it is bad at",
+        _list([*map(_text, _strings(content.get("limits"))), *_LIMITS]),
+        "## Privacy and bias",
+        _PRIVACY,
+        " ".join([_COLLECTED, _BIAS] if any(map(_is_published, trained_on)) else [_BIAS]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(license_text: str) -> list[str]:
+    """What the Hugging Face Hub reads of a card."""
+    lines = ["library_name: headcount", "tags: [crowd-counting]"]
+    if license_text:
+        lines += ["license: other", f"license_name: {json.dumps(license_text)}"]
+    return ["\n".join(["---", *lines, "---"])]
+
+
+def _is_published(dataset: str) -> bool:
+    """Whether it is a dataset of photographs that others have published."""
+    return dataset != "custom" and dataset in DATASETS and DATASETS[dataset].files is not None
+
+
+def _data(dataset: str) -> str:
+    if not _is_published(dataset):
+        return f"Dataset `{_text(dataset)}`."
+    info = DATASETS[dataset]
+    return (
+        f"{info.title} ({info.source}). Terms of the dataset: {info.license}. The images are not part of this "
+        "repository; whoever uses the weights is bound by these terms as well."
+    )
+
+
+def _recipe(flat: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    rows = []
+    for key in _RECIPE:
+        value = flat.get(key, flat.get(f"kinds.{key}"))
+        if value is not None:
+            rows.append([f"`{key}`", f"`{_text(str(value))}`"])
+    chosen = content["selection"]
+    epoch = "unknown" if content["epoch"] is None else str(content["epoch"])
+    rows += [
+        ["epoch of these weights", epoch],
+        ["checkpoints were selected by", f"{chosen['metric']} on {chosen['dataset']} {chosen['split']}"],
+        ["commit of the training", f"`{_text(str(content['commit']))}`"],
+    ]
+    return _table(["setting", "value"], rows)
+
+
+def _errors(figures: Sequence[Figure]) -> list[str]:
+    if not figures:
+        return ["Not measured."]
+    headings = ["images", "measured with", "selected on", "MAE", "RMSE"]
+    rows = [
+        [
+            f"{_text(figure.dataset)} {_text(figure.split)}, {figure.images} images",
+            "these weights" if figure.own else "another checkpoint of the recipe",
+            _text(figure.selected_on),
+            _with_interval(figure.mae, figure.mae_interval),
+            _with_interval(figure.rmse, figure.rmse_interval),
+        ]
+        for figure in figures
+    ]
+    return [
+        "In heads per image, over all images of the split, with 95 % bootstrap intervals. Errors on the split that "
+        "selected the weights are optimistic.",
+        _table(headings, rows),
+    ]
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.2f}" if interval is None else f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
+
+
+def _list(items: Sequence[str]) -> str:
+    return "\n".join(f"* {item}" for item in items)
+
+
+def _strings(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _text(text: str) -> str:
+    """Text from a file within a line or a cell of a table."""
+    return printable(text).replace("|", "\\|").replace("`", "'")
