@@ -195,7 +195,9 @@ def _evaluate_checkpoint(
     if not runtime.is_main:
         return None
     facts = _facts(config, loaded, located, images=len(dataset), mode=modes[0], settings=settings)
-    calibration = loaded.calibration if len(members) == 1 else None
+    # A calibration is one counter's, and scales its errors by variances, which blocks of other sizes do not have.
+    is_calibrated = len(members) == 1 and all(view.scale == 1 for view in modes[0].views)
+    calibration = loaded.calibration if is_calibrated else None
     intervals = _judge_intervals(evaluation.images, dataset, calibration, mode=describe_mode(modes[0]))
     return CheckpointEvaluation(evaluation, dataset, folder, facts, merged, intervals)
 
