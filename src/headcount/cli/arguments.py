@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,6 +60,21 @@ class Arguments:
                 read = value
             found[key] = read if read is None or isinstance(read, str) else value
         return found
+
+    def checkpoints(self) -> list[str]:
+        """The checkpoints of ``ckpt=a.pt`` or ``ckpt=[a.pt,b.pt]``, for a script whose only setting that is.
+
+        Raises:
+            ConfigError: if another setting was typed.
+        """
+        typed = self.values("ckpt").get("ckpt")
+        if typed is not None and typed.startswith("[") and not os.path.exists(typed):
+            with suppress(HydraException):
+                several: Any = hydra_private.parse(f"ckpt={typed}").value()
+                if not several:
+                    raise ConfigError("ckpt=[]: names no checkpoint; type ckpt=...")
+                return list(map(str, several))
+        return [] if typed is None else [typed]
 
 
 class _Parser(argparse.ArgumentParser):

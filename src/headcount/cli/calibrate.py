@@ -35,7 +35,7 @@ def main() -> None:
     with exit_on_error(parser.prog, MemoryError):
         arguments = read_arguments(parser, old_flags=("ckpt", "split", "data_root"))
         config = calibration_config(arguments.settings)
-        ckpt, output = Path(config.ckpt).expanduser(), arguments.options.output
+        ckpt, output = Path(config.checkpoint).expanduser(), arguments.options.output
         calibrate(config, default_output(ckpt) if output is None else output.expanduser())
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from headcount.cli import hydra_private
 from headcount.cli.choices import config_dir
 from headcount.cli.compose import compose, to_config
+from headcount.cli.cross_validation import expand_folds
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import unknown_flag, written_out
@@ -28,7 +29,7 @@ from headcount.cli.status import (
     print_any_name,
     print_error,
 )
-from headcount.cli.sweep import SweepLog, check_jobs
+from headcount.cli.sweep import OBJECTIVE, SweepLog, check_jobs, sweeper
 from headcount.commands import program
 from headcount.config import ConfigError, TrainConfig, register_schemas
 from headcount.wording import one_line
@@ -54,22 +55,23 @@ def run_command(task: Task, config_name: str) -> None:
     print_any_name()
     with exit_on_error(name):
         register_schemas()
-        arguments = _read_command_line()
+        arguments = _read_command_line(config_name)
         if arguments.help:
             print(help_page(config_name))
             return
     log: SweepLog | None = None
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         # As typed: a reference in a setting has another place here, relative to which it may not exist.
-        typed: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        run = partial(_run, task, cfg, typed, config_name)
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        run = partial(_run, task, cfg, overrides, config_name)
         if log is None:
             with exit_on_error(name):  # Hydra would add text of its own to an error
-                run()
+                results = run()
         else:
-            _run_logged(run, log, hydra_config.job.num, name)
+            results = _run_logged(run, log, hydra_config.job.num, name, overrides)
+        return results[OBJECTIVE] if results else None
 
     try:
         with exit_on_error(name):
@@ -78,7 +80,7 @@ def run_command(task: Task, config_name: str) -> None:
             else:
                 jobs = check_jobs(arguments.overrides, multirun=bool(arguments.multirun), config_name=config_name)
                 if arguments.multirun:
-                    log = SweepLog.open(jobs, config_name)
+                    log = SweepLog.open(jobs, config_name, chosen_later=sweeper(arguments.overrides) is not None)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     except (KeyboardInterrupt, SystemExit) as stop:
         if log is not None:
@@ -109,7 +111,7 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def _read_command_line() -> argparse.Namespace:
+def _read_command_line(config_name: str) -> argparse.Namespace:
     """Read ``sys.argv``, and rewrite it for Hydra, which reads it again, as does each process that is started.
 
     Raises:
@@ -131,6 +133,11 @@ def _read_command_line() -> argparse.Namespace:
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(arguments, flag):
             raise ConfigError(f"--{flag.replace('_', '-')}: cannot be used here; type key=value")
+    folds = expand_folds(arguments.overrides) if config_name == "train" and actions in ([], ["multirun"]) else None
+    if folds is not None:
+        flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+        sys.argv = [sys.argv[0], *folds, *flags, *([] if actions else ["--multirun"])]
+        arguments.overrides, arguments.multirun = folds, True
     return arguments
 
 
@@ -142,7 +149,9 @@ def _run(task: Task, cfg: DictConfig, overrides: Sequence[str], config_name: str
     return task(config)
 
 
-def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, number: int, program: str) -> None:
+def _run_logged(
+    run: Callable[[], dict[str, float] | None], log: SweepLog, number: int, program: str, overrides: list[str]
+) -> dict[str, float] | None:
     """Run a job of a sweep and log its outcome; no error stops the other jobs."""
     results, status, reason = None, 0, ""
     try:
@@ -153,4 +162,5 @@ def _run_logged(run: Callable[[], dict[str, float] | None], log: SweepLog, numbe
     except Exception as error:
         traceback.print_exc()
         status, reason = FAILED, one_line(f"{type(error).__name__}: {error}")
-    log.write(number, status=status, results=results, reason=reason)
+    log.write(number, status=status, results=results, reason=reason, overrides=overrides)
+    return results

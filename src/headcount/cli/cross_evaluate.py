@@ -210,7 +210,7 @@ def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) ->
     from headcount.engine import checkpoint
     from headcount.report.cross import CrossCell, CrossRow
 
-    ckpt = configs[0].ckpt
+    ckpt = configs[0].checkpoint
     cells = [CrossCell(error="not evaluated yet") for _ in configs]
     try:
         trained = checkpoint.recorded_config(checkpoint.read(ckpt), ckpt)

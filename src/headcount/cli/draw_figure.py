@@ -96,7 +96,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
     output = options.output.expanduser()
     check_format(output)
     make_folder(output.parent, "--output ")
-    loaded = checkpoint.load(config.ckpt)
+    loaded = checkpoint.load(config.checkpoint)
     mode = loaded.counting_mode(config.eval)
     dataset = open_evaluated(config, loaded.config)
     indices = choose(dataset, config.split, images=options.images, names=options.names)

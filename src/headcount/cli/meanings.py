@@ -136,7 +136,13 @@ def _type_words(declared: Any) -> str:
         if isinstance(element, type) and issubclass(element, Enum):
             return "one or more of " + ", ".join(element.__members__)
         return "a list of " + {int: "whole numbers", float: "numbers"}.get(element, "values")
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Any: "text, or a list of texts",
+    }
     return words.get(declared, "several settings")
 
 

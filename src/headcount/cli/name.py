@@ -17,7 +17,7 @@ from headcount.files import name_text
 
 MAX_NAME_LENGTH = 120
 # Settings that do not change what is learned are not part of a run's name.
-_NOT_IN_NAME = (*PLACE, "seed", "eval")
+_NOT_IN_NAME = (*PLACE, "seed", "eval", "dataset.cv_seed")
 # Sizes that a file of weights determines: others are refused, so that the file's name says enough.
 _FROM_WEIGHTS = tuple(f"model.{key}" for key in ("embed_dim", "width", "layers", "text_width", "text_layers"))
 

@@ -27,6 +27,9 @@ ViT, in windows. One of more than 8 million pixels, or one that does not fit int
 windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
 only the first frame of an animation is counted, and its line says so.
 
+The counts of several checkpoints, "ckpt=[a.pt,b.pt]", are averaged; people per block are averaged on the blocks of the
+first one. --tta and --scales average the counts of versions of each picture.
+
 Exit status: 0; 1 if a picture could not be counted (the others are); 2 if nothing could be done; 130 if interrupted.
 """
 
@@ -43,7 +46,7 @@ from headcount.cli.arguments import interval_level, read_arguments, script_parse
 from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
-from headcount.config import ConfigError, checkpoint_error
+from headcount.config import ConfigError, checkpoint_error, checkpoint_errors
 from headcount.errors import HeadcountError
 from headcount.files import atomic_write, file_identity, make_folder
 from headcount.progress import progress_bar
@@ -59,7 +62,7 @@ from headcount.wording import printable
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
-    from headcount.engine.predict import PhotoCount, PhotoCounter
+    from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
     from headcount.report.regions import DrawnRegion
 
 _SAVE_EVERY = 30  # seconds
@@ -85,11 +88,29 @@ def main() -> None:
     )
     parser.add_argument("--no-pictures", dest="draw", action="store_false", help="draw nothing")
     parser.add_argument("--no-density", dest="density", action="store_false", help="write no .npy files")
+    add_averaging_options(parser)
     add_region_options(parser)
     with exit_on_error(parser.prog, OSError):  # errors of a single picture are caught where it is counted
         arguments = read_arguments(parser, mixed=("pictures",), only=("ckpt",), old_flags=("ckpt",))
-        ckpt = chosen_checkpoint(arguments.values("ckpt").get("ckpt"), arguments.options.pictures)
-        sys.exit(predict(ckpt, arguments.options))
+        checkpoints = chosen_checkpoints(arguments.checkpoints(), arguments.options.pictures)
+        sys.exit(predict(checkpoints, arguments.options))
+
+
+def chosen_checkpoints(typed: Sequence[str], inputs: Sequence[str]) -> list[Path]:
+    """The checkpoints that were typed, or the default counter.
+
+    Args:
+        typed: one or several; none if ``ckpt=`` was not typed.
+        inputs: the pictures or videos that were typed.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such checkpoint, or one occurs twice.
+    """
+    if len(typed) < 2:
+        return [chosen_checkpoint(typed[0] if typed else None, inputs)]
+    if errors := checkpoint_errors(typed):
+        raise ConfigError("\n  ".join(errors))
+    return [Path(ckpt).expanduser() for ckpt in typed]
 
 
 def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
@@ -114,7 +135,7 @@ def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
     return Path(typed).expanduser()
 
 
-def predict(ckpt: Path, options: argparse.Namespace) -> int:
+def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     """Count all pictures.
 
     Returns:
@@ -129,20 +150,16 @@ def predict(ckpt: Path, options: argparse.Namespace) -> int:
     found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
     files = found.files
     refuse_uncountable(files)
-    results = _empty_results(output, ckpt, files, density=options.density, draw=options.draw)
+    results = _empty_results(output, checkpoints_text(checkpoints), files, density=options.density, draw=options.draw)
     results.regions = [region.name for region in regions]
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
     # Heavy imports after the checks.
     from PIL import Image
 
-    from headcount.engine.predict import load
-
     Image.MAX_IMAGE_PIXELS = max(1, options.max_megapixels * 1_000_000 // 2)  # Pillow refuses twice as many
-    counter = load(ckpt, device=options.device)
-    choose_level(counter, options.level)
-    choose_windows(counter, options)
-    if wrong := regions_error(options, counter.config.model.head.predicts):
+    counter = load_counter(checkpoints, options)
+    if wrong := regions_error(options, counter.predicts):
         raise ConfigError(wrong)
     for folder in (output, *{path.parent for path in results.files()}):
         make_folder(folder, "--output ")
@@ -176,7 +193,7 @@ def refuse_uncountable(files: Sequence[Path]) -> None:
     raise ConfigError("\n  ".join(["there is nothing to count: " + problems[0], *problems[1:10], *more]))
 
 
-def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool, draw: bool) -> Results:
+def _empty_results(output: Path, ckpt: str, files: list[Path], *, density: bool, draw: bool) -> Results:
     """The results before anything is counted, with the names of the files that will be written."""
     pictures = [
         PictureResult(
@@ -187,7 +204,46 @@ def _empty_results(output: Path, ckpt: Path, files: list[Path], *, density: bool
         )
         for file, name in zip(files, distinct_names(files), strict=True)
     ]
-    return Results(output, str(ckpt), pictures)
+    return Results(output, ckpt, pictures)
+
+
+def checkpoints_text(checkpoints: Sequence[Path]) -> str:
+    """One or several checkpoints, for a record."""
+    return ", ".join(map(str, checkpoints))
+
+
+def add_averaging_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of test-time averaging."""
+    parser.add_argument("--tta", choices=("none", "flip"), help="flip also counts the mirror image, and averages")
+    parser.add_argument(
+        "--scales", type=scales, help="also count other sizes, and average: 0.75,1,1.25 (multiples of the picture's)"
+    )
+
+
+def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "PhotoCounter | PhotoEnsemble":
+    """The counter of the checkpoints, with the windows and averaging that were typed.
+
+    Raises:
+        ConfigError: if these do not fit a counter.
+        CheckpointError: if a checkpoint cannot be used.
+    """
+    from headcount.engine.predict import load
+
+    averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
+    if len(checkpoints) == 1:
+        counter = load(checkpoints[0], **averaging)
+        choose_level(counter, options.level)
+        choose_windows(counter, options)
+        return counter
+    if options.level is not None:
+        raise ConfigError(f"--level {options.level:g}: several checkpoints together have no interval; name only one")
+    ensemble = load(list(checkpoints), **averaging)
+    for name, member in zip(checkpoints, ensemble.members, strict=True):
+        try:
+            choose_windows(member, options)
+        except ConfigError as error:
+            raise ConfigError(f"ckpt={name}: {error}") from error
+    return ensemble
 
 
 def add_level_option(parser: argparse.ArgumentParser) -> None:
@@ -240,7 +296,7 @@ def choose_windows(counter: "PhotoCounter", options: argparse.Namespace) -> None
 
 
 def count_all(
-    counter: "PhotoCounter", files: Sequence[Path], results: Results, regions: "Sequence[Region]" = ()
+    counter: "PhotoCounter | PhotoEnsemble", files: Sequence[Path], results: Results, regions: "Sequence[Region]" = ()
 ) -> bool:
     """Count the pictures and fill in their results, which are saved periodically.
 
@@ -267,7 +323,7 @@ def count_all(
     return interrupted
 
 
-def predict_one(counter: "PhotoCounter", file: Path, result: PictureResult) -> "PhotoCount | None":
+def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: PictureResult) -> "PhotoCount | None":
     """Count one picture; an error is recorded in the result, and None is returned."""
     try:
         check_file(file)
@@ -359,6 +415,14 @@ def failure_message(file: Path, error: Exception) -> str:
     elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in ENDINGS[-3:]:
         words += "; save it as JPEG"
     return words
+
+
+def scales(text: str) -> list[float]:
+    """The type of a flag that takes several sizes."""
+    try:
+        return [float(number) for number in text.strip("[]").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be numbers such as 0.75,1,1.25") from None
 
 
 def device(text: str) -> str:

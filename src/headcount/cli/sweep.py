@@ -1,8 +1,10 @@
 """Sweeps: which jobs a command line stands for, checks of all before the first one starts, and their results."""
 
 import hashlib
+import importlib.util
 import itertools
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,8 +26,58 @@ from headcount.files import append_bytes, json_line, make_folder, temporary_name
 Failure = tuple[list[str], str]
 """The settings of a job without results, and why; empty if unknown."""
 
+OBJECTIVE = "MAE"
+"""The result that an optimizer such as Optuna minimizes."""
+IMAGES = "images"
+"""Result of a fold of a cross-validation: the number of images that it was evaluated on."""
+
 # Jobs that differ only in these repeat one experiment.
-_REPEATS = ("seed=", "dataset.fold=")
+_REPEATS = ("seed=", "dataset.fold=", "dataset.cv_fold=")
+# A choice of Hydra's that is an own package -> that package, and the extra that installs it.
+_PLUGINS = {
+    "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "optuna"),
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "hydra/launcher=submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
+# Launchers whose jobs run on this machine, in processes of their own.
+_LOCAL = ("hydra/launcher=joblib",)
+
+
+def sweeper(overrides: Sequence[str]) -> str | None:
+    """The typed sweeper that chooses the values of a sweep while it runs; None for Hydra's own, which tries all."""
+    typed = [text for text in overrides if text.startswith("hydra/sweeper=")]
+    return typed[-1] if typed and typed[-1] != "hydra/sweeper=basic" else None
+
+
+def _require_plugins(overrides: Sequence[str]) -> None:
+    """Refuse a sweeper or launcher that is not installed.
+
+    Raises:
+        ConfigError: names the extra to install.
+    """
+    for text in overrides:
+        module, extra = _PLUGINS.get(text, ("", ""))
+        with suppress(ModuleNotFoundError):  # of the package above it
+            if not module or importlib.util.find_spec(module) is not None:
+                continue
+        raise ConfigError(f"{text}: is not installed: pip install 'headcount[{extra}]'")
+
+
+def _first_job(overrides: Sequence[str]) -> list[str]:
+    """A job of a sweep whose values are chosen while it runs: the first value, or the lower limit, of each setting."""
+    job = []
+    for setting in parse(overrides):
+        if setting.is_sweep:
+            value = setting.value
+            try:
+                first = str(next(iter(setting.override.sweep_string_iterator())))
+            except HydraException:  # an interval
+                first = str(getattr(value, "start", value))
+            job.append(f"{setting.override.get_key_element()}={first}")
+        else:
+            job.append(setting.text)
+    return job
 
 
 def list_jobs(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
@@ -55,14 +107,18 @@ def check_jobs(overrides: Sequence[str], *, multirun: bool, config_name: str) ->
     """Compose and check every job before the first one starts.
 
     Returns:
-        The overrides of each job.
+        The overrides of each job; those of one with the first values if a sweeper chooses them while it runs.
 
     Raises:
         ConfigError: lists every error of the first job that has any.
         DataError: if the dataset of a training is not where it should be.
     """
-    launched = any(o.startswith("hydra/launcher=") for o in overrides)
-    jobs = list_jobs(overrides, multirun=multirun)
+    _require_plugins(overrides)
+    launched = any(text.startswith("hydra/launcher=") and text not in _LOCAL for text in overrides)
+    chooses = sweeper(overrides)
+    if chooses and not multirun:
+        raise ConfigError(f"{chooses}: chooses the values of a sweep; add -m")
+    jobs = [_first_job(overrides)] if chooses else list_jobs(overrides, multirun=multirun)
     for k, job in enumerate(jobs):
         if job in jobs[:k]:
             typed = " ".join(map(as_typed, job))
@@ -89,17 +145,28 @@ class SweepLog:
     file: Path
     jobs: list[list[str]]
     """The overrides of each job, by its number."""
+    chosen_later: bool = False
+    """Whether the jobs are known only once they ran; ``jobs`` then holds an example."""
 
     @classmethod
-    def open(cls, jobs: list[list[str]], config_name: str) -> "SweepLog":
+    def open(cls, jobs: list[list[str]], config_name: str, *, chosen_later: bool = False) -> "SweepLog":
         """A new, empty log for these jobs."""
         folder = Path(composed(config_name, jobs[0], with_hydra=True).hydra.sweep.dir)
         make_folder(folder, "output_dir")
-        return cls(temporary_name(folder.resolve() / "sweep"), jobs)
+        return cls(temporary_name(folder.resolve() / "sweep"), jobs, chosen_later)
 
-    def write(self, number: int, *, status: int, results: dict[str, float] | None, reason: str = "") -> None:
+    def write(
+        self,
+        number: int,
+        *,
+        status: int,
+        results: dict[str, float] | None,
+        reason: str = "",
+        overrides: Sequence[str] = (),
+    ) -> None:
         """Append the outcome of a job, and why it failed; a disk without room for it does not stop the others."""
-        line = json_line({"job": number, "status": status, "results": results, "reason": reason})
+        outcome = {"job": number, "status": status, "results": results, "reason": reason}
+        line = json_line(outcome | ({"overrides": list(overrides)} if self.chosen_later else {}))
         try:
             append_bytes(self.file, line.encode())
         except OutputError as error:
@@ -117,8 +184,12 @@ class SweepLog:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.file.unlink(missing_ok=True)
         outcomes = sorted(_whole(lines), key=lambda outcome: outcome["job"])
-        typed = [list(map(as_typed, job)) for job in self.jobs]
-        common = set.intersection(*map(set, typed))
+        listed = self.jobs
+        if self.chosen_later:
+            listed = [outcome["overrides"] for outcome in outcomes]
+            outcomes = [outcome | {"job": k} for k, outcome in enumerate(outcomes)]
+        typed = [list(map(as_typed, job)) for job in listed]
+        common = set.intersection(*map(set, typed)) if typed else set()
         finished = [(typed[outcome["job"]], outcome["results"]) for outcome in outcomes if outcome["results"]]
         reported = {outcome["job"] for outcome in outcomes}
         problems = {
@@ -128,12 +199,16 @@ class SweepLog:
         table = sweep_rows(finished, common=common) if finished else []
         if table:
             print(plain_table(table))
+        if self.chosen_later and finished:
+            job, results = min(finished, key=lambda job: job[1][OBJECTIVE])
+            settings = " ".join(override for override in job if override not in common)
+            print(f"lowest {OBJECTIVE} {results[OBJECTIVE]:.2f}: {settings}")
         for title, jobs in problems.items():
             if jobs:
                 lines = [f"  {' '.join(job)}" + (f": {reason}" if reason else "") for job, reason in jobs]
                 print(f"{title}:", *lines, sep="\n", file=sys.stderr)
         self._write_table(table, problems, common)
-        return 1 if problems["not finished"] else max(outcome["status"] for outcome in outcomes)
+        return 1 if problems["not finished"] else max((outcome["status"] for outcome in outcomes), default=1)
 
     def _write_table(self, table: list[list[str]], problems: dict[str, list[Failure]], common: set[str]) -> None:
         """Write the results, and the jobs without any, as CSV and Markdown."""
@@ -178,6 +253,8 @@ def plain_table(table: list[list[str]]) -> str:
 def sweep_rows(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: set[str]) -> list[list[str]]:
     """The results of a sweep's jobs, with mean and standard deviation of jobs that differ only in seed or fold.
 
+    Folds of a cross-validation are followed by the errors over the images of all folds.
+
     Args:
         jobs: the settings and the results of each; all have the same kinds of results.
         common: the settings of every job of the sweep, failed ones included; they are not repeated.
@@ -195,11 +272,27 @@ def sweep_rows(jobs: Sequence[tuple[list[str], dict[str, float]]], *, common: se
     rows = []
     for group, members in groups.items():
         for repeat, results in members:
-            rows.append([f"{group} {repeat}".strip(), *(_number(results[key]) for key in keys)])
+            cells = [f"{results[key]:.0f}" if key == IMAGES else _number(results[key]) for key in keys]
+            rows.append([f"{group} {repeat}".strip(), *cells])
         if len(members) > 1:
-            columns = [[results[key] for _, results in members] for key in keys]
-            rows.append([f"{group} mean of {len(members)}".strip(), *map(_mean, columns)])
+            columns = {key: [results[key] for _, results in members] for key in keys}
+            means = ["" if key == IMAGES else _mean(column) for key, column in columns.items()]
+            rows.append([f"{group} mean of {len(members)}".strip(), *means])
+            if IMAGES in keys:
+                images = sum(columns[IMAGES])
+                pooled = [_pooled(key, column, columns[IMAGES]) for key, column in columns.items()]
+                rows.append([f"{group} all {images:.0f} images".strip(), *pooled])
     return [["", *keys], *rows]
+
+
+def _pooled(key: str, column: Sequence[float], images: Sequence[float]) -> str:
+    """An error over the images of all folds together, from that of each; ``-`` for NAE, which leaves out images."""
+    total = sum(images)
+    if key == IMAGES:
+        return f"{total:.0f}"
+    if key == "RMSE":
+        return _number(math.sqrt(sum(n * value**2 for n, value in zip(images, column, strict=True)) / total))
+    return "-" if key == "NAE" else _number(sum(n * value for n, value in zip(images, column, strict=True)) / total)
 
 
 def _number(value: float | None) -> str:

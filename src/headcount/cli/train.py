@@ -3,6 +3,7 @@
 from typing import Any
 
 from headcount.cli.command import importing, run_command
+from headcount.cli.sweep import IMAGES
 from headcount.config import TrainConfig
 
 
@@ -15,7 +16,7 @@ def train_job(config: TrainConfig) -> dict[str, float] | None:
     """Train one run and draw its curves.
 
     Returns:
-        The errors of the best evaluation; None for a dry run, and on every process but the first.
+        The errors of the best evaluation, which a sweep lists; None for a dry run, and on every process but the first.
     """
     with importing():  # torch: only once the settings are known to be valid
         from headcount.engine.train import train
@@ -26,7 +27,10 @@ def train_job(config: TrainConfig) -> dict[str, float] | None:
     from headcount.report.pictures import curve_picture
 
     curve_picture(run.metrics, run.folder / "curves.png")
-    return {key: getattr(run.best, key.lower()) for key in ("MAE", "RMSE", "NAE")}
+    results: dict[str, float] = {key: getattr(run.best, key.lower()) for key in ("MAE", "RMSE", "NAE")}
+    if config.dataset.cv_folds is not None:
+        results |= {IMAGES: run.best.images, "MAE of the last epoch": run.metrics[-1]["eval/mae"]}
+    return results
 
 
 def _draw_densities(*arguments: Any) -> Any:

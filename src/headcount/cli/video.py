@@ -28,12 +28,20 @@ import argparse
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
-from headcount.cli.predict import add_level_option, choose_level, choose_windows, chosen_checkpoint, device
+from headcount.cli.predict import (
+    add_averaging_options,
+    add_level_option,
+    checkpoints_text,
+    chosen_checkpoints,
+    device,
+    load_counter,
+)
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
 from headcount.config import ConfigError
@@ -44,7 +52,7 @@ from headcount.progress import progress_bar
 if TYPE_CHECKING:
     from headcount.data.regions import Region
     from headcount.engine.frames import Source
-    from headcount.engine.predict import PhotoCounter
+    from headcount.engine.predict import PhotoCounter, PhotoEnsemble
     from headcount.engine.video import FrameCount
     from headcount.report.video import VideoResults
 
@@ -79,6 +87,7 @@ def main() -> None:
     parser.add_argument("--stride", type=whole_number, help="pixels between windows (default: the window's side)")
     parser.add_argument("--window-batch", type=whole_number, help="windows per batch (default: 8); fewer save memory")
     parser.add_argument("--no-video", dest="draw", action="store_false", help="write no annotated video")
+    add_averaging_options(parser)
     add_region_options(parser)
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, mixed=("source",), only=("ckpt",), old_flags=("ckpt",))
@@ -86,11 +95,10 @@ def main() -> None:
         if len(options.source) != 1:
             found = ", ".join(options.source) or "none"
             raise ConfigError(f"one source is counted at a time, and {len(options.source)} are given: {found}")
-        ckpt = chosen_checkpoint(arguments.values("ckpt").get("ckpt"), [])
-        sys.exit(count_video(options.source[0], ckpt, options))
+        sys.exit(count_video(options.source[0], chosen_checkpoints(arguments.checkpoints(), []), options))
 
 
-def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> int:
+def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     """Count the frames of a source.
 
     Returns:
@@ -107,21 +115,20 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
     regions = typed_regions(options)
     output = options.output.expanduser()
     earlier = earlier_video(output)
-    results = VideoResults(output, "", str(ckpt), [region.name for region in regions], options.draw, earlier)
+    results = VideoResults(
+        output, "", checkpoints_text(checkpoints), [region.name for region in regions], options.draw, earlier
+    )
     check_output(output, earlier, [Path(source_name).expanduser()], results.files())
 
     # Heavy imports after the checks.
     from headcount.engine.frames import import_av, open_source
-    from headcount.engine.predict import load
 
     if options.draw:
         import_av("an annotated video")
     with closing(open_source(source_name, rate=options.rate)) as source:
         results.source = source.name
-        counter = load(ckpt, device=options.device)
-        choose_level(counter, options.level)
-        choose_windows(counter, options)
-        if wrong := regions_error(options, counter.config.model.head.predicts):
+        counter = load_counter(checkpoints, options)
+        if wrong := regions_error(options, counter.predicts):
             raise ConfigError(wrong)
         make_folder(output, "--output ")
         with stop_event() as stop:
@@ -137,7 +144,7 @@ def count_video(source_name: str, ckpt: Path, options: argparse.Namespace) -> in
 
 
 def count_all(
-    counter: "PhotoCounter",
+    counter: "PhotoCounter | PhotoEnsemble",
     source: "Source",
     results: "VideoResults",
     regions: "list[Region]",

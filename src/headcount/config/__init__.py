@@ -30,12 +30,15 @@ from headcount.config.counting import (
     Border,
     EvalConfig,
     SlidingWindowConfig,
+    Tta,
+    View,
     WholeImageConfig,
     check_level,
     counting_mode,
     describe_mode,
     window_error,
 )
+from headcount.config.counting import errors as counting_errors
 from headcount.config.dataset import (
     Boxes,
     Cache,
@@ -122,6 +125,7 @@ from headcount.config.run import (
     check,
     check_evaluation,
     checkpoint_error,
+    checkpoint_errors,
     missing_checkpoint,
 )
 from headcount.config.schemas import (
@@ -222,7 +226,9 @@ __all__ = [
     "TrainConfig",
     "TrainedDatasetConfig",
     "TransportConfig",
+    "Tta",
     "UcfCc50Config",
+    "View",
     "Warmup",
     "WholeImageConfig",
     "ZipConfig",
@@ -233,6 +239,8 @@ __all__ = [
     "check_evaluation",
     "check_level",
     "checkpoint_error",
+    "checkpoint_errors",
+    "counting_errors",
     "counting_mode",
     "crop_error",
     "describe_mode",

@@ -1,4 +1,4 @@
-"""How an image is counted: as a whole or in windows."""
+"""How an image is counted: as a whole or in windows, and averaged over which views of it."""
 
 import dataclasses
 import math
@@ -20,12 +20,41 @@ class Border(Enum):
     pad = 2
 
 
+class Tta(Enum):
+    """Test-time averaging over an image and its mirror image."""
+
+    none = 1
+    flip = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """A version of an image that is counted."""
+
+    scale: float = 1.0
+    """Its size, as a multiple of that of the image."""
+    mirrored: bool = False
+    """Whether it is flipped horizontally."""
+
+
 @dataclass
 class EvalConfig:
     """Evaluation; this kind lets the model decide how an image is counted."""
 
     pictures: int = number(6, 0, 10_000)
     """Number of images drawn with ground truth and prediction side by side, worst errors first; 0 draws none."""
+    tta: Tta | None = None
+    """Test-time averaging: ``flip`` averages the counts of each image and its mirror image, ``none`` counts it once;
+    None is as in training, by default ``none``."""
+    scales: list[float] | None = number(None, 0.25, 4)
+    """Sizes at which each image is counted, as multiples of its own, such as [0.75,1,1.25]; the counts are averaged.
+    None is as in training, by default [1]."""
+
+    @property
+    def views(self) -> list[View]:
+        """The versions of each image whose counts are averaged; a single one for plain counting."""
+        mirrored = [False, True] if self.tta is Tta.flip else [False]
+        return [View(scale, flip) for scale in self.scales or [1.0] for flip in mirrored]
 
 
 @dataclass
@@ -53,7 +82,7 @@ def counting_mode(
     """Decide how images are counted, with every size filled in.
 
     By default a ViT sees windows of the size its positions are for. Other networks, and those whose head predicts one
-    number per image, see the whole image.
+    number per image, see the whole image. Test-time averaging that is not chosen is that of the run.
 
     Args:
         eval: the evaluation settings of the run.
@@ -70,14 +99,30 @@ def counting_mode(
         window = mode.window or (crop_size if vit is None else vit.input_size)
         mode = dataclasses.replace(mode, window=window, stride=mode.stride or window)
     assert isinstance(mode, (WholeImageConfig, SlidingWindowConfig))
-    return mode if chosen is None else dataclasses.replace(mode, pictures=chosen.pictures)
+    pictures = mode.pictures if chosen is None else chosen.pictures
+    typed = chosen or eval
+    return dataclasses.replace(mode, pictures=pictures, tta=typed.tta or eval.tta, scales=typed.scales or eval.scales)
+
+
+def errors(config: EvalConfig) -> list[str]:
+    """Find settings of an evaluation that contradict each other; one message each."""
+    scales = config.scales
+    if scales is None or (scales and len(set(scales)) == len(scales)):
+        return []
+    typed = f"eval.scales=[{','.join(f'{scale:g}' for scale in scales)}]"
+    if not scales:
+        return [f"{typed}: names no size; leave it out, or name one or more, as in eval.scales=[0.75,1,1.25]"]
+    return [f"{typed}: names a size twice; name each once"]
 
 
 def describe_mode(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     """How images are counted, in words for a record."""
-    if isinstance(mode, WholeImageConfig):
-        return "whole image"
-    return f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+    words = "whole image"
+    if isinstance(mode, SlidingWindowConfig):
+        words = f"windows of {mode.window} px every {mode.stride} px, border {mode.border.name}"
+    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
+    words += ", averaged with the mirror image" if mode.tta is Tta.flip else ""
+    return words if sizes == ["1"] else f"{words}, averaged over sizes {', '.join(sizes)}"
 
 
 def check_level(level: float, *, setting: str = "level") -> float:

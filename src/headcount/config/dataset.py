@@ -85,6 +85,13 @@ class DatasetConfig(DatasetChoice):
     """Name of the dataset."""
     holdout: float = number(0.0, 0, 0.9)
     """Fraction of the training images held out to select the checkpoint; 0 selects on the dataset's own split."""
+    cv_folds: int | None = number(None, 2, 1000)
+    """Number of folds of the training images in a cross-validation, of which one is held out to select the checkpoint;
+    ``cv=N`` sets it. None holds out none."""
+    cv_fold: int | None = number(None, 1, 1000)
+    """The fold that is held out, counted from 1; None without a cross-validation."""
+    cv_seed: int = number(1, 0, 2**32 - 1)
+    """Seed of the folds; ``cv=N`` uses that of the training."""
     outside: Outside = Outside.clamp
     """Training annotations outside the image are moved onto its border (``clamp``) or dropped (``drop``); evaluation
     always counts all annotations."""
@@ -96,6 +103,11 @@ class DatasetConfig(DatasetChoice):
     """Use only the first N training images; None uses all."""
     max_eval_images: int | None = number(None, 1, 1_000_000_000)
     """Evaluate only the first N images; None evaluates all."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some training images are held out to select the checkpoint."""
+        return self.holdout > 0 or self.cv_folds is not None
 
 
 @dataclass
@@ -216,6 +228,8 @@ def errors(config: DatasetChoice) -> list[str]:
     found = []
     if isinstance(config, MixedConfig):
         found += _mixed_errors(config)
+    if isinstance(config, DatasetConfig):
+        found += _fold_errors(config)
     if isinstance(config, FolderDatasetConfig):
         found += _size_errors(config)
     if isinstance(config, CustomConfig):
@@ -223,6 +237,22 @@ def errors(config: DatasetChoice) -> list[str]:
     if isinstance(config, SyntheticConfig):
         found += _memory_errors(config)
     return found
+
+
+def _fold_errors(config: DatasetConfig) -> list[str]:
+    """A fold that does not exist, or two ways to hold out images at once."""
+    if config.cv_folds is None:
+        given = config.cv_fold is not None
+        return [f"dataset.cv_fold={config.cv_fold}: needs dataset.cv_folds, the number of folds"] if given else []
+    if config.holdout > 0:
+        return [
+            f"dataset.holdout={config.holdout:g}: a cross-validation (cv={config.cv_folds}) holds out a fold of the "
+            "training images by itself; leave one of them out"
+        ]
+    if config.cv_fold is None or config.cv_fold > config.cv_folds:
+        fold = "null" if config.cv_fold is None else config.cv_fold
+        return [f"dataset.cv_fold={fold}: must be from 1 to dataset.cv_folds={config.cv_folds}; cv=N runs all folds"]
+    return []
 
 
 def _memory_errors(config: SyntheticConfig) -> list[str]:
@@ -262,12 +292,12 @@ def _custom_errors(config: CustomConfig) -> list[str]:
         found.append(f"dataset.split_file={config.split_file}: splits one folder; leave out {', '.join(given)}")
     if len({os.path.abspath(folder) for folder in given.values()}) < len(given):
         found.append(f"{', '.join(given)}: two of these are one folder, whose images would be trained on and tested")
-    if list(given) == ["dataset.train"] and config.holdout == 0:
+    if list(given) == ["dataset.train"] and not config.holds_out:
         found.append("dataset.train: add dataset.val or dataset.test to select on, or dataset.holdout=0.1")
     if not given and config.split_file is None:
         if config.val_fraction + config.test_fraction >= 1:
             found.append(f"{fractions}: leave no images to train on; their sum must be below 1")
-        if config.val_fraction + config.test_fraction + config.holdout == 0:
+        if config.val_fraction + config.test_fraction == 0 and not config.holds_out:
             found.append(f"{fractions}: leave no images to select on; raise one, or add dataset.holdout=0.1")
     return found
 

@@ -2,14 +2,16 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from headcount import published
-from headcount.config import augment, bins, dataset, loss, model, optim
+from headcount.config import augment, bins, counting, dataset, loss, model, optim
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
@@ -28,6 +30,7 @@ from headcount.config.model import (
     ZipHeadConfig,
 )
 from headcount.config.optim import OptimConfig
+from headcount.errors import ConfigError
 from headcount.wording import cut, url_hint
 
 
@@ -157,6 +160,9 @@ class TrainConfig:
     save_every_minutes: float | None = number(10.0, 0, 10_080)
     """Minutes between saving the state within an epoch, which is all that a kill can cost; 0 or None saves only at the
     end of each epoch, and when a signal stops the run."""
+    cv: int | None = number(None, 2, 1000)
+    """Cross-validation: the number of folds of the training images. Each is held out by a run of its own, and the
+    errors of all are averaged; typed on the command line only. None trains one run."""
     seed: int = number(1, 0, 2**32 - 1)
     """Seed of the weights, the order of images, and the augmentation."""
     data_root: str | None = None
@@ -177,9 +183,10 @@ class TrainConfig:
 class EvalCommandConfig:
     """Settings of ``eval.py``; everything else comes from the checkpoint."""
 
-    ckpt: str = MISSING
+    ckpt: Any = MISSING
     """Checkpoint: a file (``.pt``, or one of a ``.safetensors`` and ``.json`` pair), the name of a counter that comes
-    with headcount, or ``hf-hub:owner/name`` on the Hugging Face Hub."""
+    with headcount, or ``hf-hub:owner/name`` on the Hugging Face Hub; or several, as in 'ckpt=[a.pt,b.pt]', whose counts
+    are averaged."""
     split: str = "test"
     """Images to evaluate: train, val or test, if the dataset has that split."""
     data_root: str | None = None
@@ -192,6 +199,22 @@ class EvalCommandConfig:
     """A dataset; the default, as None, is the one the counter was trained on (``TrainedDatasetConfig``)."""
     eval: EvalConfig = MISSING
     runtime: RuntimeConfig = MISSING
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The paths of all checkpoints."""
+        return [str(path) for path in (self.ckpt if isinstance(self.ckpt, list) else [self.ckpt])]
+
+    @property
+    def checkpoint(self) -> str:
+        """The path of the only checkpoint.
+
+        Raises:
+            ConfigError: if there are several.
+        """
+        if len(self.checkpoints) != 1:
+            raise ConfigError(f"ckpt=[{','.join(self.checkpoints)}]: this command uses one checkpoint; name one")
+        return self.checkpoints[0]
 
 
 PLACE = (
@@ -230,6 +253,7 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
             "cannot be combined; choose eval=whole_image"
         )
     errors += bins.errors(config.bins)
+    errors += counting.errors(config.eval)
     stride = config.model.stride(block_size)
     if stride is not None:
         wrong = crop_error(crop_size, block_size=block_size, stride=stride, model=config.model.name)
@@ -246,6 +270,8 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     errors += optim.errors(config.optim, epochs=config.epochs)
     errors += _runtime_errors(config.runtime)
     errors += dataset.errors(config.dataset)
+    if config.cv is not None:  # the command line replaces it by the folds
+        errors.append(f"cv={config.cv}: is typed on the command line, as in train.py cv={config.cv}; leave it out here")
     errors += _bins_from_errors(config.dataset, config.bins)
     if stride is not None:
         mode = counting_mode(config.eval, config.model, crop_size=crop_size)
@@ -399,8 +425,22 @@ def check_evaluation(config: EvalCommandConfig) -> list[str]:
     errors = range_errors(config) or _runtime_errors(config.runtime)
     if not errors and config.dataset is not None:
         errors += dataset.errors(config.dataset)
-    missing = checkpoint_error(config.ckpt)
-    return errors if missing is None else [*errors, missing]
+    errors += counting.errors(config.eval)
+    return errors + (
+        ["ckpt is not set: type ckpt=..."] if config.ckpt is None else checkpoint_errors(config.checkpoints)
+    )
+
+
+def checkpoint_errors(checkpoints: Sequence[str]) -> list[str]:
+    """Find checkpoints that do not exist or occur twice; one message each."""
+    if not checkpoints:
+        return ["ckpt=[]: names no checkpoint; type ckpt=..."]
+    if found := [error for ckpt in checkpoints if (error := checkpoint_error(ckpt)) is not None]:
+        return found
+    files = [str(published.locate(ckpt) or ckpt) for ckpt in checkpoints]
+    same = [os.path.realpath(os.path.expanduser(file)) for file in files]
+    twice = [ckpt for k, ckpt in enumerate(checkpoints) if same[k] in same[:k]]
+    return [f"ckpt={ckpt}: occurs twice among the checkpoints; name each once" for ckpt in twice[:1]]
 
 
 def checkpoint_error(ckpt: str | Path, *, setting: str = "ckpt") -> str | None:

@@ -219,7 +219,7 @@ def audit_dataset(config: DatasetConfig, *, data_root: str | None = None, block_
         raise ConfigError(f"dataset=mixed: each part is audited alone: {parts}")
     audit = Audit(dataset=config.name, root="drawn by code", splits=[], train=None)
     failures: list[HeadcountError] = []
-    for split in [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]:
+    for split in [*split_names(config), *([HOLDOUT] if config.holds_out else [])]:
         try:
             audit.splits.append(_audit_split(config, split, data_root, audit))
         except HeadcountError as error:

@@ -231,7 +231,7 @@ def selection_split(config: DatasetConfig) -> str:
     if isinstance(config, MixedConfig):
         of_parts = {selection_split(part) for part in config.datasets.values()}
         return of_parts.pop() if len(of_parts) == 1 else SELECTION
-    if config.holdout > 0:
+    if config.holds_out:
         return HOLDOUT
     splits, selection = split_names(config), dataset_info(config.name).selection
     if selection not in splits and "test" not in splits:
@@ -267,7 +267,7 @@ def check_split(config: DatasetConfig, split: str) -> DatasetInfo:
         DataError: if a split file cannot be used, or has no images in the split.
     """
     info = dataset_info(config.name)
-    allowed = [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]
+    allowed = [*split_names(config), *([HOLDOUT] if config.holds_out else [])]
     if split not in allowed:
         if isinstance(config, CustomConfig) and config.train is None and config.split_file and split in info.splits:
             raise DataError(

@@ -152,7 +152,7 @@ def check_folders(config: DatasetConfig, *, data_root: str | None) -> None:
     if not isinstance(config, FolderDatasetConfig):
         return
     splits = ["train"]
-    if isinstance(config, CustomConfig) and config.train is not None and config.holdout == 0:
+    if isinstance(config, CustomConfig) and config.train is not None and not config.holds_out:
         splits.append("test" if config.val is None else "val")  # selects the checkpoint
     for split in splits:
         dataset_folder(config, split, data_root=data_root)

@@ -64,8 +64,8 @@ def open_split(
     """Open a split with its annotations; resizes the images into the cache if that has not been done.
 
     Args:
-        split: one of the dataset's own splits, or ``holdout`` if ``config.holdout`` is above 0; ``train`` then excludes
-            the held-out images, which do not depend on any seed.
+        split: one of the dataset's own splits, or ``holdout`` if training images are held out; ``train`` then excludes
+            these, which do not depend on the seed.
         data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
         augment: applied to ``dataset[epoch, index]``; None leaves training images whole.
         seed: seed of the augmentation.
@@ -124,7 +124,7 @@ def split_faults(config: DatasetConfig, *, data_root: str | None) -> tuple[list[
         return [], []
     whole = dataclasses.replace(config, max_train_images=None, max_eval_images=None, train_fraction=1.0)
     files = {}
-    for split in [*split_names(config), *([HOLDOUT] if config.holdout > 0 else [])]:
+    for split in [*split_names(config), *([HOLDOUT] if config.holds_out else [])]:
         try:
             files[split] = [item.image for item in list_split(whole, split, data_root=data_root)[1]]
         except HeadcountError:  # Reported when the split is opened.
@@ -414,9 +414,18 @@ def _choose(names: list[str], config: DatasetConfig, split: str) -> list[int]:
     """Return the positions, among the images of the source split, of those that belong to ``split``.
 
     Raises:
-        ConfigError: if holding images out leaves none to train on.
+        ConfigError: if holding images out leaves none to train on, or there are fewer images than folds.
     """
     chosen = list(range(len(names)))
+    if config.cv_folds is not None and config.cv_fold is not None and source_split(split) == "train":
+        if config.cv_folds > len(names):
+            raise ConfigError(
+                f"cv={config.cv_folds}: dataset={config.name} has {len(names)} training images, and every fold needs "
+                "one; choose fewer folds"
+            )
+        ordered = sort_by_hash(names, salt=f"fold {config.cv_seed}")
+        held = set(ordered[config.cv_fold - 1 :: config.cv_folds])
+        chosen = [k for k in chosen if (names[k] in held) == (split == HOLDOUT)]
     if config.holdout > 0 and source_split(split) == "train":
         # By a hash of the name: independent of seeds and of the order.
         held = set(sort_by_hash(names)[: max(1, round(config.holdout * len(names)))])

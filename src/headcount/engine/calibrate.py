@@ -50,7 +50,7 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
         ConfigError, CheckpointError, DataError: if the settings, the checkpoint or the images are unusable.
     """
     runtime = Runtime(config.runtime)
-    loaded = checkpoint.load(config.ckpt)
+    loaded = checkpoint.load(config.checkpoint)
     trained, mode = loaded.config, loaded.counting_mode(config.eval)
     located = locate_evaluated(config, trained)
     _refuse_split(config, trained.dataset, located)

@@ -6,7 +6,7 @@ checkpoints/README.md for its keys.
 
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,13 @@ class LoadedCheckpoint:
         if wrong := window_error(mode, self.counter.grid.block_size, self.counter.stride):
             raise ConfigError(wrong)
         return mode
+
+
+def have_same_bins(members: Sequence[LoadedCheckpoint]) -> bool:
+    """Whether the probabilities of all these counters are those of the same bins on blocks of the same size."""
+    bins = [member.bins for member in members]
+    distinct = {None if one is None else (one.grid, tuple(one.edges), one.smoothed) for one in bins}
+    return len(distinct) == 1 and None not in distinct
 
 
 def recorded_config(content: dict[str, Any], path: str | Path) -> TrainConfig:

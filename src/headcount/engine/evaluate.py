@@ -12,6 +12,7 @@ from typing import Any
 
 from headcount import published
 from headcount.config import (
+    ConfigError,
     CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
@@ -19,6 +20,7 @@ from headcount.config import (
     Precision,
     SlidingWindowConfig,
     TrainConfig,
+    Tta,
     WholeImageConfig,
     ZipHeadConfig,
     counting_mode,
@@ -39,10 +41,13 @@ from headcount.files import make_folder
 from headcount.intervals import Calibration
 from headcount.metrics import Reliability
 from headcount.models.counter import WHOLE_IMAGE, Counter
+from headcount.models.ensemble import Ensemble
 from headcount.progress import progress_bar
 from headcount.runs import EvaluationFacts, evaluation_folder
 from headcount.types import CountErrors, Evaluation, ImageCount
 from headcount.wording import first_names
+
+Mode = WholeImageConfig | SlidingWindowConfig
 
 
 class EvaluationStoppedError(Exception):
@@ -51,9 +56,9 @@ class EvaluationStoppedError(Exception):
 
 def evaluate(
     runtime: Runtime,
-    counter: Counter,
+    counter: Counter | Ensemble,
     dataset: CrowdDataset,
-    mode: WholeImageConfig | SlidingWindowConfig = WHOLE_IMAGE,
+    mode: Mode | Sequence[Mode] = WHOLE_IMAGE,
     *,
     workers: int = 0,
     evaluators: Sequence[Evaluator] = (),
@@ -66,7 +71,8 @@ def evaluate(
     Leaves the counter in the mode (training or evaluation) it was in.
 
     Args:
-        mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`).
+        mode: how an image is counted, with every size given (:func:`headcount.config.counting_mode`); of an ensemble,
+            how each member counts it.
         workers: processes that load images; 0 loads in this process.
         evaluators: what to measure on each image beyond the count error.
         probabilities: compute the bins' probabilities, for evaluators that use them.
@@ -87,7 +93,7 @@ def evaluate(
             if is_stopping():
                 break
             try:
-                counted = counter.count(sample.image, mode, probabilities=probabilities, variance=variance)
+                counted = counter.count(sample.image, mode, probabilities=probabilities, variance=variance)  # type: ignore[arg-type]
                 if sample.mask is not None:
                     counted = counted.within(sample.mask.shares(counter.grid.block_size))
             except MemoryError as error:
@@ -153,11 +159,12 @@ def evaluate_checkpoint(
 def _evaluate_checkpoint(
     runtime: Runtime, config: EvalCommandConfig, defaults: DatasetConfig | None
 ) -> CheckpointEvaluation | None:
-    loaded = checkpoint.load(config.ckpt)
-    trained = loaded.config
-    mode = loaded.counting_mode(config.eval)
+    members = [checkpoint.load(path) for path in config.checkpoints]
+    loaded, trained = members[0], members[0].config
+    modes = [_counting_mode(config, member, path) for member, path in zip(members, config.checkpoints, strict=True)]
+    _refuse_other_training(config, members)
     located = locate_evaluated(config, trained)
-    settings = _other_settings(config, loaded, located.config, mode, defaults=defaults)
+    settings = _other_settings(config, loaded, located.config, modes[0], defaults=defaults)
     folder = _report_folder(config, located.config.name, settings)
     if config.output_dir and runtime.is_main:  # before the work, if it is given
         make_folder(folder, "output_dir")
@@ -165,9 +172,8 @@ def _evaluate_checkpoint(
         dataset = open_located(config, located)
     if runtime.is_main:
         make_folder(folder, "output_dir")
-    counter = runtime.move_to_device(loaded.counter)
-    # Labels of smoothed counts would need the Gaussian, and a counter without bins has no probabilities.
-    reliability = BinReliability(loaded.bins) if loaded.bins and not loaded.bins.smoothed else None
+    counter = runtime.move_to_device(_joined(members))
+    reliability = _reliability(members, modes)
     zero_inflated = isinstance(trained.model.head, ZipHeadConfig)
     own_intervals = OwnIntervals(None if zero_inflated else loaded.bins, zero_inflated=zero_inflated)
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, own_intervals]
@@ -177,21 +183,25 @@ def _evaluate_checkpoint(
             runtime,
             counter,
             dataset,
-            mode,
+            modes if isinstance(counter, Ensemble) else modes[0],
             workers=config.runtime.workers,
             evaluators=evaluators,
             probabilities=reliability is not None,
             variance=True,
         )
     except FloatingPointError as error:
-        raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
+        raise CheckpointError(f"ckpt={_typed(config)}: {error}; choose another checkpoint") from error
     for image in evaluation.images:
-        image.note = dataset.note(image.index, loaded.seen, predicted=image.predicted)
+        notes = [dataset.note(image.index, member.seen, predicted=image.predicted) for member in members]
+        image.note = "; ".join(dict.fromkeys(filter(None, notes)))
     merged = None if reliability is None else reliability.gather(runtime)
     if not runtime.is_main:
         return None
-    facts = _facts(config, loaded, located, images=len(dataset), mode=mode, settings=settings)
-    intervals = _judge_intervals(evaluation.images, dataset, loaded.calibration, mode=describe_mode(mode))
+    facts = _facts(config, loaded, located, images=len(dataset), mode=modes[0], settings=settings)
+    # A calibration is one counter's, and scales its errors by variances, which blocks of other sizes do not have.
+    is_calibrated = len(members) == 1 and all(view.scale == 1 for view in modes[0].views)
+    calibration = loaded.calibration if is_calibrated else None
+    intervals = _judge_intervals(evaluation.images, dataset, calibration, mode=describe_mode(modes[0]))
     return CheckpointEvaluation(evaluation, dataset, folder, facts, merged, intervals)
 
 
@@ -207,6 +217,54 @@ def _judge_intervals(
     sizes = [dataset.sizes[image.index] for image in others]
     calibrated = judge_calibrated(others, calibration, sizes=sizes, mode=mode)
     return JudgedIntervals(own, calibrated, calibration, overlapping=len(images) - len(others))
+
+
+def _typed(config: EvalCommandConfig) -> str:
+    """The checkpoints as they are typed."""
+    paths = config.checkpoints
+    return paths[0] if len(paths) == 1 else f"[{','.join(paths)}]"
+
+
+def _counting_mode(config: EvalCommandConfig, member: checkpoint.LoadedCheckpoint, path: str) -> Mode:
+    """How a checkpoint counts images; an error names it, if it is one of several."""
+    try:
+        return member.counting_mode(config.eval)
+    except ConfigError as error:
+        raise ConfigError(str(error) if len(config.checkpoints) == 1 else f"ckpt={path}: {error}") from error
+
+
+def _refuse_other_training(config: EvalCommandConfig, members: Sequence[checkpoint.LoadedCheckpoint]) -> None:
+    """Refuse several checkpoints of different training datasets, unless a dataset is named.
+
+    Raises:
+        ConfigError: names the first that differs.
+    """
+    if isinstance(config.dataset, DatasetConfig):
+        return
+    first = _identity(members[0].config.dataset, config.split)
+    for path, member in zip(config.checkpoints, members, strict=True):
+        if _identity(member.config.dataset, config.split) != first:
+            raise ConfigError(
+                f"ckpt={path}: was trained on {member.config.dataset.name} and {config.checkpoints[0]} on "
+                f"{members[0].config.dataset.name}, or with images of another size; name the images to evaluate with "
+                "dataset=NAME"
+            )
+
+
+def _joined(members: Sequence[checkpoint.LoadedCheckpoint]) -> Counter | Ensemble:
+    """The counter of a checkpoint, or several as an ensemble."""
+    if len(members) == 1:
+        return members[0].counter
+    return Ensemble([member.counter for member in members], same_bins=checkpoint.have_same_bins(members))
+
+
+def _reliability(members: Sequence[checkpoint.LoadedCheckpoint], modes: Sequence[Mode]) -> BinReliability | None:
+    """What measures the bins' probabilities; None if there are none for the blocks of the images themselves."""
+    bins = members[0].bins
+    # Labels of smoothed counts would need the Gaussian, and blocks of other sizes hold other counts.
+    if bins is None or bins.smoothed or not checkpoint.have_same_bins(members):
+        return None
+    return BinReliability(bins) if all(view.scale == 1 for mode in modes for view in mode.views) else None
 
 
 def locate_evaluated(
@@ -267,10 +325,11 @@ def _report_folder(config: EvalCommandConfig, dataset: str, settings: Mapping[st
     """Where the report goes: the typed folder, or one beside the checkpoint named by all that makes the results."""
     if config.output_dir:
         return Path(config.output_dir).expanduser()
-    path = Path(config.ckpt).expanduser()
-    located = published.locate(config.ckpt)
+    ckpt = config.checkpoints[0]
+    path = Path(ckpt).expanduser()
+    located = published.locate(ckpt)
     if located is None or located.parent == published.published_folder():  # not a folder to write to
-        name = re.sub(r"[^\w.@-]+", "-", str(config.ckpt)) if located is None else located.stem
+        name = re.sub(r"[^\w.@-]+", "-", ckpt) if located is None else located.stem
         path = Path(TrainConfig.output_dir, "published", name, name)
     return evaluation_folder(path.parent, dataset, config.split, checkpoint=path.name, settings=settings)
 
@@ -297,6 +356,8 @@ def _other_settings(
     usual = counting_mode(trained.eval, trained.model, crop_size=trained.augment.crop_size)
     if _mode_name(mode) != _mode_name(usual):
         found["eval"] = _mode_name(mode)
+    if others := config.checkpoints[1:]:
+        found["ensemble"] = ", ".join(os.path.abspath(os.path.expanduser(path)) for path in others)
     if config.max_images is not None:
         found["max_images"] = config.max_images
     if config.runtime.precision is not Precision.float32:
@@ -306,9 +367,12 @@ def _other_settings(
 
 def _mode_name(mode: WholeImageConfig | SlidingWindowConfig) -> str:
     """The counting mode with its sizes, as part of a folder's name."""
-    if isinstance(mode, WholeImageConfig):
-        return "whole_image"
-    return f"windows_{mode.window}_{mode.stride}_{mode.border.name}"
+    name = "whole_image"
+    if isinstance(mode, SlidingWindowConfig):
+        name = f"windows_{mode.window}_{mode.stride}_{mode.border.name}"
+    sizes = [f"{scale:g}" for scale in mode.scales or [1]]
+    name += "_flip" if mode.tta is Tta.flip else ""
+    return name if sizes == ["1"] else f"{name}_scales_{'_'.join(sizes)}"
 
 
 def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
@@ -327,6 +391,7 @@ def _identity(dataset: DatasetConfig, split: str) -> dict[str, Any]:
     paths |= {"mask"} if getattr(dataset, "mask", None) not in (None, "none", "roi") else set()
     ignored |= set() if isinstance(dataset, CustomConfig) else {"root"}
     ignored |= {f"{other}_images" for other in SPLITS if other != source_split(split)}  # of generated crowds
+    ignored |= set() if source_split(split) == "train" else {"holdout", "cv_folds", "cv_fold", "cv_seed"}
     plain: dict[str, Any] = {}
     for key, value in vars(dataset).items():
         if key in paths and value is not None:
@@ -347,7 +412,7 @@ def _facts(
 ) -> EvaluationFacts:
     trained, content, evaluated = loaded.config, loaded.content, located.config
     return EvaluationFacts(
-        checkpoint=str(config.ckpt),
+        checkpoint=_typed(config),
         dataset=evaluated.name,
         split=config.split,
         trained_on=trained.dataset.name if located.own else _trained_on(trained.dataset, evaluated),

@@ -1,15 +1,12 @@
 """Count the people in pictures with a trained counter, in three lines of Python."""
 
 import dataclasses
-import io
 import itertools
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from headcount.config import (
     DEFAULT_LEVEL,
     ConfigError,
     DatasetConfig,
+    EvalConfig,
     FolderDatasetConfig,
     MixedConfig,
     SlidingWindowConfig,
@@ -32,19 +30,19 @@ from headcount.config import (
     counting_mode,
     describe_mode,
 )
-from headcount.data.images import Picture, read_picture, upright_picture
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import MAX_SIDE, ResizeRule
 from headcount.data.regions import Region, RegionGrid, as_regions
 from headcount.distribution import own_distribution, own_interval
 from headcount.engine import checkpoint, hub
+from headcount.engine.ensemble import PhotoEnsemble, as_averaging
+from headcount.engine.photos import FilePath, Photo, ReadPicture, as_tensor, read_photo
 from headcount.engine.stored import described
 from headcount.errors import DataError
 from headcount.intervals import Calibration
 from headcount.models.counter import Counter
 from headcount.published import default_counter
 from headcount.types import Counted, CountInterval, SeenImages
-from headcount.wording import url_hint
 
 # Counting a larger image as a whole would take several GB.
 _MAX_WHOLE_PIXELS = 8_000_000
@@ -57,12 +55,10 @@ NO_REGIONS = (
 _DARK = "nearly black: 16 bits without a value above 4095; multiply 12-bit values by 16"
 
 if TYPE_CHECKING:
-    FilePath = str | os.PathLike[str]
-    Photo = FilePath | IO[bytes] | Image.Image | np.ndarray | Tensor
     Device = str | torch.device
     Regions = Mapping[str, Any] | Sequence[Region]
 else:  # anything may be passed; what is not taken is refused with an error of our own
-    FilePath = Photo = Device = Regions = Any
+    Device = Regions = Any
 
 
 @dataclass(repr=False)
@@ -166,6 +162,8 @@ class PhotoCounter:
     """Level of the intervals, between 0 and 1."""
     record: dict[str, Any] = field(default_factory=dict)
     """What its checkpoint holds beside the weights, such as commit, selection, license and figures."""
+    averaging: EvalConfig = field(default_factory=EvalConfig)
+    """Test-time averaging, ``tta`` and ``scales``; None is that of ``mode``, or else of the training."""
 
     def __repr__(self) -> str:
         config, grid = self.config, self.network.grid
@@ -174,6 +172,16 @@ class PhotoCounter:
             f"PhotoCounter({config.model.name}, {bins}, blocks of {grid.block_size} px, trained on "
             f"{config.dataset.name}, on {self.network.mean.device})"
         )
+
+    @property
+    def members(self) -> "list[PhotoCounter]":
+        """This counter alone; those of an ensemble are several."""
+        return [self]
+
+    @property
+    def predicts(self) -> frozenset[str]:
+        """Of ``blocks`` and ``count``, what it predicts for a picture."""
+        return self.config.model.head.predicts
 
     def check_level(self, level: float, *, setting: str = "level") -> float:
         """A level that intervals of this counter can have.
@@ -245,10 +253,10 @@ class PhotoCounter:
         """The pixels that the network gets for a picture, before they are normalized; see ``predict``."""
         return self._prepared(photo).image
 
-    def _prepared(self, photo: Photo) -> "_Prepared":
+    def _prepared(self, photo: Photo | ReadPicture) -> "_Prepared":
         """A picture of any kind at the scale of the counter's training images."""
-        picture = _as_picture(photo)
-        what = f"{os.fsdecode(photo)}: " if isinstance(photo, str | os.PathLike) else ""
+        read = photo if isinstance(photo, ReadPicture) else read_photo(photo)
+        picture, what = read.picture, read.what
         size = (picture.pixels.shape[2], picture.pixels.shape[1])
         return _Prepared(self._resized(picture.pixels), size, dark=picture.dark, what=what)
 
@@ -277,6 +285,8 @@ class PhotoCounter:
 
     def _interval(self, counted: Counted, *, size: tuple[int, int]) -> CountInterval | None:
         """The interval of a counted image of ``size`` (width, height) in pixels."""
+        if any(view.scale != 1 for view in counted.mode.views):
+            return None  # the blocks of other sizes hold other counts
         variance = counted.total_variance()
         if self.calibration is not None:
             mode = describe_mode(counted.mode)
@@ -289,8 +299,9 @@ class PhotoCounter:
 
     def _usual_mode(self) -> WholeImageConfig | SlidingWindowConfig:
         """How pictures are counted that are not too large for it."""
-        config = self.config
-        return counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=self.mode)
+        config, mode, averaging = self.config, self.mode or EvalConfig(), self.averaging
+        chosen = dataclasses.replace(mode, tta=averaging.tta or mode.tta, scales=averaging.scales or mode.scales)
+        return counting_mode(config.eval, config.model, crop_size=config.augment.crop_size, chosen=chosen)
 
     def _count_image(self, image: UInt8[Tensor, "3 height width"]) -> Counted:
         """Count an image of the right size, in windows if that is usual, requested or necessary."""
@@ -299,13 +310,14 @@ class PhotoCounter:
         if fixed or not isinstance(usual, WholeImageConfig):
             return self.network.count(image, usual, probabilities=True, variance=True)
         reason = f"more than {_MAX_WHOLE_PIXELS / 1e6:g} million pixels"
-        if image.shape[1] * image.shape[2] <= _MAX_WHOLE_PIXELS:
+        if image.shape[1] * image.shape[2] * max(view.scale for view in usual.views) ** 2 <= _MAX_WHOLE_PIXELS:
             try:
                 return self.network.count(image, usual, probabilities=True, variance=True)
             except MemoryError:
                 reason = "not enough memory to count it as a whole"
         # Outside the except block, in which the traceback still holds what filled the memory.
-        counted = self.network.count(image, self._windows(), probabilities=True, variance=True)
+        windows = dataclasses.replace(self._windows(), tta=usual.tta, scales=usual.scales)
+        counted = self.network.count(image, windows, probabilities=True, variance=True)
         return dataclasses.replace(counted, reason=reason)
 
     def count(self, photo: Photo) -> float:
@@ -352,7 +364,7 @@ class PhotoCounter:
                 kind=DataErrorKind.image,
             )
         resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
-        return _as_tensor(np.array(resized))
+        return as_tensor(np.array(resized))
 
     def _windows(self) -> SlidingWindowConfig:
         """Windows for pictures that are too large to count as a whole; they overlap so that no head is cut twice."""
@@ -370,23 +382,68 @@ def _scaling(dataset: DatasetConfig) -> DatasetConfig:
     return next((part for part in parts if isinstance(part, FolderDatasetConfig)), parts[0])
 
 
-def load(path: FilePath | None = None, *, device: Device = "cpu", level: float = DEFAULT_LEVEL) -> PhotoCounter:
-    """The counter of a checkpoint; no other file is needed.
+@overload
+def load(
+    path: FilePath | None = None,
+    *,
+    device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
+    tta: str | None = None,
+    scales: Sequence[float] | None = None,
+) -> PhotoCounter: ...
+@overload
+def load(
+    path: list[FilePath] | tuple[FilePath, ...],
+    *,
+    device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
+    tta: str | None = None,
+    scales: Sequence[float] | None = None,
+) -> PhotoEnsemble: ...
+def load(
+    path: FilePath | list[FilePath] | tuple[FilePath, ...] | None = None,
+    *,
+    device: Device = "cpu",
+    level: float = DEFAULT_LEVEL,
+    tta: str | None = None,
+    scales: Sequence[float] | None = None,
+) -> PhotoCounter | PhotoEnsemble:
+    """The counter of a checkpoint, or of several whose counts are averaged; no other file is needed.
 
     Args:
         path: a checkpoint of training; either file of a pair ``NAME.safetensors`` and ``NAME.json``; the name of a
             counter that comes with headcount (``headcount.available()``); or ``hf-hub:owner/name``, a repository on the
-            Hugging Face Hub, also with ``@revision``. None loads the default counter that comes with headcount.
+            Hugging Face Hub, also with ``@revision``. None loads the default counter that comes with headcount. A list
+            of these is an ensemble.
         device: a ``torch.device``, or ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU if one is available.
         level: of the intervals of its counts, between 0 and 1.
+        tta: ``flip`` averages the counts of each picture and its mirror image; ``none`` does not; None is as in
+            training.
+        scales: sizes at which each picture is counted, as multiples of its own, such as ``[0.75, 1, 1.25]``; the
+            counts are averaged. None is as in training.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or not a checkpoint of headcount.
-        ConfigError: if the device does not exist, ``path`` is no path, the hub cannot be reached, or intervals cannot
-            have the level.
+        CheckpointError: if a file is missing, truncated or not a checkpoint of headcount.
+        ConfigError: if the device does not exist, ``path`` is no path, the hub cannot be reached, intervals cannot
+            have the level, or ``tta`` or ``scales`` are invalid.
     """
+    averaging = as_averaging(tta, scales)
     if path is None:
         path = default_counter().file
+    paths = list(path) if isinstance(path, list | tuple) else [path]
+    if not paths:
+        raise ConfigError("load takes the path of a checkpoint, or a list of several, not an empty list")
+    opened = [_load(one, device, averaging) for one in paths]
+    counters = [counter for counter, _ in opened]
+    for counter in counters:
+        counter.level = counter.check_level(level)
+    if not isinstance(path, list | tuple):
+        return counters[0]
+    same_bins = checkpoint.have_same_bins([loaded for _, loaded in opened])
+    return PhotoEnsemble(counters, [os.fsdecode(one) for one in paths], same_bins)
+
+
+def _load(path: Any, device: Device, averaging: EvalConfig) -> tuple[PhotoCounter, checkpoint.LoadedCheckpoint]:
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"load takes the path of a checkpoint, not {type(path)}; save what it holds to a file")
     device = str(device)
@@ -405,95 +462,8 @@ def load(path: FilePath | None = None, *, device: Device = "cpu", level: float =
         loaded.config,
         loaded.bins,
         seen=loaded.seen,
+        averaging=averaging,
         calibration=loaded.calibration,
         record=described(loaded.content),
     )
-    counter.level = counter.check_level(level)
-    return counter
-
-
-def _as_picture(photo: Photo) -> Picture:
-    """A picture of any kind as RGB bytes, upright."""
-    if isinstance(photo, np.ndarray | Tensor):
-        return Picture(_from_array(photo), "RGB", orientation=1, dark=False)
-    if isinstance(photo, str | os.PathLike):
-        return read_picture(_path(photo), upright=True)
-    if isinstance(photo, io.TextIOBase):
-        raise _no_picture(f"{photo!r} was opened as text; open it with mode 'rb'")
-    if not isinstance(photo, Image.Image) and not hasattr(photo, "read"):
-        raise _no_picture(
-            f"a picture is a path, a file opened with 'rb', a Pillow image, an array or a tensor, not {type(photo)}"
-            + _KIND_HINTS.get(type(photo), "")
-        )
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of large images and damaged EXIF, as for a path
-            opened = photo if isinstance(photo, Image.Image) else Image.open(photo)
-            return upright_picture(opened)
-    except MemoryError as error:
-        raise MemoryError(f"{photo!r} does not fit into memory") from error
-    except Exception as error:  # Pillow's decoders raise a dozen types of errors
-        raise _no_picture(f"{photo!r} cannot be read as an image: {str(error) or type(error).__name__}") from error
-
-
-_KIND_HINTS: dict[type, str] = {
-    list: "; count the pictures of a list one by one, or convert its numbers with numpy.array(..., dtype=numpy.uint8)",
-    tuple: "; count the pictures one by one",
-    bytes: "; wrap the content of a file in io.BytesIO",
-    bytearray: "; wrap the content of a file in io.BytesIO",
-}
-
-
-def _path(path: FilePath) -> Path:
-    """A path that was typed.
-
-    Raises:
-        DataError: if it is a URL.
-    """
-    found = Path(os.path.expanduser(os.fsdecode(path)))
-    hint = url_hint(os.fsdecode(path))
-    if hint and not found.exists():
-        raise _no_picture(f"{os.fsdecode(path)}: no such file{hint}")
-    return found
-
-
-def _no_picture(message: str) -> DataError:
-    return DataError(message, kind=DataErrorKind.image)
-
-
-def _from_array(photo: np.ndarray | Tensor) -> UInt8[Tensor, "3 height width"]:
-    """An array or tensor of bytes as RGB bytes.
-
-    Raises:
-        DataError: if it has another shape or type.
-    """
-    tensor = isinstance(photo, Tensor)
-    channels, wrong = (0, 2) if tensor else (2, 0)
-    gray_or_rgb = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[channels] == 3)
-    if isinstance(photo, Tensor) and photo.layout != torch.strided:
-        raise _no_picture(f"a picture as a tensor must be dense, not {photo.layout}; call to_dense()")
-    if not gray_or_rgb or photo.dtype not in (np.uint8, torch.uint8):
-        kind, shape = ("a tensor", "(3, height, width)") if tensor else ("an array", "(height, width, 3)")
-        hint = ""
-        if photo.ndim == 4:
-            hint = "; count the pictures of a batch one by one"
-        elif photo.ndim == 3 and not gray_or_rgb and photo.shape[wrong] == 3:
-            order = "permute(2, 0, 1)" if tensor else "transpose(1, 2, 0)"
-            hint = f"; to move the channels, call {order}"
-        if photo.is_floating_point() if isinstance(photo, Tensor) else photo.dtype.kind == "f":
-            hint += "; to convert values of 0 to 1 to bytes, multiply by 255 and round"
-        raise _no_picture(
-            f"a picture as {kind} is {shape} bytes, not {tuple(photo.shape)} {photo.dtype}; "
-            f"(height, width) bytes are gray{hint}"
-        )
-    if 0 in photo.shape:
-        raise _no_picture(f"a picture must not be empty; its shape is {tuple(photo.shape)}")
-    if isinstance(photo, Tensor):
-        photo = photo.cpu()
-        return photo if photo.ndim == 3 else photo.expand(3, -1, -1).contiguous()
-    return _as_tensor(photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, axis=2))
-
-
-def _as_tensor(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
-    """Channels first in shape, last in memory; read-only arrays and those with negative strides are copied."""
-    pixels = np.ascontiguousarray(pixels)
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+    return counter, loaded

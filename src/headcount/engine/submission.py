@@ -43,7 +43,7 @@ def count_split(config: EvalCommandConfig, overrides: Sequence[str], output: Pat
         MemoryError: if an image does not fit into memory; names it.
     """
     runtime = Runtime(config.runtime)
-    loaded = checkpoint.load(config.ckpt)
+    loaded = checkpoint.load(config.checkpoint)
     trained = loaded.config
     located = locate_evaluated(config, trained, overrides=overrides)
     assert isinstance(located.config, FolderDatasetConfig)

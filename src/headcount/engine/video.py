@@ -11,7 +11,7 @@ from typing import Any
 from headcount.config import ConfigError
 from headcount.data.regions import Region, RegionGrid
 from headcount.engine.frames import Frame, Pixels, import_av
-from headcount.engine.predict import PhotoCount, PhotoCounter
+from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
 from headcount.errors import OutputError
 from headcount.files import atomic_write
 from headcount.wording import one_line
@@ -40,7 +40,7 @@ class FrameCount:
 
 
 def count_frames(
-    counter: PhotoCounter, frames: Iterable[Frame], *, regions: Sequence[Region] = (), batch: int = 1
+    counter: PhotoCounter | PhotoEnsemble, frames: Iterable[Frame], *, regions: Sequence[Region] = (), batch: int = 1
 ) -> Iterator[FrameCount]:
     """Count frames and their regions, one result per frame, in order.
 
@@ -68,7 +68,7 @@ def count_frames(
             yield found
 
 
-def _predict(counter: PhotoCounter, frames: list[Pixels]) -> list[PhotoCount | str]:
+def _predict(counter: PhotoCounter | PhotoEnsemble, frames: list[Pixels]) -> list[PhotoCount | str]:
     """Count frames together, or one by one if that fails; a frame that cannot be counted becomes the reason."""
     try:
         return [*counter.predict_batch(frames)]
@@ -76,7 +76,7 @@ def _predict(counter: PhotoCounter, frames: list[Pixels]) -> list[PhotoCount | s
         return [_predict_one(counter, frame) for frame in frames]
 
 
-def _predict_one(counter: PhotoCounter, frame: Pixels) -> PhotoCount | str:
+def _predict_one(counter: PhotoCounter | PhotoEnsemble, frame: Pixels) -> PhotoCount | str:
     try:
         return counter.predict(frame)
     except Exception as error:

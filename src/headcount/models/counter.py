@@ -1,13 +1,15 @@
 """A counter: pixels in, expected heads of every block out."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from headcount.config import ConfigError, Freeze, SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, Freeze, SlidingWindowConfig, View, WholeImageConfig
+from headcount.models.averaging import GridPlace, average, show_view
 from headcount.models.heads import PredictionHead, resample
 from headcount.models.tiling import count_image, count_whole
 from headcount.types import BlockGrid, Counted, Prediction
@@ -111,7 +113,8 @@ class Counter(nn.Module):
         """Count the heads in one image of any size, without gradients.
 
         Where a window (or the whole image) extends beyond the right or lower border, it is filled with
-        the mean color. Blocks that several windows cover are averaged.
+        the mean color. Blocks that several windows cover are averaged, as are the views of the image that
+        ``mode`` requests (:mod:`headcount.models.averaging`).
 
         Args:
             mode: windows with every size given (:func:`headcount.config.counting_mode`).
@@ -124,13 +127,17 @@ class Counter(nn.Module):
             ConfigError: if the network predicts no blocks and ``mode`` requests windows.
         """
 
-        def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-            return self._predict_windows(image, corners, size, probabilities, variance)
+        def count_view(views: Sequence[Tensor]) -> list[Counted]:
+            def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+                return self._predict_windows(views[0], corners, size, probabilities, variance)
 
-        height, width = image.shape[-2:]
-        return count_image(
-            predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
-        )
+            height, width = views[0].shape[-2:]
+            counted = count_image(
+                predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+            )
+            return [counted]
+
+        return self._average_views(count_view, [image], mode)[0]
 
     @torch.inference_mode()
     def count_batch(
@@ -147,13 +154,37 @@ class Counter(nn.Module):
             MemoryError: if they do not fit into memory together.
         """
 
-        def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-            return self._predict_parts(images, size, probabilities, variance)
+        def count_views(views: Sequence[Tensor]) -> list[Counted]:
+            def predict(corners: list[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+                return self._predict_parts(views, size, probabilities, variance)
 
-        height, width = images[0].shape[-2:]
-        return count_whole(
-            predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
-        )
+            height, width = views[0].shape[-2:]
+            return count_whole(
+                predict, mode, height=height, width=width, grid=self.grid, stride=self.stride, variance=variance
+            )
+
+        return self._average_views(count_views, images, mode)
+
+    def _average_views(
+        self,
+        count: Callable[[Sequence[UInt8[Tensor, "3 _ _"]]], list[Counted]],
+        images: Sequence[UInt8[Tensor, "3 height width"]],
+        mode: WholeImageConfig | SlidingWindowConfig,
+    ) -> list[Counted]:
+        """Count the views of images of one size that ``mode`` requests, and average those of each image."""
+        views = mode.views
+        multiple = math.lcm(self.stride, self.grid.block_size)
+        onto = GridPlace.of(images[0], self.grid.block_size)
+        counted: list[list[Counted]] = [[] for _ in images]
+        grids = []
+        for view in views:
+            shown = [show_view(image, view, multiple=multiple) for image in images]
+            grids.append(GridPlace.of(shown[0], self.grid.block_size, mirrored=view.mirrored))
+            for of_image, one in zip(counted, count(shown), strict=True):
+                of_image.append(one)
+        if len(views) == 1 and views[0] == View():
+            return [one for (one,) in counted]
+        return [average(of_image, grids, onto=onto, mode=mode) for of_image in counted]
 
     def _predict_windows(
         self,

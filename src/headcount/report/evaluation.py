@@ -83,7 +83,7 @@ def write_evaluation(
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability, intervals)
     lines = [
         f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
-        f"selected on '{facts.selected_on}'), {facts.mode}",
+        f"selected on '{facts.selected_on}'{_others(facts)}), {facts.mode}",
         *summary(metrics).splitlines(),
         *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
         *([] if intervals is None else describe_intervals(intervals).splitlines()),
@@ -94,6 +94,12 @@ def write_evaluation(
     notes = [f"{of_all} {FAR_OUTSIDE} (note in {COUNTS_FILE}): {first_names(far)}"] if far else []
     lines += [f"  {line}" for line in (*replaced, *_caveats(facts, evaluation), *notes, *dataset.describe_left_out())]
     print("\n".join(map(printable, lines)))
+
+
+def _others(facts: EvaluationFacts) -> str:
+    """The other checkpoints of an ensemble."""
+    others = facts.settings.get("ensemble")
+    return f"; averaged with {others}" if others else ""
 
 
 def _caveats(facts: EvaluationFacts, evaluation: Evaluation) -> list[str]:

@@ -282,7 +282,7 @@ def _why_incomplete(run: RunRecord) -> str | None:
 def _wrong_images(run: RunRecord) -> str | None:
     """Describe a wrong number of images of a run on a whole published dataset; None if the numbers are right."""
     dataset, published = run.config.dataset, IMAGES.get(run.config.dataset.name)
-    reduced = dataset.max_train_images or dataset.max_eval_images or dataset.holdout or dataset.train_fraction < 1
+    reduced = dataset.max_train_images or dataset.max_eval_images or dataset.holds_out or dataset.train_fraction < 1
     if reduced or published is None or run.images is None or run.images == published:
         return None
     return (
