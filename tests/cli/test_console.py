@@ -158,7 +158,7 @@ def test_the_help_page_says_what_each_setting_means(headcount: Callable[..., Ran
         (["train"], "runtime.precision=f", ["runtime.precision=float32", "runtime.precision=fp16"]),
         (["train"], "resume=", ["resume=false", "resume=true"]),
         (["train", "dataset=sha"], "eval_e", ["eval_every_epochs="]),
-        (["train"], "optim.warm", ["optim.warmup_epochs=", "optim.warmup_lr="]),
+        (["train"], "optim.warm", ["optim.warmup_epochs=", "optim.warmup=", "optim.warmup_lr="]),
         (["train"], "loss.tr", ["loss.transport="]),
         (["eval"], "max", ["max_images="]),
         (["train"], "ckpt", []),

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,8 +141,8 @@ def test_a_counter_without_blocks_refuses_regions(
     picture(tmp_path / "p.png")
     load = headcount.load
 
-    def load_one_number(path: Path, device: str) -> headcount.PhotoCounter:
-        counter = load(path, device=device)
+    def load_one_number(path: Path, **options: Any) -> headcount.PhotoCounter:
+        counter = load(path, **options)
         monkeypatch.setattr(type(counter.config.model.head), "predicts", frozenset({"count"}))
         return counter
 

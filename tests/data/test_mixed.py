@@ -162,7 +162,8 @@ def test_an_image_that_one_part_trains_on_and_another_selects_with_is_refused(tm
         refuse_shared(train, held)
 
 
-def test_the_folders_of_a_mixture_are_found_again(tmp_path: Path) -> None:
+def test_the_folders_of_a_mixture_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
     own = custom(tmp_path / "own", "a")
     sha = FolderDatasetConfig(name="sha", root=str(tmp_path / "gone"))
     mixed = MixedConfig(datasets={"own": own, "sha": sha})

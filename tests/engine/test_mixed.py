@@ -10,9 +10,9 @@ import torch
 from headcount.cli.compose import checked_config
 from headcount.config import ConfigError, MixedConfig, TrainConfig
 from headcount.engine import checkpoint
+from headcount.engine.continuation import fingerprint, refuse_changed_config
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
 from headcount.engine.predict import load
-from headcount.engine.run import _refuse_changed_config, fingerprint
 from headcount.engine.setup import build_count_bins, open_data
 from headcount.engine.train import train
 from headcount.report.evaluation import write_evaluation
@@ -114,11 +114,11 @@ def test_only_the_places_of_parts_may_change_in_a_resumed_run() -> None:
         parts = f"dataset.parts=[synthetic,{{name: sha, root: {root}, min_side: {side}}}]"
         return checked_config(["dataset=mixed", parts], config_name="train")  # type: ignore[no-any-return]
 
-    _refuse_changed_config(typed("/new", 64), typed("/old", 64))
+    refuse_changed_config(typed("/new", 64), typed("/old", 64))
     with pytest.raises(
         ConfigError, match=r"differ from those of the run: dataset\.datasets\.sha\.min_side=96 \(was 64\);"
     ):
-        _refuse_changed_config(typed("/new", 96), typed("/old", 64))
+        refuse_changed_config(typed("/new", 96), typed("/old", 64))
 
 
 def test_one_part_gives_the_representative_counts() -> None:

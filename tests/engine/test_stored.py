@@ -34,13 +34,18 @@ def noise(seed: int = 0, side: int = 96) -> np.ndarray:
 
 @pytest.mark.parametrize("named", ["a.safetensors", "a.json"])
 def test_either_file_loads_the_counter_of_the_checkpoint(tmp_path: Path, named: str) -> None:
-    stored_pair(tmp_path, half=False, calibration={"factor": 1.25})
+    calibration = {
+        **{"scores": [0.5, 2.0], "names": ["a", "b"], "digests": ["1", "2"]},
+        **{"dataset": "sha", "split": "holdout", "mode": "whole image"},
+        **{end: {"density": value, "megapixels": value} for end, value in (("least", 1.0), ("most", 2.0))},
+    }
+    stored_pair(tmp_path, half=False, calibration=calibration)
     original, loaded = checkpoint.load(tmp_path / "best_mae.pt"), checkpoint.load(tmp_path / named)
     for key, value in original.counter.state_dict().items():
         assert torch.equal(loaded.counter.state_dict()[key], value)
     assert loaded.bins == original.bins  # the last one ends at infinity
     assert loaded.seen == original.seen
-    assert loaded.content["calibration"] == {"factor": 1.25}
+    assert loaded.content["calibration"] == calibration
     for key in ("commit", "epoch", "selection", "best"):
         assert loaded.content[key] == original.content[key]
 
