@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -44,6 +45,29 @@ def test_each_bin_has_its_mean_and_only_its_counts(strategy: Strategy) -> None:
     np.testing.assert_allclose(pmfs @ counts**2, bin_moments(bins))
     for pmf, (low, high) in zip(pmfs, bins.edges, strict=True):
         assert not pmf[(counts < low) | (counts > high)].any()
+
+
+@pytest.mark.parametrize("mean", [4.0, 4.3, 40.0])
+def test_the_mean_square_of_the_open_bin_is_that_of_its_counts(mean: float) -> None:
+    bins = CountBins(BlockGrid(8), ((0, 0), (1, 3), (4, math.inf)), (0.0, 1.5, mean))
+    pmfs = bin_pmfs(bins)
+    squares = pmfs @ np.arange(pmfs.shape[1]) ** 2.0
+    assert bin_moments(bins) == pytest.approx(squares.tolist(), rel=1e-6)
+
+
+def test_a_far_representative_needs_little_memory() -> None:
+    """A file from elsewhere may hold any number."""
+    bins = CountBins(BlockGrid(8), ((0, 0), (1, math.inf)), (0.0, 1e6))
+    tracemalloc.start()
+    moments = bin_moments(bins)
+    distribution = own_distribution(3.0, 2.0, probabilities=torch.full((2, 4, 4), 0.5), bins=bins)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(distribution, NormalDistribution)
+    assert moments[1] == pytest.approx(2e12, rel=1e-5)
+    assert peak < 1e6
+    with pytest.raises(ValueError, match=r"representative count 1e\+09: at most 1e\+06 is allowed"):
+        CountBins(BlockGrid(8), ((0, 0), (1, math.inf)), (0.0, 1e9))
 
 
 def test_a_representative_in_the_middle_makes_a_bin_uniform() -> None:

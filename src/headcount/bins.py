@@ -36,6 +36,8 @@ from headcount.config import (
 from headcount.quantization import least_error_bins, quantization_error
 from headcount.types import BlockGrid
 
+MAX_REPRESENTATIVE = 1e6
+"""Largest representative count, in heads per block."""
 MAX_DESCRIBED = 16
 """Longer tables show only the first and last bins."""
 
@@ -81,6 +83,10 @@ class CountBins:
             raise ValueError(f"the last bin {names[-1]} must end at inf")
         if wrong := representatives_error(self.representatives, self.edges):
             raise ValueError(f"representatives={list(self.representatives)}: {wrong}")
+        if self.representatives[-1] > MAX_REPRESENTATIVE:  # the last is the largest
+            raise ValueError(
+                f"representative count {self.representatives[-1]:g}: at most {MAX_REPRESENTATIVE:g} is allowed"
+            )
 
     def __len__(self) -> int:
         return len(self.edges)

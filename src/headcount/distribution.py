@@ -37,8 +37,15 @@ def bin_moments(bins: CountBins) -> list[float]:
             mean**2 + _interval_variance(low, high, mean)
             for (low, high), mean in zip(bins.edges, bins.representatives, strict=True)
         ]
-    squares = np.square(np.arange(bin_pmfs(bins).shape[1], dtype=np.float64))
-    return [float(row @ squares) for row in bin_pmfs(bins)]
+    return [_bin_square(*edges, mean) for edges, mean in zip(bins.edges, bins.representatives, strict=True)]
+
+
+def _bin_square(low: float, high: float, mean: float) -> float:
+    """Mean square of the integers of :func:`_bin_pmf`; of the open bin in closed form, because its tail may be long."""
+    if high == math.inf:
+        return mean**2 + (mean - low) * (1 + mean - low)
+    pmf = _bin_pmf(low, high, mean)
+    return float(pmf @ np.square(np.arange(len(pmf), dtype=np.float64)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,13 +72,28 @@ def _bin_pmf(low: float, high: float, mean: float) -> Float[np.ndarray, " counts
     if mean == high:
         return _certain(high)
     if high == math.inf:
-        ratio = (mean - low) / (1 + mean - low)
-        weights = ratio ** np.arange(max(1, math.ceil(math.log(_TAIL) / math.log(ratio))))
+        weights = _open_ratio(low, mean) ** np.arange(_open_length(low, mean))
     else:
         above = np.arange(int(high - low) + 1)
         slope = _root(lambda slope: float(np.average(above, weights=_tilted(above, slope))) - (mean - low))
         weights = _tilted(above, slope)
     return np.concatenate([np.zeros(int(low)), weights / weights.sum()])
+
+
+def _open_ratio(low: float, mean: float) -> float:
+    """Ratio of the probabilities of one integer and the one before it, in the open bin."""
+    return (mean - low) / (1 + mean - low)
+
+
+def _open_length(low: float, mean: float) -> int:
+    """Number of integers of the open bin that are not cut off."""
+    return 1 if low == mean else max(1, math.ceil(math.log(_TAIL) / math.log(_open_ratio(low, mean))))
+
+
+def _support(bins: CountBins) -> int:
+    """Number of integers in :func:`bin_pmfs`, from 0."""
+    (low, _), mean = bins.edges[-1], bins.representatives[-1]
+    return int(low) + _open_length(low, mean)
 
 
 def _tilted(counts: Int[np.ndarray, " counts"], slope: float) -> Float[np.ndarray, " counts"]:
@@ -198,10 +220,9 @@ def own_distribution(
         pmfs = zip_pmfs(*(values.flatten().double().numpy() for values in zip_blocks))
         return NormalDistribution(count, math.sqrt(variance)) if pmfs is None else ExactDistribution(convolve(pmfs))
     if probabilities is not None and bins is not None and not bins.smoothed:
-        pmfs = bin_pmfs(bins)
         of_blocks = probabilities.flatten(1).double().numpy()
-        if of_blocks.shape[1] * pmfs.shape[1] <= _MAX_CONVOLVED:
-            return ExactDistribution(convolve(of_blocks.T @ pmfs))
+        if of_blocks.shape[1] * _support(bins) <= _MAX_CONVOLVED:
+            return ExactDistribution(convolve(of_blocks.T @ bin_pmfs(bins)))
     return NormalDistribution(count, math.sqrt(variance))
 
 
