@@ -83,6 +83,8 @@ class EvaluationFacts:
     """Side of a block, in pixels."""
     pictures: int
     """Number of images to draw, largest absolute errors first; 0 draws no pictures at all."""
+    weights: str = ""
+    """Digest of the evaluated weights (``checkpoint.weights_digest``); of an ensemble, of its first member."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The settings that differ from those of the plain evaluation (:func:`evaluation_folder`)."""
 

@@ -10,7 +10,9 @@ import pytest
 import headcount
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import publish_counter
+from headcount.engine import checkpoint
 from headcount.engine.card import model_card
+from headcount.engine.checkpoint import weights_digest
 from headcount.published import read_description
 
 MEASURED: dict[str, Any] = {
@@ -21,7 +23,9 @@ MEASURED: dict[str, Any] = {
 
 
 def write_metrics(folder: Path, name: str = "metrics.json", **changes: Any) -> str:
-    (folder / name).write_text(json.dumps(MEASURED | changes))
+    """An evaluation of the checkpoint in ``folder``, but for what is changed."""
+    weights = weights_digest(checkpoint.read(folder / "best_mae.pt")["model"])
+    (folder / name).write_text(json.dumps(MEASURED | {"weights": weights} | changes))
     return name
 
 
@@ -45,7 +49,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_a_counter_is_stored_with_its_figures_and_card(publish: Any, tmp_path: Path) -> None:
-    own, last = write_metrics(tmp_path), write_metrics(tmp_path, "l.json", checkpoint="r/last.pt", epoch=9, mae=70)
+    own = write_metrics(tmp_path)
+    last = write_metrics(tmp_path, "l.json", checkpoint="r/last.pt", epoch=9, mae=70, weights="0" * 16)
     options = ["--license", "research only", "--limit", "empty scenes", "--limit", "night"]
     status, out, err = publish("ckpt=best_mae.pt", "--output", "c/mine", "--metrics", own, last, *options)
     assert status == 0, err
@@ -75,6 +80,7 @@ def test_a_counter_is_stored_with_its_figures_and_card(publish: Any, tmp_path: P
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "other.json"], "not a metrics.json of eval.py"),
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "part.json"], "evaluated with max_images"),
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "bad.json"], "a figure is"),
+        (["ckpt=best_mae.pt", "--output", "a", "--metrics", "foreign.json"], "of another training (seed)"),
         (["ckpt=best_mae.pt", "--push", "name"], "must be owner/name"),
         (["ckpt=best_mae.pt", "--output", "best"], "best.md: exists; name another file"),
     ],
@@ -86,6 +92,7 @@ def test_what_cannot_be_published_is_refused(
     (tmp_path / "best.md").touch()
     write_metrics(tmp_path, "part.json", settings={"max_images": 3})
     write_metrics(tmp_path, "bad.json", mae="low")
+    write_metrics(tmp_path, "foreign.json", seed=2, weights="")
     before = sorted(tmp_path.iterdir())
     status, _, err = publish(*arguments)
     assert status == 2

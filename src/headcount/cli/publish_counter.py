@@ -115,17 +115,25 @@ def figure(metrics: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, 
     """What a description stores of an evaluation.
 
     Raises:
-        ConfigError: if the evaluation is damaged.
+        ConfigError: if the evaluation is damaged, or of another training.
     """
-    is_last = Path(str(metrics["checkpoint"])).name == "last.pt"
+    from headcount.engine.checkpoint import weights_digest
+
     config = content["config"]
-    trained = (content["epoch"], content["commit"], config.get("seed"), config.get("scale"))
+    training = {"commit": content["commit"], "seed": config.get("seed"), "scale": config.get("scale")}
+    own = metrics.get("weights") == weights_digest(content["model"])
+    if not own and (differ := [key for key, value in training.items() if metrics.get(key) != value]):
+        raise ConfigError(
+            f"--metrics of {cut(str(metrics['checkpoint']))}: measured with other weights, of another training "
+            f"({', '.join(differ)}); evaluate this checkpoint, or another one of its training, with eval.py"
+        )
+    is_last = Path(str(metrics["checkpoint"])).name == "last.pt"
     plain = {
         **{key: metrics.get(key) for key in ("dataset", "split", "images", "mae", "rmse")},
         "selected_on": "nothing: the last epoch" if is_last else metrics["selected_on"],
         "mae_interval": _interval(metrics.get("mae_interval")),
         "rmse_interval": _interval(metrics.get("rmse_interval")),
-        "own": tuple(metrics.get(key) for key in ("epoch", "commit", "seed", "scale")) == trained,
+        "own": own,
     }
     try:
         Figure.from_plain(plain)

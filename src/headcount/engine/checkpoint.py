@@ -4,6 +4,7 @@ Loads with ``weights_only=True``, so that an untrusted file cannot run code. See
 checkpoints/README.md for its keys.
 """
 
+import hashlib
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +182,15 @@ class LoadedCheckpoint:
         if wrong := window_error(mode, self.counter.grid.block_size, self.counter.stride):
             raise ConfigError(wrong)
         return mode
+
+
+def weights_digest(model: Mapping[str, Tensor]) -> str:
+    """A hash that distinguishes the weights of one counter from those of every other, wherever they are stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def have_same_bins(members: Sequence[LoadedCheckpoint]) -> bool:

@@ -425,6 +425,7 @@ def _facts(
         commit=content["commit"],
         block_size=trained.bins.block_size,
         pictures=config.eval.pictures,
+        weights=checkpoint.weights_digest(content["model"]),
         settings=settings,
     )
 
