@@ -128,13 +128,21 @@ def test_folders_of_this_machine_are_left_out() -> None:
     config = {
         "data_root": "/home/me/data",
         "output_dir": "/home/me/runs",
+        "init_from": "runs/custom/me/last.pt",
         "model": {"weights": "/home/me/lite0.pth", "name": "tf_efficientnet_lite0"},
-        "dataset": {"name": "custom", "root": "~/crowds/", "cache_dir": "/tmp/c", "points": r"C:\me\points.csv"},
+        "dataset": {
+            "name": "custom",
+            "root": "~/crowds/",
+            "cache_dir": "/tmp/c",
+            "points": r"C:\me\points.csv",
+            "mask": "me/roi.png",
+        },
         "kinds": {"dataset": "custom"},
     }
     assert without_folders(config) == {
+        "init_from": "last.pt",
         "model": {"weights": "lite0.pth", "name": "tf_efficientnet_lite0"},
-        "dataset": {"name": "custom", "root": "crowds", "points": "points.csv"},
+        "dataset": {"name": "custom", "root": "crowds", "points": "points.csv", "mask": "roi.png"},
         "kinds": {"dataset": "custom"},
     }
     config["dataset"]["name"] = "sha"

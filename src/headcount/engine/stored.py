@@ -2,7 +2,8 @@
 
 Neither can hold code. The description names the hash of the weights, so that the files of two counters are never mixed.
 Large tensors are stored as 16-bit integers with a scale per output channel and loaded as float32. This takes as much
-space as float16, whose rounding changed counts of an EfficientNet by up to 0.3 %; these change them by 0.01 %.
+space as float16, whose rounding changed counts of an EfficientNet by up to 0.3 %; these change them by 0.01 %
+(docs/counters.md).
 """
 
 import copy
@@ -35,6 +36,7 @@ _MIN_ELEMENTS = 4096
 _MAX_INTEGER = 32_767
 _SCALE = ".scale_of_int16"
 _FOLDERS = ("data_root", "output_dir")
+_PATHS = ("root", "points", "mask", "split_file", "train", "val", "test")
 _ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
 
 
@@ -161,12 +163,20 @@ def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _FOLDERS:
         plain.pop(key, None)
     dataset = plain.get("dataset", {})
-    for part in (dataset, *dataset.get("datasets", {}).values()):  # of a mixed dataset
+    typed = [part for part in dataset.get("parts", []) if isinstance(part, dict)]
+    for part in (dataset, *dataset.get("datasets", {}).values(), *typed):  # of a mixed dataset
         part.pop("cache_dir", None)
         if part.get("name") != "custom":  # published datasets are the same in every folder
             part.pop("root", None)
+        part |= {key: _last_part(part[key]) for key in _PATHS if isinstance(part.get(key), str)}
+    if isinstance(plain.get("init_from"), str):
+        plain["init_from"] = _last_part(plain["init_from"])
     shortened: dict[str, Any] = _last_parts(plain)
     return shortened
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
 def _last_parts(value: Any) -> Any:
@@ -175,7 +185,7 @@ def _last_parts(value: Any) -> Any:
     if isinstance(value, list):
         return [_last_parts(item) for item in value]
     if isinstance(value, str) and _ABSOLUTE.match(value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+        return _last_part(value)
     return value
 
 
