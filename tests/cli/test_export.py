@@ -1,5 +1,6 @@
 """Checkpoints exported from the command line, and the programs of docs/export.md that count with the files."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from PIL import Image
 import headcount
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import export as command
+from headcount.engine.exported import load_exported
 from headcount.files import quoted
+from headcount.published import DEFAULT
 from test_packaging import WITHOUT_CHECKOUT, files_of
 
 Export = Callable[..., tuple[int, str, str]]
@@ -77,6 +80,34 @@ def test_export_and_check_both_formats(export: Export, best: str, tmp_path: Path
     assert status == 0, err
     assert (tmp_path / "small.onnx").stat().st_size < 0.8 * (tmp_path / "new/a.onnx").stat().st_size
     assert 0 < float(re.search(r"largest (\S+) people$", out)[1]) < 5  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_the_license_is_the_typed_one_or_the_stated_one(export: Export, tmp_path: Path) -> None:
+    def exported(name: str, *typed: str, ckpt: str) -> str:
+        status, _, err = export("--output", name, *typed, ckpt=ckpt)
+        assert status == 0, err
+        if name.endswith(".safetensors"):
+            return str(json.loads((tmp_path / name).with_suffix(".json").read_text())["license"])
+        return str(load_exported(tmp_path / name).description["license"])
+
+    stated = str(write_checkpoint(tmp_path, "model.width=8"))
+    usual = exported("usual.safetensors", ckpt=stated)
+    assert "synthetic" in usual
+    assert exported("mine.safetensors", "--license", "mine", ckpt=stated) == "mine"
+    for ending in ("safetensors", "onnx", "pt2"):
+        assert exported(f"stated.{ending}", ckpt="mine.safetensors") == "mine"
+        assert exported(f"typed.{ending}", "--license", "yours", ckpt="mine.safetensors") == "yours"
+
+
+@pytest.mark.slow
+def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tmp_path: Path) -> None:
+    file = photo(tmp_path / "photo.png", 130, 90)
+    for name in ("box.onnx", "box.pt2"):
+        status, out, err = export("--output", name, "--check", file.name, ckpt=DEFAULT)
+        assert status == 0, err
+        assert abs(float(re.search(r"largest (\S+) people$", out)[1])) < 1e-3  # type: ignore[index]
+        assert load_exported(tmp_path / name).description["resize"]["min_side"] == 448
 
 
 @pytest.mark.parametrize(

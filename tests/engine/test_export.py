@@ -1,7 +1,9 @@
 """Exported files count as the counter they were exported from, at every size, and say what their user must know."""
 
 import dataclasses
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ from headcount.engine.export import (
 from headcount.engine.exported import ExportedCounter, check_parity, from_onnx, from_program, load_exported
 from headcount.engine.quantize import quantize
 from headcount.models.build import build_model
+from headcount.published import DEFAULT
 from headcount.types import BlockGrid, SeenImages
 
 TOLERANCE = 1e-4
@@ -53,6 +56,8 @@ MODELS = {
     "resnet101": ["model=resnet101"],
     "densenet201": ["model=densenet201"],
     "timm, efficientnet": ["model=timm", "model.name=tf_efficientnet_lite0"],
+    "timm, efficientnet of stride 16": ["model=timm", "model.name=tf_efficientnet_lite0", "model.max_stride=16"],
+    "timm, mixnet": ["model=timm", "model.name=tf_mixnet_s", "model.max_stride=32", "bins.block_size=16"],
     "timm, resnet": ["model=timm", "model.name=resnet10t", "model.max_stride=32", "bins.block_size=32"],
     "timm, convnext": ["model=timm", "model.name=convnext_atto"],
     "clip_rn50": ["model=clip_rn50", "model.width=16", "model.layers=[1,1,1,1]", *SMALL_CLIP],
@@ -170,7 +175,7 @@ def test_what_the_files_say(tiny: LoadedCheckpoint, files: tuple) -> None:
 
 def test_the_description_of_a_counter_of_photographs() -> None:
     loaded = load("model=tiny", "dataset=sha", "eval=sliding_window", "eval.window=96", *REGRESSION)
-    loaded.content["best"] = {"mae": 1.5, "nae": float("nan")}
+    loaded.content["best"] = {"mae": 1.5, "nae": float("nan"), "epoch": 3}
     found = describe(loaded, mode_of(loaded), usual_license(loaded))
     rule = loaded.config.dataset
     assert found["resize"] == {
@@ -183,6 +188,50 @@ def test_the_description_of_a_counter_of_photographs() -> None:
     assert found["bins"] is None
     assert "Zhang et al., CVPR 2016" in found["license"]
     assert found["best"]["mae"] == 1.5
+    assert found["figures"] == []
+
+
+def test_the_description_of_a_counter_of_two_datasets() -> None:
+    loaded = load("model=tiny", "dataset=mixed", "dataset.parts=[synthetic,qnrf,shb]")
+    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    assert (found["dataset"], found["resize"]["max_side"]) == ("mixed", loaded.config.dataset.datasets["qnrf"].max_side)
+    assert {"synthetic", "qnrf", "shb"} <= set(re.findall(r"\w+", found["license"]))
+
+
+def test_the_description_of_a_published_counter(tiny: LoadedCheckpoint) -> None:
+    figure = {"dataset": "synthetic", "split": "test", "mae": 2.0}
+    other_epoch = {"mae": 1.5, "epoch": 2}
+    content = {**tiny.content, "license": "research only", "best": other_epoch, "figures": [figure]}
+    loaded = dataclasses.replace(tiny, content=content)
+    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    assert (found["epoch"], found["best"], found["figures"]) == (3, None, [figure])
+    assert found["license"] == "research only"
+
+
+@pytest.mark.slow
+def test_the_description_of_the_counter_in_the_box() -> None:
+    loaded = checkpoint.load(DEFAULT)
+    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    assert (found["resize"]["min_side"], found["resize"]["max_side"], found["resize"]["multiple"]) == (448, 4096, 32)
+    assert found["license"] == loaded.content["license"]
+    assert (loaded.content["best"]["epoch"], found["epoch"], found["best"]) == (55, 110, None)
+    assert found["figures"][0]["mae"] == pytest.approx(67.55, abs=0.01)
+
+
+def test_same_padding_of_whole_strides_is_that_of_timm() -> None:
+    from timm.layers import Conv2dSame, padding
+    from timm.layers.pool2d_same import MaxPool2dSame
+
+    usual = padding.get_same_padding
+    for kernel, stride, dilation in itertools.product((1, 2, 3, 5, 7), (1, 2, 4), (1, 2)):
+        layers = [Conv2dSame(1, 1, kernel, stride, dilation=dilation), MaxPool2dSame(kernel, stride, dilation=dilation)]
+        for layer, size in itertools.product(layers, (1, 2, 7)):
+            maps = torch.randn(1, 1, size * stride, stride)
+            expected = layer(maps)
+            with engine._constant_same_padding():
+                assert padding.get_same_padding is not usual
+                assert torch.equal(layer(maps), expected)
+    assert padding.get_same_padding is usual
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.files import make_folder
 from headcount.progress import progress_bar
+from headcount.published import WEIGHTS
 from headcount.wording import printable
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
     from headcount.engine.exported import ExportedCounter
     from headcount.engine.predict import PhotoCounter
 
-_PAIR = ".safetensors"
-_SUFFIXES = (".onnx", ".pt2", _PAIR)
+_SUFFIXES = (".onnx", ".pt2", WEIGHTS)
 
 
 def main() -> None:
@@ -60,7 +60,9 @@ def main() -> None:
     )
     parser.add_argument("--float32", action="store_true", help="weights of 32 bits (.safetensors only)")
     parser.add_argument("--check", metavar="PICTURES", help="count these photos with the checkpoint and with the file")
-    parser.add_argument("--license", help="terms of the weights, for the metadata (default: those of the dataset)")
+    parser.add_argument(
+        "--license", help="terms of the weights (default: those that the checkpoint states, or those of the dataset)"
+    )
     with exit_on_error(parser.prog, OSError):
         arguments = read_arguments(parser, old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
@@ -90,10 +92,9 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     loaded = checkpoint.load(ckpt)
     mode = loaded.counting_mode(EvalConfig())
     photos = predict.PhotoCounter(loaded.counter, loaded.config, loaded.bins, mode, loaded.seen)
-    if output.suffix == _PAIR:
+    if output.suffix == WEIGHTS:
         terms = options.license or export.usual_license(loaded)
-        content = checkpoint.read(ckpt)
-        files = stored.save_counter(output, {"license": terms, **content}, half=not options.float32)
+        files = stored.save_counter(output, {**loaded.content, "license": terms}, half=not options.float32)
         print(
             printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
         )
@@ -150,8 +151,8 @@ def _refuse_options(output: Path, options: argparse.Namespace) -> None:
         raise ConfigError(f"{output}: exists; name another file, or remove it")
     if options.int8 and output.suffix != ".onnx":
         raise ConfigError(f"--int8: only ONNX files are quantized; name a file.onnx instead of {output}")
-    if options.float32 and output.suffix != _PAIR:
-        raise ConfigError(f"--float32: {output} has weights of 32 bits anyway; it is an option of {_PAIR}")
+    if options.float32 and output.suffix != WEIGHTS:
+        raise ConfigError(f"--float32: {output} has weights of 32 bits anyway; it is an option of {WEIGHTS}")
     if options.calibrate and not options.int8:
         raise ConfigError("--calibrate needs --int8: a file in float32 has no ranges to measure")
 

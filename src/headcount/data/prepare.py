@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.config import ConfigError, DatasetConfig, FolderDatasetConfig, MixedConfig
 from headcount.data.images import image_size, open_pillow, read_image
 from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
@@ -70,6 +70,16 @@ class ResizeRule:
             ConfigError: see the class.
         """
         return cls(min_side=config.min_side, max_side=config.max_side, multiple=config.side_multiple)
+
+    @classmethod
+    def for_pictures(cls, dataset: DatasetConfig) -> "ResizeRule | None":
+        """The rule for the pictures that a counter counts; None if it does not resize them.
+
+        Args:
+            dataset: what the counter was trained on; of a mixed one, the first part that resizes its images decides.
+        """
+        parts = list(dataset.datasets.values()) if isinstance(dataset, MixedConfig) else [dataset]
+        return next((cls.from_config(part) for part in parts if isinstance(part, FolderDatasetConfig)), None)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) that an image is resized to, pixels.

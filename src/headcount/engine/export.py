@@ -7,6 +7,7 @@ What must happen before it, resizing and cutting into windows, is described in t
 import copy
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,13 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 import headcount
-from headcount.config import ConfigError, FolderDatasetConfig, MixedConfig, SlidingWindowConfig, WholeImageConfig
+from headcount.config import ConfigError, MixedConfig, SlidingWindowConfig, WholeImageConfig
 from headcount.data.catalogue import dataset_info
 from headcount.data.prepare import ResizeRule
 from headcount.engine.checkpoint import LoadedCheckpoint
 from headcount.files import atomic_write, json_line
 from headcount.models.counter import Counter
+from headcount.published import license_of
 from headcount.wording import one_line
 
 OPSET = 20
@@ -148,7 +150,8 @@ def trace(graph: CountingGraph, name: str) -> ExportedProgram:
     axis = Dim.DYNAMIC if graph.window is None else Dim.DYNAMIC(max=graph.window)
     try:
         # Without this setting, a graph is only valid for maps of more than one row and column.
-        with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+        with torch.no_grad(), oblivious, _constant_same_padding():
             program = torch.export.export(
                 graph,
                 (),
@@ -160,6 +163,30 @@ def trace(graph: CountingGraph, name: str) -> ExportedProgram:
         raise _not_exportable(name, "torch.export", error) from error
     _remove_asserts(program)
     return program
+
+
+@contextmanager
+def _constant_same_padding() -> Iterator[None]:
+    """Make the "same" padding of timm's layers constant, without which recording does not end in reasonable time.
+
+    timm computes it from the size of the maps. They are those of an image of whole strides, so that the stride of each
+    layer divides them, and the padding no longer depends on the size.
+    """
+    padding: Any = sys.modules.get("timm.layers.padding")
+    if padding is None:  # no network of timm was built
+        yield
+        return
+    usual = padding.get_same_padding
+    padding.get_same_padding = _same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = usual
+
+
+def _same_padding(size: Any, kernel_size: int, stride: int, dilation: int) -> int:
+    """timm's ``get_same_padding`` of a size that is a multiple of the stride."""
+    return max((kernel_size - 1) * dilation + 1 - stride, 0)
 
 
 def _remove_asserts(program: ExportedProgram) -> None:
@@ -192,9 +219,10 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
         license: the terms of the weights.
     """
     content, config, bins = loaded.content, loaded.config, loaded.bins
-    dataset, rule = config.dataset, None
-    if isinstance(dataset, FolderDatasetConfig):
-        rule = {**dataclasses.asdict(ResizeRule.from_config(dataset)), "filter": "bicubic, antialiased"}
+    best = content["best"]
+    resizing, rule = ResizeRule.for_pictures(config.dataset), None
+    if resizing is not None:
+        rule = {**dataclasses.asdict(resizing), "filter": "bicubic, antialiased"}
     windows = None
     if isinstance(mode, SlidingWindowConfig):
         windows = {"window": mode.window, "stride": mode.stride, "border": mode.border.name}
@@ -206,10 +234,11 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
         "bins": None if bins is None else bins.names(),
         "representative_counts": None if bins is None else list(bins.representatives),
         "model": config.model.name,
-        "dataset": dataset.name,
+        "dataset": config.dataset.name,
         "license": license,
         "epoch": content["epoch"],
-        "best": content["best"],
+        "best": best if best and best.get("epoch") == content["epoch"] else None,
+        "figures": content.get("figures", []),
         "selection": content["selection"],
         "commit": content["commit"],
         "headcount_version": headcount.__version__,
@@ -217,7 +246,9 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
 
 
 def usual_license(loaded: LoadedCheckpoint) -> str:
-    """The terms of a checkpoint's weights, as far as they follow from its dataset."""
+    """The terms of a checkpoint's weights: those that it states, or those that follow from its dataset."""
+    if stated := license_of(loaded.content):
+        return stated
     dataset = loaded.config.dataset
     parts = list(dataset.datasets.values()) if isinstance(dataset, MixedConfig) else [dataset]
     terms = " and ".join(f"{part.name} ({dataset_info(part.name).license})" for part in parts)

@@ -18,10 +18,7 @@ from headcount.bins import CountBins
 from headcount.config import (
     DEFAULT_LEVEL,
     ConfigError,
-    DatasetConfig,
     EvalConfig,
-    FolderDatasetConfig,
-    MixedConfig,
     SlidingWindowConfig,
     TrainConfig,
     WholeImageConfig,
@@ -350,17 +347,17 @@ class PhotoCounter:
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
         """The picture at the scale of the counter's training images."""
-        dataset = _scaling(self.config.dataset)
+        rule = ResizeRule.for_pictures(self.config.dataset)
         height, width = image.shape[1:]
-        if not isinstance(dataset, FolderDatasetConfig):
+        if rule is None:
             return image
-        size = ResizeRule.from_config(dataset).size(width, height)
+        size = rule.size(width, height)
         if size == (width, height):
             return image
         if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
             raise DataError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
-                f"the counter's images have a short side of at least {dataset.min_side}; crop it",
+                f"the counter's images have a short side of at least {rule.min_side}; crop it",
                 kind=DataErrorKind.image,
             )
         resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
@@ -372,14 +369,6 @@ class PhotoCounter:
         window = max(_WINDOW // multiple, 1) * multiple
         stride = max(window * 7 // 8 // multiple, 1) * multiple
         return SlidingWindowConfig(window=window, stride=stride, window_batch=1)
-
-
-def _scaling(dataset: DatasetConfig) -> DatasetConfig:
-    """The dataset whose resize rule applies to pictures: of a mixed one, the first part that resizes its images."""
-    if not isinstance(dataset, MixedConfig):
-        return dataset
-    parts = list(dataset.datasets.values())
-    return next((part for part in parts if isinstance(part, FolderDatasetConfig)), parts[0])
 
 
 @overload
