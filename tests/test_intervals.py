@@ -243,3 +243,28 @@ def test_the_crps_of_a_calibration_is_that_of_its_ends() -> None:
     grid = np.linspace(0, 6, 600_001)
     steps = np.mean([grid >= point for point in (0, 0, 2, 5)], axis=0)
     assert clipped == pytest.approx(integrate.trapezoid((steps - 1) ** 2, grid), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scores": (0.0, 1e308)}, "scores"),
+        ({"scores": (0.0, math.nan)}, "scores"),
+        ({"scores": (0, 10**400)}, "too large"),
+        ({"least": {"density": math.nan, "megapixels": 1.0}}, "density"),
+        ({"most": {"density": math.inf, "megapixels": 1.0}}, "density"),
+        ({"most": {"density": 500.0, "megapixels": 0.5}}, "megapixels"),
+        ({"least": {"density": -1.0, "megapixels": 1.0}}, "density"),
+        ({"least": {"density": 0.0}}, "megapixels"),
+    ],
+)
+def test_impossible_values_are_those_of_a_damaged_calibration(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=f"its calibration is unreadable: .*{words}"):
+        Calibration.from_plain(calibration(0.0, 1.0).to_plain() | changes)
+
+
+@pytest.mark.parametrize(("level", "hint"), [(1.5, False), (1.0, False), (2.0, True), (90.0, True), (100.0, False)])
+def test_a_percentage_is_suggested_only_where_one_is_meant(level: float, hint: bool) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_level(level)
+    assert ("%, type" in str(refused.value)) == hint

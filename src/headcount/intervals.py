@@ -22,6 +22,8 @@ PROMISES = (0.5, 0.8, 0.9, 0.95)
 """The levels at which intervals are evaluated."""
 MIN_CALIBRATION_IMAGES = 9
 """Fewest images of a calibration: the default level needs them."""
+MAX_SCORE = 1e9
+"""Highest score of a calibration: more is a damaged file, or a counter that counts nothing."""
 # (n + 1) * level may exceed an integer by rounding.
 _ROUNDING = 1e-9
 
@@ -96,8 +98,11 @@ class Calibration:
     def __post_init__(self) -> None:
         if not len(self.scores) == len(self.names) == len(self.digests) >= 1:
             raise ValueError("a calibration needs one score, name and digest for each image")
-        if list(self.scores) != sorted(self.scores) or not all(0 <= score < math.inf for score in self.scores):
-            raise ValueError("the scores of a calibration are finite, at least 0, and in increasing order")
+        if list(self.scores) != sorted(self.scores) or not all(0 <= score <= MAX_SCORE for score in self.scores):
+            raise ValueError(f"the scores of a calibration are 0 to {MAX_SCORE:g}, and in increasing order")
+        for name, least in asdict(self.least).items():
+            if not 0 <= least <= getattr(self.most, name) < math.inf:
+                raise ValueError(f"the limits of the {name} of a calibration are finite, at least 0, and in order")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -185,7 +190,7 @@ class Calibration:
             texts = {key: str(plain[key]) for key in ("dataset", "split", "mode")}
             limits = {key: Features(**{k: float(v) for k, v in plain[key].items()}) for key in ("least", "most")}
             return cls(**lists, **texts, **limits)  # type: ignore[arg-type]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"its calibration is unreadable: {error!r}") from error
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.test_checkpoint import write_checkpoint
-from headcount.cli.calibrate import default_output
+from headcount.cli.calibrate import check_output, default_output
+from headcount.config import ConfigError
 from headcount.engine.predict import load
 
 Script = Callable[..., tuple[int, str, str]]
@@ -23,9 +24,28 @@ def ckpt(tmp_path: Path) -> str:
     return str(write_checkpoint(tmp_path, *SMALL, "dataset.holdout=0.5"))
 
 
-def test_the_calibrated_checkpoint_is_beside_the_other() -> None:
-    assert default_output(Path("runs/best_mae.pt")) == Path("runs/best_mae_calibrated.pt")
-    assert default_output(Path("best_mae_calibrated.pt")) == Path("best_mae_calibrated.pt")
+def test_the_calibrated_checkpoint_is_beside_the_other(tmp_path: Path) -> None:
+    for stem in ("best_mae", "best_mae_calibrated"):
+        file = tmp_path / f"{stem}.pt"
+        file.touch()
+        assert default_output(str(file)) == tmp_path / f"{stem}_calibrated.pt"
+
+
+def test_that_of_a_named_counter_is_in_the_working_folder() -> None:
+    assert default_output("sha_efficientnet_lite0") == Path("sha_efficientnet_lite0_calibrated.pt")
+    assert default_output("hf-hub:a/b") == default_output("hf-hub:a/b@v1.0") == Path("b_calibrated.pt")
+
+
+@pytest.mark.parametrize("name", ["counter.onnx", "counter", "counter.PT"])
+def test_a_file_of_another_format_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}: must end in \.pt, \.safetensors or \.json"):
+        check_output(tmp_path / name)
+
+
+def test_no_file_of_a_pair_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "counter.json").touch()
+    with pytest.raises(ConfigError, match=r"counter\.json: exists"):
+        check_output(tmp_path / "counter.safetensors")
 
 
 @pytest.mark.slow
@@ -81,10 +101,14 @@ def test_another_file_and_another_split(script: Script, ckpt: str, tmp_path: Pat
     [
         (["ckpt=gone.pt"], "ckpt=gone.pt: no such file"),
         ([], "ckpt is not set: type ckpt=..."),
-        (["ckpt={ckpt}", "split=train"], "split=train: on these images the counter was trained"),
+        (
+            ["ckpt={ckpt}", "split=train"],
+            "split=train: the counter was trained on these images; choose split=val, or another",
+        ),
         (["ckpt={ckpt}", "max_images=5"], "split=holdout: has 5 images; a calibration needs at least 9"),
         (["ckpt={ckpt}", "output_dir=out"], "output_dir=out: cannot be set here; type --output FILE"),
         (["ckpt={ckpt}", "--output", "."], ".: is a folder; name a file with --output"),
+        (["ckpt={ckpt}", "max_images=5", "--output", "new/counter.pt"], "split=holdout: has 5 images"),
         (["ckpt={ckpt}", "runtime.devices=2"], "a calibration takes 1"),
         (["ckpt={ckpt}", "level=0.9"], "level"),
         (["ckpt={ckpt}", "--level", "0.9"], "--level"),

@@ -1,6 +1,7 @@
 """Calibrating a counter: what is stored, what is refused, and that coverage is as promised on images like these."""
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from scipy import stats
 
 import headcount
-from data.folders import write_image, write_nwpu_json
+from data.folders import make_shanghaitech, write_image, write_nwpu_json
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli.compose import compose, to_config
 from headcount.config import (
@@ -20,6 +21,8 @@ from headcount.config import (
     DatasetConfig,
     EvalCommandConfig,
     EvalConfig,
+    FolderDatasetConfig,
+    MixedConfig,
     RuntimeConfig,
     SlidingWindowConfig,
     SyntheticConfig,
@@ -37,6 +40,7 @@ from headcount.engine.evaluators import OwnIntervals
 from headcount.engine.predict import PhotoCounter, load
 from headcount.engine.runtime import Runtime
 from headcount.engine.train import train
+from headcount.engine.training_images import KEY, training_digests
 from headcount.errors import CheckpointError
 from headcount.intervals import PROMISES, conformal_rank, scale
 from headcount.types import ImageCount
@@ -174,8 +178,16 @@ def test_a_damaged_calibration_is_a_damaged_checkpoint(calibrated: Path, tmp_pat
 @pytest.mark.parametrize(
     ("split", "dataset", "words"),
     [
-        ("train", None, "split=train: on these images the counter was trained"),
-        ("train", SyntheticConfig(width=64, height=64), "split=train: on these images the counter was trained"),
+        (
+            "train",
+            None,
+            "split=train: the counter was trained on these images; choose split=val, or another dataset with",
+        ),
+        (
+            "train",
+            SyntheticConfig(width=64, height=64),
+            "split=train: the counter was trained on 20 of these 160 images",
+        ),
         ("holdout", SyntheticConfig(holdout=0.5), "split=holdout: is a part of the counter's own dataset; leave out"),
         ("val", SyntheticConfig(val_images=8, seed=3), "split=val: has 8 images; a calibration needs at least 9"),
         ("valid", None, "split=valid: synthetic has train, val, test, holdout"),
@@ -191,7 +203,9 @@ def test_images_that_cannot_calibrate_are_refused(
 
 def test_held_out_images_must_have_been_held_out(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL)
-    with pytest.raises(ConfigError, match=r"split=holdout: .* dataset\.holdout=0, on all images; name a split"):
+    with pytest.raises(
+        ConfigError, match=r"split=holdout: .* dataset\.holdout=0, .*; choose .* another dataset with dataset=NAME"
+    ):
         calibrate_checkpoint(evaluation(ckpt, "holdout"), tmp_path / "out.pt")
 
 
@@ -219,6 +233,159 @@ def test_a_level_that_the_calibration_does_not_support_is_refused_before_countin
             count(np.zeros((64, 64, 3), dtype=np.uint8))
     with pytest.raises(ConfigError, match=r"level=90: .* for 90 %, type 0\.9"):
         headcount.load(calibrated, level=90)
+
+
+# ------------------------------------------------------------------------------------------ images of the training
+
+
+def write_crowd(folder: Path, seeds: range) -> Path:
+    """Different images with one head each."""
+    for seed in seeds:
+        write_image(folder / f"{seed}.png", seed=seed)
+        write_nwpu_json(folder / f"{seed}.json", [(9.0, 9.0)])
+    return folder
+
+
+def custom(root: Path, **settings: object) -> CustomConfig:
+    return CustomConfig(root=str(root), cache_dir=str(root.parent / "cache"), min_side=64, **settings)
+
+
+@pytest.fixture(params=["recorded", "early"])
+def of_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A checkpoint trained on the images of a folder that are not those of validation, with digests or without."""
+    root = write_crowd(tmp_path / "crowd", range(28))
+    settings = [f"dataset.root={root}", "dataset.val_fraction=0.15", "dataset.test_fraction=0", "dataset.min_side=64"]
+    ckpt = write_checkpoint(tmp_path, "dataset=custom", *settings, "model.width=8")
+    if request.param == "recorded":
+        train_images = open_split(custom(root, val_fraction=0.15, test_fraction=0), "train")
+        checkpoint.save(checkpoint.read(ckpt) | {KEY: training_digests(train_images)}, ckpt)
+    return ckpt
+
+
+def refusal(ckpt: Path, split: str, dataset: DatasetConfig) -> str:
+    with pytest.raises(ConfigError) as refused:
+        calibrate_checkpoint(evaluation(ckpt, split, dataset), ckpt.with_name("out.pt"))
+    assert not ckpt.with_name("out.pt").exists()
+    return str(refused.value)
+
+
+def test_images_of_the_training_are_refused_in_another_split(of_folder: Path) -> None:
+    message = refusal(of_folder, "test", custom(of_folder.parent / "crowd", test_fraction=0.5))
+    assert re.match(
+        r"split=test: the counter was trained on \d+ of these \d+ images \(\d+, \d+, \d+, \.\.\.\)", message
+    )
+    assert message.endswith("choose split=val, or another dataset with dataset=NAME")
+
+
+def test_images_of_the_training_are_refused_by_another_path(of_folder: Path) -> None:
+    root = of_folder.parent / "crowd"
+    (of_folder.parent / "linked").symlink_to(root)
+    for spelling in (root.parent / "crowd" / ".." / "crowd", of_folder.parent / "linked"):
+        same = CustomConfig(root=str(spelling), cache_dir=str(root.parent / "cache"), min_side=64)
+        assert "the counter was trained on" in refusal(of_folder, "train", same)
+
+
+def test_images_of_the_training_are_refused_in_a_copy_under_other_names(of_folder: Path) -> None:
+    copy = of_folder.parent / "copy"
+    copy.mkdir()
+    for file in (of_folder.parent / "crowd").iterdir():
+        shutil.copy(file, copy / f"renamed_{file.name}")
+    everything = custom(copy, val_fraction=0, test_fraction=0)
+    trained = len(open_split(checkpoint.load(of_folder).config.dataset, "train"))
+    assert 14 < trained < 28
+    words = f"the counter was trained on {trained} of these 28 images (renamed_"
+    assert words in refusal(of_folder, "train", everything)
+
+
+def test_images_of_the_training_are_refused_as_a_part_of_a_mixed_dataset(of_folder: Path) -> None:
+    part = custom(of_folder.parent / "crowd", val_fraction=0, test_fraction=0)
+    other = custom(write_crowd(of_folder.parent / "other", range(100, 110)), val_fraction=0, test_fraction=0)
+    mixed = MixedConfig(parts=["crowd", "other"], datasets={"crowd": part, "other": other})
+    assert re.search(r"trained on \d+ of these 38 images \(crowd/\d", refusal(of_folder, "train", mixed))
+
+
+def test_images_of_the_training_are_refused_as_custom_ones_and_in_a_published_set(tmp_path: Path) -> None:
+    """Of an early checkpoint: found below the folder of all datasets."""
+    heads = {f"IMG_{k}": [(9.0, 9.0)] for k in range(12)}
+    make_shanghaitech(tmp_path / "part_A", {"train": heads, "test": {"IMG_1": [(9.0, 9.0)]}})
+    for k in range(12):
+        write_image(tmp_path / "part_A" / "train_data" / "images" / f"IMG_{k}.jpg", seed=k)
+    ckpt = write_checkpoint(tmp_path, "dataset=sha", "model.width=8")
+    sha = {"name": "sha", "cache_dir": str(tmp_path / "cache"), "min_side": 64}
+    assert "trained on these images" in refusal(ckpt, "train", FolderDatasetConfig(root=str(tmp_path), **sha))
+    images = write_crowd(tmp_path / "mine", range(12))
+    for k in range(12):
+        (images / f"{k}.png").unlink()
+        shutil.copy(tmp_path / "part_A" / "train_data" / "images" / f"IMG_{k}.jpg", images / f"{k}.jpg")
+    config = evaluation(ckpt, "train", custom(images, val_fraction=0, test_fraction=0), data_root=str(tmp_path))
+    with pytest.raises(ConfigError, match="trained on these images"):
+        calibrate_checkpoint(config, tmp_path / "out.pt")
+
+
+def test_what_an_early_checkpoint_was_trained_on_may_be_unknown(of_folder: Path) -> None:
+    recorded = KEY in checkpoint.read(of_folder)
+    (of_folder.parent / "crowd").rename(of_folder.parent / "gone")
+    other = custom(write_crowd(of_folder.parent / "other", range(100, 110)), val_fraction=0, test_fraction=0)
+    done = calibrate_checkpoint(evaluation(of_folder, "train", other), of_folder.with_name("out.pt"))
+    assert [note.split(":")[0] for note in done.notes] == (
+        [] if recorded else ["Whether the counter was trained on these images could not be checked"]
+    )
+    assert (KEY in checkpoint.read(of_folder.with_name("out.pt"))) == recorded
+
+
+def test_copies_of_training_images_among_the_held_out_ones_are_left_out(untrained: Path, tmp_path: Path) -> None:
+    held_out = open_split(checkpoint.load(untrained).config.dataset, "holdout")
+    checkpoint.save(checkpoint.read(untrained) | {KEY: [held_out.digest(0)[:16]]}, tmp_path / "one.pt")
+    done = calibrate_checkpoint(evaluation(tmp_path / "one.pt", "holdout"), tmp_path / "out.pt")
+    assert held_out.digest(0) not in done.calibration.digests
+    assert len(done.calibration) == 9
+    assert done.notes == ["1 image left out, with the same content as training images."]
+
+
+@pytest.mark.parametrize("recorded", ["abc", [1], {"a": 1}])
+def test_a_damaged_record_of_the_training_is_a_damaged_checkpoint(
+    recorded: object, untrained: Path, tmp_path: Path
+) -> None:
+    checkpoint.save(checkpoint.read(untrained) | {KEY: recorded}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"bad\.pt: the checkpoint is damaged: its 'trained_on'"):
+        calibrate_checkpoint(evaluation(tmp_path / "bad.pt", "holdout"), tmp_path / "out.pt")
+
+
+def test_a_training_records_its_images_and_those_it_started_from(tmp_path: Path) -> None:
+    settings = ["scale=smoke", "epochs=1", "runtime=cpu", "runtime.workers=0", "augment.crop_size=64", "model.width=4"]
+    settings += ["dataset.width=96", "dataset.height=96", "dataset.val_images=2", f"output_dir={tmp_path}"]
+    found = []
+    for run, more in (("one", []), ("two", ["dataset.seed=7", "init_from={one}"])):
+        typed = [text.format(one=tmp_path / "synthetic" / "one" / "seed1" / "last.pt") for text in more]
+        config: TrainConfig = to_config(
+            compose([*settings, "dataset.train_images=4", f"run_name={run}", *typed], config_name="train")
+        )
+        train(config)
+        own = set(training_digests(open_split(config.dataset, "train")))
+        recorded = checkpoint.read(tmp_path / "synthetic" / run / "seed1" / "best_mae.pt")[KEY]
+        assert len(own) == 4
+        assert own <= set(recorded)
+        assert all(len(digest) == 16 for digest in recorded)
+        found.append(set(recorded))
+    assert len(found[1]) == 8
+    assert found[0] < found[1]
+
+
+# ------------------------------------------------------------------------------------------ what is written
+
+
+def test_a_pair_of_files_is_written_and_loaded(untrained: Path, calibrated: Path, tmp_path: Path) -> None:
+    done = calibrate_checkpoint(evaluation(untrained, "holdout"), tmp_path / "new" / "pair.safetensors")
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"pair.safetensors", "pair.json"}
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    counter = load(tmp_path / "new" / "pair.safetensors")
+    assert counter.calibration == done.calibration
+    assert counter.predict(pixels).interval == load(calibrated).predict(pixels).interval
+
+
+def test_a_replaced_calibration_is_said(calibrated: Path, tmp_path: Path) -> None:
+    done = calibrate_checkpoint(evaluation(calibrated, "test"), tmp_path / "again.pt")
+    assert done.notes == ["This replaces the counter's calibration on 10 images of synthetic holdout."]
 
 
 # ------------------------------------------------------------------------------------------ evaluation

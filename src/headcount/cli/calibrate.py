@@ -14,15 +14,16 @@ accidental the more there are. Settings are those of eval.py. Exit status: 0, or
 from collections.abc import Sequence
 from pathlib import Path
 
+from headcount import published
 from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import exit_on_error
 from headcount.commands import as_typed
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
-from headcount.files import make_folder
 from headcount.wording import many, printable
 
 _ENDING = "_calibrated"
+_SUFFIXES = (".pt", published.WEIGHTS, published.DESCRIPTION)
 
 
 def main() -> None:
@@ -31,12 +32,12 @@ def main() -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="ckpt=, split=, data_root=, dataset=, ..., as for eval.py"
     )
-    parser.add_argument("--output", type=to_path, help="the checkpoint to write; must not exist")
+    parser.add_argument("--output", type=to_path, help="the checkpoint to write, .pt or .safetensors; must not exist")
     with exit_on_error(parser.prog, MemoryError):
         arguments = read_arguments(parser, old_flags=("ckpt", "split", "data_root"))
         config = calibration_config(arguments.settings)
-        ckpt, output = Path(config.checkpoint).expanduser(), arguments.options.output
-        calibrate(config, default_output(ckpt) if output is None else output.expanduser())
+        output = arguments.options.output
+        calibrate(config, default_output(config.checkpoint) if output is None else output.expanduser())
 
 
 def calibration_config(overrides: Sequence[str]) -> EvalCommandConfig:
@@ -55,9 +56,28 @@ def calibration_config(overrides: Sequence[str]) -> EvalCommandConfig:
     return config
 
 
-def default_output(ckpt: Path) -> Path:
-    """The calibrated checkpoint beside one; that of a calibrated one is itself."""
-    return ckpt if ckpt.stem.endswith(_ENDING) else ckpt.with_name(f"{ckpt.stem}{_ENDING}.pt")
+def default_output(ckpt: str) -> Path:
+    """The calibrated checkpoint beside a file; in the working folder for a name."""
+    path = Path(ckpt).expanduser()
+    if published.is_on_hub(ckpt) or not path.is_file():
+        name = ckpt.removeprefix(published.HUB).partition("@")[0] if published.is_on_hub(ckpt) else ckpt
+        return Path(f"{name.rpartition('/')[2]}{_ENDING}.pt")
+    return path.with_name(f"{path.stem}{_ENDING}.pt")
+
+
+def check_output(output: Path) -> None:
+    """Refuse a file that exists, or whose format is not known.
+
+    Raises:
+        ConfigError: says which can be named.
+    """
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder; name a file with --output")
+    if output.suffix not in _SUFFIXES:
+        raise ConfigError(f"{output}: must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
+    for file in published.pair_of(output) if published.is_pair(output) else [output]:
+        if file.exists():
+            raise ConfigError(f"{file}: exists; remove it, or name another file with --output")
 
 
 def calibrate(config: EvalCommandConfig, output: Path) -> None:
@@ -66,10 +86,7 @@ def calibrate(config: EvalCommandConfig, output: Path) -> None:
     Raises:
         ConfigError, CheckpointError, DataError: if the settings, the checkpoint or the images are unusable.
     """
-    if output.is_dir() or output.exists():
-        kind = "is a folder; name a file" if output.is_dir() else "exists; remove it, or name another file"
-        raise ConfigError(f"{output}: {kind} with --output")
-    make_folder(output.parent, "--output ")
+    check_output(output)
 
     # Heavy imports after the checks.
     from headcount.engine.calibrate import calibrate_checkpoint

@@ -135,7 +135,7 @@ def check_level(level: float, *, setting: str = "level") -> float:
         ConfigError: if it is not between 0 and 1.
     """
     if not 0 < level < 1:
-        percent = f"; for {level:g} %, type {level / 100:g}" if 1 < level < 100 else ""
+        percent = f"; for {level:g} %, type {level / 100:g}" if 2 <= level < 100 else ""
         raise ConfigError(f"{setting}={level:g}: must be above 0 and below 1, such as {DEFAULT_LEVEL:g}{percent}")
     return level
 

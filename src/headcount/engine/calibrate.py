@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headcount import published
 from headcount.config import (
     ConfigError,
-    CustomConfig,
     DatasetConfig,
     EvalCommandConfig,
-    MixedConfig,
-    SyntheticConfig,
     describe_mode,
     upgrade_config,
 )
@@ -22,10 +20,15 @@ from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate, locate_evaluated, open_located
 from headcount.engine.evaluators import OwnIntervals
 from headcount.engine.runtime import Runtime
+from headcount.engine.stored import save_counter
+from headcount.engine.training_images import dataset_parts, find_training_images
 from headcount.errors import CheckpointError
+from headcount.files import make_folder
 from headcount.intervals import MIN_CALIBRATION_IMAGES, Calibration, Features, scale
 from headcount.types import ImageCount
-from headcount.wording import many
+from headcount.wording import first_names, many
+
+_OTHERS = "choose split=val, or another dataset with dataset=NAME"
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
     located = locate_evaluated(config, trained)
     _refuse_split(config, trained.dataset, located)
     dataset = open_located(config, located)
-    if len(dataset) < MIN_CALIBRATION_IMAGES:
-        raise ConfigError(
-            f"split={config.split}: has {many(len(dataset), 'image')}; a calibration needs at least "
-            f"{MIN_CALIBRATION_IMAGES}, and the 95 % interval 19: name a split or dataset with more"
-        )
+    try:
+        training = find_training_images(loaded.content, trained, located)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt={config.ckpt}: {error}") from error
+    seen = training.among(dataset)
+    _refuse_trained(config, dataset, seen, own=located.own)
+    make_folder(output.parent, "--output ")
     counter = runtime.move_to_device(loaded.counter)
     try:
         images = evaluate(
@@ -73,11 +78,50 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
         ).images
     except FloatingPointError as error:
         raise CheckpointError(f"ckpt={config.ckpt}: {error}; choose another checkpoint") from error
-    calibration = calibrate(images, dataset, name=located.config.name, split=config.split, mode=describe_mode(mode))
-    checkpoint.save(_counting_content(loaded.content) | {"calibration": calibration.to_plain()}, output)
-    selected = loaded.content["selection"]["split"] == config.split and located.own
-    notes = ["These images selected the checkpoint: errors on others may be larger."] if selected else []
+    images = [image for image in images if image.index not in set(seen)]
+    name, split = located.config.name, config.split
+    try:
+        calibration = calibrate(images, dataset, name=name, split=split, mode=describe_mode(mode))
+    except ValueError as error:
+        raise CheckpointError(f"ckpt={config.ckpt}: its counts are not usable: {error}") from error
+    _write(_counting_content(loaded.content) | {"calibration": calibration.to_plain()}, output)
+    notes = _notes(loaded, split, own=located.own, left_out=len(seen), unknown=training.unknown)
     return CalibratedCheckpoint(calibration, "variance" in images[0].numbers, notes)
+
+
+def _notes(
+    loaded: checkpoint.LoadedCheckpoint, split: str, *, own: bool, left_out: int, unknown: Sequence[str]
+) -> list[str]:
+    """What to know about a calibration, one line each.
+
+    Args:
+        split: of the calibration images.
+        own: whether their dataset is read as in the training.
+        left_out: number of images that are training images.
+        unknown: names of the datasets of the training whose images were not found.
+    """
+    notes = []
+    if (before := loaded.calibration) is not None:
+        replaced = f"{many(len(before), 'image')} of {before.dataset} {before.split}"
+        notes.append(f"This replaces the counter's calibration on {replaced}.")
+    if loaded.content["selection"]["split"] == split and own:
+        notes.append("These images selected the checkpoint: errors on others may be larger.")
+    if left_out:
+        notes.append(f"{many(left_out, 'image')} left out, with the same content as training images.")
+    if unknown:
+        notes.append(
+            "Whether the counter was trained on these images could not be checked: its checkpoint does not record its "
+            f"training images, and those of {' and '.join(unknown)} were not found."
+        )
+    return notes
+
+
+def _write(content: dict[str, Any], output: Path) -> None:
+    """Write a counter in the format that the ending names; a pair keeps all 32 bits, on which the errors rest."""
+    if published.is_pair(output):
+        save_counter(output, content, half=False)
+    else:
+        checkpoint.save(content, output)
 
 
 def calibrate(images: Sequence[ImageCount], dataset: CrowdDataset, *, name: str, split: str, mode: str) -> Calibration:
@@ -108,27 +152,43 @@ def calibrate(images: Sequence[ImageCount], dataset: CrowdDataset, *, name: str,
 
 
 def _refuse_split(config: EvalCommandConfig, trained: DatasetConfig, located: LocatedDataset) -> None:
-    """Refuse images that the counter was trained on, and held-out images that are not those of its training.
+    """Refuse the split of the training, and held-out images that are not those of its training.
 
     Raises:
         ConfigError: says which images can be used.
     """
-    others = "name a split it has not seen, such as split=val, or another dataset="
-    parts = list(trained.datasets.values()) if isinstance(trained, MixedConfig) else [trained]
-    if config.split == "train" and (located.own or any(_same_images(located.config, part) for part in parts)):
-        raise ConfigError(
-            f"split=train: on these images the counter was trained, its errors on others are larger; {others}"
-        )
+    if config.split == "train" and located.own:
+        raise ConfigError(f"split=train: the counter was trained on these images; {_OTHERS}")
     if config.split == HOLDOUT and not located.own:
-        raise ConfigError(f"split={HOLDOUT}: is a part of the counter's own dataset; leave out dataset=, or {others}")
-    if config.split == HOLDOUT and not any(part.holdout for part in parts):
-        raise ConfigError(f"split={HOLDOUT}: the counter was trained with dataset.holdout=0, on all images; {others}")
+        raise ConfigError(f"split={HOLDOUT}: is a part of the counter's own dataset; leave out dataset=, or {_OTHERS}")
+    if config.split == HOLDOUT and not any(part.holdout for part in dataset_parts(trained)):
+        raise ConfigError(
+            f"split={HOLDOUT}: the counter was trained with dataset.holdout=0, on all training images; {_OTHERS}"
+        )
 
 
-def _same_images(one: DatasetConfig, other: DatasetConfig) -> bool:
-    """Whether two configs are of the same images; published datasets are the same in every folder."""
-    keys = {CustomConfig: ("root", "train"), SyntheticConfig: ("seed",)}.get(type(one), ())
-    return one.name == other.name and all(getattr(one, key) == getattr(other, key, None) for key in keys)
+def _refuse_trained(config: EvalCommandConfig, dataset: CrowdDataset, seen: list[int], *, own: bool) -> None:
+    """Refuse images of the training, and fewer others than a calibration needs.
+
+    In another split of the training's own dataset, such images are copies, and are left out.
+
+    Args:
+        seen: indices of the images of the training.
+        own: whether the dataset is read as in the training.
+
+    Raises:
+        ConfigError: if there are any, or too few others.
+    """
+    if seen and not own:
+        names = first_names([dataset.names[index] for index in seen], limit=3)
+        these = "these images" if len(seen) == len(dataset) else f"{len(seen)} of these {len(dataset)} images"
+        raise ConfigError(f"split={config.split}: the counter was trained on {these} ({names}); {_OTHERS}")
+    if len(dataset) - len(seen) < MIN_CALIBRATION_IMAGES:
+        besides = f", besides {len(seen)} that are among the training images" if seen else ""
+        raise ConfigError(
+            f"split={config.split}: has {many(len(dataset) - len(seen), 'image')}{besides}; a calibration needs at "
+            f"least {MIN_CALIBRATION_IMAGES}, and the 95 % interval 19: name a split or dataset with more"
+        )
 
 
 def _counting_content(content: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from headcount.config import ConfigError, Precision, TrainConfig, from_plain, to_plain
-from headcount.engine import checkpoint
+from headcount.engine import checkpoint, training_images
 from headcount.engine.continuation import (
     describe_extension,
     digest,
@@ -51,6 +51,7 @@ class RunFolder:
         self._config = config
         self._commit = checkpoint.commit()
         self._images: dict[str, str] = {}
+        self._trained_on: list[str] = []
         self._records: Records | NoRecords = NoRecords()
         self._extended: dict[str, int] | None = None
         self._lock = FolderLock(self.path)
@@ -220,6 +221,7 @@ class RunFolder:
             "best": None if job.best is None else dataclasses.asdict(job.best),
             "selection": {"split": job.data.selection_split, "dataset": job.config.dataset.name, "metric": "mae"},
             "seen": job.data.train.seen().to_plain(),
+            training_images.KEY: self._trained_on,
         }
 
     def draw(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
@@ -264,6 +266,7 @@ class RunFolder:
         if job.config.init_from is not None and self._runtime.is_main:
             print("resuming: init_from is not read, the run continues with its own weights", file=sys.stderr)
         job.config = dataclasses.replace(job.config, init_from=trained.init_from)
+        self._trained_on = training_images.recorded_digests(content) or []
         refuse_changed_images(self._images, content, job.data.selection_split)
         note = processes_note(
             trained.runtime,
@@ -342,6 +345,8 @@ class RunFolder:
 
     def _start(self, job: Job) -> None:
         """Write the settings and the provenance, open the records, and complete an epoch whose saving was killed."""
+        earlier_images = training_images.recorded_digests(job.start.source.content) if job.start else self._trained_on
+        self._trained_on = sorted({*training_images.training_digests(job.data.train), *(earlier_images or [])})
         earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG_FILE).is_file() else []
         images = {
             "train": len(job.data.train),
