@@ -287,6 +287,24 @@ def test_pictures_far_outside_the_training_are_noted(predict: Predict, tmp_path:
     assert all(row["note"] in out for row in rows)
 
 
+def test_a_file_that_cannot_be_opened_is_reported_before_the_first_count(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "one.png")
+    (tmp_path / "empty.jpg").touch()
+    rows: list[dict[str, Any]] = []
+
+    def stop(self: engine.PhotoCounter, photo: Path) -> engine.PhotoCount:
+        rows.extend(csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.PhotoCounter, "predict", stop)
+    status, _, err = predict("one.png", "empty.jpg")
+    assert status == 130
+    assert [row["error"] for row in rows] == ["not counted yet", "empty.jpg: empty, 0 bytes"]
+    assert err.splitlines()[0].endswith("cannot be counted: empty.jpg: empty, 0 bytes")
+
+
 def test_two_links_to_a_folder_in_itself_are_searched_in_no_time(tmp_path: Path) -> None:
     """Each folder is visited once: their paths are without number."""
     picture(tmp_path / "f" / "a.png")

@@ -24,8 +24,9 @@ files are never overwritten.
 
 A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
 ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
-windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
-only the first frame of an animation is counted, and its line says so.
+windows of about 1024 pixels, and its line says so. --window applies to all pictures. A strip that resizing would
+enlarge to more than 8 million pixels, and more than fourfold, is refused. The EXIF orientation is respected; only the
+first frame of an animation is counted, and its line says so.
 
 The counts of several checkpoints, "ckpt=[a.pt,b.pt]", are averaged; people per block are averaged on the blocks of the
 first one. --tta and --scales average the counts of versions of each picture.
@@ -58,7 +59,7 @@ from headcount.report.predictions import (
     distinct_names,
     earlier_results,
 )
-from headcount.wording import printable
+from headcount.wording import first_names, printable
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
@@ -149,8 +150,12 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     earlier = earlier_results(output)
     found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
     files = found.files
-    refuse_uncountable(files)
+    unreadable = refuse_uncountable(files)
+    if unreadable:
+        print(f"cannot be counted: {printable(first_names(list(unreadable.values())))}", file=sys.stderr)
     results = _empty_results(output, checkpoints_text(checkpoints), files, density=options.density, draw=options.draw)
+    for file, picture in zip(files, results.pictures, strict=True):
+        picture.error = unreadable.get(file, NOT_YET)
     results.regions = [region.name for region in regions]
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
@@ -175,22 +180,23 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     return FAILED if any(picture.error for picture in results.pictures) else 0
 
 
-def refuse_uncountable(files: Sequence[Path]) -> None:
-    """Refuse if no picture can be opened, before anything is loaded or removed; if some can, the others are reported.
+def refuse_uncountable(files: Sequence[Path]) -> dict[Path, str]:
+    """The files that cannot be opened, and why; refuse if none can, before anything is loaded or removed.
 
     Raises:
         ConfigError: says why, for the first ten.
     """
-    problems = []
+    problems: dict[Path, str] = {}
     for file in files:
         try:
             check_file(file)
         except (ConfigError, OSError) as error:
-            problems.append(str(error))
-        else:
-            return
-    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-    raise ConfigError("\n  ".join(["there is nothing to count: " + problems[0], *problems[1:10], *more]))
+            problems[file] = str(error)
+    if len(problems) < len(files):
+        return problems
+    first, *others = problems.values()
+    more = [f"and {len(others) - 9} more"] if len(others) > 9 else []
+    raise ConfigError("\n  ".join([f"there is nothing to count: {first}", *others[:9], *more]))
 
 
 def _empty_results(output: Path, ckpt: str, files: list[Path], *, density: bool, draw: bool) -> Results:

@@ -47,8 +47,8 @@ from headcount.types import Counted, CountInterval, SeenImages
 # Counting a larger image as a whole would take several GB.
 _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
-# A strip of a few pixels would be enlarged to thousands of megapixels.
-_MAX_ENLARGED_PIXELS = 100_000_000
+# Of the area, for pictures that become that large: a narrow strip would take minutes, and its pixels show no people.
+_MAX_ENLARGEMENT = 4
 NO_REGIONS = (
     "this counter predicts one number per picture and no blocks, so that regions cannot be counted; use another"
 )
@@ -357,7 +357,7 @@ class PhotoCounter:
         size = ResizeRule.from_config(dataset).size(width, height)
         if size == (width, height):
             return image
-        if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
+        if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_WHOLE_PIXELS, _MAX_ENLARGEMENT * height * width):
             raise DataError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
                 f"the counter's images have a short side of at least {dataset.min_side}; crop it",
