@@ -18,6 +18,8 @@ from headcount.wording import cut, one_line, printable
 
 DEFAULT = "sha_efficientnet_lite0"
 """The counter that counts if none is named."""
+UNSELECTED = "nothing: the last epoch"
+"""What selected the weights of the last epoch, in a figure."""
 HUB = "hf-hub:"
 """Begins the name of a counter on the Hugging Face Hub: ``hf-hub:owner/name`` or ``hf-hub:owner/name@revision``."""
 WEIGHTS = ".safetensors"
@@ -54,7 +56,7 @@ class Figure:
     images: int
     """Number of images in the split."""
     selected_on: str
-    """Split that selected the checkpoint, or ``nothing: the last epoch``."""
+    """Split that selected the checkpoint, or :data:`UNSELECTED`."""
     mae: float
     """Mean absolute error, in heads per image."""
     rmse: float

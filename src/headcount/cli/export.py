@@ -93,7 +93,7 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     if output.suffix == _PAIR:
         terms = options.license or export.usual_license(loaded)
         content = checkpoint.read(ckpt)
-        files = stored.save_counter(output, {"license": terms, **content}, half=not options.float32)
+        files = stored.save_counter(output, {"license": terms, **content}, int16=not options.float32)
         print(
             printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
         )

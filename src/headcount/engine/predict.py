@@ -325,7 +325,13 @@ class PhotoCounter:
         return self.predict(photo).count
 
     def push_to_hub(
-        self, repository: str, *, private: bool = False, token: str | None = None, half: bool = True
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        int16: bool = True,
+        replace: bool = False,
     ) -> str:
         """Upload the counter and its model card to the Hugging Face Hub: ``headcount.load("hf-hub:owner/name")`` reads
         it.
@@ -334,19 +340,21 @@ class PhotoCounter:
             repository: ``owner/name``; created if it does not exist.
             private: whether a repository that is created can be read by its owner only.
             token: of the hub; None uses the one of ``hf auth login`` or of the variable HF_TOKEN.
-            half: whether to store the weights in 16 bits, which halves the file and changes counts by less than 0.1 %.
+            int16: whether to store the weights as 16-bit integers, which halves the file and changes counts by less
+                than 0.1 %.
+            replace: whether a counter that the repository holds is replaced.
 
         Returns:
             The address of the repository.
 
         Raises:
-            ConfigError: if the counter was not loaded from a checkpoint, the name is invalid, or the hub refuses or
-                cannot be reached.
+            ConfigError: if the counter was not loaded from a checkpoint, the name is invalid, the repository holds a
+                counter, or the hub refuses or cannot be reached.
         """
         if not self.record:
             raise ConfigError("push_to_hub: only a counter that headcount.load returned knows how it was trained")
         content = {**self.record, "model": self.network.state_dict()}
-        return hub.push(content, repository, private=private, token=token, half=half)
+        return hub.push(content, repository, private=private, token=token, int16=int16, replace=replace)
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
         """The picture at the scale of the counter's training images."""
