@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
-from headcount.cli.photos import find_pictures
 from headcount.cli.predict import refuse_uncountable
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
+from headcount.data.picture_files import find_pictures
 from headcount.files import make_folder
 from headcount.progress import progress_bar
 from headcount.wording import printable

@@ -40,15 +40,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headcount import published
 from headcount.cli.arguments import interval_level, read_arguments, script_parser, to_path, whole_number
-from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
 from headcount.config import ConfigError, checkpoint_error, checkpoint_errors
-from headcount.errors import HeadcountError
+from headcount.counting import failure_message, predict_one
+from headcount.data.picture_files import check_file, find_pictures
 from headcount.files import atomic_write, file_identity, make_folder
 from headcount.progress import progress_bar
 from headcount.report.predictions import (
@@ -227,17 +227,20 @@ def add_averaging_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "PhotoCounter | PhotoEnsemble":
-    """The counter of the checkpoints, with the windows and averaging that were typed.
+    """The counter of the checkpoints, with the windows and averaging that were typed; says what is odd about it.
 
     Raises:
         ConfigError: if these do not fit a counter.
         CheckpointError: if a checkpoint cannot be used.
     """
+    from headcount.data.prepare import resize_note
     from headcount.engine.predict import load
 
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:
         counter = load(checkpoints[0], **averaging)
+        if note := resize_note(counter.config.dataset):
+            print(note, file=sys.stderr)
         choose_level(counter, options.level)
         choose_windows(counter, options)
         return counter
@@ -245,6 +248,8 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         raise ConfigError(f"--level {options.level:g}: several checkpoints together have no interval; name only one")
     ensemble = load(list(checkpoints), **averaging)
     for name, member in zip(checkpoints, ensemble.members, strict=True):
+        if note := resize_note(member.config.dataset):
+            print(f"{name}: {note}", file=sys.stderr)
         try:
             choose_windows(member, options)
         except ConfigError as error:
@@ -329,28 +334,6 @@ def count_all(
     return interrupted
 
 
-def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: PictureResult) -> "PhotoCount | None":
-    """Count one picture; an error is recorded in the result, and None is returned."""
-    try:
-        check_file(file)
-        prediction = counter.predict(file)
-        result.count, result.interval = prediction.count, prediction.interval
-        result.width, result.height = prediction.photo_size
-        result.resized_height, result.resized_width = prediction.image.shape[1:]
-        result.block_size = prediction.block_size
-        unlike = "" if prediction.interval is None else prediction.interval.note
-        notes = [first_frame(file), _windows(prediction), prediction.note, unlike]
-        result.note = "; ".join(filter(None, notes))
-        if prediction.block_counts is None:
-            result.density = result.picture = None
-            result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
-        return prediction
-    except Exception as error:  # one bad file never stops the others
-        result.error = failure_message(file, error)
-        result.density = result.picture = None
-        return None
-
-
 def write_one(
     file: Path, prediction: "PhotoCount", result: PictureResult, output: Path, regions: "Sequence[Region]" = ()
 ) -> None:
@@ -401,26 +384,6 @@ def count_regions(prediction: "PhotoCount", result: PictureResult, regions: "Seq
     grid = prediction.region_grid(regions)
     result.regions = grid.count(prediction.block_counts.double().numpy())
     return drawn_regions(grid, result.regions, photo_size=prediction.photo_size)
-
-
-def _windows(prediction: Any) -> str:
-    """The windows that a picture was counted in; empty if it was counted whole."""
-    window = getattr(prediction.mode, "window", None)
-    reason = f" ({prediction.reason})" if prediction.reason else ""
-    return (f"in windows of {window} px" if window else "") + reason
-
-
-def failure_message(file: Path, error: Exception) -> str:
-    """What went wrong with a file, with its name and what to do."""
-    from PIL import Image
-
-    words = str(error) if isinstance(error, HeadcountError) and str(error) else f"{type(error).__name__}: {error}"
-    words = words if str(file) in words else f"{file}: {words}"
-    if isinstance(error.__cause__, Image.DecompressionBombError):
-        words += "; if it really is that large, raise --max-megapixels"
-    elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in ENDINGS[-3:]:
-        words += "; save it as JPEG"
-    return words
 
 
 def scales(text: str) -> list[float]:
