@@ -138,7 +138,11 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         assert repo_id == asked["repository"]
         asked["files"] = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
 
+    def file_exists(self: Any, repo_id: str, filename: str) -> bool:
+        return asked.get("repository") == repo_id and filename in asked["files"]
+
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "file_exists", file_exists)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr(hub, "_reachable", lambda url: True)
     return asked

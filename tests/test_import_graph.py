@@ -12,15 +12,15 @@ GROUND = {
     *("metrics", "published", "quantization", "runs", "files", "processes", "progress", "wording"),
     "zero_inflated",
 }
+BELOW = GROUND | {"data", "models", "losses", "engine", "report"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **{room: GROUND | {room} for room in ("data", "models", "losses")},
     "engine": GROUND | {"data", "models", "losses", "engine"},
     "report": GROUND | {"data", "models", "losses", "report"},
-    **{
-        room: GROUND | {"data", "models", "losses", "engine", "report", "page", "cli"}
-        for room in ("page", "cli", "__main__")
-    },
+    "counting": BELOW | {"counting"},
+    "page": BELOW | {"counting", "page"},
+    **{room: BELOW | {"counting", "page", "cli"} for room in ("cli", "__main__")},
 }
 
 

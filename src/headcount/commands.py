@@ -6,6 +6,7 @@ written with the names of the files; :func:`as_typed` converts them for a user o
 
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,13 @@ def program(script: str) -> str:
     """The name before an error message: ``train.py``, or ``headcount train``."""
     command = entered()
     return f"headcount {command}" if command else script
+
+
+def command_line() -> str:
+    """The command that this process runs, as it was typed, for a shell."""
+    command = entered()
+    words = [sys.argv[0]] if command is None else ["headcount", command]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def as_typed(text: str) -> str:

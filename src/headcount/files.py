@@ -249,13 +249,18 @@ def json_line(values: Any) -> str:
     return json.dumps(_finite(values), allow_nan=False) + "\n"
 
 
+def json_text(values: Any) -> str:
+    """Plain values as indented JSON; NaN and infinity become null."""
+    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as an indented JSON file, atomically; NaN and infinity become null.
 
     Raises:
         OutputError: if the file cannot be written.
     """
-    write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(values))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:

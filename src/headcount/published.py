@@ -1,7 +1,7 @@
-"""Published counters: those that come with headcount, their names and facts, and how any checkpoint is named.
+"""Find the counters that come with headcount, read their descriptions, and resolve the names of checkpoints.
 
 A published counter is a pair of files, ``NAME.safetensors`` with the weights and ``NAME.json`` with everything else;
-``engine.stored`` reads and writes them. This module reads the facts only, and needs neither torch nor the network.
+``engine.stored`` reads and writes them. This module reads descriptions only, and needs neither torch nor the network.
 """
 
 import json
@@ -17,9 +17,11 @@ from headcount.files import read_text
 from headcount.wording import cut, one_line, printable
 
 DEFAULT = "sha_efficientnet_lite0"
-"""The counter that counts if none is named."""
+"""Name of the default counter."""
+UNSELECTED = "nothing: the last epoch"
+"""What selected the weights of the last epoch, in a figure."""
 HUB = "hf-hub:"
-"""Begins the name of a counter on the Hugging Face Hub: ``hf-hub:owner/name`` or ``hf-hub:owner/name@revision``."""
+"""Prefix of the name of a counter on the Hugging Face Hub: ``hf-hub:owner/name`` or ``hf-hub:owner/name@revision``."""
 WEIGHTS = ".safetensors"
 DESCRIPTION = ".json"
 FORMAT = "headcount counter"
@@ -54,7 +56,7 @@ class Figure:
     images: int
     """Number of images in the split."""
     selected_on: str
-    """Split that selected the checkpoint, or ``nothing: the last epoch``."""
+    """Split that selected the checkpoint, or :data:`UNSELECTED`."""
     mae: float
     """Mean absolute error, in heads per image."""
     rmse: float
@@ -124,7 +126,7 @@ def names() -> list[str]:
 
 
 def default_counter() -> PublishedCounter:
-    """The counter that counts if none is named.
+    """The default counter.
 
     Raises:
         CheckpointError: if it does not come with this installation.
@@ -148,7 +150,7 @@ def locate(ckpt: str | Path) -> Path | None:
     """The file of a checkpoint on this machine; None if there is none.
 
     Args:
-        ckpt: a file, or the name of a counter that comes with headcount; an existing file comes first.
+        ckpt: a file, or the name of a counter that comes with headcount; a file of that name takes precedence.
     """
     path = Path(ckpt).expanduser()
     try:

@@ -23,7 +23,9 @@ from engine.test_checkpoint import write_checkpoint
 from engine.test_stored import stored_pair
 from headcount import published
 from headcount.cli import predict as command
-from headcount.cli.photos import find_pictures
+from headcount.cli.compose import compose, to_config
+from headcount.config import to_plain
+from headcount.data.picture_files import find_pictures
 from headcount.engine import checkpoint
 from headcount.files import file_identity
 from headcount.intervals import Features
@@ -287,6 +289,24 @@ def test_pictures_far_outside_the_training_are_noted(predict: Predict, tmp_path:
     assert all(row["note"] in out for row in rows)
 
 
+def test_a_file_that_cannot_be_opened_is_reported_before_the_first_count(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "one.png")
+    (tmp_path / "empty.jpg").touch()
+    rows: list[dict[str, Any]] = []
+
+    def stop(self: engine.PhotoCounter, photo: Path) -> engine.PhotoCount:
+        rows.extend(csv.DictReader((tmp_path / "predictions" / "counts.csv").read_text().splitlines()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.PhotoCounter, "predict", stop)
+    status, _, err = predict("one.png", "empty.jpg")
+    assert status == 130
+    assert [row["error"] for row in rows] == ["not counted yet", "empty.jpg: empty, 0 bytes"]
+    assert err.splitlines()[0].endswith("cannot be counted: empty.jpg: empty, 0 bytes")
+
+
 def test_two_links_to_a_folder_in_itself_are_searched_in_no_time(tmp_path: Path) -> None:
     """Each folder is visited once: their paths are without number."""
     picture(tmp_path / "f" / "a.png")
@@ -480,6 +500,25 @@ def test_blocks_can_be_laid_on_the_photo(predict: Predict, tmp_path: Path) -> No
     rows, cols = np.load(tmp_path / "predictions" / row["density"]).shape
     assert rows == math.ceil(row["resized_height"] / row["block_size"])
     assert cols == math.ceil(row["resized_width"] / row["block_size"])
+
+
+@pytest.mark.parametrize(
+    ("part", "note"),
+    [
+        ("qnrf", "photos are resized by the rule of sha (min_side=448, max_side=4096); this counter's images of qnrf"),
+        ("shb", ""),
+    ],
+)
+def test_a_mixed_counter_says_whose_rule_resizes_photos(predict: Predict, tmp_path: Path, part: str, note: str) -> None:
+    content = checkpoint.read(write_checkpoint(tmp_path, "model.width=8"))
+    typed = ["dataset=mixed", "model.width=8", f"dataset.parts=[sha,{part}]"]
+    content["config"] = to_plain(to_config(compose(typed, config_name="train")))
+    checkpoint.save(content, tmp_path / "mixed.pt")
+    Image.fromarray(noise()).resize((448, 448)).save(tmp_path / "p.png")
+    status, _, err = predict("p.png", "--no-pictures", ckpt="mixed.pt")
+    assert status == 0
+    assert ("photos are resized" in err) == bool(note)
+    assert note in err
 
 
 @pytest.mark.slow

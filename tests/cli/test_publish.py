@@ -107,3 +107,6 @@ def test_it_is_uploaded(publish: Any, uploaded: dict[str, Any]) -> None:
     assert "https://hub/owner/name: count with ckpt=hf-hub:owner/name" in out
     assert uploaded["private"]
     assert not json.loads(uploaded["files"]["model.json"])["weights"]["half"]
+    assert publish("ckpt=best_mae.pt", "--push", "owner/name")[0] == 2
+    assert publish("ckpt=best_mae.pt", "--push", "owner/name", "--replace")[0] == 0
+    assert json.loads(uploaded["files"]["model.json"])["weights"]["half"]

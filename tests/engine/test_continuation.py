@@ -203,6 +203,19 @@ def test_the_checkpoints_that_the_settings_name_stay(
 
 
 @pytest.mark.slow
+def test_the_best_checkpoint_of_an_earlier_keep_stays_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors_of(monkeypatch, [3.0, 2.0, 4.0, 1.0])
+    assert train(config_of(tmp_path, *CONSTANT, "epochs=2", "keep=2")) is not None
+    run = train(config_of(tmp_path, *CONSTANT, "epochs=4", "keep=last", "resume=true"))
+    assert run is not None
+    assert checkpoint.read(run.folder / BEST)["epoch"] == run.best.epoch == 4
+    assert f"ckpt={run.folder / BEST}" in capsys.readouterr().err
+    assert kept(run.folder) == {LAST, BEST, "epoch_0001.pt", "epoch_0002.pt"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["epoch_0001.pt", "metrics.jsonl"])
 def test_a_kill_costs_no_kept_checkpoint(tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*CONSTANT, "keep=all"]

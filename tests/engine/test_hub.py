@@ -65,7 +65,11 @@ def test_what_is_not_in_the_cache_names_what_is_available(cache: Path) -> None:
         headcount.load("hf-hub:owner/name")
 
 
-@pytest.mark.parametrize("name", ["hf-hub:name", "hf-hub:", "hf-hub:a/b/c", "hf-hub:a/b@", "hf-hub:a/b c"])
+INVALID = ["hf-hub:name", "hf-hub:", "hf-hub:a/b/c", "hf-hub:a/b@", "hf-hub:a/b c"]
+MALFORMED = ["hf-hub:../x", "hf-hub:a/..", "hf-hub:-a/b", "hf-hub:a/b--c", "hf-hub:a/b.", "hf-hub:\u00e4/b"]
+
+
+@pytest.mark.parametrize("name", INVALID + MALFORMED)
 def test_an_invalid_name_is_refused(cache: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="must be hf-hub:owner/name, or hf-hub:owner/name@revision"):
         headcount.load(name)
@@ -87,7 +91,7 @@ RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
         (errors.LocalTokenNotFoundError("x"), "a token of the hub is needed: type hf auth login"),
         (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached"),
         (errors.HfHubHTTPError("x\ny", response=RESPONSE), "the hub answers: x y; to log in, type hf auth login"),
-        (httpx.ConnectError("reset"), "the hub answers: reset"),
+        (httpx.ConnectError("reset."), "the hub answers: reset; to log in"),
     ],
 )
 def test_an_error_of_the_hub_says_what_to_do(
@@ -117,9 +121,21 @@ def test_what_is_pushed_loads_as_the_same_counter(tmp_path: Path, cache: Path, u
     assert headcount.load("hf-hub:owner/name").count(black) == counter.count(black)
 
 
+def test_a_counter_in_the_repository_is_replaced_only_if_asked_to(tmp_path: Path, uploaded: dict[str, Any]) -> None:
+    counter = headcount.load(stored_pair(tmp_path, "model.width=8"))
+    counter.push_to_hub("owner/name")
+    before = uploaded["files"]
+    message = r"'owner/name': the repository already holds model\.safetensors; choose another name, or replace it with"
+    with pytest.raises(ConfigError, match=message):
+        counter.push_to_hub("owner/name")
+    assert uploaded["files"] is before
+    counter.push_to_hub("owner/name", replace=True)
+    assert uploaded["files"] is not before
+
+
 def test_an_invalid_repository_is_refused(tmp_path: Path, uploaded: dict[str, Any]) -> None:
     counter = headcount.load(stored_pair(tmp_path, "model.width=8"))
-    for name in ("name", "a/b/c", "a/b@main", ""):
+    for name in ("name", "a/b/c", "a/b@main", "", "../x"):
         with pytest.raises(ConfigError, match="must be owner/name"):
             counter.push_to_hub(name)
     counter.record = {}

@@ -368,7 +368,20 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.
         load(tmp_path / "x.pt", device="cuda")
 
 
-def test_a_strip_that_no_dataset_takes_is_not_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (15000, 90, "too narrow: its 15000 x 90 pixels would become 74656 x 448"),
+        (5000, 40, "too narrow: its 5000 x 40 pixels would become 56000 x 448"),
+    ],
+)
+def test_a_strip_that_would_become_huge_is_not_counted(tmp_path: Path, width: int, height: int, message: str) -> None:
     counter = load(write_checkpoint(tmp_path, "dataset=sha"))
-    with pytest.raises(DataError, match="too narrow: its 15000 x 90 pixels would become 74656 x 448"):
-        counter.count(torch.zeros(3, 90, 15000, dtype=torch.uint8))
+    with pytest.raises(DataError, match=message):
+        counter.count(torch.zeros(3, height, width, dtype=torch.uint8))
+
+
+def test_a_panorama_that_is_enlarged_a_little_is_counted(tmp_path: Path) -> None:
+    counter = load(write_checkpoint(tmp_path, "dataset=sha"))
+    image = counter.prepare(torch.zeros(3, 400, 18000, dtype=torch.uint8))  # of more than 8 million pixels then
+    assert image.shape == (3, 448, 20160)

@@ -134,3 +134,11 @@ def test_an_operation_that_is_not_deterministic_is_named(kind: str) -> None:
 def test_without_the_setting_the_operation_is_allowed() -> None:
     with Runtime(RuntimeConfig(accelerator=Accelerator.cpu)).guard(), pytest.raises(RuntimeError, match="another"):
         failing("nondeterministic")
+
+
+@pytest.mark.parametrize(("command", "recorded"), [("train", "headcount train"), ("", "train.py")])
+def test_the_command_is_recorded_as_it_was_typed(command: str, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADCOUNT_COMMAND", command)  # what `headcount train` leaves, with these arguments
+    monkeypatch.setattr("sys.argv", ["train.py", "resume=true", "run_name=a b"])
+    described = Runtime(RuntimeConfig(accelerator=Accelerator.cpu)).describe()
+    assert described["command"] == f"{recorded} resume=true 'run_name=a b'"

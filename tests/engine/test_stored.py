@@ -20,11 +20,13 @@ from headcount.engine.card import model_card
 from headcount.engine.stored import save_counter, without_folders
 from headcount.errors import CheckpointError, ConfigError
 
+LAST = "nothing: the last epoch"
 
-def stored_pair(folder: Path, *overrides: str, half: bool = True, name: str = "a", **more: Any) -> Path:
+
+def stored_pair(folder: Path, *overrides: str, int16: bool = True, name: str = "a", **more: Any) -> Path:
     """An untrained counter, stored; its file of weights."""
     content = checkpoint.read(write_checkpoint(folder, *overrides))
-    save_counter(folder / f"{name}.safetensors", content | more, half=half)
+    save_counter(folder / f"{name}.safetensors", content | more, int16=int16)
     return folder / f"{name}.safetensors"
 
 
@@ -39,7 +41,7 @@ def test_either_file_loads_the_counter_of_the_checkpoint(tmp_path: Path, named: 
         **{"dataset": "sha", "split": "holdout", "mode": "whole image"},
         **{end: {"density": value, "megapixels": value} for end, value in (("least", 1.0), ("most", 2.0))},
     }
-    stored_pair(tmp_path, half=False, calibration=calibration)
+    stored_pair(tmp_path, int16=False, calibration=calibration)
     original, loaded = checkpoint.load(tmp_path / "best_mae.pt"), checkpoint.load(tmp_path / named)
     for key, value in original.counter.state_dict().items():
         assert torch.equal(loaded.counter.state_dict()[key], value)
@@ -62,6 +64,50 @@ def test_half_the_size_changes_no_count_by_more_than_a_thousandth(tmp_path: Path
         expected = full.count(noise(seed))
         assert expected > 1
         assert half.count(noise(seed)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_interruption_leaves_neither_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(values: Any) -> str:
+        raise KeyboardInterrupt
+
+    content = checkpoint.read(write_checkpoint(tmp_path))
+    with monkeypatch.context() as patch:
+        for module in ("files", "engine.stored"):
+            patch.setattr(f"headcount.{module}.json_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            save_counter(tmp_path / "a.json", content)
+    assert [file.name for file in tmp_path.iterdir()] == ["best_mae.pt"]
+    save_counter(tmp_path / "a.json", content)
+
+
+@pytest.mark.parametrize(
+    ("stated", "line"),
+    [
+        ("Apache-2.0", "license_name: apache-2.0"),
+        ("research use only, as the images (of others)", "license_name: research-use-only"),
+        ("Forschung\nmodel: x", "license_name: forschung-model"),
+        ("\u7814\u7a76", None),
+    ],
+)
+def test_the_card_names_the_license_in_short(tmp_path: Path, stated: str, line: str | None) -> None:
+    card = model_card(checkpoint.read(stored_pair(tmp_path, license=stated)), "a")
+    header = card.split("---")[1].splitlines()
+    assert header[1:] == [
+        "library_name: headcount",
+        "tags: [crowd-counting]",
+        "license: other",
+        *([line] if line else []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selected_on", "own", "shown"), [("val", True, True), ("val", False, True), (LAST, True, False)]
+)
+def test_the_card_says_what_selected_the_weights(tmp_path: Path, selected_on: str, own: bool, shown: bool) -> None:
+    figure = {"dataset": "sha", "split": "test", "images": 9, "mae": 1.0, "rmse": 2.0, "selected_on": selected_on}
+    figures = [{**figure, "mae_interval": None, "rmse_interval": None, "own": own}]
+    card = model_card(checkpoint.read(stored_pair(tmp_path, figures=figures)), "a")
+    assert ("checkpoints were selected by" in card) == shown
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command ``headcount``: ``headcount train dataset=sha`` is ``python train.py dataset=sha``, from any folder."""
 
 import importlib
+import os
 import sys
 
 import headcount
@@ -9,9 +10,21 @@ from headcount.cli.completion import COMPLETE, print_candidates
 from headcount.cli.status import REFUSED, print_any_name
 from headcount.commands import COMMANDS, enter, entered
 
+_PIPE_CLOSED = 141
+"""128 plus the number of SIGPIPE, as shells report it."""
+
 
 def main() -> None:
-    """Run the command whose name is the first argument."""
+    """Run the command whose name is the first argument; end quietly if nobody reads its output any more."""
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `headcount env | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        sys.exit(_PIPE_CLOSED)
+
+
+def _run() -> None:
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name == COMPLETE:
         print_candidates(rest)

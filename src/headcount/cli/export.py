@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
-from headcount.cli.photos import find_pictures
 from headcount.cli.predict import refuse_uncountable
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
+from headcount.data.picture_files import find_pictures
 from headcount.files import make_folder
 from headcount.progress import progress_bar
 from headcount.published import WEIGHTS
@@ -94,7 +94,7 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     photos = predict.PhotoCounter(loaded.counter, loaded.config, loaded.bins, mode, loaded.seen)
     if output.suffix == WEIGHTS:
         terms = options.license or export.usual_license(loaded)
-        files = stored.save_counter(output, {**loaded.content, "license": terms}, half=not options.float32)
+        files = stored.save_counter(output, {**loaded.content, "license": terms}, int16=not options.float32)
         print(
             printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
         )

@@ -24,8 +24,9 @@ files are never overwritten.
 
 A picture is resized as the images of the counter's dataset were, and counted as these were evaluated: whole or, by a
 ViT, in windows. One of more than 8 million pixels, or one that does not fit into memory, is counted in overlapping
-windows of about 1024 pixels, and its line says so. --window applies to all pictures. The EXIF orientation is respected;
-only the first frame of an animation is counted, and its line says so.
+windows of about 1024 pixels, and its line says so. --window applies to all pictures. A strip that resizing would
+enlarge to more than 8 million pixels, and more than fourfold, is refused. The EXIF orientation is respected; only the
+first frame of an animation is counted, and its line says so.
 
 The counts of several checkpoints, "ckpt=[a.pt,b.pt]", are averaged; people per block are averaged on the blocks of the
 first one. --tta and --scales average the counts of versions of each picture.
@@ -39,15 +40,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headcount import published
 from headcount.cli.arguments import interval_level, read_arguments, script_parser, to_path, whole_number
-from headcount.cli.photos import ENDINGS, check_file, find_pictures, first_frame
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
 from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
 from headcount.config import ConfigError, checkpoint_error, checkpoint_errors
-from headcount.errors import HeadcountError
+from headcount.counting import failure_message, predict_one
+from headcount.data.picture_files import check_file, find_pictures
 from headcount.files import atomic_write, file_identity, make_folder
 from headcount.progress import progress_bar
 from headcount.report.predictions import (
@@ -58,7 +59,7 @@ from headcount.report.predictions import (
     distinct_names,
     earlier_results,
 )
-from headcount.wording import printable
+from headcount.wording import first_names, printable
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
@@ -149,8 +150,12 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     earlier = earlier_results(output)
     found = find_pictures(options.pictures, leave_out={file_identity(path) for path in earlier})
     files = found.files
-    refuse_uncountable(files)
+    unreadable = refuse_uncountable(files)
+    if unreadable:
+        print(f"cannot be counted: {printable(first_names(list(unreadable.values())))}", file=sys.stderr)
     results = _empty_results(output, checkpoints_text(checkpoints), files, density=options.density, draw=options.draw)
+    for file, picture in zip(files, results.pictures, strict=True):
+        picture.error = unreadable.get(file, NOT_YET)
     results.regions = [region.name for region in regions]
     check_output(output, earlier, files, [results.json_file, results.csv_file, *results.files()])
 
@@ -175,22 +180,23 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     return FAILED if any(picture.error for picture in results.pictures) else 0
 
 
-def refuse_uncountable(files: Sequence[Path]) -> None:
-    """Refuse if no picture can be opened, before anything is loaded or removed; if some can, the others are reported.
+def refuse_uncountable(files: Sequence[Path]) -> dict[Path, str]:
+    """The files that cannot be opened, and why; refuse if none can, before anything is loaded or removed.
 
     Raises:
         ConfigError: says why, for the first ten.
     """
-    problems = []
+    problems: dict[Path, str] = {}
     for file in files:
         try:
             check_file(file)
         except (ConfigError, OSError) as error:
-            problems.append(str(error))
-        else:
-            return
-    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-    raise ConfigError("\n  ".join(["there is nothing to count: " + problems[0], *problems[1:10], *more]))
+            problems[file] = str(error)
+    if len(problems) < len(files):
+        return problems
+    first, *others = problems.values()
+    more = [f"and {len(others) - 9} more"] if len(others) > 9 else []
+    raise ConfigError("\n  ".join([f"there is nothing to count: {first}", *others[:9], *more]))
 
 
 def _empty_results(output: Path, ckpt: str, files: list[Path], *, density: bool, draw: bool) -> Results:
@@ -221,17 +227,20 @@ def add_averaging_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "PhotoCounter | PhotoEnsemble":
-    """The counter of the checkpoints, with the windows and averaging that were typed.
+    """The counter of the checkpoints, with the windows and averaging that were typed; says what is odd about it.
 
     Raises:
         ConfigError: if these do not fit a counter.
         CheckpointError: if a checkpoint cannot be used.
     """
+    from headcount.data.prepare import resize_note
     from headcount.engine.predict import load
 
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:
         counter = load(checkpoints[0], **averaging)
+        if note := resize_note(counter.config.dataset):
+            print(note, file=sys.stderr)
         choose_level(counter, options.level)
         choose_windows(counter, options)
         return counter
@@ -239,6 +248,8 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         raise ConfigError(f"--level {options.level:g}: several checkpoints together have no interval; name only one")
     ensemble = load(list(checkpoints), **averaging)
     for name, member in zip(checkpoints, ensemble.members, strict=True):
+        if note := resize_note(member.config.dataset):
+            print(f"{name}: {note}", file=sys.stderr)
         try:
             choose_windows(member, options)
         except ConfigError as error:
@@ -323,28 +334,6 @@ def count_all(
     return interrupted
 
 
-def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: PictureResult) -> "PhotoCount | None":
-    """Count one picture; an error is recorded in the result, and None is returned."""
-    try:
-        check_file(file)
-        prediction = counter.predict(file)
-        result.count, result.interval = prediction.count, prediction.interval
-        result.width, result.height = prediction.photo_size
-        result.resized_height, result.resized_width = prediction.image.shape[1:]
-        result.block_size = prediction.block_size
-        unlike = "" if prediction.interval is None else prediction.interval.note
-        notes = [first_frame(file), _windows(prediction), prediction.note, unlike]
-        result.note = "; ".join(filter(None, notes))
-        if prediction.block_counts is None:
-            result.density = result.picture = None
-            result.note = "; ".join(filter(None, [result.note, "this counter predicts one number per image"]))
-        return prediction
-    except Exception as error:  # one bad file never stops the others
-        result.error = failure_message(file, error)
-        result.density = result.picture = None
-        return None
-
-
 def write_one(
     file: Path, prediction: "PhotoCount", result: PictureResult, output: Path, regions: "Sequence[Region]" = ()
 ) -> None:
@@ -395,26 +384,6 @@ def count_regions(prediction: "PhotoCount", result: PictureResult, regions: "Seq
     grid = prediction.region_grid(regions)
     result.regions = grid.count(prediction.block_counts.double().numpy())
     return drawn_regions(grid, result.regions, photo_size=prediction.photo_size)
-
-
-def _windows(prediction: Any) -> str:
-    """The windows that a picture was counted in; empty if it was counted whole."""
-    window = getattr(prediction.mode, "window", None)
-    reason = f" ({prediction.reason})" if prediction.reason else ""
-    return (f"in windows of {window} px" if window else "") + reason
-
-
-def failure_message(file: Path, error: Exception) -> str:
-    """What went wrong with a file, with its name and what to do."""
-    from PIL import Image
-
-    words = str(error) if isinstance(error, HeadcountError) and str(error) else f"{type(error).__name__}: {error}"
-    words = words if str(file) in words else f"{file}: {words}"
-    if isinstance(error.__cause__, Image.DecompressionBombError):
-        words += "; if it really is that large, raise --max-megapixels"
-    elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in ENDINGS[-3:]:
-        words += "; save it as JPEG"
-    return words
 
 
 def scales(text: str) -> list[float]:

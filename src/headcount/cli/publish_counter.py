@@ -10,7 +10,8 @@ how it was trained, and its errors; and OUTPUT.md, the model card. None of them 
 .json, counts with it, from every command. No folder of this machine is in them.
 
 The errors are those of metrics.json, which eval.py writes, of this checkpoint or of others of its recipe. --push
-uploads the counter to the Hugging Face Hub as ckpt=hf-hub:owner/my_counter; it needs hf auth login.
+uploads the counter to the Hugging Face Hub as ckpt=hf-hub:owner/my_counter; it needs hf auth login. A repository
+that holds a counter is refused without --replace.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, checkpoint_error
 from headcount.files import make_folder, read_text, write_text
-from headcount.published import DESCRIPTION, HUB, WEIGHTS, Figure
+from headcount.published import DESCRIPTION, HUB, UNSELECTED, WEIGHTS, Figure
 from headcount.wording import cut
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="store the weights in 32 bits, twice as large")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--replace", action="store_true", help="let --push replace a counter in the repository")
     with exit_on_error(parser.prog):
         arguments = read_arguments(parser, old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
@@ -67,15 +69,16 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
     content |= {"limits": options.limit} if options.limit else {}
     content |= {"figures": [figure(metrics, content) for metrics in measured]} if measured else {}
     if options.output is not None:
-        _store(options.output.expanduser(), content, half=not options.float32)
+        _store(options.output.expanduser(), content, int16=not options.float32)
     if options.push is not None:
         from headcount.engine.hub import push
 
-        address = push(content, options.push, private=options.private, token=None, half=not options.float32)
+        stored = {"int16": not options.float32, "replace": options.replace}
+        address = push(content, options.push, private=options.private, token=None, **stored)
         print(f"{address}: count with ckpt={HUB}{options.push.removeprefix(HUB)}")
 
 
-def _store(output: Path, content: Mapping[str, Any], *, half: bool) -> None:
+def _store(output: Path, content: Mapping[str, Any], *, int16: bool) -> None:
     from headcount.engine.card import model_card
     from headcount.engine.stored import save_counter
 
@@ -85,7 +88,7 @@ def _store(output: Path, content: Mapping[str, Any], *, half: bool) -> None:
     if card.exists():
         raise ConfigError(f"{card}: exists; name another file, or remove it")
     make_folder(output.parent, "--output ")
-    files = save_counter(weights, content, half=half)
+    files = save_counter(weights, content, int16=int16)
     write_text(card, model_card(content, output.name))
     for file in (*files, card):
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
@@ -130,7 +133,7 @@ def figure(metrics: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, 
     is_last = Path(str(metrics["checkpoint"])).name == "last.pt"
     plain = {
         **{key: metrics.get(key) for key in ("dataset", "split", "images", "mae", "rmse")},
-        "selected_on": "nothing: the last epoch" if is_last else metrics["selected_on"],
+        "selected_on": UNSELECTED if is_last else metrics["selected_on"],
         "mae_interval": _interval(metrics.get("mae_interval")),
         "rmse_interval": _interval(metrics.get("rmse_interval")),
         "own": own,

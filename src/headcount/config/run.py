@@ -153,7 +153,8 @@ class TrainConfig:
     ``mlflow``, several of them as in ``[tensorboard,csv]``, or ``none``."""
     keep: str = "best"
     """Checkpoints that stay on the disk, beside last.pt: ``best``, that of the lowest MAE; ``last``, no other; ``all``,
-    the best and one per evaluation; or a number N, the best and those of the last N evaluations."""
+    the best and one per evaluation; or a number N, the best and those of the last N evaluations. A best checkpoint that
+    exists already is always kept up to date."""
     draw_every_evaluations: int = number(10, 0, 1_000_000)
     """Number of evaluations between density maps in TensorBoard (or wandb, mlflow); those of the first and the last
     evaluation are always drawn; 0 draws none at all."""

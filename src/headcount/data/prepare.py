@@ -24,6 +24,7 @@ from headcount.data.kinds import DataErrorKind
 from headcount.errors import DataError
 from headcount.files import atomic_write, make_folder, name_text, short_name
 from headcount.progress import progress_bar
+from headcount.wording import first_names
 
 # This many bytes at both ends, and the length, identify the version of a compressed image; other files are read whole.
 _CHECKED_BYTES = 16384
@@ -98,6 +99,25 @@ class ResizeRule:
             round(width * ratio / self.multiple) * self.multiple,
             round(height * ratio / self.multiple) * self.multiple,
         )
+
+
+def resize_note(dataset: DatasetConfig) -> str:
+    """What to know of the photos of a counter that was trained on this dataset; empty unless its parts' rules differ.
+
+    Photos have one rule: that of the first part that is read from files.
+    """
+    if not isinstance(dataset, MixedConfig):
+        return ""
+    parts = {name: part for name, part in dataset.datasets.items() if isinstance(part, FolderDatasetConfig)}
+    rules = {name: ResizeRule.from_config(part) for name, part in parts.items()}
+    first = next(iter(rules), None)
+    others = [name for name in rules if first is not None and rules[name] != rules[first]]
+    if first is None or not others:
+        return ""
+    return (
+        f"photos are resized by the rule of {first} (min_side={rules[first].min_side}, max_side="
+        f"{rules[first].max_side}); this counter's images of {first_names(others)} were resized by other rules"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The model card of a stored counter: a Markdown page made of what its description holds."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from headcount.data.catalogue import DATASETS
 from headcount.engine.stored import without_folders
-from headcount.published import Figure, figures_of, license_of
+from headcount.published import UNSELECTED, Figure, figures_of, license_of
 from headcount.runs import flatten
 from headcount.wording import printable
 
@@ -79,7 +79,10 @@ def _front_matter(license_text: str) -> list[str]:
     """What the Hugging Face Hub reads of a card."""
     lines = ["library_name: headcount", "tags: [crowd-counting]"]
     if license_text:
-        lines += ["license: other", f"license_name: {json.dumps(license_text)}"]
+        lines.append("license: other")
+        # A short identifier; the page states the license in full.
+        words = re.findall(r"[a-z0-9.]+", re.split(r"[,;:(]", license_text.lower())[0])
+        lines += [f"license_name: {'-'.join(words[:5])}"] if words else []
     return ["\n".join(["---", *lines, "---"])]
 
 
@@ -104,13 +107,12 @@ def _recipe(flat: Mapping[str, Any], content: Mapping[str, Any]) -> str:
         value = flat.get(key, flat.get(f"kinds.{key}"))
         if value is not None:
             rows.append([f"`{key}`", f"`{_text(str(value))}`"])
-    chosen = content["selection"]
     epoch = "unknown" if content["epoch"] is None else str(content["epoch"])
-    rows += [
-        ["epoch of these weights", epoch],
-        ["checkpoints were selected by", f"{chosen['metric']} on {chosen['dataset']} {chosen['split']}"],
-        ["commit of the training", f"`{_text(str(content['commit']))}`"],
-    ]
+    rows.append(["epoch of these weights", epoch])
+    if not any(figure.own and figure.selected_on == UNSELECTED for figure in figures_of(content)):
+        chosen = content["selection"]
+        rows.append(["checkpoints were selected by", f"{chosen['metric']} on {chosen['dataset']} {chosen['split']}"])
+    rows.append(["commit of the training", f"`{_text(str(content['commit']))}`"])
     return _table(["setting", "value"], rows)
 
 

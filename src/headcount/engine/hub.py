@@ -16,7 +16,10 @@ from headcount.models.hub import quick_hub
 from headcount.wording import cut, one_line
 
 _STEM = "model"
-_NAME = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+# The hub's own rule: no part begins or ends with a period or hyphen, and none of these is doubled.
+_PART = r"\w+(?:[.-]\w+)*"
+_NAME = re.compile(rf"hf-hub:({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
+_RULE = "letters, digits and _, with single periods and hyphens between them"
 
 
 def download(ckpt: str) -> Path:
@@ -34,7 +37,7 @@ def download(ckpt: str) -> Path:
     if found is None:
         raise ConfigError(
             f"ckpt={cut(ckpt)}: must be {published.HUB}owner/name, or {published.HUB}owner/name@revision for a branch, "
-            "tag or commit"
+            f"tag or commit; owner and name are {_RULE}"
         )
     from huggingface_hub import hf_hub_download
 
@@ -44,7 +47,9 @@ def download(ckpt: str) -> Path:
     return Path(file)
 
 
-def push(content: Mapping[str, Any], repository: str, *, private: bool, token: str | None, half: bool) -> str:
+def push(
+    content: Mapping[str, Any], repository: str, *, private: bool, token: str | None, int16: bool, replace: bool
+) -> str:
     """Upload a counter with its model card; the repository is created if it does not exist.
 
     Args:
@@ -52,23 +57,31 @@ def push(content: Mapping[str, Any], repository: str, *, private: bool, token: s
         repository: ``owner/name``.
         private: whether a repository that is created can be read by its owner only.
         token: of the hub; None uses the one of ``hf auth login`` or of HF_TOKEN.
-        half: whether to store the weights in 16 bits.
+        int16: whether to store the weights as 16-bit integers.
+        replace: whether a counter that the repository holds is replaced by a new commit.
 
     Returns:
         The address of the repository.
 
     Raises:
-        ConfigError: if the name is invalid, or the hub refuses or cannot be reached.
+        ConfigError: if the name is invalid, the repository holds a counter, or the hub refuses or cannot be reached.
     """
     repository = repository.removeprefix(published.HUB)
     if not _NAME.fullmatch(f"{published.HUB}{repository}") or "@" in repository:
-        raise ConfigError(f"push_to_hub {cut(repository)!r}: must be owner/name")
+        raise ConfigError(f"push_to_hub {cut(repository)!r}: must be owner/name, each {_RULE}")
     from huggingface_hub import HfApi
 
+    api, stored = HfApi(token=token), f"{_STEM}{published.WEIGHTS}"
+    with quick_hub(), _naming_errors(f"push_to_hub {repository!r}"):
+        is_used = not replace and api.file_exists(repository, stored)
+    if is_used:
+        raise ConfigError(
+            f"push_to_hub {repository!r}: the repository already holds {stored}; choose another name, or replace it "
+            "with --replace (in Python, replace=True)"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        save_counter(Path(folder, f"{_STEM}{published.WEIGHTS}"), content, half=half)
+        save_counter(Path(folder, stored), content, int16=int16)
         write_text(Path(folder, "README.md"), model_card(content, f"{published.HUB}{repository}"))
-        api = HfApi(token=token)
         with quick_hub(), _naming_errors(f"push_to_hub {repository!r}"):
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a counter of headcount")
@@ -107,4 +120,4 @@ def _explained(error: Exception) -> str:
         errors.LocalTokenNotFoundError: "a token of the hub is needed: type hf auth login, or set HF_TOKEN",
     }
     known = (text for kind, text in meanings.items() if isinstance(error, kind))
-    return next(known, f"the hub answers: {one_line(error)}; to log in, type hf auth login")
+    return next(known, f"the hub answers: {one_line(error).rstrip('.')}; to log in, type hf auth login")

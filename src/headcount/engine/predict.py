@@ -44,8 +44,8 @@ from headcount.types import Counted, CountInterval, SeenImages
 # Counting a larger image as a whole would take several GB.
 _MAX_WHOLE_PIXELS = 8_000_000
 _WINDOW = 1024
-# A strip of a few pixels would be enlarged to thousands of megapixels.
-_MAX_ENLARGED_PIXELS = 100_000_000
+# Of the area, for pictures that become that large: a narrow strip would take minutes, and its pixels show no people.
+_MAX_ENLARGEMENT = 4
 NO_REGIONS = (
     "this counter predicts one number per picture and no blocks, so that regions cannot be counted; use another"
 )
@@ -322,7 +322,13 @@ class PhotoCounter:
         return self.predict(photo).count
 
     def push_to_hub(
-        self, repository: str, *, private: bool = False, token: str | None = None, half: bool = True
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        int16: bool = True,
+        replace: bool = False,
     ) -> str:
         """Upload the counter and its model card to the Hugging Face Hub: ``headcount.load("hf-hub:owner/name")`` reads
         it.
@@ -331,19 +337,21 @@ class PhotoCounter:
             repository: ``owner/name``; created if it does not exist.
             private: whether a repository that is created can be read by its owner only.
             token: of the hub; None uses the one of ``hf auth login`` or of the variable HF_TOKEN.
-            half: whether to store the weights in 16 bits, which halves the file and changes counts by less than 0.1 %.
+            int16: whether to store the weights as 16-bit integers, which halves the file and changes counts by less
+                than 0.1 %.
+            replace: whether a counter that the repository holds is replaced.
 
         Returns:
             The address of the repository.
 
         Raises:
-            ConfigError: if the counter was not loaded from a checkpoint, the name is invalid, or the hub refuses or
-                cannot be reached.
+            ConfigError: if the counter was not loaded from a checkpoint, the name is invalid, the repository holds a
+                counter, or the hub refuses or cannot be reached.
         """
         if not self.record:
             raise ConfigError("push_to_hub: only a counter that headcount.load returned knows how it was trained")
         content = {**self.record, "model": self.network.state_dict()}
-        return hub.push(content, repository, private=private, token=token, half=half)
+        return hub.push(content, repository, private=private, token=token, int16=int16, replace=replace)
 
     def _resized(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
         """The picture at the scale of the counter's training images."""
@@ -354,7 +362,7 @@ class PhotoCounter:
         size = rule.size(width, height)
         if size == (width, height):
             return image
-        if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_ENLARGED_PIXELS, height * width):
+        if max(size) > MAX_SIDE or size[0] * size[1] > max(_MAX_WHOLE_PIXELS, _MAX_ENLARGEMENT * height * width):
             raise DataError(
                 f"the picture is too narrow: its {width} x {height} pixels would become {size[0]} x {size[1]}, because "
                 f"the counter's images have a short side of at least {rule.min_side}; crop it",

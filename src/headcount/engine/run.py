@@ -151,7 +151,7 @@ class RunFolder:
         checkpoint.save({**self._training(job), "record": record}, self.path / checkpoint.LAST)
         self._saved[checkpoint.LAST] = f"epoch {job.epoch}"
         self._remove_mid_epoch()
-        if is_best and job.config.keep != "last":
+        if is_best and self._keeps_best(job):
             self._save_best(job)
         if _is_evaluated(record):
             self._save_evaluated(job)
@@ -183,6 +183,10 @@ class RunFolder:
             "scaler": self._runtime.scaler_state(),
             **self._images,
         }
+
+    def _keeps_best(self, job: Job) -> bool:
+        """Whether best_mae.pt is written; ``keep=last`` updates one of an earlier ``keep``, so that it stays true."""
+        return job.config.keep != "last" or (self.path / checkpoint.BEST).exists()
 
     def _save_best(self, job: Job) -> None:
         best = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
@@ -372,7 +376,7 @@ class RunFolder:
         with atomic_write(self.path / CONFIG_FILE) as part:
             OmegaConf.save(OmegaConf.create(to_plain(job.config)), part)
         self._write_provenance(worked=False)
-        is_best = job.best is not None and job.best.epoch == job.epoch and job.config.keep != "last"
+        is_best = job.best is not None and job.best.epoch == job.epoch and self._keeps_best(job)
         if is_best and job.unfinished is None and _best_epoch(self.path) != job.epoch:
             self._save_best(job)  # a kill came between the two checkpoints of this epoch
         is_saved = (self.path / checkpoint.epoch_file(job.epoch)).is_file()

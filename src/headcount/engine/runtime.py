@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import random
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from headcount.commands import command_line
 from headcount.config import FP16_ON_CPU, ConfigError, Precision, RuntimeConfig
 from headcount.engine.launch import Children, Starter, Watch, refuse_other_launch
 from headcount.engine.precision import choose_precision, uses_cuda
@@ -198,7 +198,7 @@ class Runtime:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "command": " ".join(map(shlex.quote, sys.argv)),
+            "command": command_line(),
         }
 
     def seed(self, seed: int, epoch: int = 0) -> None:

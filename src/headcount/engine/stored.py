@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headcount import published
 from headcount.errors import CheckpointError, ConfigError
-from headcount.files import atomic_write, write_json
+from headcount.files import atomic_write, json_text
 from headcount.published import FORMAT, pair_of, read_description
 from headcount.wording import one_line
 
@@ -40,15 +40,15 @@ _PATHS = ("root", "points", "mask", "split_file", "train", "val", "test")
 _ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
 
 
-def save_counter(path: Path, content: Mapping[str, Any], *, half: bool = True) -> tuple[Path, Path]:
+def save_counter(path: Path, content: Mapping[str, Any], *, int16: bool = True) -> tuple[Path, Path]:
     """Write a counter as a pair of files.
 
     Args:
         path: ``NAME.safetensors`` or ``NAME.json``; both are written, and neither may exist.
         content: what :func:`headcount.engine.checkpoint.read` returns. ``license``, ``figures`` and ``limits`` are
             stored as well (``headcount.published``). Folders of this machine are left out.
-        half: whether to store matrices and kernels of at least 4096 elements in 16 bits, which halves the file.
-            Everything else, such as biases and BatchNorm's parameters and statistics, stays float32.
+        int16: whether to store matrices and kernels of at least 4096 elements as 16-bit integers, which halves the
+            file. Everything else, such as biases and BatchNorm's parameters and statistics, stays float32.
 
     Returns:
         The files of weights and of the description.
@@ -67,12 +67,13 @@ def save_counter(path: Path, content: Mapping[str, Any], *, half: bool = True) -
     plain = _description(content)
     state: dict[str, Tensor] = {}
     for name, value in content["model"].items():
-        state |= _as_stored(name, value.detach().cpu(), half=half)
-    with atomic_write(weights) as part:
-        stored = safetensors.torch.save(state, metadata={"format": "pt", "description": description.name})
-        part.write_bytes(stored)
-    plain["weights"] = {"sha256": hashlib.sha256(stored).hexdigest(), "bytes": len(stored), "half": half}
-    write_json(description, plain)
+        state |= _as_stored(name, value.detach().cpu(), int16=int16)
+    stored = safetensors.torch.save(state, metadata={"format": "pt", "description": description.name})
+    plain["weights"] = {"sha256": hashlib.sha256(stored).hexdigest(), "bytes": len(stored), "half": int16}
+    # Neither gets its name before both are complete: one alone could not be used, and would refuse the next attempt.
+    with atomic_write(description) as described_part, atomic_write(weights) as weights_part:
+        weights_part.write_bytes(stored)
+        described_part.write_text(json_text(plain), encoding="utf-8", newline="\n")
     return weights, description
 
 
@@ -198,9 +199,9 @@ def _with_infinity(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_stored(name: str, value: Tensor, *, half: bool) -> dict[str, Tensor]:
+def _as_stored(name: str, value: Tensor, *, int16: bool) -> dict[str, Tensor]:
     """A tensor of the weights as it is stored: contiguous and in its own memory, or as integers and their scale."""
-    if half and value.ndim >= 2 and value.numel() >= _MIN_ELEMENTS and value.is_floating_point():
+    if int16 and value.ndim >= 2 and value.numel() >= _MIN_ELEMENTS and value.is_floating_point():
         largest = value.double().abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
         scale = torch.where(largest > 0, largest / _MAX_INTEGER, 1.0).float()
         if scale.isfinite().all() and (scale >= torch.finfo(torch.float32).tiny).all():

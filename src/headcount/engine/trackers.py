@@ -1,4 +1,4 @@
-"""Where the numbers of epochs are logged beside metrics.jsonl and TensorBoard: a CSV file, wandb, mlflow.
+"""Log the metrics of each epoch to a CSV file, wandb or mlflow, in addition to metrics.jsonl and TensorBoard.
 
 wandb and mlflow read their own environment variables, such as WANDB_PROJECT, WANDB_MODE and MLFLOW_TRACKING_URI.
 """
@@ -26,13 +26,13 @@ PROJECT = "headcount"
 """Project of wandb and experiment of mlflow, unless their environment variables name another."""
 _EXTRAS = (Tracker.wandb, Tracker.mlflow)
 _IDS = "logger"
-"""Key of run.json for the identifiers that wandb and mlflow know this run by."""
+"""Key of run.json for the identifiers of this run in wandb and mlflow."""
 _MAX_PARAM_LENGTH = 500  # of mlflow
 
 
 @runtime_checkable
 class EpochLog(Protocol):
-    """A place where the numbers of epochs are logged."""
+    """A log of the metrics of each epoch."""
 
     def add_settings(self, text: str, epoch: int) -> None:
         """Add the settings as text (YAML); written with the next record."""
@@ -71,7 +71,7 @@ def require_trackers(chosen: Sequence[Tracker]) -> None:
 
 @dataclass
 class RunIdentity:
-    """What trackers know a run by."""
+    """How trackers identify a run."""
 
     folder: Path
     config: TrainConfig
@@ -143,7 +143,7 @@ class CsvLog:
         """Do nothing."""
 
     def write(self, records: Sequence[Mapping[str, Any]], *, shown: Mapping[str, float]) -> None:
-        """Write all rows anew: half a row must never be seen."""
+        """Rewrite the whole file atomically, so that readers never see part of a row."""
         columns = list(dict.fromkeys(key for record in records for key in record))
         write_csv(self._file, [columns, *([record.get(key, "") for key in columns] for record in records)])
 
@@ -152,7 +152,7 @@ class CsvLog:
 
 
 class _RemoteLog:
-    """What wandb and mlflow have in common: epochs that could not be logged are logged with the next one."""
+    """Base of the wandb and mlflow logs: epochs that could not be logged are logged with the next one."""
 
     name = ""
 
@@ -298,7 +298,7 @@ class MlflowLog(_RemoteLog):
         return identifier
 
     def _last_steps(self) -> dict[str, int]:
-        """Name of each number -> last epoch that is logged of it, also where logging was killed halfway."""
+        """Name of each metric -> the last epoch logged for it, even if logging was killed between two metrics."""
         names = self._client.get_run(self._id).data.metrics
         histories = {name: self._client.get_metric_history(self._id, name) for name in names}
         return {name: max(metric.step for metric in history) for name, history in histories.items() if history}

@@ -298,7 +298,7 @@ def _finish(job: Job, folder: Path) -> FinishedRun:
             f"{job.config.early_stopping} evaluations; to train on, add resume=true early_stopping=null",
             file=sys.stderr,
         )
-    if job.config.keep == "last":
+    if job.config.keep == "last" and not (folder / name).is_file():
         name, note = checkpoint.LAST, f"; keep=last: {checkpoint.LAST} has the weights of epoch {job.epoch}"
     elif not (folder / name).is_file():  # removed after it was saved
         note = f"; {folder / name} is missing, {checkpoint.LAST} has the weights of the last epoch"

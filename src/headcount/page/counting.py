@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from headcount.cli.photos import find_pictures
-from headcount.cli.predict import predict_one
 from headcount.config import SyntheticConfig
+from headcount.counting import predict_one
 from headcount.data.images import read_image
 from headcount.data.kinds import DataErrorKind
+from headcount.data.picture_files import find_pictures
 from headcount.data.synthetic import draw_scene
 from headcount.engine.frames import Selection, Source, VideoSource, open_source
 from headcount.engine.predict import PhotoCount, PhotoCounter
@@ -41,12 +41,12 @@ _MAX_EXAMPLES = 12
 _THUMBNAIL = 320  # pixels
 
 Report = Callable[[float, str], object]
-"""Called with the share that is done, 0 to 1, and what is done now."""
+"""Progress callback: called with the fraction done, 0 to 1, and the name of the current file or frame."""
 
 
 @dataclass
 class Outcome:
-    """What became of the files that were uploaded together."""
+    """The result of counting the files of one upload."""
 
     session: Session | None
     """None if no file could be counted."""
@@ -154,7 +154,7 @@ class PageCounter:
         return Selection(every_seconds=max(source.duration, 0.001) / self.limits.frames)
 
     def _one_at_a_time(self, results: Iterator[FrameCount]) -> Iterator[FrameCount]:
-        """Frames that are counted as they are asked for; other people's pictures are counted between them."""
+        """Count each frame when it is requested, so that pictures of other users are counted in between."""
         while True:
             with self._network:
                 frame = next(results, None)
@@ -164,7 +164,7 @@ class PageCounter:
 
 
 def make_view(prediction: PhotoCount, result: PictureResult, *, seconds: float | None = None) -> View:
-    """What the page keeps of a counted picture: much less than its pixels and probabilities."""
+    """What the page keeps of a counted picture; takes much less memory than its pixels and probabilities."""
     height, width = prediction.image.shape[1:]
     side = max(height, width)
     ratio = min(max(side, _MIN_SIDE), _MAX_SIDE) / side
@@ -200,7 +200,7 @@ def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def sentence(file: Path, error: Exception) -> str:
-    """What went wrong with an uploaded file, with its name but not its place on the server."""
+    """The error message for an uploaded file; it names the file, but not its folder on the server."""
     words = str(error) if isinstance(error, HeadcountError) else f"it cannot be counted: {one_line(error)}"
     words = words if str(file) in words else f"{file}: {words}"
     for folder in (file.resolve().parent, file.parent):
@@ -223,7 +223,7 @@ def draw_curve(frames: Sequence[View], *, title: str) -> bytes | None:
 
 
 def find_examples(folder: Path | None, limits: Limits, storage: Path) -> list[Example]:
-    """The pictures offered to those who have none at hand.
+    """The example pictures of the page.
 
     Args:
         folder: pictures of it, in the order of their names; None draws crowds.
