@@ -119,7 +119,7 @@ def _notes(
 def _write(content: dict[str, Any], output: Path) -> None:
     """Write a counter in the format that the ending names; a pair keeps all 32 bits, on which the errors rest."""
     if published.is_pair(output):
-        save_counter(output, content, half=False)
+        save_counter(output, content, int16=False)
     else:
         checkpoint.save(content, output)
 
