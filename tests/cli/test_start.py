@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Libraries of other models, of pictures, of datasets in files, and of reports.
+# Heavy libraries of other models, of pictures, and of reports (shapely, which masks need, takes 15 ms).
 NOT_NEEDED = (
     "torchvision",
     "timm",
     "open_clip",
     "matplotlib",
-    "shapely",
     "scipy.spatial",
     "scipy.stats",
     "pandas",
