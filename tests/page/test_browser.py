@@ -256,6 +256,7 @@ def test_a_video_and_the_camera(visit: Callable[..., Any], folder: Path) -> None
     window.get_by_role("tab", name="Camera").click()
     window.get_by_role("button", name="Click to Access Webcam").click()
     assert nameless(window) == []
+    window.wait_for_function("(document.querySelector('video') || {}).readyState >= 2")  # the camera shows something
     window.get_by_role("button", name=re.compile("capture", re.I)).click()
     window.locator("img.hc-curve").wait_for(state="detached")
     assert not window.get_by_role("alert").filter(has_text=".").is_visible()
