@@ -351,6 +351,14 @@ def test_a_damaged_record_of_the_training_is_a_damaged_checkpoint(
         calibrate_checkpoint(evaluation(tmp_path / "bad.pt", "holdout"), tmp_path / "out.pt")
 
 
+def test_a_training_on_very_many_images_records_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headcount.engine.training_images.MAX_RECORDED", 3)
+    settings = ["scale=smoke", "epochs=1", "runtime=cpu", "runtime.workers=0", "augment.crop_size=64", "model.width=4"]
+    settings += ["dataset.width=96", "dataset.height=96", "dataset.val_images=2", "dataset.train_images=4"]
+    train(to_config(compose([*settings, f"output_dir={tmp_path}", "run_name=one"], config_name="train")))
+    assert KEY not in checkpoint.read(tmp_path / "synthetic" / "one" / "seed1" / "best_mae.pt")
+
+
 def test_a_training_records_its_images_and_those_it_started_from(tmp_path: Path) -> None:
     settings = ["scale=smoke", "epochs=1", "runtime=cpu", "runtime.workers=0", "augment.crop_size=64", "model.width=4"]
     settings += ["dataset.width=96", "dataset.height=96", "dataset.val_images=2", f"output_dir={tmp_path}"]

@@ -51,7 +51,7 @@ class RunFolder:
         self._config = config
         self._commit = checkpoint.commit()
         self._images: dict[str, str] = {}
-        self._trained_on: list[str] = []
+        self._trained_on: list[str] | None = []
         self._records: Records | NoRecords = NoRecords()
         self._extended: dict[str, int] | None = None
         self._lock = FolderLock(self.path)
@@ -225,7 +225,7 @@ class RunFolder:
             "best": None if job.best is None else dataclasses.asdict(job.best),
             "selection": {"split": job.data.selection_split, "dataset": job.config.dataset.name, "metric": "mae"},
             "seen": job.data.train.seen().to_plain(),
-            training_images.KEY: self._trained_on,
+            **({} if self._trained_on is None else {training_images.KEY: self._trained_on}),
         }
 
     def draw(self, pictures: dict[str, np.ndarray], epoch: int) -> None:
@@ -350,7 +350,10 @@ class RunFolder:
     def _start(self, job: Job) -> None:
         """Write the settings and the provenance, open the records, and complete an epoch whose saving was killed."""
         earlier_images = training_images.recorded_digests(job.start.source.content) if job.start else self._trained_on
-        self._trained_on = sorted({*training_images.training_digests(job.data.train), *(earlier_images or [])})
+        self._trained_on = None
+        if len(job.data.train) <= training_images.MAX_RECORDED:
+            own = training_images.training_digests(job.data.train)
+            self._trained_on = sorted({*own, *(earlier_images or [])})
         earlier = read_run(self.path).commits if self.resuming and (self.path / CONFIG_FILE).is_file() else []
         images = {
             "train": len(job.data.train),

@@ -14,6 +14,8 @@ from headcount.errors import CheckpointError, HeadcountError
 
 KEY = "trained_on"
 """Of a checkpoint: the shortened digests of its training images; early checkpoints do not hold them."""
+MAX_RECORDED = 20_000
+"""Of more images, none is recorded: reading all their files would delay the start by minutes."""
 _CHARACTERS = 16
 
 
