@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.types import CountInterval
+from headcount.types import Counted, CountInterval
 
 Ends = tuple[float, float]
 
@@ -224,6 +224,21 @@ def own_distribution(
         if of_blocks.shape[1] * _support(bins) <= _MAX_CONVOLVED:
             return ExactDistribution(convolve(of_blocks.T @ bin_pmfs(bins)))
     return NormalDistribution(count, math.sqrt(variance))
+
+
+def counted_distribution(counted: Counted, bins: CountBins | None, *, zero_inflated: bool) -> Distribution | None:
+    """:func:`own_distribution` of a counted image.
+
+    Args:
+        bins: of the counter; None uses the normal distribution.
+        zero_inflated: whether the counter's blocks have zero-inflated Poisson distributions.
+    """
+    variance = counted.total_variance()
+    if zero_inflated:
+        return own_distribution(counted.count, variance, zip_blocks=counted.zip_blocks())
+    # Inside a mask, blocks count by their share: then the sum of variances is used.
+    probabilities = counted.probabilities if counted.shares is None else None
+    return own_distribution(counted.count, variance, probabilities=probabilities, bins=bins)
 
 
 def zip_pmfs(

@@ -206,6 +206,21 @@ def interval_level(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below 1, such as 0.9") from error
 
 
+def refuse_set(overrides: Sequence[str], hints: Mapping[str, str]) -> None:
+    """Refuse settings that this command determines itself.
+
+    Args:
+        overrides: as typed, ``key=value``.
+        hints: key -> what to do instead.
+
+    Raises:
+        ConfigError: if one is among ``overrides``.
+    """
+    for override in overrides:
+        if hint := hints.get(override.partition("=")[0]):
+            raise ConfigError(f"{override}: cannot be set here; {hint}")
+
+
 def single_process_errors(config: Any, why: str) -> list[str]:
     """The error if several processes are requested of a script that uses one; ``why`` ends in "takes"."""
     runtime = config.runtime

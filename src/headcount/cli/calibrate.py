@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headcount import published
-from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
+from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import exit_on_error
 from headcount.commands import as_typed
@@ -46,9 +46,7 @@ def calibration_config(overrides: Sequence[str]) -> EvalCommandConfig:
     Raises:
         ConfigError: if any is invalid.
     """
-    for override in overrides:
-        if override.startswith("output_dir="):
-            raise ConfigError(f"{override}: cannot be set here; type --output FILE")
+    refuse_set(overrides, {"output_dir": "type --output FILE"})
     typed = ["split=holdout", *overrides]
     config: EvalCommandConfig = to_config(compose(typed, config_name="eval"))
     errors = check_evaluation(config) + single_process_errors(config, "a calibration takes")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
+from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import FAILED, exit_on_error
@@ -92,9 +92,7 @@ def evaluation_configs(
     Raises:
         ConfigError: if any is invalid.
     """
-    for override in overrides:
-        if hint := _NOT_HERE.get(override.partition("=")[0]):
-            raise ConfigError(f"{override}: cannot be set here; {hint}")
+    refuse_set(overrides, _NOT_HERE)
     pictures = [] if any(o.startswith("eval.pictures=") for o in overrides) else ["eval.pictures=0"]
     rows = []
     for ckpt in checkpoints:

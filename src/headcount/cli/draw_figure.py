@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headcount.cli.arguments import read_arguments, script_parser, single_process_errors, to_path
+from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, DatasetConfig, EvalCommandConfig, check_evaluation
@@ -53,9 +53,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
     Raises:
         ConfigError: if any is invalid.
     """
-    for override in overrides:
-        if override.startswith("output_dir="):
-            raise ConfigError(f"{override}: cannot be set here; type --output")
+    refuse_set(overrides, {"output_dir": "type --output"})
     config: EvalCommandConfig = to_config(compose(overrides, config_name="eval"))
     refuse(check_evaluation(config) + single_process_errors(config, "a few images take"), overrides, config)
     return config

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
+from headcount.cli.arguments import Arguments, read_arguments, refuse_set, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
@@ -51,9 +51,7 @@ def evaluation_config(overrides: Sequence[str]) -> EvalCommandConfig:
     Raises:
         ConfigError: if a setting is invalid.
     """
-    for override in overrides:
-        if hint := _NOT_HERE.get(override.partition("=")[0]):
-            raise ConfigError(f"{override}: cannot be set here; {hint}")
+    refuse_set(overrides, _NOT_HERE)
     config: EvalCommandConfig = to_config(compose(["dataset=nwpu", *overrides], config_name="eval"))
     errors = check_evaluation(config)
     if config.split not in SPLITS:

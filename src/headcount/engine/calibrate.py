@@ -20,7 +20,7 @@ from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate, locate_evaluated, open_located
 from headcount.engine.evaluators import OwnIntervals
 from headcount.engine.runtime import Runtime
-from headcount.engine.stored import save_counter
+from headcount.engine.stored import described, save_counter
 from headcount.engine.training_images import dataset_parts, find_training_images
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
@@ -193,6 +193,4 @@ def _refuse_trained(config: EvalCommandConfig, dataset: CrowdDataset, seen: list
 
 def _counting_content(content: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint needs to count: without what resumes its training, and with settings in today's keys."""
-    left_out = {"format", "format_version", *checkpoint.RESUMING_KEYS}
-    kept = {key: value for key, value in content.items() if key not in left_out}
-    return kept | {"config": upgrade_config(content["config"])}
+    return described(content) | {"model": content["model"], "config": upgrade_config(content["config"])}

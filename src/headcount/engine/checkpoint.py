@@ -243,8 +243,6 @@ def _with_own_cache(dataset: DatasetConfig) -> DatasetConfig:
 
 # What a resumed run needs beyond the keys of every checkpoint.
 _TRAINING_KEYS = ("optimizer", "schedule", "average", "scaler")
-RESUMING_KEYS = (*_TRAINING_KEYS, "training_images", "training_data", "selection_data", "record", "step", "processes")
-"""Keys that no counter needs."""
 
 
 def repair_hint(path: Path) -> str:

@@ -175,7 +175,7 @@ def _evaluate_checkpoint(
     counter = runtime.move_to_device(_joined(members))
     reliability = _reliability(members, modes)
     zero_inflated = isinstance(trained.model.head, ZipHeadConfig)
-    own_intervals = OwnIntervals(None if zero_inflated else loaded.bins, zero_inflated=zero_inflated)
+    own_intervals = OwnIntervals(loaded.bins, zero_inflated=zero_inflated)
     evaluators: list[Evaluator] = [Game(counter.grid), empty_blocks, own_intervals]
     evaluators += [reliability] if reliability else []
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from headcount.bins import CountBins
 from headcount.coverage import own_ends
 from headcount.data.points import block_counts, clamp_into, distribute_blocks
-from headcount.distribution import own_distribution
+from headcount.distribution import counted_distribution
 from headcount.engine.runtime import Runtime
 from headcount.intervals import PROMISES
 from headcount.metrics import EMPTY_BELOW, Reliability
@@ -107,12 +107,7 @@ class OwnIntervals:
     def __call__(self, sample: Sample, counted: Counted) -> dict[str, float]:
         """``variance``, ``own_crps`` and the ends of the intervals (:func:`headcount.intervals.own_ends`)."""
         variance = counted.total_variance()
-        # Inside a mask, blocks count by their share: then the sum of variances is used.
-        probabilities = counted.probabilities if counted.shares is None else None
-        zip_blocks = counted.zip_blocks() if self.zero_inflated else None
-        own = own_distribution(
-            counted.count, variance, probabilities=probabilities, bins=self.bins, zip_blocks=zip_blocks
-        )
+        own = counted_distribution(counted, self.bins, zero_inflated=self.zero_inflated)
         if own is None or variance is None:
             return {}
         numbers = {"variance": variance, "own_crps": own.crps(float(len(sample.points)))}

@@ -30,7 +30,7 @@ from headcount.config import (
 from headcount.data.kinds import DataErrorKind
 from headcount.data.prepare import MAX_SIDE, ResizeRule
 from headcount.data.regions import Region, RegionGrid, as_regions
-from headcount.distribution import own_distribution, own_interval
+from headcount.distribution import counted_distribution, own_interval
 from headcount.engine import checkpoint, hub
 from headcount.engine.ensemble import PhotoEnsemble, as_averaging
 from headcount.engine.photos import FilePath, Photo, ReadPicture, as_tensor, read_photo
@@ -284,15 +284,11 @@ class PhotoCounter:
         """The interval of a counted image of ``size`` (width, height) in pixels."""
         if any(view.scale != 1 for view in counted.mode.views):
             return None  # the blocks of other sizes hold other counts
-        variance = counted.total_variance()
         if self.calibration is not None:
-            mode = describe_mode(counted.mode)
+            mode, variance = describe_mode(counted.mode), counted.total_variance()
             return self.calibration.interval(counted.count, variance, self.level, size=size, mode=mode)
-        if isinstance(self.config.model.head, ZipHeadConfig):
-            own = own_distribution(counted.count, variance, zip_blocks=counted.zip_blocks())
-        else:
-            own = own_distribution(counted.count, variance, probabilities=counted.probabilities, bins=self.bins)
-        return own_interval(own, self.level)
+        zero_inflated = isinstance(self.config.model.head, ZipHeadConfig)
+        return own_interval(counted_distribution(counted, self.bins, zero_inflated=zero_inflated), self.level)
 
     def _usual_mode(self) -> WholeImageConfig | SlidingWindowConfig:
         """How pictures are counted that are not too large for it."""

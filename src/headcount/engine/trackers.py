@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class CsvLog:
         """Do nothing."""
 
 
-class _RemoteLog:
+class _RemoteLog(ABC):
     """Base of the wandb and mlflow logs: epochs that could not be logged are logged with the next one."""
 
     name = ""
@@ -160,7 +161,7 @@ class _RemoteLog:
         self._logged = logged
         self._pictures: dict[str, np.ndarray] = {}
 
-    def add_settings(self, text: str, epoch: int) -> None:
+    def add_settings(self, text: str, epoch: int) -> None:  # noqa: B027 (not every log needs them)
         """Do nothing: they get every setting by its name."""
 
     def add_pictures(self, pictures: Mapping[str, np.ndarray], epoch: int) -> None:
@@ -192,11 +193,13 @@ class _RemoteLog:
         except Exception as failure:
             print(f"logger={self.name}: could not be closed ({one_line(failure)})", file=sys.stderr)
 
+    @abstractmethod
     def _log(self, numbers: Mapping[str, float], pictures: Mapping[str, np.ndarray], epoch: int) -> None:
-        raise NotImplementedError
+        """Log one epoch; an error is reported by the caller."""
 
+    @abstractmethod
     def _finish(self, error: BaseException | None) -> None:
-        raise NotImplementedError
+        """End the run; an error is reported by the caller."""
 
 
 class WandbLog(_RemoteLog):
