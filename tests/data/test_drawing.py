@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,6 +37,23 @@ def assert_drawn(samples: list[Sample]) -> None:
         assert sample.name == expected.name
         assert torch.equal(sample.image, expected.image)
         assert torch.equal(sample.points, expected.points)
+
+
+WITH_THREADS = """
+import torch
+from headcount.config import SyntheticConfig
+from headcount.data import drawing
+torch.set_num_threads(2)
+torch.ones(1_000_000).add_(1)  # starts the threads, which a forked process does not have
+drawing._processes = lambda pixels: 3
+print(len(drawing.draw_crowds(range(6), config=SyntheticConfig(), split="train", label="")))
+"""
+
+
+def test_threads_of_the_first_process_are_not_waited_for() -> None:
+    """With large images, each of which torch copies on several threads."""
+    ended = subprocess.run([sys.executable, "-c", WITH_THREADS], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "6\n"), ended.stderr
 
 
 @pytest.mark.usefixtures("three_processes")

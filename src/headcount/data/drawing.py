@@ -99,6 +99,8 @@ class _Helper:
 
 
 def _help(draw: Callable[[int], Heads], share: range, results: Connection, parent: int) -> None:
+    # A forked process has none of the threads of the first, which an operation on several threads would wait for.
+    torch.set_num_threads(1)
     # Signals are left to the process that asked.
     for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
