@@ -37,6 +37,9 @@ MAX_BATCH_SIZE = 1024
 
 LAYOUTS = {"channels last": True, "contiguous": False}
 
+CONSTANTS = ("second_moments", "bin_counts")
+"""Fields of predictions that describe the bins and are no outputs of the network."""
+
 Key = tuple[str, str, str]
 """(precision, memory layout, part of the step)."""
 
@@ -254,8 +257,9 @@ class Step:
 
 
 def tensors_of(prediction: Prediction) -> dict[str, Tensor]:
-    """The tensors of a prediction by field: the count, blocks if it has any, and then those of its own kind."""
-    values = {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
+    """The network's outputs by field: the count, blocks if it has any, and then those of the prediction's own kind."""
+    names = [field.name for field in dataclasses.fields(prediction) if field.name not in CONSTANTS]
+    values = {name: getattr(prediction, name) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
