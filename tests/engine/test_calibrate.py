@@ -220,6 +220,11 @@ def test_images_that_selected_the_checkpoint_are_said(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")
     done = calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt")
     assert done.notes == ["These images selected the checkpoint: errors on others may be larger."]
+    # Another epoch of the same run, such as the last one, is not what they selected.
+    content = torch.load(ckpt)
+    content["best"] = {"mae": 1.0, "rmse": 1.0, "nae": 1.0, "images": 9, "epoch": content["epoch"] + 1}
+    torch.save(content, ckpt)
+    assert calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt").notes == []
 
 
 def test_a_level_that_the_calibration_does_not_support_is_refused_before_counting(calibrated: Path) -> None:
