@@ -160,14 +160,14 @@ def judged_grid(table: ReproducedTable, split: str, *, bold: tuple[str, str]) ->
     judged = {key: judged_runs(cell, split) for key, cell in table.cells.items()}
     lowest: dict[Selection, float] = {}
     for selection in Selection:
-        means = [statistics.mean(maes) for runs in judged.values() if (maes := _maes(runs, selection))]
+        means = [statistics.mean(maes) for runs in judged.values() if (maes := _maes(_chosen(runs, selection)))]
         lowest[selection] = min(means) if len(means) > 1 else math.nan
     for key, runs in judged.items():
         texts = []
         for selection in Selection:
             chosen = _chosen(runs, selection)
-            mae = mean_and_deviation([one.mae for one in chosen])
-            if chosen and statistics.mean(_maes(runs, selection)) == lowest[selection]:
+            mae = mean_and_deviation(_maes(chosen))
+            if chosen and statistics.mean(_maes(chosen)) == lowest[selection]:
                 mae = f"{bold[0]}{mae}{bold[1]}"
             of_all = f" ({len(chosen)} of {len(runs)} runs)" if len(chosen) < len(runs) else ""
             text = f"{mae} / {mean_and_deviation([one.rmse for one in chosen])}{of_all}"
@@ -183,13 +183,12 @@ def judged_differences(table: ReproducedTable, split: str) -> list[list[str]]:
     for one, other in itertools.combinations(judged, 2):
         texts = []
         for selection in Selection:
-            chosen = [_chosen(judged[key], selection) for key in (one, other)]
-            if not all(chosen):
+            ours, theirs = _chosen(judged[one], selection), _chosen(judged[other], selection)
+            if not ours or not theirs:
                 texts.append("-")
                 continue
-            ours, theirs = (mean_over_runs([judged_one.errors for judged_one in each]) for each in chosen)
-            maes = ([judged_one.mae for judged_one in each] for each in chosen)
-            texts.append(describe_difference(*maes, paired(ours, theirs)))
+            on_images = paired(_mean_errors(ours), _mean_errors(theirs))
+            texts.append(describe_difference(_maes(ours), _maes(theirs), on_images))
         rows.append([f"{_label(table, one)} over {_label(table, other)}", *texts])
     return [["", *selection_names(split).values()], *rows] if rows else []
 
@@ -233,7 +232,7 @@ def not_judged(table: ReproducedTable, split: str) -> list[str]:
 def judged_maes(table: ReproducedTable, row: PaperRow, split: str, selection: Selection) -> list[float]:
     """The MAE on the split of each run of a row, ordered by seed, of the runs that are evaluated."""
     cells = [cell for (label, _), cell in table.cells.items() if label == row.label]
-    return [mae for cell in cells for mae in _maes(judged_runs(cell, split), selection)]
+    return [mae for cell in cells for mae in _maes(_chosen(judged_runs(cell, split), selection))]
 
 
 def _intervals(table: ReproducedTable, split: str) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
@@ -254,8 +253,13 @@ def _chosen(runs: list[JudgedRun], selection: Selection) -> list[JudgedCheckpoin
     return [chosen for judged in runs if (chosen := judged.chosen(selection)) is not None]
 
 
-def _maes(runs: list[JudgedRun], selection: Selection) -> list[float]:
-    return [one.mae for one in _chosen(runs, selection)]
+def _maes(chosen: list[JudgedCheckpoint]) -> list[float]:
+    return [one.mae for one in chosen]
+
+
+def _mean_errors(chosen: list[JudgedCheckpoint]) -> dict[str, float] | None:
+    """Mean absolute error of each image; None if the images differ."""
+    return mean_over_runs([one.errors for one in chosen])
 
 
 def _label(table: ReproducedTable, key: tuple[str, str]) -> str:
