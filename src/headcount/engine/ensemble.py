@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from headcount.config import ConfigError, EvalConfig, Tta, counting_errors, range_errors
 from headcount.engine.photos import Photo, read_photo
