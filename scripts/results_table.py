@@ -32,10 +32,13 @@ from headcount.runs import RunRecord, read_run
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "results"
 EXPERIMENTS = "EXPERIMENTS.md"
-METRICS_FILE = "metrics.json"  # of an evaluation; headcount.report.evaluation would import torch
+METRICS_FILE = "metrics.json"
+"""Of an evaluation; the name is not imported from headcount.report.evaluation, because that imports torch."""
+FACTS = ("dataset", "split", "images", "mode", "commit", "seed", "trained_on")
+"""Keys of metrics.json that are the same for all evaluations of a record."""
 BLOCK = re.compile(r"(?<=<!-- results: begin -->\n).*?(?=<!-- results: end -->)", re.DOTALL)
 SPLITS = {"test": "test images", "val": "validation images", "holdout": "held-out training images"}
-SELECTIONS = ("test split selects", "other images select", "last epoch")
+SELECTIONS = ("selected on these images", "selected on other images", "last epoch")
 """Headings of the columns of errors."""
 UNKNOWN = "not recorded"
 NO_SELECTION = "nothing"
@@ -53,10 +56,13 @@ class Errors:
     epoch: int | None = MISSING
     """Epoch of the checkpoint; null for several seeds."""
     mae: float = MISSING
+    """Mean absolute error, as rounded in the text."""
     rmse: float = MISSING
+    """Root mean squared error, as rounded in the text."""
     mae_std: float | None = MISSING
     """Standard deviation over the seeds; null for one seed."""
     rmse_std: float | None = MISSING
+    """Standard deviation over the seeds; null for one seed."""
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Record:
     dataset: str = MISSING
     """Name of the dataset of the images that were counted, as in ``dataset=``."""
     split: str = MISSING
+    """Split of the images that were counted: test, val or holdout."""
     images: int = MISSING
     """Number of images that were counted."""
     mode: str = MISSING
@@ -77,23 +84,29 @@ class Record:
     parameters: int | None = MISSING
     """Number of parameters of the network."""
     epochs: int = MISSING
+    """Length of the training."""
     crop_size: int = MISSING
     """Side of a training crop, in pixels."""
     crops: int | None = MISSING
     """Number of training crops of all epochs."""
     hardware: str | None = MISSING
+    """Hardware and arithmetic, for readers."""
     minutes: float | None = MISSING
     """Duration of the training with its evaluations."""
     seeds: list[int] = MISSING
+    """Several if the errors are means."""
     commit: str | None = MISSING
+    """Commit of the training."""
     command: str | None = MISSING
-    """As it was typed at that commit."""
+    """The training's command at that commit."""
     section: str = MISSING
     """Anchor of the section of EXPERIMENTS.md that describes it."""
     expected: ExpectedConfig | None = MISSING
     """The paper's result with this dataset and network; null if there is none."""
     in_readme: bool = MISSING
+    """Whether README.md shows it; EXPERIMENTS.md shows all records."""
     results: list[Errors] = MISSING
+    """One entry per checkpoint."""
 
 
 def main() -> None:
@@ -150,7 +163,7 @@ def read_record(file: Path) -> Record:
     try:
         text = read_text(file)
         if "${" in text:
-            raise ValueError("${ is not allowed")
+            raise ValueError("${ would refer to another value")
         content = json.loads(text)
         record: Record = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Record), content))  # type: ignore[assignment]
     except (OSError, ValueError, OmegaConfBaseException) as error:
@@ -165,7 +178,8 @@ def read_record(file: Path) -> Record:
             raise ConfigError(
                 f"{file}: selected_on {errors.selected_on} is none of {', '.join(SPLITS)}, {NO_SELECTION}"
             )
-        if {errors.mae_std is None, errors.rmse_std is None} != {len(record.seeds) == 1}:
+        several = len(record.seeds) > 1
+        if any((std is not None) != several for std in (errors.mae_std, errors.rmse_std)):
             raise ConfigError(f"{file}: mae_std and rmse_std must be null for one seed, and numbers for several")
     return record
 
@@ -186,17 +200,19 @@ def add(root: Path, folders: Sequence[Path], *, name: str | None, network: str |
     """
     if not name or not network or not section:
         raise ConfigError("--add needs --name, --network and --section")
+    if not re.fullmatch(r"\w+", name):
+        raise ConfigError(f"--name {name}: must consist of letters, digits and underscores")
     file = root / FOLDER / f"{name}.json"
     if file.exists():
         raise ConfigError(f"{file}: exists; choose another --name, or delete it")
     run = read_run(folders[0].resolve().parent.parent)
     evaluations = [read_evaluation(folder) for folder in folders]
-    facts = {key: evaluations[0][key] for key in ("dataset", "split", "images", "mode", "commit", "seed", "trained_on")}
+    facts = {key: evaluations[0][key] for key in FACTS}
     for folder, evaluation in zip(folders, evaluations, strict=True):
         if folder.resolve().parent.parent != run.folder or not facts.items() <= evaluation.items():
             raise ConfigError(f"{folder}: is not an evaluation of the same run and images as {folders[0]}")
     trained_on = DATASETS[facts["trained_on"]].title if facts["trained_on"] in DATASETS else facts["trained_on"]
-    seconds = run.provenance.get("seconds")
+    seconds, command = run.provenance.get("seconds"), run.provenance.get("command")
     record = Record(
         **{key: facts[key] for key in ("dataset", "split", "images", "mode", "commit")},
         trained_on=f"{trained_on} ({run.images[0]} images)" if run.images else trained_on,
@@ -205,12 +221,12 @@ def add(root: Path, folders: Sequence[Path], *, name: str | None, network: str |
         epochs=run.epochs,
         crop_size=run.config.augment.crop_size,
         crops=None,
-        hardware=run.provenance.get("device"),
+        hardware=", ".join(run.provenance[key] for key in ("device", "precision") if key in run.provenance) or None,
         minutes=None if seconds is None else round(seconds / 60, 1),
         seeds=[facts["seed"]],
-        command=run.provenance.get("command"),
+        command=None if command is None else re.sub(r"^\S*train\.py", "python train.py", command),
         section=section,
-        expected=run.config.expected,
+        expected=None,
         in_readme=False,
         results=[errors_of(evaluation, run) for evaluation in evaluations],
     )
@@ -222,17 +238,22 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     """Read what eval.py wrote about a checkpoint whose selection is known.
 
     Raises:
-        ConfigError: if it cannot be read, or is about another checkpoint than best_mae.pt and last.pt.
+        ConfigError: if it cannot be read, is about another checkpoint than best_mae.pt and last.pt, or was not made
+            with the settings of the training.
     """
     file = folder / METRICS_FILE
     try:
-        metrics: dict[str, Any] = json.loads(read_text(file))
-        checkpoint = Path(metrics["checkpoint"]).name
+        metrics = json.loads(read_text(file))
+        keys = (*FACTS, "checkpoint", "selected_on", "epoch", "settings", "mae", "rmse")
+        evaluation = {key: metrics[key] for key in keys}
+        checkpoint = Path(evaluation["checkpoint"]).name
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{file}: is not a file that eval.py wrote ({error})") from error
     if checkpoint not in ("best_mae.pt", "last.pt"):
         raise ConfigError(f"{file}: is about {checkpoint}; only best_mae.pt and last.pt say what selected them")
-    return metrics
+    if evaluation["settings"]:
+        raise ConfigError(f"{file}: was made with {evaluation['settings']}; a record is of whole splits, counted as in training")
+    return evaluation
 
 
 def errors_of(evaluation: dict[str, Any], run: RunRecord) -> Errors:
@@ -372,8 +393,10 @@ def counted(record: Record) -> str:
 
 def network(record: Record) -> str:
     """The network, and the paper's result with it."""
-    paper = "" if record.expected is None else f" (paper: {record.expected.mae} / {record.expected.rmse})"
-    return plain(f"{record.network}{paper}")
+    if record.expected is None:
+        return plain(record.network)
+    published = [f"{error}" for error in (record.expected.mae, record.expected.rmse) if error is not None]
+    return plain(f"{record.network} (paper: {' / '.join(published)})")
 
 
 def parameters(record: Record) -> str:
@@ -383,14 +406,11 @@ def parameters(record: Record) -> str:
 
 def training(record: Record) -> str:
     """Length, duration and hardware of the training."""
-    crops = (
-        f"crops of {record.crop_size} px"
-        if record.crops is None
-        else f"{record.crops:,} crops of {record.crop_size} px"
-    )
-    duration = [] if record.minutes is None else [f"{record.minutes:g} minutes"]
-    cost = ", ".join([*duration, *([] if record.hardware is None else [record.hardware])])
-    return plain("; ".join([f"{record.epochs} epochs, {crops}", *([cost] if cost else [])]))
+    number = "" if record.crops is None else f"{record.crops:,} "
+    duration = None if record.minutes is None else f"{record.minutes:g} minutes"
+    cost = ", ".join(text for text in (duration, record.hardware) if text)
+    length = f"{record.epochs} epochs, {number}crops of {record.crop_size} px"
+    return plain(f"{length}; {cost}" if cost else length)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_a_number_changed_in_a_table_is_out_of_date(tables: Run, project: Path) 
         ({"results": [{**LAST, "nae": 3}]}, "Key 'nae' not in 'Errors'"),
         ({"commit": "leave out"}, "commit"),
         ({"images": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
-        ({"mode": "${oc.env:HOME}"}, "${ is not allowed"),
+        ({"mode": "${oc.env:HOME}"}, "${ would refer to another value"),
         ({"dataset": "shc"}, "dataset shc, split test: not known; datasets are sha, shb"),
         ({"split": "train"}, "dataset sha, split train: not known"),
         ({"seeds": []}, "results and seeds must not be empty"),
@@ -182,12 +182,12 @@ def run(project: Path) -> Path:
     config: TrainConfig = to_config(compose(["epochs=2", "eval_every_epochs=1"], config_name="train"))
     folder = write_run(project / "run" / "seed3", config, [9.0, 8.0], seed=3)
     images = {"train": 180, "selection": 24, "digest": "0"}
-    made = {"command": "train.py epochs=2", "seconds": 90.0, "device": "a processor", "images": images}
-    (folder / "run.json").write_text(json.dumps(made))
+    made = {"command": "a/train.py epochs=2", "seconds": 90.0, "device": "a processor", "precision": "bf16"}
+    (folder / "run.json").write_text(json.dumps({**made, "images": images}))
     for name, epoch, mae in (("best_mae", 1, 5.274), ("last", 2, 5.31)):
         facts = {"dataset": "synthetic", "split": "test", "images": 48, "mode": "whole image", "epoch": epoch}
         facts |= {"trained_on": "synthetic", "seed": 3, "commit": "abc1234", "selected_on": "val"}
-        facts |= {"checkpoint": str(folder / f"{name}.pt"), "mae": mae, "rmse": 7.86, "nae": 0.1}
+        facts |= {"checkpoint": str(folder / f"{name}.pt"), "mae": mae, "rmse": 7.86, "settings": {}}
         (folder / "eval" / name).mkdir(parents=True)
         (folder / "eval" / name / "metrics.json").write_text(json.dumps(facts))
     return folder
@@ -201,8 +201,8 @@ def test_a_record_of_a_run(tables: Run, project: Path, run: Path) -> None:
     assert json.loads((project / "results" / "mine.json").read_text()) == {
         **{"dataset": "synthetic", "split": "test", "images": 48, "mode": "whole image", "network": "tiny"},
         **{"trained_on": "crowds drawn by code (180 images)", "parameters": None, "epochs": 2, "crop_size": 224},
-        **{"crops": None, "hardware": "a processor", "minutes": 1.5, "seeds": [3], "commit": "abc1234"},
-        **{"command": "train.py epochs=2", "section": ANCHOR, "expected": None, "in_readme": False},
+        **{"crops": None, "hardware": "a processor, bf16", "minutes": 1.5, "seeds": [3], "commit": "abc1234"},
+        **{"command": "python train.py epochs=2", "section": ANCHOR, "expected": None, "in_readme": False},
         "results": [
             {**LAST, "selected_on": "val", "selection_images": 24, "epoch": 1, "mae": 5.3, "rmse": 7.9},
             {**LAST, "epoch": 2, "mae": 5.3, "rmse": 7.9},
@@ -221,6 +221,10 @@ def test_evaluations_that_give_no_record(tables: Run, run: Path, tmp_path: Path)
     last = run / "eval" / "last"
     status, _, err = tables("--add", str(last), "--name", "mine")
     assert (status, "--add needs --name, --network and --section" in err) == (2, True)
+    status, _, err = tables("--add", str(last), "--name", "../mine", *named[2:])
+    assert (status, "--name ../mine: must consist of letters, digits and underscores" in err) == (2, True)
+    status, _, err = tables("--add", str(run), *named)
+    assert (status, "holds no run: there is no config.yaml" in err) == (2, True)
     status, _, err = tables("--add", str(last), str(run / "eval"), *named)
     assert (status, f"{run / 'eval' / 'metrics.json'}: is not a file that eval.py wrote" in err) == (2, True)
     facts = json.loads((last / "metrics.json").read_text())
@@ -228,6 +232,7 @@ def test_evaluations_that_give_no_record(tables: Run, run: Path, tmp_path: Path)
     other.mkdir()
     for change, message in (
         ({"checkpoint": "epoch_0001.pt"}, "is about epoch_0001.pt; only best_mae.pt and last.pt"),
+        ({"settings": {"eval.tta": "flip"}}, "was made with {'eval.tta': 'flip'}; a record is of whole splits"),
         ({"images": 20}, "is not an evaluation of the same run and images"),
         ({"seed": 4}, "is not an evaluation of the same run and images"),
     ):
