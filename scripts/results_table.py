@@ -252,7 +252,9 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if checkpoint not in ("best_mae.pt", "last.pt"):
         raise ConfigError(f"{file}: is about {checkpoint}; only best_mae.pt and last.pt say what selected them")
     if evaluation["settings"]:
-        raise ConfigError(f"{file}: was made with {evaluation['settings']}; a record is of whole splits, counted as in training")
+        raise ConfigError(
+            f"{file}: was made with {evaluation['settings']}; a record is of whole splits, counted as in training"
+        )
     return evaluation
 
 
