@@ -8,7 +8,8 @@ from headcount.errors import HeadcountError
 from headcount.report.predictions import PictureResult
 
 if TYPE_CHECKING:
-    from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
+    from headcount.engine.ensemble import PhotoEnsemble
+    from headcount.engine.predict import PhotoCount, PhotoCounter
 
 
 def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: PictureResult) -> "PhotoCount | None":

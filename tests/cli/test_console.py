@@ -55,7 +55,8 @@ def test_every_command_is_listed_and_has_a_help_page(headcount: Callable[..., Ra
 def test_every_script_is_a_command() -> None:
     files = {f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py")} | {"train.py", "eval.py"}
     # These are of use only in a checkout.
-    assert files - set(commands.SCRIPTS) == {f"scripts/{n}.py" for n in ("quickstart", "draw_banner", "benchmark")}
+    in_a_checkout = ("quickstart", "draw_banner", "benchmark", "results_table")
+    assert files - set(commands.SCRIPTS) == {f"scripts/{name}.py" for name in in_a_checkout}
     for script, command in commands.SCRIPTS.items():
         assert f"from headcount.cli.{commands.COMMANDS[command].module} import main" in (ROOT / script).read_text()
 

@@ -541,7 +541,7 @@ def test_nothing_to_count_is_refused_before_the_network_is_loaded_and_removes_no
     picture(tmp_path / "p.png")
     assert predict("p.png")[0] == 0
     before = (tmp_path / "predictions" / "counts.csv").read_text()
-    monkeypatch.setattr(engine, "load", None)  # cannot be called
+    monkeypatch.setattr("headcount.engine.load.load", None)  # cannot be called
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder").mkdir()
     status, _, err = predict("nope.jpg", "empty.png", "folder", *(f"gone{k}.png" for k in range(20)))

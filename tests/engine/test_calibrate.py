@@ -37,7 +37,8 @@ from headcount.engine import checkpoint
 from headcount.engine.calibrate import calibrate, calibrate_checkpoint
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate, evaluate_checkpoint
 from headcount.engine.evaluators import OwnIntervals
-from headcount.engine.predict import PhotoCounter, load
+from headcount.engine.load import load
+from headcount.engine.predict import PhotoCounter
 from headcount.engine.runtime import Runtime
 from headcount.engine.train import train
 from headcount.engine.training_images import KEY, training_digests

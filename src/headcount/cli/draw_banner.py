@@ -54,7 +54,7 @@ def count_and_draw(ckpt: Path, index: int, output: Path) -> str:
 
     # Heavy imports after the checks.
     from headcount.data.synthetic import draw_crowd
-    from headcount.engine.predict import load
+    from headcount.engine.load import load
     from headcount.report.banner import draw_banner
 
     make_folder(output.parent, "--output ")

@@ -63,7 +63,8 @@ from headcount.wording import first_names, printable
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
-    from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
+    from headcount.engine.ensemble import PhotoEnsemble
+    from headcount.engine.predict import PhotoCount, PhotoCounter
     from headcount.report.regions import DrawnRegion
 
 _SAVE_EVERY = 30  # seconds
@@ -234,7 +235,7 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         CheckpointError: if a checkpoint cannot be used.
     """
     from headcount.data.prepare import resize_note
-    from headcount.engine.predict import load
+    from headcount.engine.load import load
 
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:

@@ -51,8 +51,9 @@ from headcount.progress import progress_bar
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
+    from headcount.engine.ensemble import PhotoEnsemble
     from headcount.engine.frames import Source
-    from headcount.engine.predict import PhotoCounter, PhotoEnsemble
+    from headcount.engine.predict import PhotoCounter
     from headcount.engine.video import FrameCount
     from headcount.report.video import VideoResults
 
