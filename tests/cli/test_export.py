@@ -16,6 +16,7 @@ from PIL import Image
 import headcount
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli import export as command
+from headcount.cli import publish_counter
 from headcount.engine.exported import load_exported
 from headcount.files import quoted
 from headcount.published import DEFAULT
@@ -100,6 +101,24 @@ def test_the_license_is_the_typed_one_or_the_stated_one(export: Export, tmp_path
         assert exported(f"typed.{ending}", "--license", "yours", ckpt="mine.safetensors") == "yours"
 
 
+def test_a_safetensors_file_is_what_publish_writes(
+    export: Export, best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "photo.png")
+    status, out, err = export("--output", "exported/a.safetensors", "--check", file.name)
+    assert status == 0, err
+    assert abs(float(re.search(r"largest (\S+) people$", out)[1])) < 0.01  # type: ignore[index]
+    monkeypatch.setattr(sys, "argv", ["publish_counter.py", f"ckpt={quoted(best)}", "--output", "published/a"])
+    publish_counter.main()
+    names = ["a.json", "a.md", "a.safetensors"]
+    for folder in ("exported", "published"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    for name in names:
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+    assert "those of the dataset synthetic" in (tmp_path / "exported" / "a.md").read_text()
+    assert export("--output", "exported/a.safetensors")[0] == 2  # exists
+
+
 @pytest.mark.slow
 def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tmp_path: Path) -> None:
     file = photo(tmp_path / "photo.png", 130, 90)
@@ -121,7 +140,7 @@ def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tm
         ([], "--output"),
         (["--output", "a.pt2", "--int8"], "--int8: only ONNX files are quantized; name a file.onnx instead of a.pt2"),
         (["--output", "a.onnx", "--calibrate", "p.png"], "--calibrate needs --int8"),
-        (["--output", "a.onnx", "--float32"], "--float32: a.onnx has weights of 32 bits anyway"),
+        (["--output", "a.safetensors", "--float32"], "--float32"),
         (["--output", "a.onnx", "--check", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "--int8", "--calibrate", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "bins=fine"], "bins=fine: there is no setting bins; allowed are ckpt"),
