@@ -57,7 +57,7 @@ def line_of_the_help_page(shell: str) -> str:
 
 @contextmanager
 def terminal(shell: str, home: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
-    """A shell with a home of its own, and a command headcount that only completes: how to type, and to wait for output."""
+    """A shell in a home of its own, where headcount only completes: how to type, and to wait for output."""
     settings, more, command = SHELLS[shell]
     (home / settings).parent.mkdir(parents=True, exist_ok=True)
     (home / settings).write_text(f"{more}\n{line_of_the_help_page(shell)}\n")

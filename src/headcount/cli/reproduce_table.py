@@ -39,7 +39,7 @@ def main() -> None:
     """Read the command line and make the table."""
     parser = script_parser(__doc__)
     parser.add_argument(
-        "settings", nargs="+", metavar="key=value", help="table=1, 2, 3, 4, tokens or count_loss; and as for train.py"
+        "settings", nargs="*", metavar="key=value", help="table=1, 2, 3, 4, tokens or count_loss; and as for train.py"
     )
     parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
