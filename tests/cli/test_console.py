@@ -190,7 +190,8 @@ def test_the_environment_names_the_packages_of_extras(
         (["train"], "seed=", []),
     ],
 )
-def test_completion(before: list[str], word: str, expected: list[str]) -> None:
+def test_completion(before: list[str], word: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["headcount", "--complete"])
     assert completion.candidates(before, word) == expected
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 import headcount
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
+from headcount import published
 from headcount.cli import export as command
 from headcount.cli import publish_counter
 from headcount.engine.exported import load_exported
@@ -157,8 +159,20 @@ def test_what_cannot_be_done_is_refused(typed: list[str], message: str, export: 
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
-def test_a_checkpoint_must_be_named_and_exist(export: Export, tmp_path: Path) -> None:
-    assert export("--output", "a.onnx", ckpt="")[::2] == (2, "export.py: ckpt is not set: type ckpt=best_mae.pt\n")
+def test_without_a_checkpoint_the_default_counter_is_exported(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path)
+    status, _, err = export("--output", "a.safetensors", ckpt="")
+    assert (status, "no counter is named" in err) == (2, True)
+    stored_pair(tmp_path, "model.width=8", name=DEFAULT, license="research")
+    status, _, err = export("--output", "a.safetensors", ckpt="")
+    assert status == 0, err
+    assert err.startswith(f"exporting {DEFAULT}: no errors were measured; license: research\n")
+    assert json.loads((tmp_path / "a.json").read_text())["license"] == "research"
+
+
+def test_a_checkpoint_must_exist(export: Export, tmp_path: Path) -> None:
     status, _, err = export("--output", "a.onnx", ckpt="gone.pt")
     assert (status, "gone.pt: no such file" in err) == (2, True)
     (tmp_path / "broken.pt").write_bytes(b"broken")

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout, suppress
 
 from headcount.cli.arguments import script_parser
 from headcount.cli.status import exit_on_error
-from headcount.commands import COMMANDS, enter
+from headcount.commands import COMMANDS
 
 COMPLETE = "--complete"
 """The first argument with which a shell asks for candidates; the line typed so far follows."""
@@ -101,7 +101,6 @@ def _flags(command: str) -> list[str]:
     """The flags of a command, from its help page."""
     if command not in COMMANDS:
         return []
-    enter(command)
     sys.argv = ["headcount", "--help"]
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with redirect_stdout(page), suppress(SystemExit):

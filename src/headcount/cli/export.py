@@ -13,6 +13,8 @@ first ("resize"), and for a counter that counts in windows, such as a CLIP ViT, 
 such a file takes one window. Before it is written, the file counts two generated images, and is refused if it does not
 count as the checkpoint. docs/export.md has a program that counts a photo with it.
 
+Without ckpt=, the default counter that comes with headcount is exported.
+
 A .safetensors file is for headcount itself, and for other people: it comes with a description (.json) and a model card
 (.md), and every command takes it as ckpt=. It is what publish_counter.py writes, whose options add errors and limits to
 the card, store all 32 bits, or upload it.
@@ -32,7 +34,7 @@ from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.data.picture_files import find_pictures
 from headcount.files import make_folder
 from headcount.progress import progress_bar
-from headcount.published import WEIGHTS
+from headcount.published import WEIGHTS, default_counter
 from headcount.wording import printable
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ _SUFFIXES = (".onnx", ".pt2", WEIGHTS)
 def main() -> None:
     """Read the command line and export."""
     parser = script_parser(__doc__)
-    parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
+    parser.add_argument(
+        "settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint (default: the default counter)"
+    )
     parser.add_argument(
         "--output", type=to_path, required=True, help="the file to write: .onnx, .pt2 or .safetensors; must not exist"
     )
@@ -68,7 +72,9 @@ def main() -> None:
         arguments = read_arguments(parser, old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
-            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+            counter = default_counter()
+            print(f"exporting {counter}", file=sys.stderr)
+            ckpt = counter.name
         export_checkpoint(ckpt, arguments.options)
 
 
@@ -83,7 +89,7 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
         raise ConfigError(missing)
     _refuse_options(output, options)
     calibration, checked = _pictures(options.calibrate), _pictures(options.check)
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
 
     # Heavy imports after the checks.
     from headcount.engine import checkpoint, export, predict

@@ -100,7 +100,7 @@ def store(output: Path, content: Mapping[str, Any], *, int16: bool = True) -> No
     weights, card = output.with_name(f"{output.name}{WEIGHTS}"), output.with_name(f"{output.name}.md")
     if card.exists():
         raise ConfigError(f"{card}: exists; name another file, or remove it")
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     files = save_counter(weights, content, int16=int16)
     write_text(card, model_card(content, output.name))
     for file in (*files, card):
