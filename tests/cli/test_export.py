@@ -144,6 +144,7 @@ def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tm
         (["--output", "a.onnx", "--calibrate", "p.png"], "--calibrate needs --int8"),
         (["--output", "a.safetensors", "--float32"], "--float32"),
         (["--output", "a.onnx", "--check", "gone"], "there is nothing to count: gone: no such file"),
+        (["--output", "a.onnx", "--check", "there.onnx"], "there.onnx cannot be read as an image"),
         (["--output", "a.onnx", "--int8", "--calibrate", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "bins=fine"], "bins=fine: there is no setting bins; allowed are ckpt"),
         (["--output", "there.onnx/a.onnx"], "there.onnx cannot be created"),

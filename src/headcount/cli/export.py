@@ -166,12 +166,16 @@ def _pictures(typed: str | None) -> list[Path]:
     """The pictures of an option; none if it is not used.
 
     Raises:
-        ConfigError: if none of them can be opened.
+        ConfigError, DataError: if none of them can be opened, or one is no picture.
     """
     if typed is None:
         return []
+    from headcount.data.images import image_size
+
     files = find_pictures([typed], leave_out=set()).files
     refuse_uncountable(files)
+    for file in files:
+        image_size(file, upright=True)
     return files
 
 
