@@ -66,7 +66,10 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
     # Heavy imports after the checks.
     from headcount.engine import checkpoint
     from headcount.engine.card import usual_license
+    from headcount.engine.hub import checked_repository
 
+    if options.push is not None:
+        checked_repository(options.push)
     content = checkpoint.load(ckpt).content  # also refuses what does not load
     content |= {"license": options.license or usual_license(content)}
     content |= {"limits": options.limit} if options.limit else {}
