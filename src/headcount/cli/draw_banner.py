@@ -57,7 +57,7 @@ def count_and_draw(ckpt: Path, index: int, output: Path) -> str:
     from headcount.engine.load import load
     from headcount.report.banner import draw_banner
 
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     crowd = draw_crowd(index, config=CROWD, split="test")
     counted = load(ckpt).predict(crowd.image)
     if counted.block_counts is None:

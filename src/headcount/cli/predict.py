@@ -127,7 +127,8 @@ def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
     """
     named = [text for text in inputs if Path(text).suffix in (".pt", ".pth", published.WEIGHTS)]
     if typed is None and named:
-        raise ConfigError(f"ckpt is not set: type ckpt={named[0]}")
+        file = named[0] if Path(named[0]).exists() else named[0].rpartition("=")[2]
+        raise ConfigError(f"ckpt is not set: type ckpt={file}")
     if typed is None:
         counter = published.default_counter()
         print(f"counting with {counter}", file=sys.stderr)
@@ -168,7 +169,7 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     if wrong := regions_error(options, counter.predicts):
         raise ConfigError(wrong)
     for folder in (output, *{path.parent for path in results.files()}):
-        make_folder(folder, "--output ")
+        make_folder(folder, "--output")
     for line in found.left_out:
         print(printable(line), file=sys.stderr)
     results.earlier = earlier

@@ -40,7 +40,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument(
         "settings",
-        nargs="+",
+        nargs="*",
         metavar="key=value",
         help="table=1, 2, 3, 4, tokens, count_loss, zip or heads; and as for train.py",
     )
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
     parser.add_argument("--output", type=to_path, default=Path("tables"), help="folder of the table; default tables")
     try:
-        with exit_on_error(parser.prog):
+        with exit_on_error(parser.prog, interrupts=False):
             old = {"run": False, "seeds": True, "output": True}
             typed = read_table_arguments(read_arguments(parser, old_settings=old))
             sys.exit(reproduce(typed))
@@ -148,7 +148,7 @@ def reproduce(typed: TableArguments) -> int:
             raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
     if not typed.runs.is_dir() and not typed.run:
         print(f"output_dir={typed.runs}: no such folder yet, so there are no runs", file=sys.stderr)
-    make_folder(typed.output, "--output ")
+    make_folder(typed.output, "--output")
     failed = []
     if typed.run:
         failed = run_missing(filled, typed.runs)

@@ -64,7 +64,7 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
         raise CheckpointError(f"ckpt={config.ckpt}: {error}") from error
     seen = training.among(dataset)
     _refuse_trained(config, dataset, seen, own=located.own)
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     counter = runtime.move_to_device(loaded.counter)
     try:
         images = evaluate(
