@@ -152,5 +152,6 @@ def test_a_regression_model(script: Script, tmp_path: Path) -> None:
     settings = ["model=vgg16", "model.head=regression", "bins=none", "bins.block_size=16", "loss=dm"]
     status, _, told = script(SCRIPT, "r.pth", "out.pt", *settings)
     assert status == 0, told
-    status, _, told = script("eval.py", "ckpt=out.pt", "max_images=2", "runtime=cpu")
+    status, out, told = script("eval.py", "ckpt=out.pt", "max_images=2", "runtime=cpu")
     assert status == 0, told
+    assert "2 images (checkpoint of an unknown epoch, selected on 'val')" in out
