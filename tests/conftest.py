@@ -23,8 +23,8 @@ settings.load_profile("headcount")
 ROOT = Path(__file__).resolve().parent.parent
 # Modules whose slow tests take about a minute or more, the longest first.
 LONGEST = (
-    *("engine/test_processes.py", "models/test_overfit.py", "engine/test_export.py", "test_docs.py"),
-    *("cli/test_kills.py", "benchmarks/test_benchmarks.py", "test_notebook.py", "cli/test_commands.py"),
+    *("engine/test_process_runs.py", "engine/test_processes.py", "models/test_overfit.py", "engine/test_export.py"),
+    *("test_docs.py", "cli/test_kills.py", "benchmarks/test_benchmarks.py", "test_notebook.py", "cli/test_commands.py"),
     *("cli/test_export.py", "test_configs.py", "cli/test_cross_validation.py", "page/test_browser.py"),
 )
 
