@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
-# Two tests at a time, one thread each: the threads of one test would compete with those of the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(if $(COVERAGE),--cov --cov-append --cov-report=)
+# Two tests at a time, one thread each: the threads of one test would compete with those of the other. A module is not
+# split, since its tests share what they made; tests/conftest.py orders the modules.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-append --cov-report=)
 
 .PHONY: help quickstart test test-rest test-all coverage fuzz lint docs clean
 

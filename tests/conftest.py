@@ -2,8 +2,10 @@
 
 import gc
 import os
+import runpy
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ settings.register_profile("headcount", deadline=None)
 settings.load_profile("headcount")
 
 ROOT = Path(__file__).resolve().parent.parent
+# Modules whose slow tests take about a minute or more, the longest first.
+LONGEST = (
+    *("engine/test_process_runs.py", "engine/test_processes.py", "models/test_overfit.py", "engine/test_export.py"),
+    *("test_docs.py", "cli/test_kills.py", "benchmarks/test_benchmarks.py", "test_notebook.py", "cli/test_commands.py"),
+    *("cli/test_export.py", "test_configs.py", "cli/test_cross_validation.py", "page/test_browser.py"),
+)
 
 
 def _folder(variable: str) -> Path:
@@ -56,14 +64,28 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for golden numbers or real data carries the mark of it; one for a GPU is skipped without."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """A test that asks for golden numbers or real data carries the mark of it; one for a GPU is skipped without.
+
+    Tests that several processes share begin with the modules that take longest, so that no process waits for another.
+    """
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
         for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
+    yield  # to the choice by marks
+    if hasattr(config, "workerinput"):
+        numbers = Counter(item.path for item in items)
+        items.sort(key=lambda item: (_place(item.path), -numbers[item.path], item.path))
+
+
+def _place(module: Path) -> int:
+    """Of a module among the longest; all others come after them, those with many tests first."""
+    name = module.relative_to(ROOT / "tests").as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def pytest_collection_finish() -> None:
@@ -117,6 +139,30 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+@pytest.fixture
+def script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process, from ``tmp_path``: exit status, output, errors.
+
+    Quicker than a process of its own, which starts by loading torch.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as left:
+            status = int(left.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
 
     return run
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.folders import make_qnrf, make_ucf_cc_50
 from engine.videos import make_video
+from forked import run_forked
 from headcount.bins import build_bins
 from headcount.cli.compose import checked_config
 from headcount.config import OLD_SPELLINGS, BinsConfig, ImageNetConfig
@@ -65,7 +66,7 @@ ALL_COMMANDS = list(dict.fromkeys(command for text in PAGES.values() for command
 PYTHON_COMMANDS = [command for command in ALL_COMMANDS if command.startswith("python ")]
 
 
-# Python imports it at its start: the file of weights that the tests make has not the published content.
+# The file of weights that the tests make has not the published content.
 STAND_IN = """
 import hashlib, types
 whole = hashlib.file_digest
@@ -109,7 +110,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights.parent.mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(STAND_IN)
+    (folder / "site" / "sitecustomize.py").write_text(STAND_IN)  # which Python imports at its start
+    (folder / "said").mkdir()
     return folder
 
 
@@ -121,7 +123,12 @@ def released_csrnet() -> dict[str, torch.Tensor]:
     return {f"backbone.{n}" if n.startswith("decoder") else n: state[k] for k, n in names.items()}
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(command: str, folder: Path, *, forked: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command of a page, at smoke scale.
+
+    Args:
+        forked: whether its process may be a copy of one that has imported torch.
+    """
     program, script, *arguments = shlex.split(command)
     assert program == "python"
     ours = [] if "--help" in arguments else SMOKE.get(Path(script).name, [])
@@ -131,21 +138,26 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         # At smoke scale the same command leaves its checkpoint in a folder that says so.
         arguments = [re.sub(r"_fine/seed1", "_fine_scale-smoke/seed1", a) for a in arguments]
         arguments = ["scale=smoke" if a == "scale=small" else a for a in arguments]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")]),
+        "HEADCOUNT_DATA": str(folder / "data"),
+        "TORCH_HOME": str(folder / "torch"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HOME": str(folder),
+    }
+    typed, timeout = [*arguments, *ours], 560
+    if forked:
+        options = {"cwd": folder, "env": environment, "output": folder / "said", "timeout": timeout}
+        return run_forked(ROOT / script, typed, **options, first=STAND_IN)  # type: ignore[arg-type]
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments, *ours],
+        [sys.executable, str(ROOT / script), *typed],
         cwd=folder,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")]),
-            "HEADCOUNT_DATA": str(folder / "data"),
-            "TORCH_HOME": str(folder / "torch"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "HOME": str(folder),
-        },
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=timeout,
     )
 
 
@@ -190,7 +202,7 @@ def test_make_knows_its_targets() -> None:
 @pytest.mark.slow
 def test_commands_run_in_order(workplace: Path) -> None:
     for command in PYTHON_COMMANDS:
-        done = run(command, workplace)
+        done = run(command, workplace, forked="hydra/launcher" not in command)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     evaluated = {p.parent.parent.parent.parent.name for p in workplace.rglob("worst.png")}
     assert {"tiny_fine_scale-smoke", "mobilenet_v2_fine_scale-smoke"} <= evaluated

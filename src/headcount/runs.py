@@ -73,8 +73,8 @@ class EvaluationFacts:
     """Number of images in the split."""
     mode: str
     """How images were counted, such as ``whole image``."""
-    epoch: int
-    """Epoch of the checkpoint."""
+    epoch: int | None
+    """Epoch of the checkpoint; None if it was converted from a file that does not say."""
     selected_on: str
     """Split that selected the checkpoint."""
     scale: str

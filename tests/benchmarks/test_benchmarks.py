@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ SMALL_CLIP = [
 ]
 
 
+@pytest.fixture
+def benchmark(
+    script: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a benchmark in this process, where nothing is measured that its other contents could change."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield script
+    torch.set_num_threads(threads)
+
+
 def tables(text: str) -> list[list[dict[str, str]]]:
     """The Markdown tables of a text: for each its rows by column."""
     found = []
@@ -57,12 +68,12 @@ def test_loss(run_command: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("typed", ["data_root=nowhere", "--data-root=nowhere"])
-def test_loss_names_a_missing_dataset(run_command: Callable[..., Any], typed: str) -> None:
-    done = run_command("benchmarks/loss.py", "--points", "30", typed)
-    assert done.returncode == 2
-    assert "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert ("now typed data_root=" in done.stderr) is typed.startswith("--")
+def test_loss_names_a_missing_dataset(benchmark: Callable[..., tuple[int, str, str]], typed: str) -> None:
+    status, _, told = benchmark("benchmarks/loss.py", "--points", "30", typed)
+    assert status == 2
+    assert "nowhere" in told
+    assert "Traceback" not in told
+    assert ("now typed data_root=" in told) is typed.startswith("--")
 
 
 def test_crops_of_shanghaitech(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +86,7 @@ def test_crops_of_shanghaitech(data_dir: Path, monkeypatch: pytest.MonkeyPatch) 
         assert all(bool(((points >= 0) & (points < loss.CROP_SIZE)).all()) for points in batch)
 
 
-def test_loop(run_command: Callable[..., Any]) -> None:
+def test_loop(run_command: Callable[..., Any], benchmark: Callable[..., tuple[int, str, str]]) -> None:
     small = ["model.width=8", "augment.crop_size=64", "dataset.train_images=5", "dataset.val_images=1", "batch_size=2"]
     done = run_command("benchmarks/loop.py", *small, "runtime.workers=0", "--steps=4")  # epochs of 2 steps
     assert done.returncode == 0, done.stderr
@@ -84,8 +95,8 @@ def test_loop(run_command: Callable[..., Any]) -> None:
     bare, step, rest = (float(row[f"{part} ms"]) for part in ("bare", "step", "rest"))
     assert min(bare, step) > rest > 0
     assert -50 < number(row["added"]) < 200
-    done = run_command("benchmarks/loop.py", "runtime.precision=bf16")
-    assert (done.returncode, "runtime.precision=bf16: the bare calls are in float32" in done.stderr) == (2, True)
+    status, _, told = benchmark("benchmarks/loop.py", "runtime.precision=bf16")
+    assert (status, "runtime.precision=bf16: the bare calls are in float32" in told) == (2, True)
 
 
 def test_data(run_command: Callable[..., Any]) -> None:
@@ -151,11 +162,13 @@ def test_training(run_command: Callable[..., Any], name: str) -> None:
         (["model=csrnet", "loss=mse"], "loss=mse: has no textbook"),
     ],
 )
-def test_training_without_a_textbook_version(run_command: Callable[..., Any], settings: list[str], words: str) -> None:
-    done = run_command("benchmarks/training.py", *settings, "--crop-size", "64", "--batch", "1")
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_training_without_a_textbook_version(
+    benchmark: Callable[..., tuple[int, str, str]], settings: list[str], words: str
+) -> None:
+    status, _, told = benchmark("benchmarks/training.py", *settings, "--crop-size", "64", "--batch", "1")
+    assert status == 2
+    assert words in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("wrong", ["encoder.0.weight", "decoder.2.bias", "head.to_logits.weight"])
@@ -173,18 +186,18 @@ def test_training_finds_another_network(monkeypatch: pytest.MonkeyPatch, wrong: 
 
 
 @pytest.mark.parametrize("loss", ["mse", "dm"])
-def test_step_makes_the_targets_of_the_loss(run_command: Callable[..., Any], loss: str) -> None:
+def test_step_makes_the_targets_of_the_loss(benchmark: Callable[..., tuple[int, str, str]], loss: str) -> None:
     settings = [*TINY, "--precision", "float32", "bins=none", f"loss={loss}", "model.head=regression"]
-    done = run_command("benchmarks/step.py", *settings)
-    assert done.returncode == 0, done.stderr
-    assert f"loss {loss}" in done.stdout
+    status, out, told = benchmark("benchmarks/step.py", *settings)
+    assert status == 0, told
+    assert f"loss {loss}" in out
 
 
-def test_an_invalid_setting_is_reported(run_command: Callable[..., Any]) -> None:
-    done = run_command("benchmarks/step.py", "model=clip_rn51")
-    assert done.returncode == 2
-    assert "no such choice" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_invalid_setting_is_reported(benchmark: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, told = benchmark("benchmarks/step.py", "model=clip_rn51")
+    assert status == 2
+    assert "no such choice" in told
+    assert "Traceback" not in told
 
 
 def test_evaluate(run_command: Callable[..., Any]) -> None:
@@ -220,10 +233,10 @@ def test_the_former_command_names_the_new_one(run_command: Callable[..., Any]) -
     assert run_command("scripts/benchmark.py", "speed").returncode != 0
 
 
-def test_networks(run_command: Callable[..., Any]) -> None:
-    done = run_command("benchmarks/networks.py", "tiny", "vgg16", "model.width=32", "--latency", "--repeats", "1")
-    assert done.returncode == 2  # vgg16 has no width
-    assert "model.width=32" in done.stderr
+def test_networks(run_command: Callable[..., Any], benchmark: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, told = benchmark("benchmarks/networks.py", "tiny", "vgg16", "model.width=32", "--latency")
+    assert status == 2  # vgg16 has no width
+    assert "model.width=32" in told
     done = run_command("benchmarks/networks.py", "tiny", "mobilenet_v2", "--latency", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     tiny, mobile = tables(done.stdout)[0]
@@ -276,21 +289,23 @@ def test_latency(run_command: Callable[..., Any]) -> None:
     assert all(number(row["ms"]) >= 0 and number(row["of PyTorch's time"]) > 0 for row in rows)
 
 
-def test_errors_of_exported_files(run_command: Callable[..., Any]) -> None:
+def test_errors_of_exported_files(
+    run_command: Callable[..., Any], benchmark: Callable[..., tuple[int, str, str]]
+) -> None:
     small = ["scale=smoke", "model.width=8", "epochs=1", "runtime=cpu", "run_name=r"]
-    trained = run_command("train.py", *small)
-    assert trained.returncode == 0, trained.stderr
+    status, _, told = benchmark("train.py", *small)
+    assert status == 0, told
     ckpt = "ckpt=checkpoints/synthetic/r/seed1/best_mae.pt"
     for typed in (["a.onnx"], ["b.onnx", "--int8"]):
-        done = run_command("scripts/export.py", ckpt, "--output", *typed)
-        assert done.returncode == 0, done.stderr
+        status, _, told = benchmark("scripts/export.py", ckpt, "--output", *typed)
+        assert status == 0, told
     done = run_command("benchmarks/exported.py", "a.onnx", "b.onnx", ckpt, "max_images=3", "runtime=cpu")
     assert done.returncode == 0, done.stderr
     (rows,) = tables(done.stdout)
     assert [row["counted by"] for row in rows] == ["checkpoint", "a.onnx", "b.onnx"]
     assert rows[0]["MAE"] == rows[1]["MAE"]
     assert number(rows[1]["largest"]) < 1e-3 < number(rows[2]["largest"])
-    evaluated = run_command("eval.py", ckpt, "max_images=3", "runtime=cpu")
-    assert float(re.search(r"MAE +([\d.]+)", evaluated.stdout)[1]) == pytest.approx(float(rows[0]["MAE"]), abs=0.006)  # type: ignore[index]
-    done = run_command("benchmarks/exported.py", "gone.onnx", ckpt)
-    assert (done.returncode, "gone.onnx: no such file" in done.stderr) == (2, True)
+    _, evaluated, _ = benchmark("eval.py", ckpt, "max_images=3", "runtime=cpu")
+    assert float(re.search(r"MAE +([\d.]+)", evaluated)[1]) == pytest.approx(float(rows[0]["MAE"]), abs=0.006)  # type: ignore[index]
+    status, _, told = benchmark("benchmarks/exported.py", "gone.onnx", ckpt)
+    assert (status, "gone.onnx: no such file" in told) == (2, True)

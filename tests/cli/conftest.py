@@ -1,6 +1,5 @@
-"""Commands in this process: quicker than one of their own, which starts by loading torch."""
+"""Commands that count, in this process."""
 
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,29 +8,6 @@ import pytest
 from PIL import Image
 
 from headcount.files import quoted
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process, from ``tmp_path``: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADCOUNT_DATA", raising=False)
-
-    def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        except SystemExit as left:
-            status = int(left.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
-def test_a_dataset_is_reported_and_its_faults_set_the_status(run_command: Run, tmp_path: Path) -> None:
+def test_a_dataset_is_reported_and_its_faults_set_the_status(
+    run_command: Run, script: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     train = {f"IMG_{k}": [(3.0 * j, 5.0 * j) for j in range(k)] for k in range(1, 5)}
     root = tmp_path / "data" / "part_A"
     make_shanghaitech(root, {"train": train, "test": {"IMG_9": [(2.0, 2.0)] * 20}})
@@ -37,14 +39,14 @@ def test_a_dataset_is_reported_and_its_faults_set_the_status(run_command: Run, t
             assert picture.width > 300
 
     (root / "train_data" / "images" / "IMG_3.jpg").write_bytes(b"no picture")
-    broken = run_command("scripts/check_dataset.py", *typed, "--output", "elsewhere")
-    assert broken.returncode == 1
-    assert "1 of 4 images of train cannot be used" in broken.stdout
+    status, broken, _ = script("scripts/check_dataset.py", *typed, "--output", "elsewhere")
+    assert status == 1
+    assert "1 of 4 images of train cannot be used" in broken
     assert json.loads((tmp_path / "elsewhere" / "report.json").read_text())["splits"]["train"]["usable"] == 3
-    refused = run_command("train.py", *typed, "scale=smoke")
-    assert refused.returncode == 2
-    reason = next(line for line in broken.stdout.splitlines() if "IMG_3.jpg" in line)
-    assert reason.strip() in refused.stderr
+    status, _, refused = script("train.py", *typed, "scale=smoke")
+    assert status == 2
+    reason = next(line for line in broken.splitlines() if "IMG_3.jpg" in line)
+    assert reason.strip() in refused
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_train_evaluate_look_and_load(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_as_one(run_command: Run, script: Script, tmp_path: Path) -> None:
     """The same checkpoint gives the same errors on one process and on two."""
     two = ["runtime=ddp", "runtime.devices=2"]
     trained = run_command("train.py", *SMALL, *two)
@@ -71,10 +71,10 @@ def test_two_processes_train_and_evaluate_as_one(run_command: Run, tmp_path: Pat
     assert [r["epoch"] for r in records] == [1, 2]  # one process writes, not two
     # What two processes measured while training is what one measures of the checkpoint they wrote.
     best = min(r["eval/mae"] for r in records)
-    done = run_command(
+    status, _, told = script(
         "eval.py", f"ckpt={FOLDER}/best_mae.pt", "split=val", "max_images=3", "runtime=cpu", "output_dir=v"
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, told
     assert json.loads((tmp_path / "v" / "metrics.json").read_text())["mae"] == pytest.approx(best, abs=1e-6)
     errors = []
     for processes in ([], two):
@@ -116,12 +116,12 @@ def test_a_sweep_keeps_its_runs_apart(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(run_command: Run, tmp_path: Path) -> None:
-    assert run_command("train.py", *SMALL, "epochs=1").returncode == 0
-    done = run_command("train.py", "-m", *SMALL, "epochs=1", "seed=1,2")
-    assert done.returncode == 2
-    assert "failed:\n" in done.stderr
-    assert "seed=1" in done.stderr.split("failed:")[1]
+def test_a_failed_job_of_a_sweep_is_listed_and_the_others_go_on(script: Script, tmp_path: Path) -> None:
+    assert script("train.py", *SMALL, "epochs=1")[0] == 0
+    status, _, told = script("train.py", "-m", *SMALL, "epochs=1", "seed=1,2")
+    assert status == 2
+    assert "failed:\n" in told
+    assert "seed=1" in told.split("failed:")[1]
     assert len(list(tmp_path.rglob("last.pt"))) == 2
 
 
@@ -143,14 +143,14 @@ def test_jobs_in_processes_of_their_own_are_listed_too(run_command: Run, tmp_pat
 
 
 @pytest.mark.slow
-def test_any_fault_of_a_job_leaves_the_rest_of_a_sweep_running(run_command: Run, tmp_path: Path) -> None:
+def test_any_fault_of_a_job_leaves_the_rest_of_a_sweep_running(script: Script, tmp_path: Path) -> None:
     """Not only settings: a loss that explodes, too."""
-    done = run_command("train.py", "-m", *SMALL, "epochs=1", "optim.lr=1e30,1e-3", "optim.max_grad_norm=null")
-    assert done.returncode == 2
-    assert "train.py: epoch 1, step 2: the loss became" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "optim.lr=1e+30" in done.stderr.split("failed:")[1]
-    assert "optim.lr=0.001" not in done.stderr.split("failed:")[1]
+    status, _, told = script("train.py", "-m", *SMALL, "epochs=1", "optim.lr=1e30,1e-3", "optim.max_grad_norm=null")
+    assert status == 2
+    assert "train.py: epoch 1, step 2: the loss became" in told
+    assert "Traceback" not in told
+    assert "optim.lr=1e+30" in told.split("failed:")[1]
+    assert "optim.lr=0.001" not in told.split("failed:")[1]
     assert len(list(tmp_path.rglob("best_mae.pt"))) == 1
 
 

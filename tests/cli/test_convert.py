@@ -24,6 +24,7 @@ BINS = CountBins(
 COUNTS = "bins.representative_counts=[0,1,2,3,4.2]"
 SCRIPT = "scripts/convert_checkpoint.py"
 Run = Callable[..., Any]
+Script = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def released() -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_a_training_checkpoint_converts_and_evaluates(
-    run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
+    run_command: Run, script: Script, tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:
     scores = {"mae": [np.float64(71.5), torch.inf], "rmse": [np.float32(120.0)]}
     losses = {"loss": np.float64(3.0)}
@@ -50,25 +51,25 @@ def test_a_training_checkpoint_converts_and_evaluates(
     assert saved["epoch"] == 11  # the released code stores the next one
     assert saved["bins"]["representatives"] == [0, 1, 2, 3, 4.2]
     assert saved["config"]["model"]["mean"] == [0.485, 0.456, 0.406]
-    done = run_command("eval.py", "ckpt=converted/csrnet.pt", "max_images=2", "runtime=cpu")
-    assert done.returncode == 0, done.stderr
+    status, _, told = script("eval.py", "ckpt=converted/csrnet.pt", "max_images=2", "runtime=cpu")
+    assert status == 0, told
     assert len(list((tmp_path / "converted" / "eval").glob("synthetic_test_csrnet_max_images-2_*/metrics.json"))) == 1
-    again = run_command(SCRIPT, "ckpt.pth", "converted/csrnet.pt", "model=csrnet", COUNTS)
-    assert again.returncode == 2
-    assert "exists; name another file" in again.stderr
+    status, _, told = script(SCRIPT, "ckpt.pth", "converted/csrnet.pt", "model=csrnet", COUNTS)
+    assert status == 2
+    assert "exists; name another file" in told
 
 
 @pytest.mark.slow
 def test_a_bare_state_dict_takes_the_published_counts(
-    run_command: Run, tmp_path: Path, released: dict[str, torch.Tensor]
+    script: Script, tmp_path: Path, released: dict[str, torch.Tensor]
 ) -> None:
     torch.save(released, tmp_path / "best_mae.pth")
-    done = run_command(SCRIPT, "best_mae.pth", "out.pt", "model=csrnet", "dataset=sha")
-    assert done.returncode == 0, done.stderr
+    status, _, told = script(SCRIPT, "best_mae.pth", "out.pt", "model=csrnet", "dataset=sha")
+    assert status == 0, told
     assert torch.load(tmp_path / "out.pt", weights_only=True)["bins"]["representatives"] == [0, 1, 2, 3, 4.29992]
-    done = run_command(SCRIPT, "best_mae.pth", "other.pt", "model=csrnet")
-    assert done.returncode == 2
-    assert "no representative counts are published for dataset=synthetic bins=fine" in done.stderr
+    status, _, told = script(SCRIPT, "best_mae.pth", "other.pt", "model=csrnet")
+    assert status == 2
+    assert "no representative counts are published for dataset=synthetic bins=fine" in told
 
 
 def test_what_cannot_be_converted(
@@ -148,13 +149,14 @@ class Bomb:
 
 
 @pytest.mark.slow
-def test_a_regression_model(run_command: Run, tmp_path: Path) -> None:
+def test_a_regression_model(script: Script, tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = build_model(ImageNetConfig(name="vgg16", weights="none", head=RegressionHeadConfig()), BlockGrid(16), None)
     names = {k: k.replace("head.to_counts", "regressor.0") for k in state.state_dict() if k not in ("mean", "std")}
     torch.save({n: state.state_dict()[k] for k, n in names.items()}, tmp_path / "r.pth")
     settings = ["model=vgg16", "model.head=regression", "bins=none", "bins.block_size=16", "loss=dm"]
-    done = run_command(SCRIPT, "r.pth", "out.pt", *settings)
-    assert done.returncode == 0, done.stderr
-    done = run_command("eval.py", "ckpt=out.pt", "max_images=2", "runtime=cpu")
-    assert done.returncode == 0, done.stderr
+    status, _, told = script(SCRIPT, "r.pth", "out.pt", *settings)
+    assert status == 0, told
+    status, out, told = script("eval.py", "ckpt=out.pt", "max_images=2", "runtime=cpu")
+    assert status == 0, told
+    assert "2 images (checkpoint of an unknown epoch, selected on 'val')" in out

@@ -14,7 +14,9 @@ TYPED += ["dataset.width=96", "dataset.height=96"]
 
 
 @pytest.mark.slow
-def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> None:
+def test_what_misses_is_run_and_then_there(
+    run_command: Run, script: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     others = ["blockwise", "enhanced_bins", "label_correction", "lambda_001", "lambda_01", "lambda_2"]
     for name in others:
         folder = write_run(
@@ -25,12 +27,12 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
         counts = folder / "eval" / "synthetic_val" / "counts.csv"
         counts.parent.mkdir(parents=True)
         counts.write_text("image,error\na,20\n")
-    looked = run_command("scripts/reproduce_table.py", *TYPED)
-    assert looked.returncode == 0, looked.stderr
-    assert "Missing: 1 runs" in looked.stdout
-    nowhere = run_command("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "--output", "none")
-    assert "output_dir=nowhere: no such folder yet" in nowhere.stderr
-    command = next(line for line in looked.stdout.splitlines() if line.startswith("python train.py"))
+    status, looked, told = script("scripts/reproduce_table.py", *TYPED)
+    assert status == 0, told
+    assert "Missing: 1 runs" in looked
+    _, _, told = script("scripts/reproduce_table.py", *TYPED, "output_dir=nowhere", "--output", "none")
+    assert "output_dir=nowhere: no such folder yet" in told
+    command = next(line for line in looked.splitlines() if line.startswith("python train.py"))
     assert "experiment=table3/lambda_1 dataset=synthetic" in command
     done = run_command("scripts/reproduce_table.py", *TYPED, "--run", "--output", "out")
     assert done.returncode == 0, done.stderr
@@ -45,8 +47,8 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
     # An evaluation of another checkpoint is made again.
     right = counts.read_text()
     counts.write_text("image,error\na,20000\n")
-    done = run_command("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
-    assert done.returncode == 0, done.stderr
+    status, _, told = script("scripts/reproduce_table.py", *TYPED, "run=true", "output=out")
+    assert status == 0, told
     assert counts.read_text() == right
 
 

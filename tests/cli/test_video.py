@@ -319,12 +319,17 @@ def test_a_missing_checkpoint_is_named(count: Count, crowd: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_as_typed(run_command: Callable[..., object], crowd: Path, best: str, tmp_path: Path) -> None:
+def test_as_typed(
+    run_command: Callable[..., object],
+    script: Callable[..., tuple[int, str, str]],
+    crowd: Path,
+    best: str,
+    tmp_path: Path,
+) -> None:
     done = run_command("scripts/video.py", "crowd.mp4", f"ckpt={best}", "--every", "6")
     assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]
     assert len(shown(tmp_path / "video_counts")) == 2
-    helped = run_command("scripts/video.py", "--help")
-    assert "left=0%,0%,50%,100%" in helped.stdout  # type: ignore[attr-defined]
+    assert "left=0%,0%,50%,100%" in script("scripts/video.py", "--help")[1]
 
 
 def test_frames_have_intervals(count: Count, crowd: Path, best: str, tmp_path: Path) -> None:

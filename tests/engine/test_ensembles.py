@@ -222,13 +222,15 @@ def test_a_member_whose_counts_are_not_finite_is_named(
 def test_commands_take_several_checkpoints(
     paths: dict[str, str],
     picture: np.ndarray,
-    run_command: Callable[..., object],
+    script: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
 ) -> None:
     ckpt = f"ckpt=[{paths['a']},{paths['b']}]"
     Image.fromarray(picture).save(tmp_path / "photo.png")
-    run = run_command("eval.py", ckpt, "eval.tta=flip", "eval.scales=[0.75,1]", "runtime.workers=0", "output_dir=e")
-    assert run.returncode == 0, run.stderr  # type: ignore[attr-defined]
+    status, _, told = script(
+        "eval.py", ckpt, "eval.tta=flip", "eval.scales=[0.75,1]", "runtime.workers=0", "output_dir=e"
+    )
+    assert status == 0, told
     metrics = json.loads((tmp_path / "e/metrics.json").read_text())
     assert metrics["checkpoint"] == f"[{paths['a']},{paths['b']}]"
     assert metrics["settings"]["eval"] == "whole_image_flip_scales_0.75_1"
@@ -244,15 +246,15 @@ def test_commands_take_several_checkpoints(
         "--region",
         "all=0%,0%,100%,100%",
     ]
-    run = run_command("scripts/predict.py", "photo.png", ckpt, *options)
-    assert run.returncode == 0, run.stderr  # type: ignore[attr-defined]
+    status, _, told = script("scripts/predict.py", "photo.png", ckpt, *options)
+    assert status == 0, told
     (row,) = csv.DictReader((tmp_path / "p/counts.csv").read_text().splitlines())
     expected = load([paths["a"], paths["b"]], tta="flip", scales=[0.75, 1]).count(picture)
     assert float(row["count"]) == pytest.approx(expected, abs=0.01)
     assert float(row["region all"]) == pytest.approx(expected, abs=0.01)
-    run = run_command("scripts/predict.py", "photo.png", f"ckpt=[{paths['a']},gone.pt]")
-    assert (run.returncode, "ckpt=gone.pt: no such file" in run.stderr) == (2, True)  # type: ignore[attr-defined]
-    run = run_command("scripts/predict.py", "photo.png", f"ckpt={paths['a']}", "--scales", "big")
-    assert (run.returncode, "big: must be numbers such as 0.75,1,1.25" in run.stderr) == (2, True)  # type: ignore[attr-defined]
-    run = run_command("scripts/draw_figure.py", ckpt)
-    assert (run.returncode, "uses one checkpoint" in run.stderr) == (2, True)  # type: ignore[attr-defined]
+    status, _, told = script("scripts/predict.py", "photo.png", f"ckpt=[{paths['a']},gone.pt]")
+    assert (status, "ckpt=gone.pt: no such file" in told) == (2, True)
+    status, _, told = script("scripts/predict.py", "photo.png", f"ckpt={paths['a']}", "--scales", "big")
+    assert (status, "big: must be numbers such as 0.75,1,1.25" in told) == (2, True)
+    status, _, told = script("scripts/draw_figure.py", ckpt)
+    assert (status, "uses one checkpoint" in told) == (2, True)

@@ -1,7 +1,8 @@
-"""Every family of networks learns four images by heart with either head; steps move what is trained."""
+"""Every family of networks and every head learns four images by heart; steps move what is trained."""
 
 import math
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from headcount.config import (
     EbcHeadConfig,
     HeadConfig,
     ImageNetConfig,
+    LossConfig,
     MobileNetV2Config,
     ModelConfig,
     RegressionHeadConfig,
@@ -37,7 +39,8 @@ from values import batch_of
 
 BLOCK = 8
 SIZE = 64  # px
-HEADS = (10, 18, 27, 40)
+SMALL = 32  # px, for large networks without BatchNorm, which needs many features
+HEADS = {SIZE: (10, 18, 27, 40), SMALL: (4, 7, 11, 16)}
 
 TEXT: dict[str, Any] = {"embed_dim": 32, "text_width": 32, "text_heads": 2, "text_layers": 1}
 RESNET: dict[str, Any] = {**TEXT, "width": 16, "layers": [1, 1, 1, 1]}
@@ -60,21 +63,25 @@ FAMILIES: dict[str, tuple[type[ModelConfig], dict[str, Any]]] = {
     "clip_vit_tuned": (ClipViTConfig, {**VIT, **SMALL_DECODER, "frozen": False, "prompt_tokens": 0}),
     "clip_vit_tuned_bare": (ClipViTConfig, {**VIT, **NO_DECODER, "frozen": False, "prompt_tokens": 0}),
 }
-HEADS_OF_A_MODEL = pytest.mark.parametrize("head", [EbcHeadConfig(), RegressionHeadConfig()], ids=lambda h: h.name)
+KINDS: dict[str, tuple[HeadConfig, LossConfig]] = {
+    "ebc": (EbcHeadConfig(), DaceConfig()),
+    "regression": (RegressionHeadConfig(), DmConfig()),
+    "zip": (ZipHeadConfig(), ZipConfig()),
+}
 
 
-@pytest.fixture(scope="module")
-def batch() -> Batch:
-    """Generated crowds of ``HEADS`` heads."""
-    config = SyntheticConfig(width=SIZE, height=SIZE, max_people=80)
+@cache
+def crowds(size: int) -> Batch:
+    """Four generated crowds with as many people as ``HEADS`` says."""
+    config = SyntheticConfig(width=size, height=size, max_people=2 * max(HEADS[size]))
     samples = {}
     for index in range(1000):
         sample = draw_crowd(index, config=config, split="train")
         samples.setdefault(len(sample.points), sample)
-        if samples.keys() >= set(HEADS):
+        if samples.keys() >= set(HEADS[size]):
             break
-    chosen = [samples[n] for n in HEADS]
-    counts = torch.stack([block_counts(s.points, height=SIZE, width=SIZE, block_size=BLOCK) for s in chosen])[:, None]
+    chosen = [samples[n] for n in HEADS[size]]
+    counts = torch.stack([block_counts(s.points, height=size, width=size, block_size=BLOCK) for s in chosen])[:, None]
     return batch_of(
         torch.stack([s.image for s in chosen]),
         [s.points for s in chosen],
@@ -82,6 +89,18 @@ def batch() -> Batch:
         [s.name for s in chosen],
         bins=bins_of(histogram_of(counts)),
     )
+
+
+class Recipe(NamedTuple):
+    """How a network learns by heart, with room on each side: that it can learn is all that is asked."""
+
+    lr: float
+    steps: int
+    """Most steps."""
+    copies: int = 1
+    """Of the four images in a step. BatchNorm divides by the biased variance of a batch in training and by the unbiased
+    one in evaluation, which over the layers of a deep network on few features adds up to a fifth of the counts."""
+    size: int = SIZE
 
 
 def histogram_of(counts: Tensor) -> dict[int, int]:
@@ -93,7 +112,7 @@ def bins_of(histogram: dict[int, int]) -> CountBins:
     return CountBins.from_histogram(histogram, grid=BlockGrid(BLOCK), strategy=Strategy.fine, m=4)
 
 
-def build(family: str, head: HeadConfig, batch: Batch) -> tuple[Counter, Loss]:
+def build(family: str, head: str, batch: Batch) -> tuple[Counter, Loss]:
     """A counter without pretrained weights, as the command builds it, and the loss of its head."""
     torch.manual_seed(0)
     histogram = histogram_of(batch.target("block_counts"))
@@ -101,11 +120,10 @@ def build(family: str, head: HeadConfig, batch: Batch) -> tuple[Counter, Loss]:
     kind, changes = FAMILIES[family]
     if kind is not TinyConfig:
         changes = {**changes, "weights": "none"}
-    own_bins = bins if head.needs_bins else None
-    counter = build_model(kind(head=head, **changes), bins.grid, own_bins, histogram=histogram)
-    losses = {"ebc": DaceConfig(), "regression": DmConfig(), "zip": ZipConfig()}
-    loss = build_loss(losses[head.name], bins.grid, own_bins)
-    return counter, loss
+    config, loss = KINDS[head]
+    own_bins = bins if config.needs_bins else None
+    counter = build_model(kind(head=config, **changes), bins.grid, own_bins, histogram=histogram)
+    return counter, build_loss(loss, bins.grid, own_bins)
 
 
 def errors(counter: Counter, batch: Batch) -> Tensor:
@@ -118,29 +136,27 @@ def errors(counter: Counter, batch: Batch) -> Tensor:
     return (counts - truth).abs() / truth
 
 
-def learn_by_heart(counter: Counter, loss: Loss, batch: Batch, *, lr: float, steps: int, copies: int) -> None:
-    """Adam with warm-up and one cosine, until each count is within 10 % in evaluation, or for ``steps`` steps.
+def learn_by_heart(counter: Counter, loss: Loss, batch: Batch, recipe: Recipe) -> None:
+    """Adam with warm-up and one cosine, until each count is within 10 % in evaluation, or for the most steps.
 
     The learning rate must fall: the loss of counts is an absolute error, around whose minimum steps
     of one length go back and forth.
-
-    Args:
-        copies: of the four images in a step. BatchNorm divides by the biased variance of a batch in
-            training and by the unbiased one in evaluation, which over the layers of a deep network on
-            4 x 4 features of four images adds up to a fifth of the counts.
     """
-    optimizer = torch.optim.Adam([p for p in counter.parameters() if p.requires_grad], lr=lr)
+    # Fused, and gradients stay allocated: memory that is new in each step costs large networks most of their time.
+    optimizer = torch.optim.Adam([p for p in counter.parameters() if p.requires_grad], lr=recipe.lr, fused=True)
     repeated = {
-        name: target * copies if isinstance(target, list) else target.repeat(copies, *[1] * (target.ndim - 1))
+        name: target * recipe.copies
+        if isinstance(target, list)
+        else target.repeat(recipe.copies, *[1] * (target.ndim - 1))
         for name, target in batch.targets.items()
     }
-    step_batch = Batch(batch.images.repeat(copies, 1, 1, 1), batch.names * copies, repeated)
+    step_batch = Batch(batch.images.repeat(recipe.copies, 1, 1, 1), batch.names * recipe.copies, repeated)
     worst = math.inf
     counter.train()
-    for step in range(1, steps + 1):
+    for step in range(1, recipe.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, step / 20) * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad()
+            group["lr"] = recipe.lr * min(1, step / 20) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
+        optimizer.zero_grad(set_to_none=False)
         loss(counter(step_batch.images), step_batch).total.backward()
         optimizer.step()
         if step % 10 == 0:
@@ -150,49 +166,58 @@ def learn_by_heart(counter: Counter, loss: Loss, batch: Batch, *, lr: float, ste
     assert worst <= 0.1, f"after {step} steps the worst count is {worst:.0%} off"
 
 
-# Learning rate for the classifier and for the regression, most steps, copies of the images in a step.
-# Chosen by trial, and not for speed of learning: that a network can learn is all that is asked.
-SETTINGS: dict[str, tuple[float, float, int, int]] = {
-    "tiny": (3e-3, 3e-3, 600, 1),
-    "mobilenet_v2": (1e-3, 1e-4, 400, 2),
-    "vgg16": (1e-4, 1e-4, 300, 1),
-    "dmcount": (1e-4, 1e-4, 300, 1),
-    "csrnet": (1e-4, 1e-4, 300, 1),
-    "cannet": (1e-4, 1e-4, 300, 1),
-    "resnet101": (1e-4, 1e-4, 120, 3),
-    "densenet201": (3e-4, 1e-4, 120, 2),
-    "timm_resnet18": (3e-4, 1e-4, 200, 2),
-    "timm_convnext_atto": (3e-4, 5e-4, 300, 1),
-    "clip_rn50": (1e-2, 5e-4, 800, 2),
-    "clip_rn50_bare": (1e-2, 1e-4, 800, 3),
-    "clip_vit_prompted": (3e-3, 3e-3, 800, 1),
-    "clip_vit_prompted_bare": (3e-3, 3e-3, 800, 1),
-    "clip_vit_tuned": (3e-3, 1e-3, 800, 1),
-    "clip_vit_tuned_bare": (3e-3, 1e-4, 800, 1),
+# Each backbone and each decoder learns with one head at least: its layers pass on what the loss asks for. Each head,
+# which is the same code everywhere, learns on networks of several kinds, the small ones. A regressor learns nothing
+# more once its ReLU has set all counts to zero, and where steps are long, the rounding of a processor decides whether
+# it does: its rates are a third, at most, of one that still worked.
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("tiny", "ebc"): Recipe(3e-3, 600),
+    ("tiny", "regression"): Recipe(1e-3, 600),
+    ("tiny", "zip"): Recipe(3e-3, 600),
+    ("mobilenet_v2", "ebc"): Recipe(1e-3, 400, copies=2),
+    ("vgg16", "ebc"): Recipe(1e-4, 300, size=SMALL),
+    ("dmcount", "ebc"): Recipe(1e-4, 300, size=SMALL),
+    ("csrnet", "ebc"): Recipe(1e-4, 300, size=SMALL),
+    ("cannet", "ebc"): Recipe(1e-4, 300, size=SMALL),
+    ("resnet101", "ebc"): Recipe(1e-4, 120, copies=3),
+    ("densenet201", "ebc"): Recipe(3e-4, 120, copies=2),
+    ("timm_resnet18", "regression"): Recipe(1e-4, 200, copies=2),
+    ("timm_resnet18", "zip"): Recipe(3e-4, 200, copies=2),
+    ("timm_convnext_atto", "ebc"): Recipe(3e-4, 300),
+    ("timm_convnext_atto", "regression"): Recipe(1e-4, 300),
+    ("clip_rn50", "ebc"): Recipe(1e-2, 800, copies=2),
+    ("clip_rn50", "regression"): Recipe(2e-4, 800, copies=2),
+    ("clip_rn50_bare", "ebc"): Recipe(1e-2, 800, copies=3),
+    ("clip_rn50_bare", "zip"): Recipe(1e-2, 800, copies=3),
+    ("clip_vit_prompted", "ebc"): Recipe(3e-3, 800),
+    ("clip_vit_prompted", "regression"): Recipe(3e-4, 800),
+    ("clip_vit_prompted_bare", "ebc"): Recipe(3e-3, 800),
+    ("clip_vit_tuned", "ebc"): Recipe(3e-3, 800),
+    ("clip_vit_tuned", "regression"): Recipe(1e-4, 600),
+    ("clip_vit_tuned", "zip"): Recipe(3e-3, 800),
+    ("clip_vit_tuned_bare", "ebc"): Recipe(3e-3, 800),
+    ("clip_vit_tuned_bare", "regression"): Recipe(1e-4, 800),
 }
 
 
 @pytest.mark.slow
-@HEADS_OF_A_MODEL
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_network_learns_four_images_by_heart(family: str, head: HeadConfig, batch: Batch) -> None:
+@pytest.mark.parametrize(("family", "head"), RECIPES)
+def test_a_network_learns_four_images_by_heart(family: str, head: str) -> None:
+    recipe = RECIPES[family, head]
+    batch = crowds(recipe.size)
     counter, loss = build(family, head, batch)
-    classifier_lr, regression_lr, steps, copies = SETTINGS[family]
-    lr = classifier_lr if head.needs_bins else regression_lr
-    learn_by_heart(counter, loss, batch, lr=lr, steps=steps, copies=copies)
+    learn_by_heart(counter, loss, batch, recipe)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["tiny", "timm_resnet18", "clip_rn50_bare", "clip_vit_tuned"])
-def test_a_network_learns_four_images_by_heart_with_the_zip_head(family: str, batch: Batch) -> None:
-    counter, loss = build(family, ZipHeadConfig(), batch)
-    lr, _, steps, copies = SETTINGS[family]
-    learn_by_heart(counter, loss, batch, lr=lr, steps=steps, copies=copies)
+def test_every_family_and_every_head_learns() -> None:
+    assert {family for family, _ in RECIPES} == set(FAMILIES)
+    assert {head for _, head in RECIPES} == set(KINDS)
 
 
-@pytest.mark.parametrize("head", [EbcHeadConfig(), RegressionHeadConfig(), ZipHeadConfig()], ids=lambda h: h.name)
+@pytest.mark.parametrize("head", KINDS)
 @pytest.mark.parametrize("family", ["tiny", "clip_rn50", "clip_vit_prompted", "clip_vit_tuned"])
-def test_steps_move_what_is_trained_and_nothing_else(family: str, head: HeadConfig, batch: Batch) -> None:
+def test_steps_move_what_is_trained_and_nothing_else(family: str, head: str) -> None:
+    batch = crowds(SIZE)
     counter, loss = build(family, head, batch)
     before = {k: v.detach().clone() for k, v in counter.named_parameters()}
     trainable = [p for p in counter.parameters() if p.requires_grad]

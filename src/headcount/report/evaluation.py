@@ -80,8 +80,9 @@ def write_evaluation(
         rows.append([image.name, *numbers, *interval_cells(interval), note])
     write_csv(folder / COUNTS_FILE, rows)
     drawn = _draw(evaluation, metrics, dataset, folder, facts, reliability, intervals)
+    epoch = "an unknown epoch" if facts.epoch is None else f"epoch {facts.epoch}"
     lines = [
-        f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of epoch {facts.epoch}, "
+        f"{facts.dataset} {facts.split}, {evaluation.errors.images} images (checkpoint of {epoch}, "
         f"selected on '{facts.selected_on}'{_others(facts)}), {facts.mode}",
         *summary(metrics).splitlines(),
         *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
