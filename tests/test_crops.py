@@ -1,5 +1,7 @@
 """Nested crops and patches: exact boxes, and what is cut out of an image."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_crops_are_nested_in_images_of_any_size(width: int, height: int, crops: 
     boxes = nested_boxes(width, height, crops=crops, layout=layout)
     assert len(boxes) == crops
     assert boxes[-1] == Box(0, 0, width, height)
-    for inner, outer in zip(boxes, boxes[1:], strict=False):
+    for inner, outer in itertools.pairwise(boxes):
         assert min(inner.width, inner.height) >= 1
         assert outer.left <= inner.left <= inner.left + inner.width <= outer.left + outer.width
         assert outer.top <= inner.top <= inner.top + inner.height <= outer.top + outer.height

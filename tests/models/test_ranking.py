@@ -1,4 +1,4 @@
-"""CLIP as a counter by ranking: features against open_clip's own, similarities, filters, crowd sizes, what is trained."""
+"""CLIP as a counter by ranking: features against open_clip's own, filters, crowd sizes, what is trained."""
 
 from pathlib import Path
 from typing import Any

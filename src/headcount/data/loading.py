@@ -238,9 +238,7 @@ def _build_ranking(config: RankingConfig, targets: Targets) -> MakeBatch:
     if targets.needs != {"rank"}:
         raise ConfigError(f"method={config.name}: the loss needs annotations; choose loss=mmr or loss=clip")
     if targets.input_size is None:
-        raise ConfigError(
-            f"method={config.name}: needs images of one size (model.input_size); choose model=clip_ranking"
-        )
+        raise ConfigError(f"method={config.name}: needs a model of one input size; choose model=clip_ranking")
     return partial(nested_batch, config=config, size=targets.input_size)
 
 
