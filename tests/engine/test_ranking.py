@@ -157,3 +157,28 @@ def test_shares_of_dropped_patches() -> None:
     images = [ImageCount(0, "a", 1, 1, None, numbers), ImageCount(1, "b", 1, 1, None, {**numbers, "patches": 1.0})]
     assert dropped_shares(images) == {"dropped_by_scene": 0.6, "dropped_by_parts": 0.4}
     assert dropped_shares([ImageCount(0, "a", 1, 1, None)]) == {}
+
+
+# Of the counter below; with the ranking loss alone, the correlation stays near 0 (docs/ranking.md).
+IDEA = ["loss=clip", "batch_size=8", "epochs=8", "eval_every_epochs=8", "model.width=8", "model.input_size=64"]
+IDEA += [
+    "keep=last",
+    "optim.lr=2e-3",
+    "optim.schedule=cosine",
+    "optim.step=step",
+    "optim.min_lr=0",
+    "optim.ema_decay=0.98",
+]
+
+
+@pytest.mark.slow
+def test_nested_crops_alone_teach_to_rank_crowds(tmp_path: Path) -> None:
+    """A small encoder from scratch, on 800 generated crowds without labels; takes about two minutes."""
+    data = write_crowds(tmp_path, train=800, test=60, side=216)
+    typed = [*data, *NO_FILTERS, *IDEA, "optim.warmup_epochs=0", "model.embed_dim=32"]
+    untrained = train(config_of(tmp_path, *typed, "dataset.max_train_images=8", "epochs=1", "optim.lr=1e-12"))
+    assert untrained is not None
+    assert untrained.metrics[-1].get("eval/rank_correlation", 0.0) < 0.5
+    trained = train(config_of(tmp_path, *typed, "run_name=trained"))
+    assert trained is not None
+    assert trained.metrics[-1]["eval/rank_correlation"] > 0.8

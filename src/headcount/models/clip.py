@@ -236,7 +236,7 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         CheckpointError: if the file of weights is damaged.
     """
     config = settle_activation(config, pretrained=pretrained)
-    sizes = encoderencoder_sizes(config)
+    sizes = encoder_sizes(config)
     image = image_encoder(config, sizes)
     text = text_tower(config) if pretrained else None
     if text is not None and config.weights != "none":
