@@ -121,6 +121,15 @@ def test_the_most_similar_number_counts() -> None:
     torch.testing.assert_close(prediction.similarities[2, 0], torch.tensor([60.0, 80.0, 0.0]))
 
 
+def test_similarities_are_float32_in_mixed_precision() -> None:
+    head = head_of(RankingHeadConfig(numbers=[10, 40, 70], **NO_FILTERS), "10", "40", "70")
+    features = torch.randn(4, 8, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = head(features).similarities
+    assert mixed.dtype is torch.float32
+    assert torch.equal(mixed, head(features).similarities)
+
+
 def test_crowd_sizes_choose_the_numbers() -> None:
     config = RankingHeadConfig(numbers=[10, 20], crowd_sizes=[40, 200], **NO_FILTERS)
     head = head_of(config, "20 ", "40 ", "100 ", "200 ")

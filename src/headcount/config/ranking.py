@@ -40,7 +40,8 @@ def errors(method: MethodConfig, model: ModelConfig, augment: AugmentConfig) -> 
     """Find sizes and sentences of a ranking that do not fit; one message each. None for other methods."""
     if not isinstance(method, RankingConfig) or not isinstance(model, ClipRankingConfig):
         return []
-    assert isinstance(model.head, RankingHeadConfig)
+    if not isinstance(model.head, RankingHeadConfig):
+        return []
     return [
         *_augment_errors(method, augment),
         *_sentence_errors(model.head, crops=method.crops),
@@ -113,9 +114,9 @@ def _encoder_errors(model: ClipRankingConfig) -> list[str]:
 
 def untrained_errors(model: ClipRankingConfig) -> list[str]:
     """Find settings that rely on CLIP's weights, for ``model.weights=none``; one message each."""
-    assert isinstance(model.head, RankingHeadConfig)
     found = []
-    if model.head.filters or model.head.crowd_sizes:
+    head = model.head
+    if isinstance(head, RankingHeadConfig) and (head.filters or head.crowd_sizes):
         found.append(
             "model.weights=none: filters and crowd sizes ask CLIP as it was published, and random weights know nothing "
             "about crowds; add 'model.head.scenes=[]' 'model.head.parts=[]' 'model.head.crowd_sizes=[]'"

@@ -246,8 +246,9 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if errors:  # the checks below divide by these numbers
         return errors
     block_size, crop_size = config.bins.block_size, config.augment.crop_size
-    errors += ranking.group_errors(config.method, config.model, config.loss)
-    errors += [] if errors else _combination_errors(config.model, config.bins, config.loss)
+    errors += ranking.group_errors(config.method, config.model, config.loss) or _combination_errors(
+        config.model, config.bins, config.loss
+    )
     if isinstance(config.eval, SlidingWindowConfig) and "blocks" not in config.model.head.predicts:
         errors.append(
             f"eval=sliding_window: model.head={config.model.head.name} predicts one number per image, so that windows "
@@ -265,7 +266,7 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if isinstance(checked, model.PretrainedConfig) and not weights:
         checked = replace(checked, weights="none")
     errors += model.errors(checked)
-    errors += ranking.errors(config.method, config.model, config.augment) if len(errors) == 0 else []
+    errors += ranking.errors(config.method, config.model, config.augment)
     errors += _fine_tuning_errors(config, weights=weights)
     errors += _record_errors(config)
     errors += loss.errors(config.loss)

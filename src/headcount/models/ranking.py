@@ -93,27 +93,30 @@ class RankingHead(PredictionHead):
             factor: not used, because an image has one feature.
             untuned: features of CLIP as it was published, which choose the crowd size; None if there are none.
         """
-        similarities = _SCALE * torch.einsum("be,spe->bsp", _directions(features), self.prompt_features)
+        cosines = _cosines(features, self.prompt_features.flatten(0, 1))
+        similarities = _SCALE * cosines.unflatten(1, self.prompt_features.shape[:2])
         if untuned is None or not len(self.size_features):
             sets = torch.zeros(len(features), dtype=torch.int64, device=features.device)
         else:
-            sets = (_directions(untuned) @ self.size_features.T).argmax(1)
+            sets = _cosines(untuned, self.size_features).argmax(1)
         own = similarities.detach()[torch.arange(len(features), device=features.device), sets]
         count = self.numbers[sets].gather(1, own.argmax(1, keepdim=True))[:, 0]
         return SimilarityPrediction(count.float(), None, similarities, sets)
 
     def keeps(self, untuned: Float[Tensor, "batch embed 1 1"]) -> tuple[Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """Which images show a crowd, by what the scene and by what its parts are."""
-        directions = _directions(untuned)
         return (
-            _is_among_best(directions @ self.scene_features.T, 1),
-            _is_among_best(directions @ self.part_features.T, self.config.parts_kept),
+            _is_among_best(_cosines(untuned, self.scene_features), 1),
+            _is_among_best(_cosines(untuned, self.part_features), self.config.parts_kept),
         )
 
 
-def _directions(features: Float[Tensor, "batch embed 1 1"]) -> Float[Tensor, "batch embed"]:
-    """Features of length one, in float32: cosines need more digits than bfloat16 has."""
-    return F.normalize(features.flatten(1).float(), dim=1)
+def _cosines(
+    features: Float[Tensor, "batch embed 1 1"], texts: Float[Tensor, "texts embed"]
+) -> Float[Tensor, "batch texts"]:
+    """Cosines of images with texts of length one, in float32: they need more digits than bfloat16 has."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(features.flatten(1).float(), dim=1) @ texts.T
 
 
 def _is_among_best(similarities: Float[Tensor, "batch words"], kept: int) -> Bool[Tensor, " batch"]:
