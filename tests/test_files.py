@@ -112,6 +112,10 @@ def test_a_folder_that_cannot_be_created_is_named_with_the_setting(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/run cannot be created .*choose another with output_dir=\.\.\."):
         make_folder(tmp_path / "file" / "run", "output_dir")
+    with pytest.raises(
+        ConfigError, match=r"file cannot be created \(it is a file\); choose another with --output \.\.\.$"
+    ):
+        make_folder(tmp_path / "file", "--output")
 
 
 @pytest.mark.parametrize("write", [write_text, append_bytes], ids=["replaced", "appended"])

@@ -9,7 +9,12 @@ from typing import Any
 __version__ = "0.2.0"
 __all__ = ["PhotoCount", "PhotoCounter", "available", "convert_released", "load", "read_regions"]
 
-_MODULES = {"available": "published", "convert_released": "models.released", "read_regions": "data.region_files"}
+_MODULES = {
+    "available": "published",
+    "convert_released": "models.released",
+    "load": "engine.load",
+    "read_regions": "data.region_files",
+}
 
 
 def __dir__() -> list[str]:

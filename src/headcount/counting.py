@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headcount.commands import as_typed
 from headcount.data.picture_files import ENDINGS, check_file, first_frame
 from headcount.errors import HeadcountError
 from headcount.report.predictions import PictureResult
 
 if TYPE_CHECKING:
-    from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
+    from headcount.engine.ensemble import PhotoEnsemble
+    from headcount.engine.predict import PhotoCount, PhotoCounter
+
+
+_VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp")
 
 
 def predict_one(counter: "PhotoCounter | PhotoEnsemble", file: Path, result: PictureResult) -> "PhotoCount | None":
@@ -50,4 +55,6 @@ def failure_message(file: Path, error: Exception) -> str:
         words += "; if it really is that large, raise --max-megapixels"
     elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in ENDINGS[-3:]:
         words += "; save it as JPEG"
+    elif isinstance(error.__cause__, Image.UnidentifiedImageError) and file.suffix.lower() in _VIDEOS:
+        words += f"; videos are counted by {as_typed('scripts/video.py')}"
     return words

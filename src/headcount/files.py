@@ -50,12 +50,14 @@ def make_folder(folder: Path, setting: str) -> None:
     Raises:
         ConfigError: if the folder cannot be created, or is a URL.
     """
+    typed = f"{setting} ..." if setting.startswith("--") else f"{setting}=..."
     if url_hint(str(folder)) and not folder.exists():
-        raise ConfigError(f"{folder}: is a URL, and results are written to a folder; name one with {setting}=...")
+        raise ConfigError(f"{folder}: is a URL, and results are written to a folder; name one with {typed}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be created ({error}); choose another with {setting}=...") from error
+        reason = "it is a file" if folder.is_file() else error
+        raise ConfigError(f"folder {folder} cannot be created ({reason}); choose another with {typed}") from error
     remove_leftovers(folder)
 
 

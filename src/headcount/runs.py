@@ -34,6 +34,10 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 PROVENANCE_FILE = "run.json"
 COUNTS_FILE = "counts.csv"
+EVALUATION_FILE = "metrics.json"
+"""Errors and facts of an evaluation."""
+CALIBRATED = "_calibrated"
+"""Ending of the name of a checkpoint's calibrated copy, before its suffix."""
 MAX_EVALUATION_NAME = 60
 """Longest readable part of the name of an evaluation's folder."""
 LAST_EVALUATIONS = 5
@@ -290,6 +294,11 @@ def evaluation_folder(
         digest = hashlib.sha256(everything.encode(errors="surrogatepass")).hexdigest()[:8]
         name = f"{name[:MAX_EVALUATION_NAME]}_{digest}"
     return run / "eval" / name
+
+
+def epoch_file(epoch: int) -> str:
+    """Name of the checkpoint of the evaluation after an epoch, of which runs keep as many as their settings say."""
+    return f"epoch_{epoch:04d}.pt"
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -100,6 +100,7 @@ def test_settings_alone_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     ("typed", "message"),
     [
         (["--dataset", "sha"], "--dataset: there is no option --dataset; settings are typed as key=value: dataset=..."),
+        (["-o", "x"], "-o: there is no option -o; did you mean --output?"),
         (["--outptu", "x"], "--outptu: there is no option --outptu; did you mean --output?"),
         (["--output"], "--output: expected one argument; --help lists what can be typed"),
         (["--output", ""], "--output: must not be empty; --help lists what can be typed"),

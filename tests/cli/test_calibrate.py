@@ -10,7 +10,7 @@ import pytest
 from engine.test_checkpoint import write_checkpoint
 from headcount.cli.calibrate import check_output, default_output
 from headcount.config import ConfigError
-from headcount.engine.predict import load
+from headcount.engine.load import load
 
 Script = Callable[..., tuple[int, str, str]]
 SMALL = ["dataset.train_images=40", "dataset.test_images=9", "dataset.width=64", "dataset.height=64", "model.width=8"]

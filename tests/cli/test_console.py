@@ -55,7 +55,8 @@ def test_every_command_is_listed_and_has_a_help_page(headcount: Callable[..., Ra
 def test_every_script_is_a_command() -> None:
     files = {f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py")} | {"train.py", "eval.py"}
     # These are of use only in a checkout.
-    assert files - set(commands.SCRIPTS) == {f"scripts/{n}.py" for n in ("quickstart", "draw_banner", "benchmark")}
+    in_a_checkout = ("quickstart", "draw_banner", "benchmark", "results_table")
+    assert files - set(commands.SCRIPTS) == {f"scripts/{name}.py" for name in in_a_checkout}
     for script, command in commands.SCRIPTS.items():
         assert f"from headcount.cli.{commands.COMMANDS[command].module} import main" in (ROOT / script).read_text()
 
@@ -147,6 +148,23 @@ def test_the_help_page_says_what_each_setting_means(headcount: Callable[..., Ran
                 assert text in page or field.name == "scale"
 
 
+def test_the_environment_names_the_packages_of_extras(
+    headcount: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headcount.cli import environment
+
+    def installed(package: str) -> str:
+        if package == "gradio":
+            raise environment.PackageNotFoundError
+        return "1.2"
+
+    monkeypatch.setattr(environment, "version", installed)
+    status, out, _ = headcount("env")
+    assert status == 0
+    assert re.search(r"^onnxruntime +1\.2$", out, re.M)
+    assert re.search(r"^gradio +not installed$", out, re.M)
+
+
 # --------------------------------------------------------------------------------------- completion
 
 
@@ -162,11 +180,19 @@ def test_the_help_page_says_what_each_setting_means(headcount: Callable[..., Ran
         (["train"], "loss.tr", ["loss.transport="]),
         (["eval"], "max", ["max_images="]),
         (["train"], "ckpt", []),
-        (["predict"], "--out", []),
+        (["predict"], "--out", ["--output"]),
+        (["eval"], "--h", ["--help"]),
+        (["predict"], "", ["ckpt="]),
+        (["nwpu-score"], "s", ["split="]),
+        (["calibrate"], "split=v", []),
+        (["completion"], "z", ["zsh"]),
+        (["env"], "", []),
+        (["gone"], "--", []),
         (["train"], "seed=", []),
     ],
 )
-def test_completion(before: list[str], word: str, expected: list[str]) -> None:
+def test_completion(before: list[str], word: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["headcount", "--complete"])
     assert completion.candidates(before, word) == expected
 
 

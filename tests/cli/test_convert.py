@@ -87,6 +87,11 @@ def test_what_cannot_be_converted(
         ("whole.pth", "model=dmcount", COUNTS): " is unknown",
         ("half.pth", "model=csrnet", COUNTS): "released=half.pth: the file is truncated",
         ("bomb.pth", "model=csrnet", COUNTS): "holds code, which is never run",
+        ("bomb.pth", "model=csrnet"): "holds code, which is never run",
+        (
+            "whole.pth",
+            "model=csrnet",
+        ): "name the dataset and the bins that the model was trained with, such as dataset=sha",
         ("list.pth", "model=csrnet", COUNTS): "not a checkpoint of the released code",
         ("none.pth", "model=csrnet", COUNTS): "none.pth: no such file",
         ("sparse.pth", "model=csrnet", COUNTS): "backbone.features.0.weight is not a dense tensor",

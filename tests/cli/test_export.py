@@ -15,7 +15,10 @@ from PIL import Image
 
 import headcount
 from engine.test_checkpoint import write_checkpoint
+from engine.test_stored import stored_pair
+from headcount import published
 from headcount.cli import export as command
+from headcount.cli import publish_counter
 from headcount.engine.exported import load_exported
 from headcount.files import quoted
 from headcount.published import DEFAULT
@@ -100,6 +103,24 @@ def test_the_license_is_the_typed_one_or_the_stated_one(export: Export, tmp_path
         assert exported(f"typed.{ending}", "--license", "yours", ckpt="mine.safetensors") == "yours"
 
 
+def test_a_safetensors_file_is_what_publish_writes(
+    export: Export, best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "photo.png")
+    status, out, err = export("--output", "exported/a.safetensors", "--check", file.name)
+    assert status == 0, err
+    assert abs(float(re.search(r"largest (\S+) people$", out)[1])) < 0.01  # type: ignore[index]
+    monkeypatch.setattr(sys, "argv", ["publish_counter.py", f"ckpt={quoted(best)}", "--output", "published/a"])
+    publish_counter.main()
+    names = ["a.json", "a.md", "a.safetensors"]
+    for folder in ("exported", "published"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    for name in names:
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+    assert "those of the dataset synthetic" in (tmp_path / "exported" / "a.md").read_text()
+    assert export("--output", "exported/a.safetensors")[0] == 2  # exists
+
+
 @pytest.mark.slow
 def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tmp_path: Path) -> None:
     file = photo(tmp_path / "photo.png", 130, 90)
@@ -121,8 +142,9 @@ def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tm
         ([], "--output"),
         (["--output", "a.pt2", "--int8"], "--int8: only ONNX files are quantized; name a file.onnx instead of a.pt2"),
         (["--output", "a.onnx", "--calibrate", "p.png"], "--calibrate needs --int8"),
-        (["--output", "a.onnx", "--float32"], "--float32: a.onnx has weights of 32 bits anyway"),
+        (["--output", "a.safetensors", "--float32"], "--float32"),
         (["--output", "a.onnx", "--check", "gone"], "there is nothing to count: gone: no such file"),
+        (["--output", "a.onnx", "--check", "there.onnx"], "there.onnx cannot be read as an image"),
         (["--output", "a.onnx", "--int8", "--calibrate", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "bins=fine"], "bins=fine: there is no setting bins; allowed are ckpt"),
         (["--output", "there.onnx/a.onnx"], "there.onnx cannot be created"),
@@ -138,8 +160,20 @@ def test_what_cannot_be_done_is_refused(typed: list[str], message: str, export: 
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
-def test_a_checkpoint_must_be_named_and_exist(export: Export, tmp_path: Path) -> None:
-    assert export("--output", "a.onnx", ckpt="")[::2] == (2, "export.py: ckpt is not set: type ckpt=best_mae.pt\n")
+def test_without_a_checkpoint_the_default_counter_is_exported(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "published_folder", lambda: tmp_path)
+    status, _, err = export("--output", "a.safetensors", ckpt="")
+    assert (status, "no counter is named" in err) == (2, True)
+    stored_pair(tmp_path, "model.width=8", name=DEFAULT, license="research")
+    status, _, err = export("--output", "a.safetensors", ckpt="")
+    assert status == 0, err
+    assert err.startswith(f"exporting {DEFAULT}: no errors were measured; license: research\n")
+    assert json.loads((tmp_path / "a.json").read_text())["license"] == "research"
+
+
+def test_a_checkpoint_must_exist(export: Export, tmp_path: Path) -> None:
     status, _, err = export("--output", "a.onnx", ckpt="gone.pt")
     assert (status, "gone.pt: no such file" in err) == (2, True)
     (tmp_path / "broken.pt").write_bytes(b"broken")

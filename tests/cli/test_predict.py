@@ -216,13 +216,24 @@ def test_without_a_checkpoint_the_default_counter_counts(
         assert run_without_checkpoint(monkeypatch, "p.png", "--no-pictures", f"ckpt={named}") == 0
         assert "counting with" not in capsys.readouterr().err
         assert records(tmp_path / "predictions")["p.png"]["count"] == counted
-    for forgotten in ("other.safetensors", "my.pt"):
+    for forgotten in ("other.safetensors", "my.pt", "checkpoint=my.pt"):
         assert run_without_checkpoint(monkeypatch, "p.png", forgotten) == 2
-        assert capsys.readouterr().err == f"predict.py: ckpt is not set: type ckpt={forgotten}\n"
+        file = forgotten.removeprefix("checkpoint=")
+        assert capsys.readouterr().err == f"predict.py: ckpt is not set: type ckpt={file}\n"
+    assert run_without_checkpoint(monkeypatch, "p.png", "ckpt=") == 2
+    assert capsys.readouterr().err == "predict.py: ckpt=: names no checkpoint; type ckpt=best_mae.pt\n"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert run_without_checkpoint(monkeypatch, "p.png", "ckpt=hf-hub:owner/name") == 2
     assert f"counters that come with headcount: {published.DEFAULT}" in capsys.readouterr().err
+
+
+def test_a_video_is_sent_to_the_command_for_videos(predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "crowd.MP4").write_bytes(b"\0\0\0\x18ftypmp42")
+    status, _, err = predict("crowd.MP4")
+    assert status == 1
+    assert "crowd.MP4 cannot be read as an image" in err
+    assert "; videos are counted by scripts/video.py\n" in err
 
 
 def test_what_exists_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +552,7 @@ def test_nothing_to_count_is_refused_before_the_network_is_loaded_and_removes_no
     picture(tmp_path / "p.png")
     assert predict("p.png")[0] == 0
     before = (tmp_path / "predictions" / "counts.csv").read_text()
-    monkeypatch.setattr(engine, "load", None)  # cannot be called
+    monkeypatch.setattr("headcount.engine.load.load", None)  # cannot be called
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder").mkdir()
     status, _, err = predict("nope.jpg", "empty.png", "folder", *(f"gone{k}.png" for k in range(20)))

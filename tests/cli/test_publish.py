@@ -82,6 +82,7 @@ def test_a_counter_is_stored_with_its_figures_and_card(publish: Any, tmp_path: P
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "bad.json"], "a figure is"),
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "foreign.json"], "of another training (seed)"),
         (["ckpt=best_mae.pt", "--push", "name"], "must be owner/name"),
+        (["ckpt=best_mae.pt", "--push", "name", "--output", "a"], "must be owner/name"),
         (["ckpt=best_mae.pt", "--output", "best"], "best.md: exists; name another file"),
     ],
 )

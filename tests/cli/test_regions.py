@@ -93,7 +93,7 @@ def test_invalid_regions_are_refused_before_anything_is_counted(
 ) -> None:
     picture(tmp_path / "p.png")
     (tmp_path / "other.json").write_text('{"images": [], "annotations": []}')
-    monkeypatch.setattr("headcount.engine.predict.load", None)  # cannot be called
+    monkeypatch.setattr("headcount.engine.load.load", None)  # cannot be called
     status, _, err = predict("p.png", *typed)
     assert status == 2
     assert message in err
@@ -146,7 +146,7 @@ def test_a_counter_without_blocks_refuses_regions(
         monkeypatch.setattr(type(counter.config.model.head), "predicts", frozenset({"count"}))
         return counter
 
-    monkeypatch.setattr("headcount.engine.predict.load", load_one_number)
+    monkeypatch.setattr("headcount.engine.load.load", load_one_number)
     status, _, err = predict("p.png", *HALVES)
     assert status == 2
     assert "--region: this counter predicts one number per picture and no blocks" in err

@@ -54,7 +54,7 @@ def test_what_misses_is_run_and_then_there(run_command: Run, tmp_path: Path) -> 
 def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]]) -> None:
     for typed, words in (
         (["table=9"], "table=9: no such table"),
-        ([], "the following arguments are required"),
+        ([], "table is not set: type table=1"),
         (["optim.lr=1"], "table is not set: type table=1"),
         (["table=3", "seed=1"], "a table takes --seeds 1,2,3"),
         (["table=3", "--seeds=-1"], "--seeds -1: must be at least 0"),

@@ -28,6 +28,15 @@ def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
         raise error
 
 
+def test_ctrl_c_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, exit_on_error("headcount export"):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "\nheadcount export: interrupted\n"
+    with pytest.raises(KeyboardInterrupt), exit_on_error("train.py", interrupts=False):
+        raise KeyboardInterrupt
+
+
 def test_errors_of_more_kinds_may_be_written_for_the_user(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (DataError("a.csv is empty"), KeyError("a")):
         with pytest.raises(SystemExit) as stop, exit_on_error("scale.py", KeyError):

@@ -37,7 +37,8 @@ from headcount.engine import checkpoint
 from headcount.engine.calibrate import calibrate, calibrate_checkpoint
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate, evaluate_checkpoint
 from headcount.engine.evaluators import OwnIntervals
-from headcount.engine.predict import PhotoCounter, load
+from headcount.engine.load import load
+from headcount.engine.predict import PhotoCounter
 from headcount.engine.runtime import Runtime
 from headcount.engine.train import train
 from headcount.engine.training_images import KEY, training_digests
@@ -220,6 +221,11 @@ def test_images_that_selected_the_checkpoint_are_said(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")
     done = calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt")
     assert done.notes == ["These images selected the checkpoint: errors on others may be larger."]
+    # Another epoch of the same run, such as the last one, is not what they selected.
+    content = torch.load(ckpt)
+    content["best"] = {"mae": 1.0, "rmse": 1.0, "nae": 1.0, "images": 9, "epoch": content["epoch"] + 1}
+    torch.save(content, ckpt)
+    assert calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt").notes == []
 
 
 def test_a_level_that_the_calibration_does_not_support_is_refused_before_counting(calibrated: Path) -> None:

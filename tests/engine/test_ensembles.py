@@ -24,8 +24,10 @@ from headcount.config import (
     check_evaluation,
 )
 from headcount.engine import checkpoint
+from headcount.engine.ensemble import PhotoEnsemble
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
-from headcount.engine.predict import PhotoCounter, PhotoEnsemble, load
+from headcount.engine.load import load
+from headcount.engine.predict import PhotoCounter
 from headcount.errors import CheckpointError
 
 SMALL = ["dataset.test_images=3", "dataset.val_images=2", "dataset.width=72", "dataset.height=64"]

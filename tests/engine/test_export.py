@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from engine.test_checkpoint import write_checkpoint
 from headcount.bins import build_bins
 from headcount.cli.compose import checked_config
-from headcount.config import ConfigError, EvalConfig, SlidingWindowConfig, WholeImageConfig, counting_mode
+from headcount.config import ConfigError, EvalConfig, SlidingWindowConfig, WholeImageConfig, counting_mode, to_plain
 from headcount.engine import checkpoint
 from headcount.engine import export as engine
+from headcount.engine.card import usual_license
 from headcount.engine.checkpoint import LoadedCheckpoint
 from headcount.engine.export import (
     METADATA,
@@ -33,7 +34,6 @@ from headcount.engine.export import (
     save_program,
     to_onnx,
     trace,
-    usual_license,
 )
 from headcount.engine.exported import ExportedCounter, check_parity, from_onnx, from_program, load_exported
 from headcount.engine.quantize import quantize
@@ -80,7 +80,7 @@ def load(*settings: str) -> LoadedCheckpoint:
     with torch.no_grad():
         for _ in range(3):
             counter(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
-    content = {"epoch": 3, "best": None, "selection": {"split": "val"}, "commit": "abc"}
+    content = {"epoch": 3, "best": None, "selection": {"split": "val"}, "commit": "abc", "config": to_plain(config)}
     return LoadedCheckpoint(counter.eval(), config, bins, content, SeenImages.from_plain(None, crop_size=96))
 
 
@@ -176,7 +176,7 @@ def test_what_the_files_say(tiny: LoadedCheckpoint, files: tuple) -> None:
 def test_the_description_of_a_counter_of_photographs() -> None:
     loaded = load("model=tiny", "dataset=sha", "eval=sliding_window", "eval.window=96", *REGRESSION)
     loaded.content["best"] = {"mae": 1.5, "nae": float("nan"), "epoch": 3}
-    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    found = describe(loaded, mode_of(loaded), usual_license(loaded.content))
     rule = loaded.config.dataset
     assert found["resize"] == {
         "min_side": rule.min_side,
@@ -193,7 +193,7 @@ def test_the_description_of_a_counter_of_photographs() -> None:
 
 def test_the_description_of_a_counter_of_two_datasets() -> None:
     loaded = load("model=tiny", "dataset=mixed", "dataset.parts=[synthetic,qnrf,shb]")
-    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    found = describe(loaded, mode_of(loaded), usual_license(loaded.content))
     assert (found["dataset"], found["resize"]["max_side"]) == ("mixed", loaded.config.dataset.datasets["qnrf"].max_side)
     assert {"synthetic", "qnrf", "shb"} <= set(re.findall(r"\w+", found["license"]))
 
@@ -203,7 +203,7 @@ def test_the_description_of_a_published_counter(tiny: LoadedCheckpoint) -> None:
     other_epoch = {"mae": 1.5, "epoch": 2}
     content = {**tiny.content, "license": "research only", "best": other_epoch, "figures": [figure]}
     loaded = dataclasses.replace(tiny, content=content)
-    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    found = describe(loaded, mode_of(loaded), usual_license(loaded.content))
     assert (found["epoch"], found["best"], found["figures"]) == (3, None, [figure])
     assert found["license"] == "research only"
 
@@ -211,7 +211,7 @@ def test_the_description_of_a_published_counter(tiny: LoadedCheckpoint) -> None:
 @pytest.mark.slow
 def test_the_description_of_the_counter_in_the_box() -> None:
     loaded = checkpoint.load(DEFAULT)
-    found = describe(loaded, mode_of(loaded), usual_license(loaded))
+    found = describe(loaded, mode_of(loaded), usual_license(loaded.content))
     assert (found["resize"]["min_side"], found["resize"]["max_side"], found["resize"]["multiple"]) == (448, 4096, 32)
     assert found["license"] == loaded.content["license"]
     assert (loaded.content["best"]["epoch"], found["epoch"], found["best"]) == (55, 110, None)

@@ -12,7 +12,7 @@ from headcount.config import ConfigError, MixedConfig, TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.continuation import fingerprint, refuse_changed_config
 from headcount.engine.evaluate import CheckpointEvaluation, evaluate_checkpoint
-from headcount.engine.predict import load
+from headcount.engine.load import load
 from headcount.engine.setup import build_count_bins, open_data
 from headcount.engine.train import train
 from headcount.report.evaluation import write_evaluation

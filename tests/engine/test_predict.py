@@ -31,7 +31,8 @@ from headcount.config import (
 from headcount.data.images import read_image
 from headcount.data.open import open_split
 from headcount.data.prepare import ResizeRule, plan_image, prepare_images
-from headcount.engine.predict import PhotoCounter, load
+from headcount.engine.load import load
+from headcount.engine.predict import PhotoCounter
 from headcount.errors import CheckpointError, DataError
 from headcount.models.build import build_model
 from headcount.models.counter import Counter

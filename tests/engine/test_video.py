@@ -15,7 +15,8 @@ from headcount.config import ConfigError
 from headcount.data.regions import as_regions
 from headcount.engine import video as engine
 from headcount.engine.frames import Frame, Selection, open_source
-from headcount.engine.predict import PhotoCounter, load
+from headcount.engine.load import load
+from headcount.engine.predict import PhotoCounter
 from headcount.engine.video import FrameCount, count_frames, write_video
 from headcount.errors import OutputError
 

@@ -10,7 +10,7 @@ from headcount.cli.compose import checked_config
 from headcount.config import TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.evaluate import evaluate_checkpoint
-from headcount.engine.predict import load
+from headcount.engine.load import load
 from headcount.engine.train import train
 
 pytestmark = pytest.mark.slow

@@ -20,9 +20,9 @@ from headcount.cli.compose import compose, refuse, to_config
 from headcount.cli.status import exit_on_error
 from headcount.commands import as_typed
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
+from headcount.runs import CALIBRATED
 from headcount.wording import many, printable
 
-_ENDING = "_calibrated"
 _SUFFIXES = (".pt", published.WEIGHTS, published.DESCRIPTION)
 
 
@@ -59,8 +59,8 @@ def default_output(ckpt: str) -> Path:
     path = Path(ckpt).expanduser()
     if published.is_on_hub(ckpt) or not path.is_file():
         name = ckpt.removeprefix(published.HUB).partition("@")[0] if published.is_on_hub(ckpt) else ckpt
-        return Path(f"{name.rpartition('/')[2]}{_ENDING}.pt")
-    return path.with_name(f"{path.stem}{_ENDING}.pt")
+        return Path(f"{name.rpartition('/')[2]}{CALIBRATED}.pt")
+    return path.with_name(f"{path.stem}{CALIBRATED}.pt")
 
 
 def check_output(output: Path) -> None:

@@ -53,7 +53,7 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
     from headcount.report.audit import write_audit
 
     folder = output.expanduser() if output else Path("audit") / _report_name(config.dataset)
-    make_folder(folder, "--output ")
+    make_folder(folder, "--output")
     found = audit_dataset(config.dataset, data_root=config.data_root, block_size=config.bins.block_size)
     histogram = found.blocks.get(config.bins.block_size)
     bins = build_count_bins(config.bins, found.train, histogram) if found.train and histogram else None

@@ -67,14 +67,14 @@ def run_command(task: Task, config_name: str) -> None:
         overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         run = partial(_run, task, cfg, overrides, config_name)
         if log is None:
-            with exit_on_error(name):  # Hydra would add text of its own to an error
+            with exit_on_error(name, interrupts=False):  # Hydra would add text of its own to an error
                 results = run()
         else:
             results = _run_logged(run, log, hydra_config.job.num, name, overrides)
         return results[OBJECTIVE] if results else None
 
     try:
-        with exit_on_error(name):
+        with exit_on_error(name, interrupts=False):
             if any(getattr(arguments, flag, None) for flag in _HYDRA_FLAGS):
                 compose(arguments.overrides, config_name=config_name)
             else:

@@ -7,7 +7,12 @@
 Names of files are completed by the shell itself.
 """
 
+import importlib
+import io
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 
 from headcount.cli.arguments import script_parser
 from headcount.cli.status import exit_on_error
@@ -16,29 +21,44 @@ from headcount.commands import COMMANDS
 COMPLETE = "--complete"
 """The first argument with which a shell asks for candidates; the line typed so far follows."""
 
-# bash splits words at "=", so the part before it must not be in the candidates.
+# Commands that compose the settings of another one, and those that take only a few.
+_SETTINGS_OF = {
+    **dict.fromkeys(("train", "audit", "convert", "table", "explain"), "train"),
+    **dict.fromkeys(("eval", "calibrate", "figure", "cross-evaluate", "nwpu-submit"), "eval"),
+}
+_FEW_SETTINGS = {
+    **dict.fromkeys(("predict", "video", "demo", "export", "publish"), ("ckpt=",)),
+    "nwpu-score": ("data_root=", "split="),
+}
+
+# bash splits words at "=", so the part before it must not be in the candidates. The bash of macOS has no compopt.
 _BASH = """
 _headcount() {
     local line=${COMP_LINE:0:COMP_POINT} word IFS=$'\\n'
     word=${line##*[[:space:]]}
     COMPREPLY=($(headcount --complete "$line" 2>/dev/null))
     if [[ $word == *=* && $COMP_WORDBREAKS == *=* ]]; then COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}"); fi
-    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then compopt -o nospace; fi
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then compopt -o nospace 2>/dev/null; fi
 }
 complete -o default -F _headcount headcount
 """
-_SCRIPTS = {
-    "bash": _BASH,
-    "zsh": """
+# What ends in "=" or "." goes on; a file may follow the "=" of a setting.
+_ZSH = """
 _headcount() {
     local -a found
     found=(${(f)"$(headcount --complete "${LBUFFER}" 2>/dev/null)"})
-    compadd -Q -S '' -- $found || _files
+    if (( ${#found} )); then
+        compadd -Q -S '' -- ${(M)found:#*[=.]}
+        compadd -Q -- ${found:#*[=.]}
+    else
+        compset -P '*='
+        _files
+    fi
 }
 compdef _headcount headcount
-""",
-    "fish": "complete -c headcount -a '(headcount --complete (commandline -cp) 2>/dev/null)'\n",
-}
+"""
+_FISH = "complete -c headcount -a '(headcount --complete (commandline -cp) 2>/dev/null)'\n"
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def main() -> None:
@@ -67,16 +87,35 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
     """
     if not before:
         return [command for command in COMMANDS if command.startswith(word)]
+    command = before[0]
     if word.startswith("-"):
+        return [flag for flag in _flags(command) if flag.startswith(word)]
+    if command == "completion":
+        return [shell for shell in _SCRIPTS if shell.startswith(word)]
+    if command not in _SETTINGS_OF:
+        return [name for name in _FEW_SETTINGS.get(command, ()) if name.startswith(word)]
+    return _settings(_SETTINGS_OF[command], word)
+
+
+def _flags(command: str) -> list[str]:
+    """The flags of a command, from its help page."""
+    if command not in COMMANDS:
         return []
+    sys.argv = ["headcount", "--help"]
+    page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with redirect_stdout(page), suppress(SystemExit):
+        importlib.import_module(f"headcount.cli.{COMMANDS[command].module}").main()
+    page.seek(0)
+    return sorted({"--help", *re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read())})
+
+
+def _settings(command: str, word: str) -> list[str]:
+    """The settings of ``train`` or ``eval`` that begin with a word, or their values."""
     from headcount.cli.choices import command_choices, dotted, schemas
     from headcount.cli.meanings import settings_of
     from headcount.config import register_schemas
 
     register_schemas()
-    command = (
-        "eval" if before[0] in ("eval", "predict", "video", "figure", "cross-evaluate", "nwpu-submit") else "train"
-    )
     groups = {dotted(group): group for group in command_choices(command)}
     key, equals, typed = word.partition("=")
     if equals:

@@ -61,6 +61,7 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
     from headcount.engine import checkpoint
     from headcount.models.released import convert_released, released_config
 
+    content = checkpoint.read_plain(released, setting="released")
     if isinstance(config.bins, BinsConfig) and config.bins.representative_counts is None:
         counts = _published(config, config.bins)
         # Settings of computed counts have no effect beside given ones.
@@ -71,7 +72,6 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
             counted=BinsConfig.counted,
         )
     bins = build_bins(config.bins, {})
-    content = checkpoint.read_plain(released, setting="released")
     config.model = released_config(config.model, block_size=config.bins.block_size)
     counter = convert_released(content, config.model, bins=bins, block_size=config.bins.block_size)
     # The released code stores the number of the next epoch.
@@ -110,7 +110,7 @@ def _published(config: TrainConfig, bins: BinsConfig) -> list[float]:
     if found is None:
         raise ConfigError(
             f"no representative counts are published for dataset={config.dataset.name} bins={strategy} "
-            f"bins.block_size={bins.block_size} and m = {bins.m}: type those that the model was trained with, as "
-            "bins.representative_counts=[0,1,2,...]"
+            f"bins.block_size={bins.block_size} and m = {bins.m}: name the dataset and the bins that the model was "
+            "trained with, such as dataset=sha, or type its counts as bins.representative_counts=[0,1,2,...]"
         )
     return found

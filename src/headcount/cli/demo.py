@@ -54,7 +54,7 @@ def show_page(ckpt: Path, options: argparse.Namespace) -> None:
     # Heavy imports after the checks.
     from PIL import Image
 
-    from headcount.engine.predict import load
+    from headcount.engine.load import load
     from headcount.page.counting import PageCounter
     from headcount.page.limits import Limits
     from headcount.page.server import open_port, page_app, web_server

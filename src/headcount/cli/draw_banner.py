@@ -54,10 +54,10 @@ def count_and_draw(ckpt: Path, index: int, output: Path) -> str:
 
     # Heavy imports after the checks.
     from headcount.data.synthetic import draw_crowd
-    from headcount.engine.predict import load
+    from headcount.engine.load import load
     from headcount.report.banner import draw_banner
 
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     crowd = draw_crowd(index, config=CROWD, split="test")
     counted = load(ckpt).predict(crowd.image)
     if counted.block_counts is None:

@@ -93,7 +93,7 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
 
     output = options.output.expanduser()
     check_format(output)
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     loaded = checkpoint.load(config.checkpoint)
     mode = loaded.counting_mode(config.eval)
     dataset = open_evaluated(config, loaded.config)

@@ -20,7 +20,8 @@ from headcount.wording import printable
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "hydra-core", "omegaconf", "lightning-fabric", "timm"),
-    *("open_clip_torch", "safetensors", "tensorboard", "matplotlib"),
+    *("open_clip_torch", "safetensors", "tensorboard", "matplotlib", "shapely", "simplejpeg", "huggingface_hub"),
+    *("av", "gradio", "onnx", "onnxruntime", "onnxscript"),  # of extras
 )
 
 

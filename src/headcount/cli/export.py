@@ -2,7 +2,7 @@
 
   python scripts/export.py ckpt=best_mae.pt --output counter.onnx
   python scripts/export.py ckpt=best_mae.pt --output counter.pt2
-  python scripts/export.py ckpt=best_mae.pt --output counter.safetensors    (and counter.json)
+  python scripts/export.py ckpt=best_mae.pt --output counter.safetensors
   python scripts/export.py ckpt=best_mae.pt --output counter.onnx --check my_pictures
   python scripts/export.py ckpt=best_mae.pt --output small.onnx --int8 --calibrate my_pictures --check my_pictures
 
@@ -13,8 +13,11 @@ first ("resize"), and for a counter that counts in windows, such as a CLIP ViT, 
 such a file takes one window. Before it is written, the file counts two generated images, and is refused if it does not
 count as the checkpoint. docs/export.md has a program that counts a photo with it.
 
-A pair of .safetensors and .json is for headcount itself: every command takes it as ckpt=. Its weights have 16 bits,
-unless --float32 is typed.
+Without ckpt=, the default counter that comes with headcount is exported.
+
+A .safetensors file is for headcount itself, and for other people: it comes with a description (.json) and a model card
+(.md), and every command takes it as ckpt=. It is what publish_counter.py writes, whose options add errors and limits to
+the card, store all 32 bits, or upload it.
 """
 
 import argparse
@@ -25,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.predict import refuse_uncountable
+from headcount.cli.publish_counter import store
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.data.picture_files import find_pictures
 from headcount.files import make_folder
 from headcount.progress import progress_bar
-from headcount.published import WEIGHTS
+from headcount.published import WEIGHTS, default_counter
 from headcount.wording import printable
 
 if TYPE_CHECKING:
@@ -47,7 +51,9 @@ _SUFFIXES = (".onnx", ".pt2", WEIGHTS)
 def main() -> None:
     """Read the command line and export."""
     parser = script_parser(__doc__)
-    parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
+    parser.add_argument(
+        "settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint (default: the default counter)"
+    )
     parser.add_argument(
         "--output", type=to_path, required=True, help="the file to write: .onnx, .pt2 or .safetensors; must not exist"
     )
@@ -58,7 +64,6 @@ def main() -> None:
         help="with --int8: a file, folder or pattern of photos to measure the ranges of the layers on, which makes the "
         "file faster than float32; without, it is smaller but, for convolutions, slower",
     )
-    parser.add_argument("--float32", action="store_true", help="weights of 32 bits (.safetensors only)")
     parser.add_argument("--check", metavar="PICTURES", help="count these photos with the checkpoint and with the file")
     parser.add_argument(
         "--license", help="terms of the weights (default: those that the checkpoint states, or those of the dataset)"
@@ -67,7 +72,9 @@ def main() -> None:
         arguments = read_arguments(parser, old_flags=("ckpt",))
         ckpt = arguments.values("ckpt").get("ckpt")
         if ckpt is None:
-            raise ConfigError("ckpt is not set: type ckpt=best_mae.pt")
+            counter = default_counter()
+            print(f"exporting {counter}", file=sys.stderr)
+            ckpt = counter.name
         export_checkpoint(ckpt, arguments.options)
 
 
@@ -82,26 +89,24 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
         raise ConfigError(missing)
     _refuse_options(output, options)
     calibration, checked = _pictures(options.calibrate), _pictures(options.check)
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
 
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint, export, predict, stored
+    from headcount.engine import checkpoint, export, predict
+    from headcount.engine.card import usual_license
 
     if output.suffix == ".onnx":
         export.import_onnx()
     loaded = checkpoint.load(ckpt)
     mode = loaded.counting_mode(EvalConfig())
     photos = predict.PhotoCounter(loaded.counter, loaded.config, loaded.bins, mode, loaded.seen)
+    terms = options.license or usual_license(loaded.content)
     if output.suffix == WEIGHTS:
-        terms = options.license or export.usual_license(loaded)
-        files = stored.save_counter(output, {**loaded.content, "license": terms}, int16=not options.float32)
-        print(
-            printable(f"{files[0]} and {files[1]}: {loaded.config.model.name}, {files[0].stat().st_size / 1e6:.2f} MB")
-        )
+        store(output, {**loaded.content, "license": terms})
         again = checkpoint.load(output).counter
         compare(photos, lambda image: again.count(image, mode).count, checked)
         return
-    exported = _export_graph(loaded, mode, photos, calibration, options)
+    exported = _export_graph(loaded, mode, photos, calibration, terms, options)
     compare(photos, lambda image: exported.count(image).count, checked)
 
 
@@ -110,6 +115,7 @@ def _export_graph(
     mode: "WholeImageConfig | SlidingWindowConfig",
     photos: "PhotoCounter",
     calibration: list[Path],
+    terms: str,
     options: argparse.Namespace,
 ) -> "ExportedCounter":
     """Write an ONNX or .pt2 file.
@@ -117,13 +123,14 @@ def _export_graph(
     Args:
         photos: the same counter, for pictures.
         calibration: pictures to measure the ranges of the layers on.
+        terms: the license of the weights.
     """
     from headcount.engine import export
     from headcount.engine.exported import check_parity, from_onnx, from_program
     from headcount.engine.quantize import quantize
 
     output = options.output.expanduser()
-    description = export.describe(loaded, mode, options.license or export.usual_license(loaded))
+    description = export.describe(loaded, mode, terms)
     print(f"recording the operations of {description['model']}", file=sys.stderr)
     program = export.trace(export.build_graph(loaded.counter, mode), description["model"])
     if output.suffix == ".pt2":
@@ -151,8 +158,6 @@ def _refuse_options(output: Path, options: argparse.Namespace) -> None:
         raise ConfigError(f"{output}: exists; name another file, or remove it")
     if options.int8 and output.suffix != ".onnx":
         raise ConfigError(f"--int8: only ONNX files are quantized; name a file.onnx instead of {output}")
-    if options.float32 and output.suffix != WEIGHTS:
-        raise ConfigError(f"--float32: {output} has weights of 32 bits anyway; it is an option of {WEIGHTS}")
     if options.calibrate and not options.int8:
         raise ConfigError("--calibrate needs --int8: a file in float32 has no ranges to measure")
 
@@ -161,12 +166,16 @@ def _pictures(typed: str | None) -> list[Path]:
     """The pictures of an option; none if it is not used.
 
     Raises:
-        ConfigError: if none of them can be opened.
+        ConfigError, DataError: if none of them can be opened, or one is no picture.
     """
     if typed is None:
         return []
+    from headcount.data.images import image_size
+
     files = find_pictures([typed], leave_out=set()).files
     refuse_uncountable(files)
+    for file in files:
+        image_size(file, upright=True)
     return files
 
 

@@ -99,7 +99,9 @@ def unknown_flag(arguments: Sequence[str], known: Sequence[str]) -> str:
     if not equals and len(arguments) > 1 and not arguments[1].startswith("-") and "=" not in arguments[1]:
         value = arguments[1]
     key = flag.lstrip("-").replace("-", "_")
-    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
+    is_letter = len(flag) == 2 and flag != "--"
+    near = [option for option in known if is_letter and option.startswith(f"-{flag}")]  # -o for --output
+    near = near or difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
     hint = f"did you mean {near[0]}?" if near else f"settings are typed as key=value: {key}={value or '...'}"
     return f"{arguments[0] if equals or not value else f'{flag} {value}'}: there is no option {flag}; {hint}"
 

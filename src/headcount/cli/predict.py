@@ -63,7 +63,8 @@ from headcount.wording import first_names, printable
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
-    from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
+    from headcount.engine.ensemble import PhotoEnsemble
+    from headcount.engine.predict import PhotoCount, PhotoCounter
     from headcount.report.regions import DrawnRegion
 
 _SAVE_EVERY = 30  # seconds
@@ -126,7 +127,8 @@ def chosen_checkpoint(typed: str | None, inputs: Sequence[str]) -> Path:
     """
     named = [text for text in inputs if Path(text).suffix in (".pt", ".pth", published.WEIGHTS)]
     if typed is None and named:
-        raise ConfigError(f"ckpt is not set: type ckpt={named[0]}")
+        file = named[0] if Path(named[0]).exists() else named[0].rpartition("=")[2]
+        raise ConfigError(f"ckpt is not set: type ckpt={file}")
     if typed is None:
         counter = published.default_counter()
         print(f"counting with {counter}", file=sys.stderr)
@@ -167,7 +169,7 @@ def predict(checkpoints: Sequence[Path], options: argparse.Namespace) -> int:
     if wrong := regions_error(options, counter.predicts):
         raise ConfigError(wrong)
     for folder in (output, *{path.parent for path in results.files()}):
-        make_folder(folder, "--output ")
+        make_folder(folder, "--output")
     for line in found.left_out:
         print(printable(line), file=sys.stderr)
     results.earlier = earlier
@@ -234,7 +236,7 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         CheckpointError: if a checkpoint cannot be used.
     """
     from headcount.data.prepare import resize_note
-    from headcount.engine.predict import load
+    from headcount.engine.load import load
 
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:

@@ -25,7 +25,7 @@ from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, checkpoint_error
 from headcount.files import make_folder, read_text, write_text
 from headcount.published import DESCRIPTION, HUB, UNSELECTED, WEIGHTS, Figure
-from headcount.wording import cut
+from headcount.wording import cut, printable
 
 
 def main() -> None:
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="ckpt=FILE", help="the checkpoint")
     parser.add_argument("--output", type=to_path, help="where the files are written, without an ending")
     parser.add_argument("--metrics", type=to_path, nargs="+", default=[], help="files metrics.json of eval.py")
-    parser.add_argument("--license", default="", help="terms under which the weights may be used")
+    parser.add_argument(
+        "--license", help="terms of the weights (default: those that the checkpoint states, or those of the dataset)"
+    )
     parser.add_argument("--limit", action="append", default=[], help="what it is bad at; repeat it for more")
     parser.add_argument("--float32", action="store_true", help="store the weights in 32 bits, twice as large")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub")
@@ -63,13 +65,17 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
 
     # Heavy imports after the checks.
     from headcount.engine import checkpoint
+    from headcount.engine.card import usual_license
+    from headcount.engine.hub import checked_repository
 
+    if options.push is not None:
+        checked_repository(options.push)
     content = checkpoint.load(ckpt).content  # also refuses what does not load
-    content |= {"license": options.license} if options.license else {}
+    content |= {"license": options.license or usual_license(content)}
     content |= {"limits": options.limit} if options.limit else {}
     content |= {"figures": [figure(metrics, content) for metrics in measured]} if measured else {}
     if options.output is not None:
-        _store(options.output.expanduser(), content, int16=not options.float32)
+        store(options.output.expanduser(), content, int16=not options.float32)
     if options.push is not None:
         from headcount.engine.hub import push
 
@@ -78,7 +84,17 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
         print(f"{address}: count with ckpt={HUB}{options.push.removeprefix(HUB)}")
 
 
-def _store(output: Path, content: Mapping[str, Any], *, int16: bool) -> None:
+def store(output: Path, content: Mapping[str, Any], *, int16: bool = True) -> None:
+    """Write weights, description and model card, and print their names.
+
+    Args:
+        output: one of the files, or their common name without an ending.
+        content: of the checkpoint, with what the options add.
+        int16: whether to store the weights in 16 bits.
+
+    Raises:
+        ConfigError: if one of the files exists.
+    """
     from headcount.engine.card import model_card
     from headcount.engine.stored import save_counter
 
@@ -87,11 +103,11 @@ def _store(output: Path, content: Mapping[str, Any], *, int16: bool) -> None:
     weights, card = output.with_name(f"{output.name}{WEIGHTS}"), output.with_name(f"{output.name}.md")
     if card.exists():
         raise ConfigError(f"{card}: exists; name another file, or remove it")
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     files = save_counter(weights, content, int16=int16)
     write_text(card, model_card(content, output.name))
     for file in (*files, card):
-        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+        print(printable(f"{file}: {file.stat().st_size / 1e3:,.0f} kB"))
 
 
 def read_metrics(file: Path) -> dict[str, Any]:

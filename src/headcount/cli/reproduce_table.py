@@ -4,7 +4,7 @@
   python scripts/reproduce_table.py table=3 dataset=sha model=mobilenet_v2 recipe=short scale=small --run
   python scripts/reproduce_table.py table=1 dataset=sha --seeds 1,2,3
 
-Tables are 1, 2, 3, 4, tokens, count_loss, zip and unsupervised. Settings are those of train.py, for every cell;
+Tables are 1, 2, 3, 4, tokens, count_loss, zip, heads and unsupervised. Settings are those of train.py, for every cell;
 dataset= and model= pick cells where a table compares them. A run counts only if it was made with exactly a cell's
 settings; other runs of its name are listed with the difference. --run trains and evaluates what is missing, one after
 the other; an interrupted run is resumed, and a run that fails does not stop the others.
@@ -40,15 +40,15 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument(
         "settings",
-        nargs="+",
+        nargs="*",
         metavar="key=value",
-        help="table=1, 2, 3, 4, tokens, count_loss, zip or unsupervised; and as for train.py",
+        help="table=1, 2, 3, 4, tokens, count_loss, zip, heads or unsupervised; and as for train.py",
     )
     parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
     parser.add_argument("--output", type=to_path, default=Path("tables"), help="folder of the table; default tables")
     try:
-        with exit_on_error(parser.prog):
+        with exit_on_error(parser.prog, interrupts=False):
             old = {"run": False, "seeds": True, "output": True}
             typed = read_table_arguments(read_arguments(parser, old_settings=old))
             sys.exit(reproduce(typed))
@@ -106,7 +106,7 @@ def read_table_arguments(arguments: Arguments) -> TableArguments:
     options = arguments.options
     seeds = read_seeds(options.seeds)
     if not own["table"]:
-        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss, zip, unsupervised")
+        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss, zip, heads, unsupervised")
     output_dir = own["output_dir"].strip("'\"")
     if not output_dir.strip():
         raise ConfigError("output_dir=: must not be empty; name the folder of the runs")
@@ -148,7 +148,7 @@ def reproduce(typed: TableArguments) -> int:
             raise ConfigError(f"{cell.experiment}: " + "\n  ".join(errors))
     if not typed.runs.is_dir() and not typed.run:
         print(f"output_dir={typed.runs}: no such folder yet, so there are no runs", file=sys.stderr)
-    make_folder(typed.output, "--output ")
+    make_folder(typed.output, "--output")
     failed = []
     if typed.run:
         failed = run_missing(filled, typed.runs)
@@ -186,11 +186,36 @@ def evaluate_runs(filled: "ReproducedTable") -> list[str]:
     """
     from headcount.report.tables import image_errors
 
+    if filled.paper.judged_on is not None:
+        return judge_runs(filled, filled.paper.judged_on)
+
     failed = []
     for cell in filled.cells.values():
         for run in cell.runs.values():
             if image_errors(run) is None and not evaluate(run, cell.overrides):
                 failed.append(f"the evaluation of {run.folder}")
+    return failed
+
+
+def judge_runs(filled: "ReproducedTable", split: str) -> list[str]:
+    """Evaluate what the runs keep on the split that judges them; the last checkpoint with calibrated intervals.
+
+    Returns:
+        What failed.
+    """
+    from headcount.report.tables import checkpoint_names, judge_run
+
+    failed = []
+    for cell in filled.cells.values():
+        for run in cell.runs.values():
+            for epoch in judge_run(run, split).missing:
+                *calibrated, plain = [run.folder / name for name in checkpoint_names(run, epoch)]
+                for file in calibrated:
+                    if not file.exists() and not calibrate(plain, file, cell.overrides):
+                        failed.append(f"the calibration of {plain}")
+                file = next((file for file in calibrated if file.exists()), plain)
+                if not evaluate(run, cell.overrides, checkpoint=file, split=split):
+                    failed.append(f"the evaluation of {file}")
     return failed
 
 
@@ -215,19 +240,43 @@ def composed(overrides: tuple[str, ...]) -> TrainConfig:
     return config
 
 
-def evaluate(run: "RunRecord", overrides: Sequence[str]) -> bool:
-    """Evaluate a run on the split that selected its checkpoint, to get the error of each image.
+def calibrate(checkpoint: Path, output: Path, overrides: Sequence[str]) -> bool:
+    """Calibrate a checkpoint on the images that were held out of its training.
 
     Returns:
         Whether that succeeded.
     """
-    places = tuple(f"dataset.{key}=" for key in vars(TrainedDatasetConfig()))  # where the images are now
-    kept = [o for o in overrides if o.startswith(("data_root=", "runtime", *places))]
+    return run_python(
+        "scripts/calibrate.py", f"ckpt={quoted(checkpoint)}", "--output", str(output), *_places(overrides)
+    )
+
+
+def evaluate(
+    run: "RunRecord", overrides: Sequence[str], *, checkpoint: Path | None = None, split: str | None = None
+) -> bool:
+    """Evaluate a checkpoint of a run to get the error of each image.
+
+    Args:
+        run: the run.
+        overrides: as typed for the table.
+        checkpoint: None is the best one.
+        split: None is the one that selected it.
+
+    Returns:
+        Whether that succeeded.
+    """
+    kept = _places(overrides)
     max_images = run.config.dataset.max_eval_images
     if max_images:
         kept += [f"max_images={max_images}"]
-    checkpoint = quoted(run.folder / "best_mae.pt")
-    return run_python("eval.py", f"ckpt={checkpoint}", f"split={run.selection}", "eval.pictures=0", *kept)
+    ckpt = quoted(checkpoint or run.folder / "best_mae.pt")
+    return run_python("eval.py", f"ckpt={ckpt}", f"split={split or run.selection}", "eval.pictures=0", *kept)
+
+
+def _places(overrides: Sequence[str]) -> list[str]:
+    """The settings that say where the images are now, and on what they are counted."""
+    places = tuple(f"dataset.{key}=" for key in vars(TrainedDatasetConfig()))
+    return [o for o in overrides if o.startswith(("data_root=", "runtime", *places))]
 
 
 def run_python(script: str, *typed: str) -> bool:

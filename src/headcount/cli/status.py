@@ -17,10 +17,15 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def exit_on_error(program: str, *also: type[Exception]) -> Iterator[None]:
+def exit_on_error(program: str, *also: type[Exception], interrupts: bool = True) -> Iterator[None]:
     """Print the message of a :class:`HeadcountError`, or of an error of the types ``also``, and exit with 2.
 
     Likewise for a disk without room, or that must not be written, where another library found it.
+
+    Args:
+        program: the name before the message.
+        also: more types whose messages are written for the user.
+        interrupts: whether Ctrl-C ends the command with one line, too; False where the caller has more to say.
     """
     kinds: tuple[type[Exception], ...] = (HeadcountError, *also)
     try:
@@ -28,6 +33,11 @@ def exit_on_error(program: str, *also: type[Exception]) -> Iterator[None]:
     except kinds as error:
         print_error(program, error)
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        if not interrupts:
+            raise
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (*NO_ROOM, *READ_ONLY):
             raise

@@ -51,8 +51,9 @@ from headcount.progress import progress_bar
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
+    from headcount.engine.ensemble import PhotoEnsemble
     from headcount.engine.frames import Source
-    from headcount.engine.predict import PhotoCounter, PhotoEnsemble
+    from headcount.engine.predict import PhotoCounter
     from headcount.engine.video import FrameCount
     from headcount.report.video import VideoResults
 
@@ -130,7 +131,7 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
         counter = load_counter(checkpoints, options)
         if wrong := regions_error(options, counter.predicts):
             raise ConfigError(wrong)
-        make_folder(output, "--output ")
+        make_folder(output, "--output")
         with stop_event() as stop:
             count_all(counter, source, results, regions, options, stop)
         results.finish(interrupted=stop.is_set(), dropped=getattr(source, "left_out", 0))

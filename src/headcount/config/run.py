@@ -455,6 +455,8 @@ def checkpoint_error(ckpt: str | Path, *, setting: str = "ckpt") -> str | None:
         ckpt: as it was typed.
         setting: the setting that named it.
     """
+    if not str(ckpt).strip():
+        return f"{setting}=: names no checkpoint; type {setting}=best_mae.pt"
     if published.is_on_hub(ckpt) or published.locate(ckpt) is not None:
         return None
     return missing_checkpoint(Path(ckpt).expanduser(), setting=setting)

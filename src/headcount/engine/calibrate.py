@@ -64,7 +64,7 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
         raise CheckpointError(f"ckpt={config.ckpt}: {error}") from error
     seen = training.among(dataset)
     _refuse_trained(config, dataset, seen, own=located.own)
-    make_folder(output.parent, "--output ")
+    make_folder(output.parent, "--output")
     counter = runtime.move_to_device(loaded.counter)
     try:
         images = evaluate(
@@ -104,7 +104,7 @@ def _notes(
     if (before := loaded.calibration) is not None:
         replaced = f"{many(len(before), 'image')} of {before.dataset} {before.split}"
         notes.append(f"This replaces the counter's calibration on {replaced}.")
-    if loaded.content["selection"]["split"] == split and own:
+    if loaded.content["selection"]["split"] == split and own and _is_selected(loaded.content):
         notes.append("These images selected the checkpoint: errors on others may be larger.")
     if left_out:
         notes.append(f"{many(left_out, 'image')} left out, with the same content as training images.")
@@ -114,6 +114,12 @@ def _notes(
             f"training images, and those of {' and '.join(unknown)} were not found."
         )
     return notes
+
+
+def _is_selected(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint is the one of the lowest error, as far as it records that."""
+    best = content["best"]
+    return best is None or best.get("epoch") == content["epoch"]
 
 
 def _write(content: dict[str, Any], output: Path) -> None:

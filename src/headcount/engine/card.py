@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from headcount.data.catalogue import DATASETS
+from headcount.data.catalogue import DATASETS, dataset_info
 from headcount.engine.stored import without_folders
 from headcount.published import UNSELECTED, Figure, figures_of, license_of
 from headcount.runs import flatten
@@ -52,8 +52,7 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         ValueError: if its figures are damaged.
     """
     config = without_folders(content["config"])
-    dataset = config["dataset"]
-    trained_on = [str(part["name"]) for part in dataset.get("datasets", {}).values()] or [str(dataset["name"])]
+    trained_on = _trained_on(config)
     parts = [
         *_front_matter(license_of(content)),
         f"# {_text(name.rpartition(':')[2])}",
@@ -73,6 +72,24 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
         " ".join([_COLLECTED, _BIAS] if any(map(_is_published, trained_on)) else [_BIAS]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def usual_license(content: Mapping[str, Any]) -> str:
+    """The terms of a counter's weights: those that it states, or those that follow from its dataset.
+
+    Args:
+        content: of its checkpoint or description.
+    """
+    if stated := license_of(content):
+        return stated
+    terms = " and ".join(f"{name} ({dataset_info(name).license})" for name in _trained_on(content["config"]))
+    return f"those of the dataset {terms} and of the weights that the training started from"
+
+
+def _trained_on(config: Mapping[str, Any]) -> list[str]:
+    """The names of the datasets of a training."""
+    dataset = config["dataset"]
+    return [str(part["name"]) for part in dataset.get("datasets", {}).values()] or [str(dataset["name"])]
 
 
 def _front_matter(license_text: str) -> list[str]:

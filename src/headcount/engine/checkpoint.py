@@ -53,11 +53,6 @@ MID_EPOCH = "mid_epoch.pt"
 """Written within an epoch and removed at its end: what last.pt holds, and the number of steps done in the epoch."""
 
 
-def epoch_file(epoch: int) -> str:
-    """Name of the checkpoint of the evaluation after an epoch, of which runs keep as many as their settings say."""
-    return f"epoch_{epoch:04d}.pt"
-
-
 def epoch_files(folder: Path) -> list[tuple[Path, int]]:
     """The checkpoints of evaluations in a folder, and their epochs, the earliest first."""
     names = [(file, re.fullmatch(r"epoch_(\d+)\.pt", file.name)) for file in folder.glob("epoch_*.pt")]

@@ -3,17 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headcount.config import ConfigError, EvalConfig, Tta, counting_errors, range_errors
 from headcount.engine.photos import Photo, read_photo
+from headcount.engine.predict import PhotoCount, PhotoCounter
 from headcount.models.averaging import GridPlace, average
 from headcount.types import Counted
-
-if TYPE_CHECKING:
-    from headcount.engine.predict import PhotoCount, PhotoCounter
-else:  # that module imports this one
-    PhotoCount = PhotoCounter = Any
 
 
 @dataclass(repr=False)

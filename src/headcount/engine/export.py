@@ -22,13 +22,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 import headcount
-from headcount.config import ConfigError, MixedConfig, SlidingWindowConfig, WholeImageConfig
-from headcount.data.catalogue import dataset_info
+from headcount.config import ConfigError, SlidingWindowConfig, WholeImageConfig
 from headcount.data.prepare import ResizeRule
 from headcount.engine.checkpoint import LoadedCheckpoint
 from headcount.files import atomic_write, json_line
 from headcount.models.counter import Counter
-from headcount.published import license_of
 from headcount.wording import one_line
 
 OPSET = 20
@@ -251,16 +249,6 @@ def describe(loaded: LoadedCheckpoint, mode: WholeImageConfig | SlidingWindowCon
         "commit": content["commit"],
         "headcount_version": headcount.__version__,
     }
-
-
-def usual_license(loaded: LoadedCheckpoint) -> str:
-    """The terms of a checkpoint's weights: those that it states, or those that follow from its dataset."""
-    if stated := license_of(loaded.content):
-        return stated
-    dataset = loaded.config.dataset
-    parts = list(dataset.datasets.values()) if isinstance(dataset, MixedConfig) else [dataset]
-    terms = " and ".join(f"{part.name} ({dataset_info(part.name).license})" for part in parts)
-    return f"weights: those of the dataset {terms} and of the weights that the training started from"
 
 
 def save_program(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:

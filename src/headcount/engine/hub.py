@@ -66,9 +66,7 @@ def push(
     Raises:
         ConfigError: if the name is invalid, the repository holds a counter, or the hub refuses or cannot be reached.
     """
-    repository = repository.removeprefix(published.HUB)
-    if not _NAME.fullmatch(f"{published.HUB}{repository}") or "@" in repository:
-        raise ConfigError(f"push_to_hub {cut(repository)!r}: must be owner/name, each {_RULE}")
+    repository = checked_repository(repository)
     from huggingface_hub import HfApi
 
     api, stored = HfApi(token=token), f"{_STEM}{published.WEIGHTS}"
@@ -86,6 +84,18 @@ def push(
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a counter of headcount")
     return str(address)
+
+
+def checked_repository(repository: str) -> str:
+    """The name of a repository to upload to, without ``hf-hub:``.
+
+    Raises:
+        ConfigError: if it is not ``owner/name``.
+    """
+    repository = repository.removeprefix(published.HUB)
+    if not _NAME.fullmatch(f"{published.HUB}{repository}") or "@" in repository:
+        raise ConfigError(f"push_to_hub {cut(repository)!r}: must be owner/name, each {_RULE}")
+    return repository
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from headcount.engine.setup import Job, UnfinishedEpoch
 from headcount.engine.trackers import RunIdentity, identifiers
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import atomic_write, remove_leftovers, write_json
-from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_run
+from headcount.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, epoch_file, read_provenance, read_run
 from headcount.types import Best
 from headcount.wording import first_names
 
@@ -197,7 +197,7 @@ class RunFolder:
         """Write the checkpoint of an evaluation, if the settings keep one."""
         if job.config.keep not in ("best", "last"):
             evaluated = {**self._common(job), "model": job.average.evaluated(job.counter).state_dict()}
-            checkpoint.save(evaluated, self.path / checkpoint.epoch_file(job.epoch))
+            checkpoint.save(evaluated, self.path / epoch_file(job.epoch))
 
     def _remove_old(self, job: Job) -> None:
         """Remove the checkpoints of evaluations that the settings no longer keep; never one of the best epoch."""
@@ -382,7 +382,7 @@ class RunFolder:
         is_best = job.best is not None and job.best.epoch == job.epoch and self._keeps_best(job)
         if is_best and job.unfinished is None and _best_epoch(self.path) != job.epoch:
             self._save_best(job)  # a kill came between the two checkpoints of this epoch
-        is_saved = (self.path / checkpoint.epoch_file(job.epoch)).is_file()
+        is_saved = (self.path / epoch_file(job.epoch)).is_file()
         if self._record is not None and _is_evaluated(self._record) and job.unfinished is None and not is_saved:
             self._save_evaluated(job)
 

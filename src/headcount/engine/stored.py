@@ -68,7 +68,8 @@ def save_counter(path: Path, content: Mapping[str, Any], *, int16: bool = True) 
     state: dict[str, Tensor] = {}
     for name, value in content["model"].items():
         state |= _as_stored(name, value.detach().cpu(), int16=int16)
-    stored = safetensors.torch.save(state, metadata={"format": "pt", "description": description.name})
+    # One entry: safetensors writes several in a random order, and the same counter would have another hash each time.
+    stored = safetensors.torch.save(state, metadata={"format": "pt"})
     plain["weights"] = {"sha256": hashlib.sha256(stored).hexdigest(), "bytes": len(stored), "half": int16}
     # Neither gets its name before both are complete: one alone could not be used, and would refuse the next attempt.
     with atomic_write(description) as described_part, atomic_write(weights) as weights_part:

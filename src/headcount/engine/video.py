@@ -10,8 +10,9 @@ from typing import Any
 
 from headcount.config import ConfigError
 from headcount.data.regions import Region, RegionGrid
+from headcount.engine.ensemble import PhotoEnsemble
 from headcount.engine.frames import Frame, Pixels, import_av
-from headcount.engine.predict import PhotoCount, PhotoCounter, PhotoEnsemble
+from headcount.engine.predict import PhotoCount, PhotoCounter
 from headcount.errors import OutputError
 from headcount.files import atomic_write
 from headcount.wording import one_line

@@ -20,11 +20,10 @@ from headcount.report.diagnostics import levels_picture, reliability_picture, sc
 from headcount.report.intervals import coverage_picture, describe_intervals, intervals_to_plain, usual_intervals
 from headcount.report.pictures import ComparisonRow, comparison_picture
 from headcount.report.predictions import INTERVAL_COLUMNS, interval_cells
-from headcount.runs import COUNTS_FILE, EvaluationFacts
+from headcount.runs import COUNTS_FILE, EVALUATION_FILE, EvaluationFacts
 from headcount.types import FAR_OUTSIDE, Evaluation
 from headcount.wording import first_names, printable
 
-METRICS_FILE = "metrics.json"
 # What makes two evaluations in one folder different ones.
 _IDENTITY = ("dataset", "split", "images", "mode", "epoch", "commit", "seed")
 WORST_FILE, SCATTER_FILE, LEVELS_FILE, RELIABILITY_FILE = "worst.png", "scatter.png", "levels.png", "reliability.png"
@@ -65,8 +64,8 @@ def write_evaluation(
     plain["intervals"] = None if intervals is None else intervals_to_plain(intervals)
     names_and_counts = json.dumps([[image.name, image.true] for image in evaluation.images])
     plain["images_digest"] = hashlib.sha256(names_and_counts.encode()).hexdigest()[:16]
-    replaced = _describe_replaced(folder / METRICS_FILE, plain)
-    write_json(folder / METRICS_FILE, plain)
+    replaced = _describe_replaced(folder / EVALUATION_FILE, plain)
+    write_json(folder / EVALUATION_FILE, plain)
     measured = [name for name in GAME if name in evaluation.images[0].numbers]
     usual = {} if intervals is None else usual_intervals(intervals)
     rows: list[list[Any]] = [
@@ -87,7 +86,7 @@ def write_evaluation(
         *summary(metrics).splitlines(),
         *(f"  {line}" for line in parts_table(evaluation.parts, evaluation.errors).splitlines() if evaluation.parts),
         *([] if intervals is None else describe_intervals(intervals).splitlines()),
-        *(f"  {folder / name}" for name in (METRICS_FILE, COUNTS_FILE, *drawn)),
+        *(f"  {folder / name}" for name in (EVALUATION_FILE, COUNTS_FILE, *drawn)),
     ]
     far = [image.name for image in evaluation.images if image.note.startswith(FAR_OUTSIDE)]
     of_all = f"{len(far)} of {len(evaluation.images)} images"

@@ -1,7 +1,7 @@
 """The paper's tables from the runs of its experiments, beside the published numbers.
 
-``paper`` holds the published tables, ``cells`` finds the runs of each cell, and ``pages`` writes Markdown, LaTeX and a
-picture.
+``paper`` holds the published tables, ``cells`` finds the runs of each cell, ``judged`` reads their evaluations on a
+split that selected nothing, and ``pages`` writes Markdown, LaTeX and a picture.
 """
 
 from headcount.report.tables.cells import (
@@ -14,6 +14,7 @@ from headcount.report.tables.cells import (
     verdict,
     why_not_evaluated,
 )
+from headcount.report.tables.judged import Selection, checkpoint_names, judge_run
 from headcount.report.tables.pages import latex, markdown, table_picture
 from headcount.report.tables.paper import TABLES, PaperRow, PaperTable
 
@@ -22,10 +23,13 @@ __all__ = [
     "PaperRow",
     "PaperTable",
     "ReproducedTable",
+    "Selection",
     "TableCell",
+    "checkpoint_names",
     "fill_table",
     "image_errors",
     "improvement",
+    "judge_run",
     "latex",
     "markdown",
     "paired_difference",

@@ -309,7 +309,19 @@ def paired_difference(one: TableCell, other: TableCell) -> tuple[float, Interval
         MAE of ``one`` minus that of ``other`` and its 95 % bootstrap interval over images, in heads per image; None if
         counts.csv of an evaluation is missing or the images differ.
     """
-    ours, theirs = _mean_image_errors(one), _mean_image_errors(other)
+    return paired(_mean_image_errors(one), _mean_image_errors(other))
+
+
+def paired(ours: dict[str, float] | None, theirs: dict[str, float] | None) -> tuple[float, Interval] | None:
+    """Compare the absolute errors of the same images.
+
+    Args:
+        ours, theirs: absolute error of each image by name, in heads; None if it is not known.
+
+    Returns:
+        The mean difference and its 95 % bootstrap interval over images; None if an error is not known or the images
+        differ.
+    """
     if ours is None or theirs is None or ours.keys() != theirs.keys():
         return None
     names = sorted(ours)
@@ -378,39 +390,60 @@ def _read_image_errors(run: RunRecord) -> dict[str, float]:
 
 def _mean_image_errors(cell: TableCell) -> dict[str, float] | None:
     """Mean absolute error of each image over the seeds; None if an evaluation is missing or the images differ."""
+    return mean_over_runs([image_errors(run) for run in cell.runs.values()])
+
+
+def mean_over_runs(errors: Sequence[dict[str, float] | None]) -> dict[str, float] | None:
+    """Mean absolute error of each image over several runs.
+
+    Args:
+        errors: of each run: absolute error of each image by name, in heads; None if it is not known.
+
+    Returns:
+        By the name of the image; None if the errors of a run are not known or the images differ.
+    """
     images: dict[str, list[float]] = {}
-    for run in cell.runs.values():
-        errors = image_errors(run)
-        if errors is None:
+    for of_run in errors:
+        if of_run is None:
             return None
-        for name, error in errors.items():
+        for name, error in of_run.items():
             images.setdefault(name, []).append(error)
-    if not images or any(len(errors) != len(cell.runs) for errors in images.values()):
+    if not images or any(len(of_image) != len(errors) for of_image in images.values()):
         return None
-    return {name: statistics.mean(errors) for name, errors in images.items()}
+    return {name: statistics.mean(of_image) for name, of_image in images.items()}
 
 
 def verdict(one: TableCell, other: TableCell) -> str:
-    """Describe whether ``one`` counts better than ``other``.
+    """Describe whether ``one`` counts better than ``other``, as :func:`describe_difference` does."""
+    if not one.runs or not other.runs:
+        return ""
+    return describe_difference(one.best("mae"), other.best("mae"), paired_difference(one, other))
+
+
+def describe_difference(
+    ours: Sequence[float], theirs: Sequence[float], difference_on_images: tuple[float, Interval] | None
+) -> str:
+    """Describe whether one experiment counts better than another.
+
+    Args:
+        ours, theirs: the MAE of each run; at least one.
+        difference_on_images: their paired difference; None if it is not known.
 
     Returns:
         The difference of the MAEs with its 95 % interval over images, and ``better``, ``worse`` or ``undecided``.
         A difference is undecided if it is within the standard deviation over seeds, if its interval contains zero,
-        or if there is a single seed. Empty if a cell has no run.
+        or if there is a single seed.
     """
-    if not one.runs or not other.runs:
-        return ""
-    difference = statistics.mean(one.best("mae")) - statistics.mean(other.best("mae"))
-    deviations = [statistics.stdev(cell.best("mae")) for cell in (one, other) if len(cell.runs) > 1]
+    difference = statistics.mean(ours) - statistics.mean(theirs)
+    deviations = [statistics.stdev(maes) for maes in (ours, theirs) if len(maes) > 1]
     one_seed = len(deviations) < 2
     undecided = one_seed or abs(difference) < max(deviations)
-    paired = paired_difference(one, other)
-    if paired is None:
+    if difference_on_images is None:
         text = f"{difference:+.1f} [not evaluated]"
-    elif math.isnan(paired[1].low):
+    elif math.isnan(difference_on_images[1].low):
         text, undecided = f"{difference:+.1f} [one image]", True
     else:
-        interval = paired[1]
+        interval = difference_on_images[1]
         text = f"{difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         undecided = undecided or interval.low <= 0 <= interval.high
     if one_seed:
@@ -418,3 +451,12 @@ def verdict(one: TableCell, other: TableCell) -> str:
     if undecided:
         return f"{text}, undecided"
     return f"{text}, {'better' if difference < 0 else 'worse'}"
+
+
+def mean_and_deviation(values: Sequence[float], decimals: int = 1) -> str:
+    """Mean, and standard deviation of several values; ``-`` if none is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "-"
+    deviation = f" +- {statistics.stdev(finite):.{decimals}f}" if len(finite) > 1 else ""
+    return f"{statistics.mean(finite):.{decimals}f}{deviation}"

@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,18 @@ from headcount.report.tables.cells import (
     ReproducedTable,
     TableCell,
     improvement,
+    mean_and_deviation,
     paired_difference,
     verdict,
     why_not_evaluated,
+)
+from headcount.report.tables.judged import (
+    interval_rows,
+    judged_differences,
+    judged_grid,
+    judged_maes,
+    not_judged,
+    selection_names,
 )
 from headcount.report.tables.paper import TABLES, PaperRow
 from headcount.runs import LAST_EVALUATIONS
@@ -40,10 +49,17 @@ _SLOT_INCHES = 1.1
 def markdown(table: ReproducedTable) -> str:
     """Format a page: ours, published, improvements, the runs, what is missing and what was refused."""
     headings = ["", *table.columns]
-    lines = [f"# {table.paper.title}", "", *_warnings(table), "## Ours, MAE / RMSE", ""]
+    lines = [f"# {table.paper.title}", "", *_warnings(table)]
+    lines += [] if table.paper.judged_on is None else [*_judged(table, table.paper.judged_on), ""]
+    lines += [
+        "## Ours, MAE / RMSE" if table.paper.judged_on is None else "## On the images that select, MAE / RMSE",
+        "",
+    ]
     lines += pipe_table([headings, *_grid(table, _ours(table, bold=("**", "**")))], markup=True)
-    lines += ["", _how_selected(table), "", "## Published, MAE / RMSE", ""]
-    lines += pipe_table([headings, *_grid(table, _published(table))], markup=True)
+    lines += ["", _how_selected(table)]
+    if _any_published(table):
+        lines += ["", "## Published, MAE / RMSE", ""]
+        lines += pipe_table([headings, *_grid(table, _published(table))], markup=True)
     if _any_otherwise(table):
         lines += ["", _OTHERWISE_NOTE.replace(_OTHERWISE, "\\" + _OTHERWISE)]
     improvements, notes = _improvements(table)
@@ -66,28 +82,54 @@ def markdown(table: ReproducedTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _judged(table: ReproducedTable, split: str) -> list[str]:
+    """What the checkpoints that the runs keep are worth on a split that selected none of them."""
+    lines = [f"## On the {split} images, MAE / RMSE", ""]
+    lines += pipe_table(judged_grid(table, split, bold=("**", "**")), markup=True)
+    lines += ["", _how_judged(table, split)]
+    if differences := judged_differences(table, split):
+        lines += ["", f"## Differences of the MAE on the {split} images [95 % of images]", "", *pipe_table(differences)]
+    if intervals := interval_rows(table, split):
+        lines += ["", f"## Intervals of the counts of the {split} images, last epoch", "", *pipe_table(intervals), ""]
+        lines += [
+            "Own intervals rest on the counter's probabilities, calibrated ones on its errors on held-out images. "
+            "Covered: percent of the images whose true count lies in the interval; widths and scores in heads; "
+            "outside: number of images unlike those of the calibration."
+        ]
+    if unevaluated := not_judged(table, split):
+        lines += ["", f"## Not evaluated on the {split} images", "", *(f"* {plain(reason)}" for reason in unevaluated)]
+    return lines
+
+
 def latex(table: ReproducedTable) -> str:
     r"""Format the table for a paper: ours with the deviation over seeds, published in parentheses.
 
     Needs the package booktabs, as its first line says; ``\label`` is ``tab:`` and the table's name.
     """
-    ours, published = _ours(table, bold=(r"\textbf{", "}")), _published(table)
-    both = {k: f"{ours[k]} ({published[k]})" if published[k] != "-" else ours[k] for k in table.cells}
-    rows = [
-        [_escape(label), *(text.replace("+-", _PLUS_MINUS) for text in texts)] for label, *texts in _grid(table, both)
-    ]
-    alignment = ["left"] + ["right"] * len(table.columns)
-    headings = ["", *map(_escape, table.columns)]
+    bold = (r"\textbf{", "}")
+    if table.paper.judged_on is None:
+        ours, published = _ours(table, bold=bold), _published(table)
+        both = {k: f"{ours[k]} ({published[k]})" if published[k] != "-" else ours[k] for k in table.cells}
+        grid = [["", *table.columns], *_grid(table, both)]
+    else:
+        grid = judged_grid(table, table.paper.judged_on, bold=bold)
+    rows = [[_escape(label), *(text.replace("+-", _PLUS_MINUS) for text in texts)] for label, *texts in grid[1:]]
+    alignment = ["left"] + ["right"] * (len(grid[0]) - 1)
+    headings = list(map(_escape, grid[0]))
     tabular = tabulate(rows, headings, tablefmt="latex_raw", disable_numparse=True, colalign=alignment)
     # tabulate's booktabs format escapes the markup of the cells; its raw format has \hline for all three rules.
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         tabular = tabular.replace(r"\hline", rule, 1)
-    caption = [_escape(table.paper.title), "MAE / RMSE", "Published in brackets"]
+    caption = [_escape(table.paper.title), "MAE / RMSE"]
+    if _any_published(table):
+        caption.append("Published in brackets")
     if table.changed:
         caption.append("Ours was trained otherwise than the published numbers")
     if _any_otherwise(table):
         caption.append(_OTHERWISE_NOTE)
-    caption.append(_escape(_how_selected(table)).replace("+-", _PLUS_MINUS))
+    split = table.paper.judged_on
+    how = _how_selected(table) if split is None else _how_judged(table, split)
+    caption.append(_escape(how).replace("+-", _PLUS_MINUS))
     lines = [
         r"% Needs the package booktabs: \usepackage{booktabs}",
         r"\begin{table}",
@@ -110,6 +152,9 @@ def table_picture(table: ReproducedTable, path: Path) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
+    if table.paper.judged_on is not None:
+        _judged_picture(table, table.paper.judged_on, path)
+        return
     rows = _shown_rows(table)
     groups = [(column, [(row.label, table.cells.get((row.label, column))) for row in rows]) for column in table.columns]
     if len(rows) == 1:  # one diagram of all columns
@@ -147,6 +192,39 @@ def table_picture(table: ReproducedTable, path: Path) -> None:
     save_figure(figure, path)
 
 
+def _judged_picture(table: ReproducedTable, split: str, path: Path) -> None:
+    """Draw the MAE of every row on the judging images, by selection, with the deviation over seeds."""
+    rows, slot = _shown_rows(table), 0.27
+    width = max(7.0, 1.0 + 1.6 * len(rows))
+    figure = Figure(figsize=(width, 4.8), dpi=_DPI, layout="constrained")
+    axis = figure.subplots()
+    colors = (_OURS, _OURS_LATE, _PUBLISHED)
+    for place, (selection, color) in enumerate(zip(selection_names(split).items(), colors, strict=True), start=-1):
+        for k, row in enumerate(rows):
+            maes = judged_maes(table, row, split, selection[0])
+            if maes:
+                deviation = statistics.stdev(maes) if len(maes) > 1 else None
+                bar: dict[str, Any] = {"yerr": deviation, "capsize": 3, "color": color, "label": selection[1]}
+                axis.bar(k + place * slot, statistics.mean(maes), 0.9 * slot, **bar)
+            else:
+                axis.text(k + place * slot, 0, " missing", rotation=90, ha="center", va="bottom", color="gray")
+    axis.set_xticks(range(len(rows)), [row.label for row in rows], parse_math=False)
+    axis.set_xlim(-0.6, len(rows) - 0.4)
+    from_zero(axis)
+    axis.set_ylabel(f"MAE on the {split} images, heads per image")
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    drawn, labels = axis.get_legend_handles_labels()
+    if drawn:
+        handles = dict(zip(labels, drawn, strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    title = [table.paper.title, _how_judged(table, split).replace("+-", "\u00b1")]
+    figure.suptitle(
+        "\n".join(textwrap.fill(line, int(11 * width)) for line in title), parse_math=False, fontsize="medium"
+    )
+    save_figure(figure, path)
+
+
 def _draw_cell(axis: Axes, x: int, cell: TableCell) -> None:
     """Draw ours (the best and the last evaluations) and the published MAE of one cell, beside each other."""
     best, slot = cell.best("mae"), 0.27
@@ -179,6 +257,10 @@ def _shown_rows(table: ReproducedTable) -> list[PaperRow]:
     return [row for row in table.paper.rows if any((row.label, column) in table.cells for column in table.columns)]
 
 
+def _any_published(table: ReproducedTable) -> bool:
+    return any(cell.expected is not None and cell.expected.mae is not None for cell in table.cells.values())
+
+
 def _any_otherwise(table: ReproducedTable) -> bool:
     return any(cell.published_otherwise for cell in table.cells.values())
 
@@ -209,6 +291,19 @@ def _how_selected(table: ReproducedTable) -> str:
     )
 
 
+def _how_judged(table: ReproducedTable, split: str) -> str:
+    """How ours were trained and judged, in one sentence."""
+    runs = [run for cell in table.cells.values() for run in cell.runs.values()]
+    if not runs:
+        return "No run yet."
+    epochs = sorted({run.config.epochs for run in runs})
+    names = sorted({f"{run.config.dataset.name} {split}" for run in runs})
+    return (
+        f"Checkpoints of {', '.join(map(str, epochs))} epochs on {', '.join(names)}; mean +- standard deviation over "
+        "seeds where there are several."
+    )
+
+
 def _ours(table: ReproducedTable, *, bold: tuple[str, str]) -> dict[tuple[str, str], str]:
     """Our MAE / RMSE of each cell; the lowest MAE of several in a column stands between the two marks ``bold``."""
     means = {key: statistics.mean(cell.best("mae")) for key, cell in table.cells.items() if cell.runs}
@@ -217,7 +312,7 @@ def _ours(table: ReproducedTable, *, bold: tuple[str, str]) -> dict[tuple[str, s
         if not cell.runs:
             texts[key] = "missing"
             continue
-        mae, rmse = _mean_and_deviation(cell.best("mae")), _mean_and_deviation(cell.best("rmse"))
+        mae, rmse = mean_and_deviation(cell.best("mae")), mean_and_deviation(cell.best("rmse"))
         maes = [value for (_, column), value in means.items() if column == key[1]]
         if len(maes) > 1 and means[key] == min(maes):
             mae = f"{bold[0]}{mae}{bold[1]}"
@@ -327,9 +422,9 @@ def _run_rows(table: ReproducedTable) -> list[list[str]]:
                 _distinct(str(run.config.epochs) for run in runs),
                 _distinct(str(run.images[0]) if run.images else "unknown" for run in runs),
                 _distinct(f"{run.config.dataset.name} {run.selection}" for run in runs),
-                _mean_and_deviation(cell.best("mae")),
-                _mean_and_deviation(cell.late("mae")) + _fewer({len(run.last_evaluations) for run in runs}),
-                _mean_and_deviation(cell.best("rmse")),
+                mean_and_deviation(cell.best("mae")),
+                mean_and_deviation(cell.late("mae")) + _fewer({len(run.last_evaluations) for run in runs}),
+                mean_and_deviation(cell.best("rmse")),
                 "-" if expected is None else _as_printed(expected),
                 difference,
                 _distinct(_short_commit(commit) for run in runs for commit in run.commits or ["unknown"]),
@@ -352,15 +447,6 @@ def _short_commit(commit: str) -> str:
     """The start of a commit, with the mark of an edited source tree."""
     name, plus, changes = commit.partition("+")
     return name[:7] + plus + changes
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    """Mean, and standard deviation of several values; ``-`` if none is finite."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return "-"
-    deviation = f" +- {statistics.stdev(finite):.1f}" if len(finite) > 1 else ""
-    return f"{statistics.mean(finite):.1f}{deviation}"
 
 
 def _name(table: ReproducedTable) -> str:
