@@ -268,7 +268,6 @@ class ClipTowerConfig(ClipConfig):
 class ClipRankingConfig(ClipEncodersConfig):
     """CLIP's image encoder with its pooling, for ``method=ranking``: one feature for a whole image."""
 
-    names: ClassVar[dict[str, int | None]] = {"clip_ranking": None}
     name: str = "clip_ranking"
     encoder: ClipEncoder = ClipEncoder.vit_b16
     """Architecture: a ViT (``vit_b16``, ``vit_b32``, ``vit_l14``) or a ResNet (``rn50``, ``rn101``, ``rn50x4``,
