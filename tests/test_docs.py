@@ -38,7 +38,7 @@ PAGES = {
             *("data", "own_data", "models", "losses", "evaluation", "intervals", "video", "demo", "export"),
             *("sweeps", "tables", "checkpoints"),
             *("training", "differences", "speed", "scale", "python_api", "processes", "reproducibility", "extending"),
-            *("counters", "zip"),
+            *("counters", "zip", "ranking"),
         )
     },
 }

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "headcount"
 GROUND = {
-    *("types", "bins", "commands", "config", "coverage", "distribution", "errors", "extensions", "intervals"),
+    *("types", "bins", "commands", "config", "coverage", "crops", "distribution", "errors", "extensions", "intervals"),
     *("metrics", "published", "quantization", "runs", "files", "processes", "progress", "wording"),
     "zero_inflated",
 }

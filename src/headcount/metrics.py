@@ -18,6 +18,9 @@ from headcount.types import CountErrors, ImageCount
 GAME = ("game1", "game2", "game3")
 """Names of GAME(1) to GAME(3) among the numbers of an image; a counter without blocks has none."""
 
+DROPPED = ("dropped_by_scene", "dropped_by_parts")
+"""Names of the numbers of patches that each filter drops, of the ``patches`` of an image; only where there are any."""
+
 EMPTY_BELOW = 0.5
 """A block with fewer expected heads is counted as predicted empty."""
 
@@ -72,6 +75,10 @@ class Metrics:
     """Mean of predicted minus true count, in heads per image."""
     r2: float
     """Coefficient of determination of the counts."""
+    rank_correlation: float
+    """Spearman's rank correlation of predicted and true counts; NaN if all of either are equal."""
+    dropped: dict[str, float]
+    """Share of the patches of all images that each filter drops; empty for a counter without patches."""
     empty: CountErrors | None
     """Errors on the images without people; None if there are no such images."""
     levels: dict[str, CountErrors | None]
@@ -103,9 +110,29 @@ def measure(images: Sequence[ImageCount]) -> Metrics:
         game=tuple(np.mean(games, axis=0).tolist()) if all(games) else (),
         bias=float((predicted - true).mean()),
         r2=1 - float(np.square(predicted - true).sum()) / variation if variation else math.nan,
+        rank_correlation=rank_correlation(predicted, true),
+        dropped=dropped_shares(images),
         empty=levels["0"],
         levels=levels,
     )
+
+
+def rank_correlation(predicted: Float[np.ndarray, " images"], true: Float[np.ndarray, " images"]) -> float:
+    """Spearman's rank correlation of counts, with equal ranks for equal counts; NaN if all of either are equal."""
+    from scipy.stats import rankdata  # slow to import
+
+    ranks = [rankdata(counts) for counts in (predicted, true)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return math.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def dropped_shares(images: Sequence[ImageCount]) -> dict[str, float]:
+    """The share of the patches of all images that each filter drops, by its name in :data:`DROPPED`."""
+    patches = sum(image.numbers.get("patches", 0) for image in images)
+    if not patches:
+        return {}
+    return {name: sum(image.numbers.get(name, 0) for image in images) / patches for name in DROPPED}
 
 
 def bootstrap_intervals(errors: Float[np.ndarray, " images"], *, seed: int = 0) -> tuple[Interval, Interval]:

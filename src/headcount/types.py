@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from headcount.config import ConfigError, SlidingWindowConfig, WholeImageConfig
@@ -171,6 +171,19 @@ class BinPrediction(Prediction):
 
 
 @dataclass
+class SimilarityPrediction(Prediction):
+    """Similarities of images with sentences about numbers of people; the count is the number in the most similar one.
+
+    For each size of a crowd there is a set of sentences; without such sizes, there is one set.
+    """
+
+    similarities: Float[Tensor, "batch sets sentences"]
+    """100 times the cosine, in float32."""
+    sets: Int64[Tensor, " batch"]
+    """The set of sentences that belongs to each image."""
+
+
+@dataclass
 class Counted:
     """One counted image, on the host; blocks that lie entirely in padding are removed."""
 
@@ -188,6 +201,8 @@ class Counted:
     """Share of each block that lies inside the image's mask; None without a mask."""
     variance: Float[Tensor, "rows cols"] | None = None
     """Variance of the heads in each block; None unless requested, and for a prediction head without one."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What the counter measured beside the count, by name (``headcount.metrics``); usually empty."""
 
     def zip_blocks(self) -> tuple[Float[Tensor, "rows cols"], Float[Tensor, "rows cols"]] | None:
         """Mean and variance of each block, if its count is a whole number: not where a mask takes a share of it."""
@@ -325,15 +340,15 @@ class SeenImages:
 
     @classmethod
     def from_images(
-        cls, stored: Sequence[tuple[int, int]], prepared: Sequence[tuple[int, int]], heads: Sequence[float]
+        cls, stored: Sequence[tuple[int, int]], prepared: Sequence[tuple[int, int]], heads: Sequence[float] | None
     ) -> "SeenImages":
         """The limits of training images.
 
         Args:
             stored, prepared: (width, height) of each image before and after the dataset's resize rule, in pixels.
-            heads: annotated heads of each.
+            heads: annotated heads of each; None if they are not known.
         """
-        return cls(min(map(min, stored)), max(map(max, prepared)), int(max(heads)))
+        return cls(min(map(min, stored)), max(map(max, prepared)), None if heads is None else int(max(heads)))
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any] | None, *, crop_size: int) -> "SeenImages":
@@ -345,7 +360,8 @@ class SeenImages:
         if plain is None:
             return cls(crop_size, crop_size, None, only_crop=True)
         numbers = [plain.get(key) for key in ("shortest_side", "longest_side", "most_heads")]
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        known = numbers[:2] if numbers[2] is None else numbers
+        if not all(isinstance(number, int) and number >= 0 for number in known):
             raise ValueError(f"its record of the training images is {plain}")
         return cls(*numbers)  # type: ignore[arg-type]
 

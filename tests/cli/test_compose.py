@@ -33,7 +33,7 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ),
         (
             "model.weights=none",
-            ["model has no weights", "weights is a setting of model=cannet, clip, clip_rn101", "vgg19"],
+            ["model has no weights", "weights is a setting of model=cannet, clip, clip_ranking, clip_rn101", "vgg19"],
         ),
         ("lr=1", ["there is no setting lr", "did you mean optim.lr?"]),
         ("loss=3", ["loss=3: no such choice", "dace"]),
@@ -47,8 +47,8 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("model=clip_rn50 model.prompts=3", ["settings of its own: model.prompts.style"]),
         ("loss.transport=3", ["loss.transport=3: no such choice; allowed are released, stable"]),
         ("loss.transport=stabl", ["loss.transport=stabl: no such choice", "did you mean stable?"]),
-        ("model.head={name:ebc}", ["model.head={name:ebc}: no such choice; allowed are ebc, regression"]),
-        ("model/head=3", ["model.head=3: no such choice; allowed are ebc, regression"]),
+        ("model.head={name:ebc}", ["model.head={name:ebc}: no such choice; allowed are ebc, ranking, regression"]),
+        ("model/head=3", ["model.head=3: no such choice; allowed are ebc, ranking, regression"]),
         ("model.haed=ebc", ["model has no haed", "did you mean head?"]),
         ("loss=mse loss.transport=stable", ["loss has no transport", "transport is a setting of loss=dace, dm"]),
         ("loss=dace_mae loss.transport.ot_weight=0.1", ["loss has no transport", "is a setting of loss=dace, dm"]),
@@ -74,7 +74,7 @@ def composed(*overrides: str, name: str = "train") -> TrainConfig:
         ("runtime.compile=0.5", ["runtime.compile=0.5: runtime.compile takes true or false"]),
         ("bins.last=2", ["bins.last=2: bins.last takes one of open, clipped"]),
         ("epochs=" + "9" * 5001, ["epochs=9999", "...: holds a number of a thousand digits or more"]),
-        ("model.head=" + "A" * 5000, ["model.head=AAAA", "no such choice; allowed are ebc, regression"]),
+        ("model.head=" + "A" * 5000, ["model.head=AAAA", "no such choice; allowed are ebc, ranking, regression"]),
         # Texts that Hydra takes for numbers of another spelling.
         ("run_name=1e3", ["run_name=1e3: would become 1000.0; put quotes around a text: run_name=\"'1e3'\""]),
         ("output_dir=1_000", ["output_dir=1_000: would become 1000; put quotes"]),
@@ -213,14 +213,14 @@ def test_nested_groups_and_registered_choices_are_listed(monkeypatch: pytest.Mon
         name: str = "two_maps"
 
     before = command_choices("train")
-    assert before["model/head"] == ["ebc", "regression", "zip"]
+    assert before["model/head"] == ["ebc", "ranking", "regression", "zip"]
     assert not any("head" in choice for choice in before["model"])
     assert "imagenet" not in before["model"]  # a kind that files choose
     assert "table3/lambda_1" in before["experiment"]
     assert set(command_choices("eval")) == {"dataset", "eval", "runtime"}
     monkeypatch.setitem(SCHEMAS, "model/head", dict(SCHEMAS["model/head"]))
     register("model/head", "two_maps", TwoMapsConfig)
-    assert command_choices("train")["model/head"] == ["ebc", "regression", "zip", "two_maps"]
+    assert command_choices("train")["model/head"] == ["ebc", "ranking", "regression", "zip", "two_maps"]
     assert isinstance(composed("model.head=two_maps").model.head, TwoMapsConfig)
     assert run_name(["model.head=two_maps"]) == "tiny_fine_model.head-two_maps"
     with pytest.raises(ConfigError, match=r"did you mean two_maps\?"):

@@ -19,5 +19,5 @@ def test_help_names_every_choice(page: str) -> None:
     assert "schema" not in text
     assert "head/ebc" not in text
     if page == "train":
-        assert re.search(r"model\.head= +ebc\*  regression  zip\n", text)
+        assert re.search(r"model\.head= +ebc\*  ranking  regression  zip\n", text)
         assert re.search(r"loss\.kernel= +adaptive  fixed\*   with loss=mse\n", text)

@@ -162,7 +162,7 @@ def test_registering_again_is_allowed_for_the_same_schema_only() -> None:
 
 
 def test_names_and_groups_of_this_package_are_protected() -> None:
-    with pytest.raises(ConfigError, match=r"model/head=ebc: is already the name of headcount\.config\.model"):
+    with pytest.raises(ConfigError, match=r"model/head=ebc: is already the name of headcount\.config\.head"):
         register("model/head", "ebc", ToyHeadConfig)
     with pytest.raises(ConfigError, match="heads: no such config group; allowed are dataset, method, model"):
         register("heads", "toy", ToyHeadConfig)

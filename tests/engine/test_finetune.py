@@ -211,7 +211,7 @@ def test_the_backbone_learns_at_its_own_rate_at_every_step(algorithm: Algorithm)
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(names)
     decays = {group["weight_decay"] for group in optimizer.param_groups}
-    assert decays == ({config.weight_decay} if algorithm is Algorithm.adam else {config.weight_decay, 0.0})
+    assert decays == ({config.weight_decay, 0.0} if algorithm is Algorithm.adamw else {config.weight_decay})
     assert len(build_optimizer(OptimConfig(algorithm=algorithm), counter).param_groups) == len(decays)
 
 

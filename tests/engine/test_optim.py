@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep, Warmup
+from headcount.config.optim import errors
 from headcount.engine.optim import (
     NoAverage,
     WeightAverage,
@@ -163,3 +164,26 @@ def test_no_average_is_the_model_itself() -> None:
     average = build_average(OptimConfig(ema_decay=None), model)
     assert isinstance(average, NoAverage)
     assert average.evaluated(model) is model
+
+
+def test_the_rate_falls_after_each_milestone() -> None:
+    config = OptimConfig(schedule=Schedule.milestones, milestones=[2, 4], milestone_factor=0.1)
+    factors = [learning_rate_factor(config, epoch, epochs=6) for epoch in (0, 1.9, 2, 3.9, 4, 5)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_milestones_belong_to_their_schedule() -> None:
+    for config in (OptimConfig(schedule=Schedule.milestones), OptimConfig(milestones=[60])):
+        (error,) = errors(config, epochs=100)
+        assert "name epochs with optim.schedule=milestones, as in optim.milestones=[60], and none otherwise" in error
+    assert errors(OptimConfig(schedule=Schedule.milestones, milestones=[60]), epochs=100) == []
+
+
+def test_radam_by_hand() -> None:
+    """Its first steps are those of gradient descent with momentum, because the variance is not known yet."""
+    layer = nn.Linear(1, 1, bias=False)
+    start = float(layer.weight.detach())
+    optimizer = build_optimizer(OptimConfig(algorithm=Algorithm.radam, lr=0.1, weight_decay=0.0), layer)
+    layer(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    assert float(layer.weight.detach()) == pytest.approx(start - 0.1)

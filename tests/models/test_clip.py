@@ -31,7 +31,7 @@ from headcount.config import (
     Strategy,
 )
 from headcount.errors import CheckpointError
-from headcount.models import clip
+from headcount.models import clip, clip_weights
 from headcount.models.build import build_model, follow_weights
 from headcount.models.counter import Counter
 from headcount.models.heads import CosineClassifier, resample
@@ -221,7 +221,7 @@ def test_offline_names_the_files_and_where_they_are(monkeypatch: pytest.MonkeyPa
     def offline(*args: object, **kwargs: object) -> str:
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(clip, "download_pretrained", offline)
+    monkeypatch.setattr(clip_weights, "download_pretrained", offline)
     with pytest.raises(ConfigError) as caught:
         counter_of(ClipResNetConfig(weights="openai"))
     for words in ("RN50", "https://", "open_clip_model.safetensors", "model.weights=FILE", "model.weights=none"):
@@ -237,7 +237,7 @@ def test_a_tag_is_downloaded_by_open_clip(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(tag["hf_hub"])
         return str(as_safetensors(model, tmp_path))
 
-    monkeypatch.setattr(clip, "download_pretrained", download)
+    monkeypatch.setattr(clip_weights, "download_pretrained", download)
     counter = counter_of(small(ClipResNetConfig, weights="openai"))
     assert asked == ["timm/resnet50_clip.openai/"]
     assert torch.equal(counter.backbone.tower.conv1.weight, model.visual.conv1.weight)

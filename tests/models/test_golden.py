@@ -14,7 +14,7 @@ from torch import Tensor
 
 import headcount
 from headcount.bins import CountBins
-from headcount.models.clip import interpolate_positions
+from headcount.models.clip_weights import interpolate_positions
 from headcount.models.counter import Counter
 from headcount.types import BlockGrid
 from models.rectifiers import recorded

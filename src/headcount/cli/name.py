@@ -32,6 +32,8 @@ def run_name(overrides: Sequence[str], *, config_name: str = "train") -> str:
     settings = parse(overrides)
     choices = {s.key: str(s.value) for s in settings if s.key in groups and "/" not in s.key}
     default = default_choices(config_name)
+    if method := [s for s in settings if s.key == "method"]:  # chooses its own model, bins, loss, ...
+        default = chosen(method, config_name=config_name) | {"method": default["method"]}
     # An experiment chooses its own model and bins: its name says which.
     named = [] if "experiment" in choices else ["model", "bins"]
     parts = [choices.get(group, default[group]) for group in named]

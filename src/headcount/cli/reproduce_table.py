@@ -4,10 +4,10 @@
   python scripts/reproduce_table.py table=3 dataset=sha model=mobilenet_v2 recipe=short scale=small --run
   python scripts/reproduce_table.py table=1 dataset=sha --seeds 1,2,3
 
-Tables are 1, 2, 3, 4, tokens, count_loss, zip and heads. Settings are those of train.py, for every cell; dataset= and
-model= pick cells where a table compares them. A run counts only if it was made with exactly a cell's settings; other
-runs of its name are listed with the difference. --run trains and evaluates what is missing, one after the other; an
-interrupted run is resumed, and a run that fails does not stop the others.
+Tables are 1, 2, 3, 4, tokens, count_loss, zip, heads and unsupervised. Settings are those of train.py, for every cell;
+dataset= and model= pick cells where a table compares them. A run counts only if it was made with exactly a cell's
+settings; other runs of its name are listed with the difference. --run trains and evaluates what is missing, one after
+the other; an interrupted run is resumed, and a run that fails does not stop the others.
 
 Writes table<N>.md, .tex and .png to tables/ (--output FOLDER); runs are read from checkpoints/ (output_dir=FOLDER).
 Exit status: 0; 1 if a run failed; 2 if a setting is invalid.
@@ -42,7 +42,7 @@ def main() -> None:
         "settings",
         nargs="*",
         metavar="key=value",
-        help="table=1, 2, 3, 4, tokens, count_loss, zip or heads; and as for train.py",
+        help="table=1, 2, 3, 4, tokens, count_loss, zip, heads or unsupervised; and as for train.py",
     )
     parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
@@ -106,7 +106,7 @@ def read_table_arguments(arguments: Arguments) -> TableArguments:
     options = arguments.options
     seeds = read_seeds(options.seeds)
     if not own["table"]:
-        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss, zip, heads")
+        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss, zip, heads, unsupervised")
     output_dir = own["output_dir"].strip("'\"")
     if not output_dir.strip():
         raise ConfigError("output_dir=: must not be empty; name the folder of the runs")

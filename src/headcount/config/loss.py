@@ -27,6 +27,13 @@ class BlockErrorKind(Enum):
     mse = 2
 
 
+class Compared(Enum):
+    """What a ranking loss compares with the similarity of a crop and its own sentence."""
+
+    crops = 1
+    prompts = 2
+
+
 # ---------------------------------------------------------------------------------- optimal transport
 
 
@@ -108,7 +115,8 @@ class LossConfig:
     """Fields that every loss has."""
 
     compares: ClassVar[frozenset[str]] = frozenset()
-    """What the loss compares, out of count, blocks, logits and mixture; the prediction head must predict all of it."""
+    """What the loss compares, out of count, blocks, logits, mixture and similarities; the prediction head must predict
+    all of it."""
     needs_bins: ClassVar[bool] = False
     """Whether the loss classifies blocks into bins."""
 
@@ -214,6 +222,30 @@ class ZipConfig(LossConfig):
     """Weight of the absolute error of the count of an image."""
 
 
+@dataclass
+class MmrConfig(LossConfig):
+    """Multimodal ranking loss of nested crops: hinges on similarities, 100 times the cosine (arXiv:2304.04231)."""
+
+    compares: ClassVar[frozenset[str]] = frozenset({"similarities"})
+
+    name: str = "mmr"
+    margin: float = number(0.0, 0, 200)
+    """By how much a crop must be more similar to its own sentence; 200 is the largest possible difference."""
+    compared: Compared = Compared.crops
+    """``crops``: the sentence of a crop must be less similar to each smaller crop; ``prompts``: a crop must be less
+    similar to the sentence of each smaller crop."""
+
+
+@dataclass
+class ClipLossConfig(LossConfig):
+    """CLIP's loss over the nested crops of an image: cross-entropy of the crops given a sentence, and of the sentences
+    given a crop (arXiv:2103.00020)."""
+
+    compares: ClassVar[frozenset[str]] = frozenset({"similarities"})
+
+    name: str = "clip"
+
+
 LOSSES: dict[str, type[LossConfig]] = {
     "dace": DaceConfig,
     "dace_block_error": DaceBlockErrorConfig,
@@ -221,6 +253,8 @@ LOSSES: dict[str, type[LossConfig]] = {
     "dm": DmConfig,
     "mse": MseConfig,
     "zip": ZipConfig,
+    "mmr": MmrConfig,
+    "clip": ClipLossConfig,
 }
 """Kind -> schema."""
 TRANSPORTS: dict[str, type[TransportConfig]] = {"released": ReleasedTransportConfig, "stable": StableTransportConfig}

@@ -10,6 +10,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from headcount.config.fields import nearest_multiples, number
+from headcount.config.head import EbcHeadConfig, HeadConfig, RankingHeadConfig, ZipHeadConfig
 
 # Upper limit of the mean and standard deviation of an input; pixels are from 0 to 1.
 _MAX_PIXEL = 1000
@@ -43,6 +44,18 @@ class LastPrompt(Enum):
     m_or_more = 2
 
 
+class ClipEncoder(Enum):
+    """OpenAI's CLIP models, by the architecture of their image encoder."""
+
+    vit_b16 = 1
+    vit_b32 = 2
+    vit_l14 = 3
+    rn50 = 4
+    rn101 = 5
+    rn50x4 = 6
+    rn50x16 = 7
+
+
 class Freeze(Enum):
     """Parts of a network that are not trained."""
 
@@ -50,49 +63,6 @@ class Freeze(Enum):
     batch_norm = 2
     backbone = 3
     all_but_head = 4
-
-
-@dataclass
-class HeadConfig:
-    """Fields that every prediction head has."""
-
-    predicts: ClassVar[frozenset[str]] = frozenset({"count"})
-    """What the head predicts, out of count, blocks, logits (over bins) and mixture (zero-inflated Poisson)."""
-    needs_bins: ClassVar[bool] = False
-    """Whether the head classifies blocks into bins; if not, it requires ``bins=none``."""
-
-    name: str = MISSING
-    """Name of the prediction head."""
-
-
-@dataclass
-class EbcHeadConfig(HeadConfig):
-    """Classify each block into bins; its count is the expectation over them (arXiv:2403.09281, equation 1)."""
-
-    predicts: ClassVar[frozenset[str]] = frozenset({"count", "blocks", "logits"})
-    needs_bins: ClassVar[bool] = True
-
-    name: str = "ebc"
-
-
-@dataclass
-class RegressionHeadConfig(HeadConfig):
-    """Predict the count of each block without bins."""
-
-    predicts: ClassVar[frozenset[str]] = frozenset({"count", "blocks"})
-
-    name: str = "regression"
-
-
-@dataclass
-class ZipHeadConfig(HeadConfig):
-    """A zero-inflated Poisson distribution for each block: the probability that it is structurally empty, and the rate
-    of a Poisson distribution otherwise, as the expectation over the bins above 0 (arXiv:2506.19955)."""
-
-    predicts: ClassVar[frozenset[str]] = frozenset({"count", "blocks", "mixture"})
-    needs_bins: ClassVar[bool] = True
-
-    name: str = "zip"
 
 
 @dataclass
@@ -107,7 +77,8 @@ class ModelConfig:
     """Name of the architecture."""
     head: HeadConfig = field(default_factory=EbcHeadConfig)
     """Prediction head: ``ebc`` classifies blocks into bins; ``zip`` predicts a zero-inflated Poisson distribution,
-    with ``loss=zip``; ``regression`` predicts their counts and needs ``bins=none``."""
+    with ``loss=zip``; ``regression`` predicts their counts and needs ``bins=none``; ``ranking`` belongs to
+    ``method=ranking``."""
     mean: list[float] | None = None
     """Mean of the red, green and blue input, from 0 to 1; None uses the values the weights were trained with."""
     std: list[float] | None = None
@@ -208,21 +179,14 @@ class PromptsConfig:
 
 
 @dataclass
-class ClipConfig(PretrainedConfig):
-    """Fields of a model whose backbone is CLIP's image encoder; a size of None is the architecture's own."""
+class ClipEncodersConfig(PretrainedConfig):
+    """Fields of a model with CLIP's image and text encoders; a size of None is the architecture's own."""
 
     weights: str = "openai"
     """A pretrained tag of open_clip, ``none`` (random), or a file: OpenAI's archive, open_clip's .bin or
     .safetensors."""
     quick_gelu: bool | None = None
     """Use QuickGELU; None uses the activation the weights were trained with (``none`` counts as OpenAI's)."""
-    prior_bias: bool = False
-    """Initialize the head's bias from the training blocks; only with ``head=regression``, because the cosine head has
-    no bias."""
-    decoder: Decoder = Decoder.released
-    """One residual block at the resolution of the blocks before the projection (``released``), or ``none`` (paper)."""
-    decoder_channels: list[int] | None = number(None, 1, 4096)
-    """Number of channels of each residual block of the decoder; None uses one block as wide as the features."""
     embed_dim: int | None = number(None, 1, 4096)
     """Dimension of the embedding that images and texts share."""
     width: int | None = number(None, 1, 2048)
@@ -235,6 +199,24 @@ class ClipConfig(PretrainedConfig):
     """Number of attention heads of the text encoder."""
     text_layers: int | None = number(None, 1, 100)
     """Number of layers of the text encoder."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the pair of encoders: ours for those of OpenAI's CLIP, otherwise open_clip's."""
+        return self.name
+
+
+@dataclass
+class ClipConfig(ClipEncodersConfig):
+    """Fields of a model whose backbone is CLIP's image encoder, and which predicts blocks."""
+
+    prior_bias: bool = False
+    """Initialize the head's bias from the training blocks; only with ``head=regression``, because the cosine head has
+    no bias."""
+    decoder: Decoder = Decoder.released
+    """One residual block at the resolution of the blocks before the projection (``released``), or ``none`` (paper)."""
+    decoder_channels: list[int] | None = number(None, 1, 4096)
+    """Number of channels of each residual block of the decoder; None uses one block as wide as the features."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     """The text that describes each bin."""
 
@@ -282,8 +264,44 @@ class ClipTowerConfig(ClipConfig):
     """One residual block at the resolution of the blocks before the projection (``released``), or ``none``."""
 
 
-HEADS: dict[str, type[HeadConfig]] = {"ebc": EbcHeadConfig, "regression": RegressionHeadConfig, "zip": ZipHeadConfig}
-"""Kind -> schema."""
+@dataclass
+class ClipRankingConfig(ClipEncodersConfig):
+    """CLIP's image encoder with its pooling, for ``method=ranking``: one feature for a whole image."""
+
+    name: str = "clip_ranking"
+    encoder: ClipEncoder = ClipEncoder.vit_b16
+    """Architecture: a ViT (``vit_b16``, ``vit_b32``, ``vit_l14``) or a ResNet (``rn50``, ``rn101``, ``rn50x4``,
+    ``rn50x16``)."""
+    head: HeadConfig = field(default_factory=RankingHeadConfig)
+    """Prediction head: ``ranking``, no other."""
+    prior_bias: bool = False
+    """False: this model's prediction head has no bias."""
+    heads: int | None = number(None, 1, 256)
+    """Number of attention heads of a ViT, or of the pooling of a ResNet."""
+    input_size: int = number(224, 32, 2048)
+    """Side of the square to which crops and patches are resized, in pixels."""
+    adapter: int | None = number(None, 1, 65536)
+    """Number of hidden units of an adapter after the image encoder (arXiv:2110.04544), which is trained instead of it;
+    None trains the image encoder."""
+    adapter_ratio: float = number(0.2, 0.001, 1)
+    """Share of the adapter's output in the feature of an image; the rest is the image encoder's own."""
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the image encoder is a vision transformer, not a ResNet."""
+        return self.encoder.name.startswith("vit")
+
+    @property
+    def architecture(self) -> str:
+        """See :class:`ClipEncodersConfig`."""
+        return f"clip_{self.encoder.name}"
+
+    @property
+    def patch_size(self) -> int:
+        """Divides ``input_size``: side of a ViT's patch, or stride of a ResNet, in pixels."""
+        return {ClipEncoder.vit_b16: 16, ClipEncoder.vit_l14: 14}.get(self.encoder, 32)
+
+
 MODELS: dict[str, type[ModelConfig]] = {
     "tiny": TinyConfig,
     "mobilenet_v2": MobileNetV2Config,
@@ -292,6 +310,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "clip_resnet": ClipResNetConfig,
     "clip_vit": ClipViTConfig,
     "clip_tower": ClipTowerConfig,
+    "clip_ranking": ClipRankingConfig,
 }
 """Kind -> schema."""
 RELEASED_NAMES: dict[str, str] = {
@@ -336,38 +355,49 @@ def _weights_errors(model: PretrainedConfig) -> list[str]:
     weights = model.weights
     default = {f.name: f.default for f in dataclasses.fields(model)}["weights"]
     # A bare word may be a tag of open_clip's table, which is not loaded yet.
-    may_be_tag = isinstance(model, ClipConfig) and os.path.basename(weights) == weights and "." not in weights
+    may_be_tag = isinstance(model, ClipEncodersConfig) and os.path.basename(weights) == weights and "." not in weights
     if weights in (default, "none") or may_be_tag or os.path.isfile(os.path.expanduser(weights)):
         return []
-    tag = "a tag of open_clip, " if isinstance(model, ClipConfig) else ""
+    tag = "a tag of open_clip, " if isinstance(model, ClipEncodersConfig) else ""
     problem = "is a folder" if os.path.isdir(os.path.expanduser(weights)) else "no such file"
     return [f"model.weights={weights}: {problem}; allowed are {default}, {tag}none, or the path of a file of weights"]
+
+
+def encoder_errors(model: ClipEncodersConfig, *, stages: int) -> list[str]:
+    """Sizes of CLIP's image encoder that do not fit, and an activation that its weights exclude.
+
+    Args:
+        stages: number of ``model.layers``.
+    """
+    found = []
+    if model.layers is not None and (len(model.layers) != stages or min(model.layers) < 1):
+        numbers = "number" if stages == 1 else "numbers"
+        found.append(f"model.layers={model.layers}: must be {stages} whole {numbers} above 0")
+    if model.quick_gelu is False and model.weights == "openai":
+        found.append(
+            "model.quick_gelu=False: OpenAI's weights were trained with QuickGELU; leave it at null, which follows the "
+            "weights"
+        )
+    return found
 
 
 def _clip_errors(model: ClipConfig) -> list[str]:
     """Sizes of CLIP that do not fit, and settings that its weights or its head exclude."""
     found = []
-    stages = 4 if isinstance(model, ClipResNetConfig) else 1
     if isinstance(model, ClipTowerConfig):
         found += [
             f"model.{name}={getattr(model, name)}: {model.name} has sizes of its own; leave it out"
             for name in ("width", "layers")
             if getattr(model, name) is not None
         ]
-    elif model.layers is not None and (len(model.layers) != stages or min(model.layers) < 1):
-        numbers = "number" if stages == 1 else "numbers"
-        found.append(f"model.layers={model.layers}: must be {stages} whole {numbers} above 0")
+    else:
+        found += encoder_errors(model, stages=4 if isinstance(model, ClipResNetConfig) else 1)
     if model.decoder_channels is not None and min(model.decoder_channels, default=0) < 1:
         found.append(f"model.decoder_channels={model.decoder_channels}: must be one or more numbers above 0")
     if model.decoder_channels is not None and model.decoder is Decoder.none:
         found.append("model.decoder_channels: model.decoder=none has no decoder to size")
     if model.prior_bias and isinstance(model.head, (EbcHeadConfig, ZipHeadConfig)):
         found.append("model.prior_bias=True: the cosine head has no bias; only for model.head=regression")
-    if model.quick_gelu is False and model.weights == "openai":
-        found.append(
-            "model.quick_gelu=False: OpenAI's weights were trained with QuickGELU; leave it at null, which follows the "
-            "weights"
-        )
     if isinstance(model, ClipViTConfig):
         found += _vit_errors(model)
     return found + _prompt_errors(model.prompts)
@@ -400,14 +430,14 @@ def _prompt_errors(prompts: PromptsConfig) -> list[str]:
     found = []
     for key, counts in needed.items():
         phrase = getattr(prompts, key)
-        names = _phrase_fields(phrase)
+        names = phrase_fields(phrase)
         if names is None or not counts <= names <= counts | {"noun"}:
             words = " and ".join(f"{{{name}}}" for name in sorted(counts))
             found.append(f"model.prompts.{key}={phrase}: must hold {words}, and may hold {{noun}}, nothing else")
     return found
 
 
-def _phrase_fields(phrase: str) -> set[str] | None:
+def phrase_fields(phrase: str) -> set[str] | None:
     """Names of the fields in braces; None if the phrase cannot be filled in."""
     names = set()
     try:

@@ -11,23 +11,22 @@ from typing import Any
 from omegaconf import MISSING
 
 from headcount import published
-from headcount.config import augment, bins, counting, dataset, loss, model, optim
+from headcount.config import augment, bins, counting, dataset, loss, model, optim, ranking
 from headcount.config.augment import AugmentConfig, crop_error
 from headcount.config.bins import BlocksConfig, BlockwiseConfig, missing_bins
 from headcount.config.counting import EvalConfig, SlidingWindowConfig, counting_mode, window_error
 from headcount.config.dataset import PART_NAME, DatasetChoice, DatasetConfig
 from headcount.config.fields import number, range_errors
+from headcount.config.head import HEADS, HeadConfig, ZipHeadConfig
 from headcount.config.loss import LOSSES, LossConfig
 from headcount.config.method import MethodConfig, SupervisedConfig
 from headcount.config.model import (
-    HEADS,
     ClipConfig,
+    ClipRankingConfig,
     ClipViTConfig,
     Freeze,
-    HeadConfig,
     ModelConfig,
     TinyConfig,
-    ZipHeadConfig,
 )
 from headcount.config.optim import OptimConfig
 from headcount.errors import ConfigError
@@ -247,7 +246,9 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if errors:  # the checks below divide by these numbers
         return errors
     block_size, crop_size = config.bins.block_size, config.augment.crop_size
-    errors += _combination_errors(config.model, config.bins, config.loss)
+    errors += ranking.group_errors(config.method, config.model, config.loss) or _combination_errors(
+        config.model, config.bins, config.loss
+    )
     if isinstance(config.eval, SlidingWindowConfig) and "blocks" not in config.model.head.predicts:
         errors.append(
             f"eval=sliding_window: model.head={config.model.head.name} predicts one number per image, so that windows "
@@ -265,6 +266,7 @@ def check(config: TrainConfig, *, weights: bool = True) -> list[str]:
     if isinstance(checked, model.PretrainedConfig) and not weights:
         checked = replace(checked, weights="none")
     errors += model.errors(checked)
+    errors += ranking.errors(config.method, config.model, config.augment)
     errors += _fine_tuning_errors(config, weights=weights)
     errors += _record_errors(config)
     errors += loss.errors(config.loss)
@@ -308,6 +310,8 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
     errors = []
     freeze, untrained = config.model.freeze, getattr(config.model, "weights", None) == "none"
     freezes_backbone = freeze in (Freeze.backbone, Freeze.all_but_head)
+    if isinstance(config.model, ClipRankingConfig) and weights and untrained and config.init_from is None:
+        errors += ranking.untrained_errors(config.model)
     if freezes_backbone and config.init_from is None and (untrained or isinstance(config.model, TinyConfig)):
         errors.append(
             f"model.freeze={freeze.name}: the backbone would keep its random weights; add init_from=CKPT, or choose "

@@ -19,9 +19,10 @@ from headcount.config.dataset import (
     TrainedDatasetConfig,
     UcfCc50Config,
 )
+from headcount.config.head import HEADS
 from headcount.config.loss import KERNELS, LOSSES, TRANSPORTS
-from headcount.config.method import SupervisedConfig
-from headcount.config.model import HEADS, MODELS
+from headcount.config.method import RankingConfig, SupervisedConfig
+from headcount.config.model import MODELS
 from headcount.config.optim import OptimConfig
 from headcount.config.run import EvalCommandConfig, RuntimeConfig, TrainConfig
 from headcount.config.upgrade import upgrade_config
@@ -37,7 +38,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "synthetic": SyntheticConfig,
         "mixed": MixedConfig,
     },
-    "method": {"supervised": SupervisedConfig},
+    "method": {"supervised": SupervisedConfig, "ranking": RankingConfig},
     "model": MODELS,
     "model/head": HEADS,
     "bins": {

@@ -44,6 +44,7 @@ class CrowdDataset(Dataset[Sample]):
         first_rows: returns the first rows of an index, given their number, in less time than ``images`` takes; None if
             that is not possible.
         masks: where heads count, in each image; empty if they count everywhere.
+        has_annotations: whether the annotations were read; if not, ``annotated`` has no heads.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class CrowdDataset(Dataset[Sample]):
         sources: Sequence[Path] = (),
         first_rows: Callable[[int, int], UInt8[Tensor, "3 rows width"]] | None = None,
         masks: Sequence[Mask] = (),
+        has_annotations: bool = True,
     ) -> None:
         self.names = list(names)
         self.left_out = list(left_out)
@@ -75,9 +77,11 @@ class CrowdDataset(Dataset[Sample]):
         """File of each image as distributed; empty if the images are not files."""
         self.source_sizes = list(source_sizes)
         """(width, height) of each image before resizing, pixels."""
+        self.has_annotations = has_annotations
+        """Whether the annotations were read; if not, no image has heads here."""
         self.one_head_per_pixel = one_head_per_pixel
         """Whether training counts the heads of one pixel once in block counts."""
-        self.doubts = doubtful_positions(names, annotated, source_sizes)
+        self.doubts = doubtful_positions(names, annotated, source_sizes) if has_annotations else []
         """What may be wrong with the images and annotations although they can be used, one line each."""
         self._images, self._first_rows = images, first_rows
         self._outside_rule = outside
@@ -174,7 +178,8 @@ class CrowdDataset(Dataset[Sample]):
 
     def seen(self) -> SeenImages:
         """Return the limits of the sizes and counts of these images."""
-        return SeenImages.from_images(self.source_sizes, self.sizes, [self.count(k) for k in range(len(self))])
+        counts = [self.count(k) for k in range(len(self))] if self.has_annotations else None
+        return SeenImages.from_images(self.source_sizes, self.sizes, counts)
 
     def note(self, index: int, seen: SeenImages, *, predicted: float = 0) -> str:
         """Say in what an image lies far outside the images of a training; empty if it does not.
@@ -199,6 +204,8 @@ class CrowdDataset(Dataset[Sample]):
 
     def describe(self) -> list[str]:
         """Summarize the annotations for the user, one line each."""
+        if not self.has_annotations:
+            return [*self.describe_left_out(), f"{len(self)} images, whose annotations are not read"]
         total = sum(len(points) for points in self._heads)
         empty = sum(len(points) == 0 for points in self._heads)
         outside = "moved onto its border" if self._outside_rule is Outside.clamp else "dropped"

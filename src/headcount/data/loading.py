@@ -32,8 +32,10 @@ from headcount.config import (
     FixedKernelConfig,
     LossConfig,
     MethodConfig,
+    RankingConfig,
     SupervisedConfig,
 )
+from headcount.crops import cut_resized, nested_boxes
 from headcount.data.crowd import CrowdDataset, Key, sample_seed
 from headcount.data.points import Smoothing, block_counts, one_head_per_pixel, smoothed_counts
 from headcount.errors import DataError, HeadcountError
@@ -72,6 +74,8 @@ class Targets:
     """Gaussian of the ``smoothed`` counts; None if they are not needed."""
     bins: CountBins | None = None
     """Bins of the ``labels``; None if they are not needed."""
+    input_size: int | None = None
+    """Side of the square images that the network reads, in pixels; None if it reads others."""
 
     def __post_init__(self) -> None:
         if "labels" in self.needs and self.bins is None:
@@ -227,6 +231,34 @@ def _build_supervised(config: SupervisedConfig, targets: Targets) -> MakeBatch:
             "make; choose another loss or method"
         )
     return partial(collate, targets=targets)
+
+
+@build_batches.register(RankingConfig)
+def _build_ranking(config: RankingConfig, targets: Targets) -> MakeBatch:
+    if targets.needs != {"rank"}:
+        raise ConfigError(f"method={config.name}: the loss needs annotations; choose loss=mmr or loss=clip")
+    if targets.input_size is None:
+        raise ConfigError(f"method={config.name}: needs a model of one input size; choose model=clip_ranking")
+    return partial(nested_batch, config=config, size=targets.input_size)
+
+
+def nested_batch(samples: Sequence[Sample], *, config: RankingConfig, size: int) -> Batch:
+    """The nested crops of each image, one image after the other, and their ranks; annotations are not used.
+
+    Args:
+        size: side of the square to which crops are resized, in pixels.
+
+    Returns:
+        A batch whose target ``rank`` is the position of each crop among those of its image, (images, crops), from 0 for
+        the smallest.
+    """
+    crops = []
+    for sample in samples:
+        height, width = sample.image.shape[1:]
+        boxes = nested_boxes(width, height, crops=config.crops, layout=config.layout)
+        crops.append(cut_resized(sample.image, boxes, size=size))
+    rank = torch.arange(config.crops).expand(len(samples), -1).contiguous()
+    return Batch(torch.cat(crops), [sample.name for sample in samples], {"rank": rank})
 
 
 def step_images(images: int, batch_size: int, shares: int) -> int:

@@ -39,6 +39,7 @@ class MixedCrowd(CrowdDataset):
     ) -> None:
         super().__init__([], _no_image, [], source_sizes=[], sizes=[], one_head_per_pixel=one_head_per_pixel, seed=seed)
         self.members = dict(parts)
+        self.has_annotations = all(dataset.has_annotations for dataset in parts.values())
         self._weights = [1.0] * len(parts) if weights is None else list(weights)
         self._starts = [0, *itertools.accumulate(map(len, parts.values()))]
         for part, dataset in parts.items():

@@ -206,9 +206,35 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
         ConfigError: if the dataset or the split does not exist, or no folder is set.
         DataError: if the folder or images are missing, or images cannot be read; lists the first of them.
     """
-    info = check_split(config, split)
     # The decoded cache would take more time and space than counting every image once.
     config = dataclasses.replace(config, max_train_images=None, max_eval_images=None, cache=Cache.none)
+    return _open_unannotated(config, split, data_root=data_root)
+
+
+def open_unannotated(config: DatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
+    """Open the images of a split for training without annotations, which need not exist and are not read.
+
+    Args:
+        split: a split of the dataset, which may be one whose annotations are not public.
+        data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+
+    Raises:
+        ConfigError, DataError: as :func:`open_images`.
+    """
+    if isinstance(config, MixedConfig):
+        parts = {}
+        for name, part in config.datasets.items():
+            with naming_part(name):
+                parts[name] = open_unannotated(part, part_split(part, split), data_root=data_root)
+        return MixedCrowd(parts, weights=config.weights)
+    if isinstance(config, SyntheticConfig):
+        return _open_synthetic(config, split, augment=None, seed=0, annotated=False)
+    assert isinstance(config, FolderDatasetConfig)
+    return _open_unannotated(config, split, data_root=data_root)
+
+
+def _open_unannotated(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> CrowdDataset:
+    info = check_split(config, split)
     root, listed = list_split(config, split, data_root=data_root)
     if info.files is not None and info.files.split_order is not None:
         place = {name: k for k, name in enumerate(info.files.split_order(root, source_split(split)))}
@@ -230,6 +256,8 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
         [item.heads for item in usable],
         source_sizes=[item.image.source_size for item in usable],
         sizes=[item.image.size for item in usable],
+        sources=[item.image.source for item in usable],
+        has_annotations=False,
     )
 
 
@@ -389,7 +417,9 @@ def _pixels(usable: Sequence[_Usable], config: FolderDatasetConfig, split: str, 
     return partial(_decode_image, images)
 
 
-def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int) -> CrowdDataset:
+def _open_synthetic(
+    config: SyntheticConfig, split: str, *, augment: TrainAugment | None, seed: int, annotated: bool = True
+) -> CrowdDataset:
     from headcount.data.drawing import draw_crowds
 
     source = source_split(split)
@@ -400,13 +430,14 @@ def _open_synthetic(config: SyntheticConfig, split: str, *, augment: TrainAugmen
     return CrowdDataset(
         [sample.name for sample in samples],
         [sample.image for sample in samples].__getitem__,
-        [sample.points for sample in samples],
+        [sample.points if annotated else torch.zeros(0, 2) for sample in samples],
         source_sizes=sizes,
         sizes=sizes,
         outside=config.outside,
         one_head_per_pixel=config.one_head_per_pixel,
         augment=augment,
         seed=seed,
+        has_annotations=annotated,
     )
 
 

@@ -167,6 +167,7 @@ def describe_extension(config: OptimConfig, *, before: int, now: int, epoch: flo
     text = f"extending from {before} to {now} epochs: "
     if config.schedule is not Schedule.cosine:
         kind = "restarts of the cosine" if config.schedule is Schedule.cosine_restarts else "constant learning rate"
+        kind = "steps at milestones" if config.schedule is Schedule.milestones else kind
         return f"{text}the schedule ({kind}) does not depend on their number and goes on as planned"
     rates = [config.lr * learning_rate_factor(config, epoch, epochs=epochs) for epochs in (before, now)]
     return (

@@ -99,6 +99,7 @@ def evaluate(
             except MemoryError as error:
                 raise MemoryError(f"{sample.name}: {error}") from error
             image = ImageCount(index, sample.name, float(len(sample.points)), counted.count, counted.blocks)
+            image.numbers |= counted.measured
             # A count that is not finite is reported once all processes are here; evaluators cannot use it.
             for evaluator in evaluators if math.isfinite(counted.count) else ():
                 image.numbers |= evaluator(sample, counted)

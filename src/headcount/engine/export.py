@@ -122,7 +122,15 @@ def build_graph(counter: Counter, mode: WholeImageConfig | SlidingWindowConfig) 
 
     Args:
         mode: how images are counted, with every size given.
+
+    Raises:
+        ConfigError: if it does not count by a single pass of its network.
     """
+    if not counter.counts_in_one_pass:
+        raise ConfigError(
+            "model=clip_ranking: cannot be exported, because it counts the patches of an image that its filters keep, "
+            "which no single pass of the network does; use the checkpoint"
+        )
     counter = copy.deepcopy(counter).cpu().eval().requires_grad_(False)
     for module in list(counter.modules()):
         for name, child in module.named_children():

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import ClipConfig, ConfigError, ModelConfig, TrainConfig
+from headcount.config import ClipEncodersConfig, ConfigError, ModelConfig, TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.checkpoint import LoadedCheckpoint
 from headcount.errors import CheckpointError
@@ -33,7 +33,7 @@ class Start:
 
     def needs_pretrained(self, model: ModelConfig) -> bool:
         """Whether the network must be built with its published weights: a new head reads CLIP's texts."""
-        return bool(self.new_head) and isinstance(model, ClipConfig)
+        return bool(self.new_head) and isinstance(model, ClipEncodersConfig)
 
     def fill(self, counter: Counter, model: ModelConfig) -> None:
         """Copy the weights into a network that was built for the training.
@@ -43,7 +43,7 @@ class Start:
         """
         weights = self.source.counter.state_dict()
         normalization = [name for name in ("mean", "std") if getattr(model, name) is None]
-        parts = ("backbone.", "decoder.", *(() if self.new_head else ("head.",)))
+        parts = ("backbone.", "decoder.", "untuned.", *(() if self.new_head else ("head.",)))
         own = {k: v for k, v in counter.state_dict().items() if k.startswith(parts) or k in normalization}
         taken = {k: v for k, v in weights.items() if k.startswith(parts) or k in normalization}
         _refuse_other_shapes(self.file, taken, own)

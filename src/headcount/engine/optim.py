@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -17,7 +17,7 @@ _BACKBONE = "backbone."
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
-    """Adam (weight decay added to the gradient) or AdamW over the trainable parameters.
+    """Adam, RAdam (weight decay added to the gradient) or AdamW over the trainable parameters.
 
     The parameters of the backbone come last, in groups of their own, if their learning rate differs.
 
@@ -27,7 +27,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     groups: list[dict[str, Any]] = []
     for parameters, factor in _by_rate(config, model):
         rate = {"lr": config.lr * factor}
-        if config.algorithm is Algorithm.adam:
+        if config.algorithm is not Algorithm.adamw:
             groups.append({"params": parameters, "weight_decay": config.weight_decay, **rate})
             continue
         matrices = [p for p in parameters if p.ndim > 1]
@@ -36,6 +36,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
         groups.append({"params": vectors, "weight_decay": 0.0, **rate})
     if config.algorithm is Algorithm.adam:
         return Adam(groups, lr=config.lr, fused=True)
+    if config.algorithm is Algorithm.radam:
+        return RAdam(groups, lr=config.lr)
     return AdamW(groups, lr=config.lr, fused=True)
 
 
@@ -52,9 +54,9 @@ def _by_rate(config: OptimConfig, model: nn.Module) -> list[tuple[list[nn.Parame
 def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> float:
     """The learning rate at ``epoch`` (which may be fractional), as a fraction of its peak.
 
-    Warm-up from ``warmup_lr``, linear in the rate or in its logarithm, then the peak, or one cosine to ``min_lr`` at
-    ``epochs``, or cosines that restart after ``restart_epochs``, each ``restart_factor`` times as long as the one
-    before.
+    Warm-up from ``warmup_lr``, linear in the rate or in its logarithm, then the peak, or steps down at ``milestones``,
+    or one cosine to ``min_lr`` at ``epochs``, or cosines that restart after ``restart_epochs``, each ``restart_factor``
+    times as long as the one before.
 
     Source: arXiv:1608.03983; arXiv:2403.09281, section IV.
     """
@@ -65,6 +67,8 @@ def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> f
         return start + (1 - start) * epoch / config.warmup_epochs
     if config.schedule is Schedule.constant:
         return 1.0
+    if config.schedule is Schedule.milestones:
+        return config.milestone_factor ** sum(epoch >= milestone for milestone in config.milestones)
     since, length = epoch - config.warmup_epochs, epochs - config.warmup_epochs
     if config.schedule is Schedule.cosine_restarts:
         # Released code: finds the cycle by a logarithm, which rounds some restarts into the cycle before them (with

@@ -36,7 +36,7 @@ from headcount.data.crowd import CrowdDataset
 from headcount.data.histograms import block_histogram, smoothed_histogram
 from headcount.data.loading import MakeBatch, Targets, TrainLoader, build_batches, build_smoothing, build_train_loader
 from headcount.data.mixed import refuse_shared
-from headcount.data.open import missing_splits, no_blocks_error, no_heads_error, open_split
+from headcount.data.open import missing_splits, no_blocks_error, no_heads_error, open_split, open_unannotated
 from headcount.data.points import Smoothing
 from headcount.engine.finetune import Start, read_start
 from headcount.engine.optim import NoAverage, WeightAverage, build_average, build_optimizer, build_schedule
@@ -61,7 +61,7 @@ class TrainingData:
     selection_split: str
     """Name of the split that selects; written into every record."""
     histogram: Mapping[int, int]
-    """Block count -> number of training blocks."""
+    """Block count -> number of training blocks; empty if the annotations are not read."""
     missing: Sequence[str] = ()
     """Splits that the run does not need and whose images were not found, one line each."""
 
@@ -142,6 +142,7 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         merge=config.dataset.one_head_per_pixel,
         smoothing=build_smoothing(config.bins, config.loss),
         bins=bins,
+        input_size=getattr(config.model, "input_size", None),  # not every model has one
     )
     make_batch = build_batches(config.method, targets)
     loader = build_train_loader(
@@ -156,7 +157,8 @@ def build_job(config: TrainConfig, runtime: Runtime, *, pretrained: bool, data: 
         pin_memory=runtime.device.type == "cuda",
     )
     crops = loader.step_images if config.runtime.sync_batchnorm else loader.step_images // runtime.world
-    _refuse_single_values(config, counter, crops=crops // config.accumulate)
+    if config.method.reads_annotations:  # others make several crops of an image
+        _refuse_single_values(config, counter, crops=crops // config.accumulate)
     plain_optimizer = build_optimizer(config.optim, counter)
     # On the plain optimizer: Fabric's wrapper would hide its steps from the schedule.
     schedule = build_schedule(config.optim, plain_optimizer, epochs=config.epochs, steps_per_epoch=len(loader))
@@ -210,6 +212,17 @@ def open_data(config: TrainConfig) -> TrainingData:
         ConfigError, DataError: if they do not exist or are unusable.
     """
     split = selection_split(config.dataset)
+    train, histogram = _open_training_images(config)
+    selection = open_split(config.dataset, split, data_root=config.data_root)
+    refuse_shared(train, selection)
+    missing = missing_splits(config.dataset, data_root=config.data_root)
+    return TrainingData(train, selection, split, histogram, missing)
+
+
+def _open_training_images(config: TrainConfig) -> tuple[CrowdDataset, Mapping[int, int]]:
+    """The training images, and the histogram of their blocks, which is empty if their annotations are not read."""
+    if not config.method.reads_annotations:
+        return open_unannotated(config.dataset, "train", data_root=config.data_root), {}
     train = open_split(
         config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
     )
@@ -218,10 +231,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     histogram = block_histogram(train, config.bins.block_size)
     if train.has_masks and not histogram:
         raise no_blocks_error(config.dataset, config.bins.block_size)
-    selection = open_split(config.dataset, split, data_root=config.data_root)
-    refuse_shared(train, selection)
-    missing = missing_splits(config.dataset, data_root=config.data_root)
-    return TrainingData(train, selection, split, histogram, missing)
+    return train, histogram
 
 
 def _bins_part(config: TrainConfig) -> str | None:

@@ -8,7 +8,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcount.bins import describe_choice
-from headcount.config import AutoBinsConfig, BinsConfig, ClipConfig, Freeze, GivenBinsConfig, ZipHeadConfig
+from headcount.config import (
+    AutoBinsConfig,
+    BinsConfig,
+    ClipConfig,
+    Freeze,
+    GivenBinsConfig,
+    RankingHeadConfig,
+    ZipHeadConfig,
+    scaled_numbers,
+)
 from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_gate_prompts, write_prompts
@@ -97,6 +106,9 @@ def _describe_processes(job: Job) -> list[str]:
 
 def _describe_bins(job: Job) -> list[str]:
     config, bins = job.config, job.bins
+    if isinstance(config.model.head, RankingHeadConfig):
+        numbers = "; ".join(", ".join(map(str, of_size)) for of_size in scaled_numbers(config.model.head))
+        return [f"prompts: {config.model.head.prompt!r} with {numbers}"]
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "with given edges" if isinstance(config.bins, GivenBinsConfig) else "intervals of smoothed counts"

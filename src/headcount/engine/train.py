@@ -28,7 +28,7 @@ from headcount.engine.summary import summarize
 from headcount.engine.trackers import require_trackers
 from headcount.errors import DataError, DivergedError, OutputError
 from headcount.files import quoted
-from headcount.metrics import GAME, parts_table
+from headcount.metrics import GAME, dropped_shares, parts_table, rank_correlation
 from headcount.models.build import follow_weights
 from headcount.progress import progress_bar
 from headcount.runs import read_metrics
@@ -285,7 +285,19 @@ def evaluation_record(evaluation: Evaluation, split: str) -> dict[str, Any]:
         "eval/true_std": true,
         **empty,
         **{f"eval/{name}": evaluation.total(name) / len(evaluation.images) for name in games},
+        **_patches_record(evaluation),
     }
+
+
+def _patches_record(evaluation: Evaluation) -> dict[str, float]:
+    """Rank correlation of the counts, and shares of dropped patches; nothing for a counter without patches."""
+    dropped = dropped_shares(evaluation.images)
+    if not dropped:
+        return {}
+    predicted, true = (np.array([getattr(image, of) for image in evaluation.images]) for of in ("predicted", "true"))
+    correlation = rank_correlation(predicted, true)
+    known = {} if math.isnan(correlation) else {"eval/rank_correlation": correlation}
+    return known | {f"eval/{name}": share for name, share in dropped.items()}
 
 
 def _finish(job: Job, folder: Path) -> FinishedRun:

@@ -9,12 +9,14 @@ from typing import Protocol, runtime_checkable
 
 from headcount.bins import CountBins
 from headcount.config import (
+    ClipLossConfig,
     ConfigError,
     CrossEntropyConfig,
     DaceBlockErrorConfig,
     DaceConfig,
     DmConfig,
     LossConfig,
+    MmrConfig,
     MseConfig,
     ReleasedTransportConfig,
     StableTransportConfig,
@@ -26,6 +28,7 @@ from headcount.losses.blocks import BlockError, MseLoss
 from headcount.losses.cross_entropy import CrossEntropyLoss
 from headcount.losses.dace import DaceLoss
 from headcount.losses.dm import DmLoss
+from headcount.losses.ranking import ClipLoss, MmrLoss
 from headcount.losses.sinkhorn import TruncatedSinkhorn
 from headcount.losses.stable import StableSinkhorn
 from headcount.losses.transport import TransportLoss, TransportSolver
@@ -102,6 +105,16 @@ def _build_zip(config: ZipConfig, grid: BlockGrid, bins: CountBins | None) -> Lo
         mae_weight=config.mae_weight,
         count_weight=config.count_weight,
     )
+
+
+@build_loss.register(MmrConfig)
+def _build_mmr(config: MmrConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return MmrLoss(margin=config.margin, compared=config.compared)
+
+
+@build_loss.register(ClipLossConfig)
+def _build_clip(config: ClipLossConfig, grid: BlockGrid, bins: CountBins | None) -> Loss:
+    return ClipLoss()
 
 
 def require_masks(loss: Loss, config: LossConfig) -> None:

@@ -77,6 +77,9 @@ def average(
         mode=mode,
         reason=next((one.reason for one in counted if one.reason), ""),
         variance=variance,
+        measured={
+            name: math.fsum(one.measured[name] for one in counted) / len(counted) for name in counted[0].measured
+        },
     )
 
 

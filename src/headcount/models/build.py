@@ -13,6 +13,8 @@ from torch import nn
 from headcount.bins import CountBins
 from headcount.config import (
     ClipConfig,
+    ClipEncodersConfig,
+    ClipRankingConfig,
     ConfigError,
     ImageNetConfig,
     MobileNetV2Config,
@@ -50,8 +52,13 @@ def build_model(
         ConfigError: if weights are missing or do not fit, or if the head needs bins and there are none.
     """
     load_extensions(BUILDERS)
+    counter: Counter
     if isinstance(config, ClipConfig):
         counter = _build_clip(config, grid, bins, pretrained=pretrained)
+    elif isinstance(config, ClipRankingConfig):
+        from headcount.models.ranking import build_ranking  # late: open_clip takes seconds to load
+
+        counter = build_ranking(config, grid, pretrained=pretrained)
     else:
         parts = build_backbone(config, pretrained=pretrained)
         counter = Counter(
@@ -76,7 +83,7 @@ def follow_weights(config: ModelConfig) -> ModelConfig:
     """
     if isinstance(config, TimmConfig):
         check_timm_name(config.name)
-    if not isinstance(config, ClipConfig):
+    if not isinstance(config, ClipEncodersConfig):
         return config
     from headcount.models import clip
 

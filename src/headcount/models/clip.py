@@ -10,20 +10,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from headcount.config import (
     ClipConfig,
+    ClipEncodersConfig,
+    ClipRankingConfig,
     ClipResNetConfig,
     ClipTowerConfig,
     ClipViTConfig,
@@ -34,10 +36,9 @@ from headcount.config import (
 )
 from headcount.errors import CheckpointError
 from headcount.models.archives import is_torchscript
-from headcount.models.clip_towers import TimmTower, architecture, follow_tag, library_config
-from headcount.models.hub import quick_hub
+from headcount.models.clip_towers import Clip, TimmTower, architecture, follow_tag, library_config
+from headcount.models.clip_weights import interpolate_positions, load_encoders, read_weights
 from headcount.models.torchvision_networks import residual_decoder
-from headcount.models.weights import read_state_dict
 
 # ----------------------------------------------------------------------------------- image encoders
 
@@ -170,23 +171,6 @@ def attend(
     return attention.out_proj(values.transpose(1, 2).flatten(2))
 
 
-def interpolate_positions(
-    positions: Float[Tensor, "places width"], grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Float[Tensor, "new_places width"]:
-    """Interpolate position embeddings to another grid of patches: bicubic, no antialiasing, as in the released code.
-
-    Args:
-        positions: the embedding of the class token, which is not changed, then those of the patches, row by row.
-        grid: rows and columns of patches in ``positions``.
-        new_grid: rows and columns of patches in the result.
-    """
-    if tuple(grid) == tuple(new_grid):
-        return positions
-    maps = positions[1:].T.unflatten(1, tuple(grid))[None]
-    maps = F.interpolate(maps.float(), size=tuple(new_grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], maps[0].flatten(1).T.to(positions.dtype)])
-
-
 # Channels of the released decoders, where they differ from a single block with the channels of the encoder.
 _RELEASED_DECODERS = {"clip_rn101": [2048, 1024], "clip_rn50x4": [1280], "clip_rn50x16": [1536]}
 
@@ -251,15 +235,12 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         ConfigError: if weights are missing, do not fit, or were trained with another activation.
         CheckpointError: if the file of weights is damaged.
     """
-    if pretrained or (config.quick_gelu is None and config.weights == "none"):
-        config = follow_weights(config)
-    if config.quick_gelu is None:  # a checkpoint records it, and the file of weights that it names is never read
-        raise ConfigError(f"model.quick_gelu is not recorded for model.weights={config.weights}")
-    sizes = _sizes(config)
-    image = _image_tower(config, sizes)
+    config = settle_activation(config, pretrained=pretrained)
+    sizes = encoder_sizes(config)
+    image = image_encoder(config, sizes)
     text = text_tower(config) if pretrained else None
     if text is not None and config.weights != "none":
-        _load(image, text, _read(config), config)
+        load_encoders(image, text, read_weights(config), config)
     backbone = _backbone(config, image, block_size=block_size)
     channels = backbone.channels
     decoder = None
@@ -295,7 +276,23 @@ def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet 
     )
 
 
-def follow_weights(config: ClipConfig) -> ClipConfig:
+def settle_activation(config: Clip, *, pretrained: bool) -> Clip:
+    """The config with the activation that its network is built with.
+
+    Args:
+        pretrained: whether its weights are loaded; if not, a checkpoint that fills them records the activation.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`follow_weights`, or if the activation is not recorded.
+    """
+    if pretrained or (config.quick_gelu is None and config.weights == "none"):
+        config = follow_weights(config)
+    if config.quick_gelu is None:  # a checkpoint records it, and the file of weights that it names is never read
+        raise ConfigError(f"model.quick_gelu is not recorded for model.weights={config.weights}")
+    return config
+
+
+def follow_weights(config: Clip) -> Clip:
     """Fill in the tag that ``pretrained`` stands for, and the activation that the weights were trained with.
 
     Another activation gives wrong features without any error.
@@ -307,7 +304,7 @@ def follow_weights(config: ClipConfig) -> ClipConfig:
     config = follow_tag(config)
     trained = _quick_gelu_of_weights(config)
     if trained is None and config.quick_gelu is None:
-        _read(config)  # an unreadable file is reported as such
+        read_weights(config)  # an unreadable file is reported as such
         raise ConfigError(
             f"model.weights={config.weights}: the file does not say whether these weights were trained with QuickGELU; "
             "set model.quick_gelu=true (OpenAI's weights, and those whose name contains quickgelu) or false, or put "
@@ -321,7 +318,7 @@ def follow_weights(config: ClipConfig) -> ClipConfig:
     return replace(config, quick_gelu=config.quick_gelu if trained is None else trained)
 
 
-def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
+def _quick_gelu_of_weights(config: ClipEncodersConfig) -> bool | None:
     """Whether the weights were trained with QuickGELU; None if unknown."""
     if config.weights == "none":
         # Random weights of OpenAI's networks count as OpenAI's.
@@ -353,7 +350,7 @@ def _quick_gelu_of_weights(config: ClipConfig) -> bool | None:
         ) from error
 
 
-def _sizes(config: ClipConfig) -> dict[str, Any]:
+def encoder_sizes(config: ClipEncodersConfig) -> dict[str, Any]:
     """Sizes of the architecture: those set in the config, else open_clip's."""
     library = library_config(config)
     vision, text = library["vision_cfg"], library["text_cfg"]
@@ -361,7 +358,7 @@ def _sizes(config: ClipConfig) -> dict[str, Any]:
     return {
         "embed_dim": config.embed_dim or library["embed_dim"],
         "width": config.width or vision.get("width"),
-        "layers": layers[0] if isinstance(config, ClipViTConfig) and isinstance(layers, list) else layers,
+        "layers": layers[0] if _is_vit(config) and isinstance(layers, list) else layers,
         "text_width": config.text_width or text["width"],
         "text_heads": config.text_heads or text["heads"],
         "text_layers": config.text_layers or text["layers"],
@@ -370,13 +367,29 @@ def _sizes(config: ClipConfig) -> dict[str, Any]:
     }
 
 
-def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
+def _is_vit(config: ClipEncodersConfig) -> TypeGuard[ClipViTConfig | ClipRankingConfig]:
+    return isinstance(config, ClipViTConfig) or (isinstance(config, ClipRankingConfig) and config.is_vit)
+
+
+def image_encoder(config: ClipEncodersConfig, sizes: Mapping[str, Any]) -> Any:
+    """Build open_clip's image encoder, without weights.
+
+    Args:
+        sizes: from :func:`encoder_sizes`.
+
+    Raises:
+        ConfigError: if ``model.heads`` does not divide the width.
+    """
     if isinstance(config, ClipTowerConfig):
         return TimmTower(sizes["timm_name"])
-    if not isinstance(config, ClipViTConfig):
-        # The number of heads is that of the attention pooling, which is not used.
-        return ModifiedResNet(list(sizes["layers"]), sizes["embed_dim"], heads=1, width=sizes["width"])
-    patch = config.names[config.name]
+    if not _is_vit(config):
+        layers, width = list(sizes["layers"]), sizes["width"]
+        if not isinstance(config, ClipRankingConfig):
+            # The number of heads is that of the attention pooling, which is not used.
+            return ModifiedResNet(layers, sizes["embed_dim"], heads=1, width=width)
+        heads = _heads(32 * width, config.heads or width // 2, "model.heads")
+        return ModifiedResNet(layers, sizes["embed_dim"], heads=heads, width=width, image_size=config.input_size)
+    patch = config.patch_size if isinstance(config, ClipRankingConfig) else config.names[config.name]
     return VisionTransformer(
         image_size=config.input_size,
         patch_size=patch,
@@ -389,13 +402,13 @@ def _image_tower(config: ClipConfig, sizes: Mapping[str, Any]) -> Any:
     )
 
 
-def text_tower(config: ClipConfig) -> TextTransformer:
+def text_tower(config: ClipEncodersConfig) -> TextTransformer:
     """Build CLIP's text encoder with the config's sizes and activation, without weights.
 
     Raises:
         ConfigError: if ``model.text_heads`` does not divide the width.
     """
-    sizes = _sizes(config)
+    sizes = encoder_sizes(config)
     return TextTransformer(
         width=sizes["text_width"],
         heads=_heads(sizes["text_width"], sizes["text_heads"], "model.text_heads"),
@@ -429,72 +442,3 @@ def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, 
                 f"model.prompts: {text!r} is longer than the {DEFAULT_CONTEXT_LENGTH} tokens that CLIP reads"
             )
     return tower.eval()(tokenizer(list(texts)))
-
-
-# -------------------------------------------------------------------------------------------- weights
-
-
-def _read(config: ClipConfig) -> Mapping[str, Tensor]:
-    """Read the weights of a tag (downloaded if necessary) or a file, with open_clip's names."""
-    file = os.path.expanduser(config.weights)
-    if not os.path.isfile(file):
-        file = _download(config)
-    state = read_state_dict(file)
-    # Checkpoints of distributed runs, and models with a separate text tower, add a prefix to the names.
-    return {k.removeprefix("module.").removeprefix("text."): v for k, v in state.items()}
-
-
-def _download(config: ClipConfig) -> str:
-    network = architecture(config)
-    tag = get_pretrained_cfg(network, config.weights)
-    try:
-        with quick_hub():
-            return str(download_pretrained(tag))
-    except Exception as error:  # the hub raises many kinds of errors when offline
-        source = f"https://huggingface.co/{tag.get('hf_hub', '')}".rstrip("/")
-        archive = f" (or {tag['url']})" if tag.get("url") else ""
-        raise ConfigError(
-            f"model.weights={config.weights}: {network}'s weights could not be downloaded "
-            f"({type(error).__name__}). Without a network connection, download open_clip_model.safetensors and "
-            f"open_clip_config.json from {source} on another machine{archive}, copy both to a folder of this one, and "
-            "set model.weights=FILE to the first; or train from scratch with model.weights=none"
-        ) from error
-
-
-def _load(image: nn.Module, text: nn.Module, state: Mapping[str, Tensor], config: ClipConfig) -> None:
-    """Load ``state`` into both encoders; apart from unused layers, its keys must be exactly theirs."""
-    state = dict(state)
-    positions = state.get("visual.positional_embedding")
-    if positions is not None and isinstance(image, VisionTransformer):
-        side = math.isqrt(len(positions) - 1)
-        if side * side == len(positions) - 1:
-            state["visual.positional_embedding"] = interpolate_positions(
-                positions.float(), (side, side), image.grid_size
-            )
-    # Layers for pooling, projecting and scaling, which are not used; OpenAI's archives also contain sizes.
-    unused = (
-        *("logit_scale", "logit_bias", "visual.attnpool.", "visual.proj", "visual.head.", "visual.trunk.head."),
-        *("input_resolution", "context_length", "vocab_size", "attn_mask"),
-    )
-    own = {f"visual.{k}": v for k, v in image.state_dict().items()} | dict(text.state_dict())
-    own = {k: v for k, v in own.items() if not k.startswith(unused)}
-    state = {k: v for k, v in state.items() if not k.startswith(unused)}
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    strange = [k for k in state if k not in own]
-    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
-    if missing or strange or wrong:
-        problem = (
-            f"{missing[0]} is missing"
-            if missing
-            else f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
-            if wrong
-            else f"{strange[0]} is not part of {config.name}"
-        )
-        raise ConfigError(
-            f"model.weights={config.weights}: not the weights of {architecture(config)} in these sizes: "
-            f"{problem} ({len(missing)} missing, {len(wrong)} of another shape, {len(strange)} unknown)"
-        )
-    filled = {k: state.get(k, v).float() if v.is_floating_point() else state.get(k, v) for k, v in own.items()}
-    visual = {k.removeprefix("visual."): v for k, v in filled.items() if k.startswith("visual.")}
-    image.load_state_dict(visual, strict=False)  # all but the unused layers, as checked above
-    text.load_state_dict({k: v for k, v in filled.items() if not k.startswith("visual.")}, strict=False)

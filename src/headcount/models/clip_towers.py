@@ -6,7 +6,7 @@ of OpenAI's CLIP are built by ``clip``.
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import timm
@@ -15,7 +15,9 @@ from jaxtyping import Float
 from open_clip.pretrained import list_pretrained_tags_by_model
 from torch import Tensor, nn
 
-from headcount.config import ClipConfig, ClipTowerConfig, ConfigError
+from headcount.config import ClipEncodersConfig, ClipTowerConfig, ConfigError
+
+Clip = TypeVar("Clip", bound=ClipEncodersConfig)
 
 _OURS = {
     "clip_rn50": "RN50",
@@ -30,12 +32,12 @@ _OURS = {
 _TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask"}
 
 
-def architecture(config: ClipConfig) -> str:
+def architecture(config: ClipEncodersConfig) -> str:
     """open_clip's name of the network."""
-    return _OURS.get(config.name, config.name)
+    return _OURS.get(config.architecture, config.architecture)
 
 
-def library_config(config: ClipConfig) -> dict[str, Any]:
+def library_config(config: ClipEncodersConfig) -> dict[str, Any]:
     """What open_clip's table says of the network.
 
     Raises:
@@ -53,7 +55,7 @@ def library_config(config: ClipConfig) -> dict[str, Any]:
     return dict(library)
 
 
-def follow_tag(config: ClipConfig) -> ClipConfig:
+def follow_tag(config: Clip) -> Clip:
     """The config with the tag that open_clip lists first instead of ``pretrained``.
 
     Raises:

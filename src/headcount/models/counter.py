@@ -29,6 +29,9 @@ class Counter(nn.Module):
     mean: Tensor
     std: Tensor
 
+    counts_in_one_pass = True
+    """Whether the count of a whole image is that of the network's forward pass."""
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -206,6 +206,12 @@ def summary(metrics: Metrics) -> str:
         *([f"GAME({k})", f"{value:.2f}", ""] for k, value in enumerate(metrics.game, start=1)),
         ["bias", f"{metrics.bias:+.2f}", ""],
         ["R^2", f"{metrics.r2:.4f}", ""],
+        *(
+            []
+            if math.isnan(metrics.rank_correlation)
+            else [["rank correlation", f"{metrics.rank_correlation:.4f}", ""]]
+        ),
+        *([name.replace("_", " "), f"{share:.1%}", "of the patches"] for name, share in metrics.dropped.items()),
     ]
     levels = [
         [name, str(level.images), f"{level.mae:.2f}", f"{level.rmse:.2f}", f"{level.nae:.4f}"]

@@ -1,7 +1,8 @@
 """The paper's tables: their cells, as experiment files, and what the paper prints.
 
-Source: arXiv:2403.09281, version 1; of the tokens: version 2, figure 5; of ZIP: arXiv:2506.19955. The table of heads is
-this project's own.
+Source: arXiv:2403.09281, version 1; of the tokens: version 2, figure 5; of ZIP: arXiv:2506.19955; without labels: the
+poster "Unsupervised Crowd Counting with CLIP" (Technical University of Denmark), after arXiv:2304.04231. The table of
+heads is this project's own.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,12 @@ _ZIP_NETWORKS = {
     "MobileNetV4-medium": "mobilenetv4_medium",
     "MobileCLIP-S1": "mobileclip_s1",
     "CLIP ConvNeXt-base": "convnext_base_w_320",
+}
+_UNSUPERVISED = {
+    "baseline": "baseline",
+    "ips": "ten crops (IPS)",
+    "css": "crowd sizes (CSS)",
+    "tl": "top left (TL)",
 }
 _HEADS = {"EBC": "ebc", "ZIP": "zip", "Blockwise": "blockwise", "DM regression": "dm"}
 _TOKENS = (0, 8, 16, 32, 64, 128)
@@ -117,6 +124,11 @@ TABLES: dict[str, PaperTable] = {
         "Zero-inflated Poisson, the successor of EBC",
         ("SHA", "SHB", "QNRF", "NWPU val"),
         tuple(_row(label, "zip", [f"{name}_{d}" for d in _DATASETS]) for label, name in _ZIP_NETWORKS.items()),
+    ),
+    "unsupervised": PaperTable(
+        "Counting without labels",
+        ("ranking loss", "CLIP's loss"),
+        tuple(_row(label, "unsupervised", [f"mmr_{v}", f"clip_{v}"]) for v, label in _UNSUPERVISED.items()),
     ),
     "heads": PaperTable(
         "Four heads with one backbone, recipe and budget",
