@@ -1,6 +1,6 @@
 """CLIP as a counter that is trained without labels: an image is compared with sentences about numbers of people.
 
-Implements CrowdCLIP (arXiv:2304.04231). The nested crops are made by ``data.ranking``, and compared by
+Implements CrowdCLIP (arXiv:2304.04231). The nested crops are made by ``data.loading``, and compared by
 ``losses.ranking``.
 """
 
