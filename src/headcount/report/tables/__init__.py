@@ -1,7 +1,8 @@
 """The paper's tables from the runs of its experiments, beside the published numbers.
 
-``paper`` holds the published tables, ``cells`` finds the runs of each cell, ``judged`` reads their evaluations on a
-split that selected nothing, and ``pages`` writes Markdown, LaTeX and a picture.
+``paper`` holds the published tables, ``cells`` finds the runs of each cell, ``kept`` reads the evaluations of the
+checkpoints that a run keeps, on a split that selected none of them in training, ``judged`` compares these, and
+``pages`` writes Markdown, LaTeX and a picture.
 """
 
 from headcount.report.tables.cells import (
@@ -14,7 +15,7 @@ from headcount.report.tables.cells import (
     verdict,
     why_not_evaluated,
 )
-from headcount.report.tables.judged import Selection, checkpoint_names, judge_run
+from headcount.report.tables.kept import Selection, checkpoint_names, judge_run
 from headcount.report.tables.pages import latex, markdown, table_picture
 from headcount.report.tables.paper import TABLES, PaperRow, PaperTable
 

@@ -22,6 +22,7 @@ from headcount.config import ConfigError, ExpectedConfig, TrainConfig
 from headcount.errors import CheckpointError, HeadcountError
 from headcount.files import quoted, read_csv
 from headcount.metrics import Interval, bootstrap_interval
+from headcount.report.tables.kept import check_judged, why_not_judged
 from headcount.report.tables.paper import IMAGES, TABLES, PaperRow, PaperTable
 from headcount.runs import (
     COUNTS_FILE,
@@ -131,7 +132,8 @@ def fill_table(
         seeds: the seeds that each cell needs.
 
     Raises:
-        ConfigError: if there is no such table, the overrides select no cell, or they set what the table compares.
+        ConfigError: if there is no such table, the overrides select no cell, they set what the table compares, or the
+            images that judge a cell would select its checkpoints.
     """
     if name not in TABLES:
         raise ConfigError(f"table={name}: no such table; there are {', '.join(TABLES)}")
@@ -148,12 +150,15 @@ def fill_table(
             if any(getattr(config, group).name != wanted for group, wanted in selected.items()):
                 continue
             try:
-                settings = recipe(compose([f"experiment={experiment}", *overrides]))
+                composed = compose([f"experiment={experiment}", *overrides])
+                if paper.judged_on is not None:
+                    check_judged(composed, paper.judged_on)
+                settings = recipe(composed)
             except HeadcountError as error:
                 raise ConfigError(f"{experiment}: {error}") from error
             changed = differences(recipe(config), settings, ignore=("seed",))
             cell = TableCell(row, column, experiment, list(overrides), settings, config.expected, changed)
-            _collect(cell, found, seeds)
+            _collect(cell, found, seeds, paper.judged_on)
             table.cells[row.label, column] = cell
     if not table.cells:
         choice = " ".join(f"{group}={wanted}" for group, wanted in selected.items())
@@ -233,6 +238,7 @@ def _collect(
     cell: TableCell,
     found: dict[Path, tuple[RunRecord, dict[str, Any]] | HeadcountError],
     seeds: Sequence[int],
+    judged_on: str | None,
 ) -> None:
     """Add the runs that count to a cell, and to ``refused`` those that are named after it or repeat a seed."""
     slug = cell.experiment.replace("/", "-")
@@ -254,7 +260,7 @@ def _collect(
                 cell.refused.append(f"{folder}: {_describe_changes(changed)}")
             continue
         first = cell.runs.get(run.config.seed)
-        reason = _why_incomplete(run)
+        reason = _why_incomplete(run, judged_on)
         if reason is not None:
             cell.refused.append(f"{folder}: {reason}")
         elif first is not None:
@@ -269,14 +275,16 @@ def _describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
     return first_names([f"{key} is {changed[key][1]}, not {changed[key][0]}" for key in keys], _MAX_DIFFERENCES)
 
 
-def _why_incomplete(run: RunRecord) -> str | None:
+def _why_incomplete(run: RunRecord, judged_on: str | None) -> str | None:
     """Why a run with the right settings does not count; None if it does."""
     wrong_images = _wrong_images(run)
     if wrong_images is not None:
         return wrong_images
     if not run.finished:
         return f"stopped at epoch {run.epochs} of {run.config.epochs}; resume=true continues it"
-    return "was never evaluated" if run.best is None else None
+    if run.best is None:
+        return "was never evaluated"
+    return None if judged_on is None else why_not_judged(run, judged_on)
 
 
 def _wrong_images(run: RunRecord) -> str | None:

@@ -83,18 +83,24 @@ def markdown(table: ReproducedTable) -> str:
 
 
 def _judged(table: ReproducedTable, split: str) -> list[str]:
-    """What the checkpoints that the runs keep are worth on a split that selected none of them."""
+    """What the checkpoints that the runs keep are worth on a split that selected none of them in training."""
     lines = [f"## On the {split} images, MAE / RMSE", ""]
     lines += pipe_table(judged_grid(table, split, bold=("**", "**")), markup=True)
     lines += ["", _how_judged(table, split)]
     if differences := judged_differences(table, split):
         lines += ["", f"## Differences of the MAE on the {split} images [95 % of images]", "", *pipe_table(differences)]
+        lines += [
+            "",
+            f"Of the best on the {split} images, the difference only: images that chose the checkpoints cannot tell "
+            "chance from a better counter.",
+        ]
     if intervals := interval_rows(table, split):
         lines += ["", f"## Intervals of the counts of the {split} images, last epoch", "", *pipe_table(intervals), ""]
         lines += [
             "Own intervals rest on the counter's probabilities, calibrated ones on its errors on held-out images. "
             "Covered: percent of the images whose true count lies in the interval; widths and scores in heads; "
-            "outside: number of images unlike those of the calibration."
+            "images unlike the calibration: number of those whose size or density of people no calibration image has, "
+            "or that were counted in another way."
         ]
     if unevaluated := not_judged(table, split):
         lines += ["", f"## Not evaluated on the {split} images", "", *(f"* {plain(reason)}" for reason in unevaluated)]
@@ -124,7 +130,8 @@ def latex(table: ReproducedTable) -> str:
     if _any_published(table):
         caption.append("Published in brackets")
     if table.changed:
-        caption.append("Ours was trained otherwise than the published numbers")
+        other = "the published numbers" if _any_published(table) else "by this project's files"
+        caption.append(f"Ours was trained otherwise than {other}")
     if _any_otherwise(table):
         caption.append(_OTHERWISE_NOTE)
     split = table.paper.judged_on
@@ -185,7 +192,7 @@ def table_picture(table: ReproducedTable, path: Path) -> None:
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if width < 10 else 4)
     title = [table.paper.title, _how_selected(table).replace("+-", "\u00b1")]
-    if table.changed:
+    if table.changed and _any_published(table):
         title.append("ours was trained otherwise than the published numbers: they cannot be compared")
     wrapped = [textwrap.fill(line, int(11 * width)) for line in title]
     figure.suptitle("\n".join(wrapped), parse_math=False, fontsize="medium")
@@ -266,16 +273,14 @@ def _any_otherwise(table: ReproducedTable) -> bool:
 
 
 def _warnings(table: ReproducedTable) -> list[str]:
-    """Why ours cannot be compared with the published numbers, as lines of Markdown."""
+    """The changed settings, for which ours cannot be compared with any published numbers, as lines of Markdown."""
     if not table.changed:
         return []
     keys = sorted(table.changed, key=lambda key: key not in IMPORTANT_SETTINGS)
     shown = [plain(f"{key} {table.changed[key][1]} for {table.changed[key][0]}") for key in keys[:_MAX_CHANGES]]
     more = f", and {len(keys) - _MAX_CHANGES} more" if len(keys) > _MAX_CHANGES else ""
-    return [
-        f"**Not the published recipe, so no number below reproduces one of the paper's.** {', '.join(shown)}{more}.",
-        "",
-    ]
+    start = "**Not the published recipe, so no number below reproduces one of the paper's.** "
+    return [f"{start if _any_published(table) else 'Changed settings: '}{', '.join(shown)}{more}.", ""]
 
 
 def _how_selected(table: ReproducedTable) -> str:

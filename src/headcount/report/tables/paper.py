@@ -30,7 +30,7 @@ class PaperTable:
     columns: tuple[str, ...]
     rows: tuple[PaperRow, ...]
     judged_on: str | None = None
-    """Split that selects no checkpoint and judges all that a run keeps; None judges a run by the split that selects."""
+    """Split that judges all checkpoints of a run, and selects none in training; None judges by the one that selects."""
 
 
 def _row(label: str, folder: str, names: Sequence[str], **rest: Any) -> PaperRow:
