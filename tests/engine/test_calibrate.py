@@ -1,5 +1,6 @@
 """Calibrating a counter: what is stored, what is refused, and that coverage is as promised on images like these."""
 
+import json
 import math
 import re
 import shutil
@@ -220,12 +221,53 @@ def test_other_drawn_crowds_are_not_those_of_the_training(untrained: Path, tmp_p
 def test_images_that_selected_the_checkpoint_are_said(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")
     done = calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt")
-    assert done.notes == ["These images selected the checkpoint: errors on others may be larger."]
+    assert done.notes == [SELECTED]
     # Another epoch of the same run, such as the last one, is not what they selected.
     content = torch.load(ckpt)
-    content["best"] = {"mae": 1.0, "rmse": 1.0, "nae": 1.0, "images": 9, "epoch": content["epoch"] + 1}
+    content["best"] = best_of(content["epoch"] - 1)
     torch.save(content, ckpt)
     assert calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt").notes == []
+
+
+SELECTED = "These images selected the checkpoint: errors on others may be larger."
+
+
+def best_of(epoch: int) -> dict[str, float]:
+    return {"mae": 5.0 - epoch, "rmse": 5.0, "nae": 1.0, "images": 9, "epoch": epoch}
+
+
+def test_a_checkpoint_that_was_the_best_when_it_was_written_may_not_be_selected(tmp_path: Path) -> None:
+    """Epochs 1 to 3 of a run whose error falls: what lies beside tells."""
+    best = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")
+    content = checkpoint.read(best)
+    first = tmp_path / "epoch_0001.pt"
+    checkpoint.save(content | {"epoch": 1, "best": best_of(1)}, first)
+
+    def notes(ckpt: Path) -> list[str]:
+        return calibrate_checkpoint(evaluation(ckpt, "val"), tmp_path / "out.pt").notes
+
+    checkpoint.save(content | {"best": best_of(3)}, best)
+    assert notes(first) == []
+    assert notes(best) == [SELECTED]
+    best.unlink()
+    assert notes(first) == ["These images may have selected the checkpoint: errors on others may be larger."]
+    records = [{"epoch": k, "eval/split": "val", "eval/mae": 5.0 - k, "eval/rmse": 5.0} for k in (1, 2, 3)]
+    lines = [json.dumps(record) + "\n" for record in records]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert notes(first) == []
+    (tmp_path / "metrics.jsonl").write_text(lines[0])
+    assert notes(first) == [SELECTED]
+
+
+def test_the_last_checkpoint_of_a_training_that_stopped_early_is_one_that_they_decided(tmp_path: Path) -> None:
+    settings = ["dataset.val_images=9", "early_stopping=2", "eval_every_epochs=1"]
+    ckpt = write_checkpoint(tmp_path, *SMALL, *settings)
+    last = ckpt.rename(tmp_path / "last.pt")
+    checkpoint.save(checkpoint.read(last) | {"best": best_of(1)}, last)
+    done = calibrate_checkpoint(evaluation(last, "val"), tmp_path / "out.pt")
+    assert done.notes == [
+        "These images decided that the training ended at this checkpoint: errors on others may be larger."
+    ]
 
 
 def test_a_level_that_the_calibration_does_not_support_is_refused_before_counting(calibrated: Path) -> None:

@@ -208,7 +208,10 @@ def test_runs_that_cannot_be_judged_are_refused(tmp_path: Path) -> None:
     (told,) = filled.cells["EBC", "SHA"].refused
     assert told == f"{selected}: was selected on the test images, which judge here"
     (told,) = filled.cells["ZIP", "SHA"].refused
-    assert told == (f"{gone}: has no checkpoint of epochs 8, 10 left to evaluate (keep=best); train with keep=all")
+    assert told == (
+        f"{gone}: has no checkpoint of epochs 8, 10 left to evaluate (keep=best); train with keep=all, under another "
+        "run_name= if this run stays"
+    )
 
 
 def test_a_run_that_stopped_early_has_no_last_epoch_of_its_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Calibrate the intervals of a counter on images it was not trained on, and judge intervals on others."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from headcount.engine.training_images import dataset_parts, find_training_images
 from headcount.errors import CheckpointError
 from headcount.files import make_folder
 from headcount.intervals import MIN_CALIBRATION_IMAGES, Calibration, Features, scale
+from headcount.runs import read_metrics, stops_early
 from headcount.types import ImageCount
 from headcount.wording import first_names, many
 
@@ -85,16 +87,24 @@ def calibrate_checkpoint(config: EvalCommandConfig, output: Path) -> CalibratedC
     except ValueError as error:
         raise CheckpointError(f"ckpt={config.ckpt}: its counts are not usable: {error}") from error
     _write(_counting_content(loaded.content) | {"calibration": calibration.to_plain()}, output)
-    notes = _notes(loaded, split, own=located.own, left_out=len(seen), unknown=training.unknown)
+    file, unknown = Path(config.checkpoint).expanduser(), training.unknown
+    notes = _notes(loaded, file, split, own=located.own, left_out=len(seen), unknown=unknown)
     return CalibratedCheckpoint(calibration, "variance" in images[0].numbers, notes)
 
 
 def _notes(
-    loaded: checkpoint.LoadedCheckpoint, split: str, *, own: bool, left_out: int, unknown: Sequence[str]
+    loaded: checkpoint.LoadedCheckpoint,
+    file: Path,
+    split: str,
+    *,
+    own: bool,
+    left_out: int,
+    unknown: Sequence[str],
 ) -> list[str]:
     """What to know about a calibration, one line each.
 
     Args:
+        loaded, file: the checkpoint.
         split: of the calibration images.
         own: whether their dataset is read as in the training.
         left_out: number of images that are training images.
@@ -104,8 +114,8 @@ def _notes(
     if (before := loaded.calibration) is not None:
         replaced = f"{many(len(before), 'image')} of {before.dataset} {before.split}"
         notes.append(f"This replaces the counter's calibration on {replaced}.")
-    if loaded.content["selection"]["split"] == split and own and _is_selected(loaded.content):
-        notes.append("These images selected the checkpoint: errors on others may be larger.")
+    if loaded.content["selection"]["split"] == split and own:
+        notes += _selected_by_them(loaded, file)
     if left_out:
         notes.append(f"{many(left_out, 'image')} left out, with the same content as training images.")
     if unknown:
@@ -116,10 +126,39 @@ def _notes(
     return notes
 
 
-def _is_selected(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint is the one of the lowest error, as far as it records that."""
-    best = content["best"]
-    return best is None or best.get("epoch") == content["epoch"]
+def _selected_by_them(loaded: checkpoint.LoadedCheckpoint, file: Path) -> list[str]:
+    """What to know if the images that selected among the checkpoints of a training calibrate one of them."""
+    epoch, best = loaded.content["epoch"], (loaded.content["best"] or {}).get("epoch")
+    if best is not None and epoch is not None and stops_early(loaded.config, epoch=epoch, best_epoch=best):
+        return ["These images decided that the training ended at this checkpoint: errors on others may be larger."]
+    if best not in (None, epoch):  # an earlier one is better
+        return []
+    best = _best_epoch(loaded.content, file)
+    if best is None:
+        return ["These images may have selected the checkpoint: errors on others may be larger."]
+    return ["These images selected the checkpoint: errors on others may be larger."] if best == epoch else []
+
+
+def _best_epoch(content: dict[str, Any], file: Path) -> int | None:
+    """The epoch of the best checkpoint of a training, by what lies beside one of its checkpoints; None if nothing does.
+
+    A checkpoint itself records the best one until then only.
+    """
+    if not file.is_file():  # the name of a published one
+        return None
+    try:
+        records = {r["epoch"]: r for r in read_metrics(file.parent) if math.isfinite(r.get("eval/mae", math.nan))}
+        recorded, mine = content["best"] or {}, records.get(content["epoch"])
+        if mine is not None and math.isclose(mine["eval/mae"], recorded.get("mae", mine["eval/mae"])):
+            return min(records, key=lambda epoch: records[epoch]["eval/mae"])
+    except CheckpointError:  # as if it were not there
+        pass
+    try:
+        best = checkpoint.read(file.parent / checkpoint.BEST)
+    except CheckpointError:
+        return None
+    epoch: int | None = best["epoch"] if best["config"] == content["config"] else None
+    return epoch
 
 
 def _write(content: dict[str, Any], output: Path) -> None:

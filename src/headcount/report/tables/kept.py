@@ -116,7 +116,10 @@ def why_not_judged(run: RunRecord, split: str) -> str | None:
     gone = [record["epoch"] for record in run.evaluations if not _can_be_judged(run, record["epoch"], split)]
     if gone:
         epochs = ("epoch " if len(gone) == 1 else "epochs ") + ", ".join(map(str, gone))
-        return f"has no checkpoint of {epochs} left to evaluate (keep={run.config.keep}); train with keep=all"
+        return (
+            f"has no checkpoint of {epochs} left to evaluate (keep={run.config.keep}); train with keep=all, under "
+            "another run_name= if this run stays"
+        )
     return None
 
 

@@ -130,8 +130,8 @@ def latex(table: ReproducedTable) -> str:
     if _any_published(table):
         caption.append("Published in brackets")
     if table.changed:
-        other = "the published numbers" if _any_published(table) else "by this project's files"
-        caption.append(f"Ours was trained otherwise than {other}")
+        than = "than the published numbers" if _any_published(table) else "than this project's files say"
+        caption.append(f"Ours was trained otherwise {than}")
     if _any_otherwise(table):
         caption.append(_OTHERWISE_NOTE)
     split = table.paper.judged_on
