@@ -398,7 +398,8 @@ def test_a_run_on_several_datasets(tables: Run, project: Path) -> None:
     settings = ["dataset=mixed", "dataset.parts=[sha,shb]", "dataset.holdout=0.1", "epochs=2", "eval_every_epochs=1"]
     config: TrainConfig = to_config(compose(settings, config_name="train"))
     folder = write_run(project / "run" / "seed1", config, [9.0, 8.0], seed=1)
-    (folder / "run.json").write_text(json.dumps({"images": {"train": 630, "selection": 70}, "commits": ["abc1234"]}))
+    made = {"images": {"train": 630, "selection": 70}, "commits": ["abc1234", "def5678+changes"]}
+    (folder / "run.json").write_text(json.dumps(made))
     evaluation = folder / "eval" / "sha"
     evaluation.mkdir(parents=True)
     facts = {"dataset": "sha", "split": "test", "images": 182, "mode": "whole image", "epoch": 1, "seed": 1}
@@ -409,6 +410,7 @@ def test_a_run_on_several_datasets(tables: Run, project: Path) -> None:
     record = json.loads((project / "results" / "mine.json").read_text())
     assert record["trained_on"] == "ShanghaiTech part A and ShanghaiTech part B (630 images)"
     assert record["results"][0]["selection_datasets"] == ["sha", "shb"]
+    assert record["commit"] == "abc1234, def5678+changes"
     (evaluation / "metrics.json").write_text(json.dumps({**facts, "dataset": "mixed", "split": "holdout"}))
     status, _, err = tables("--add", str(evaluation), "--name", "other", *NAMED[2:])
     assert (status, "dataset mixed, split holdout: not known; datasets are sha" in err) == (2, True)
