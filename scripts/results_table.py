@@ -6,8 +6,9 @@
       --section 2026-12-01-my-run                   make a record from evaluations that eval.py wrote
 
 One record describes one training and the errors of its checkpoints; class Record explains its fields, and what is not
-known is null. Every error and commit of a record must stand in the section of EXPERIMENTS.md that it names. Exit
-status: 0, 1 if a check failed, 2 if nothing could be read or written.
+known is null. The section of EXPERIMENTS.md that a record names must state its errors with what selected the
+checkpoint, crops, minutes, and commit; docs/tables.md says in which words. Exit status: 0, 1 if a check failed, 2 if
+nothing could be read or written.
 """
 
 import json
@@ -23,11 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from headcount.cli.arguments import script_parser, to_path
 from headcount.cli.status import FAILED, exit_on_error
-from headcount.config import ConfigError, ExpectedConfig
+from headcount.config import (
+    ConfigError,
+    CustomConfig,
+    DatasetConfig,
+    ExpectedConfig,
+    MixedConfig,
+    SupervisedConfig,
+    TrainConfig,
+)
 from headcount.data.catalogue import DATASETS
 from headcount.files import read_text, write_json, write_text
 from headcount.report.markdown import plain
-from headcount.runs import RunRecord, read_run
+from headcount.runs import CALIBRATED, RunRecord, epoch_file, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "results"
@@ -43,6 +52,16 @@ SELECTIONS = ("selected on these images", "selected on other images", "last epoc
 UNKNOWN = "not recorded"
 NO_SELECTION = "nothing"
 """``selected_on`` of the last checkpoint of a training whose length was fixed before."""
+STATED = {
+    NO_SELECTION: r"\blast epoch\b",
+    "test": r"\bselected on the test split\b|\bthe test split (?:also )?selects\b",
+    "val": r"\bselected on (?:the )?(?:\d+ )?validation\b",
+    "holdout": r"\bselected on (?:the )?(?:\d+ )?held-out\b",
+}
+"""How EXPERIMENTS.md says what selected a checkpoint."""
+COMMIT = re.compile(r"[0-9a-f]{7,40}(\+changes)?")
+COMMIT_DIGITS = 7
+"""Number of digits of a commit that are compared."""
 
 
 @dataclass
@@ -51,10 +70,12 @@ class Errors:
 
     selected_on: str = MISSING
     """The split whose MAE selected the checkpoint, or ``nothing``."""
+    selection_datasets: list[str] = MISSING
+    """Names of the datasets of that split, several of a mixed one; empty for ``nothing``."""
     selection_images: int | None = MISSING
     """Number of images in that split; null for ``nothing``, and if not recorded."""
     epoch: int | None = MISSING
-    """Epoch of the checkpoint; null for several seeds."""
+    """Epoch of the checkpoint; null for several seeds, and if not recorded."""
     mae: float = MISSING
     """Mean absolute error, as rounded in the text."""
     rmse: float = MISSING
@@ -96,7 +117,7 @@ class Record:
     seeds: list[int] = MISSING
     """Several if the errors are means."""
     commit: str | None = MISSING
-    """Commit of the training."""
+    """Commit of the training; of a resumed one, all of them, such as ``f03af67, 88b033f``."""
     command: str | None = MISSING
     """The training's command at that commit."""
     section: str = MISSING
@@ -119,6 +140,10 @@ def main() -> None:
     parser.add_argument("--section", help="of the new record: an anchor of EXPERIMENTS.md")
     with exit_on_error(parser.prog):
         options = parser.parse_args()
+        if options.add and options.check:
+            raise ConfigError("--add and --check: choose one")
+        if not options.add and (options.name or options.network or options.section):
+            raise ConfigError("--name, --network and --section are those of a new record: they need --add")
         if options.add:
             print(add(ROOT, options.add, name=options.name, network=options.network, section=options.section))
             return
@@ -168,20 +193,56 @@ def read_record(file: Path) -> Record:
         record: Record = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Record), content))  # type: ignore[assignment]
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}; scripts/results_table.py lists the fields") from error
+    check_record(file, record)
+    return record
+
+
+def check_record(file: Path, record: Record) -> None:
+    """Refuse a record that contradicts itself.
+
+    Raises:
+        ConfigError: if it does.
+    """
     if record.dataset not in DATASETS or record.split not in SPLITS:
         known = f"datasets are {', '.join(DATASETS)}, splits {', '.join(SPLITS)}"
         raise ConfigError(f"{file}: dataset {record.dataset}, split {record.split}: not known; {known}")
     if not record.results or not record.seeds:
         raise ConfigError(f"{file}: results and seeds must not be empty")
+    if record.commit is not None and not all(map(COMMIT.fullmatch, record.commit.split(", "))):
+        raise ConfigError(
+            f"{file}: commit {record.commit!r}: must be at least {COMMIT_DIGITS} hexadecimal digits, or null"
+        )
     for errors in record.results:
-        if errors.selected_on not in SPLITS and errors.selected_on != NO_SELECTION:
-            raise ConfigError(
-                f"{file}: selected_on {errors.selected_on} is none of {', '.join(SPLITS)}, {NO_SELECTION}"
-            )
-        several = len(record.seeds) > 1
-        if any((std is not None) != several for std in (errors.mae_std, errors.rmse_std)):
-            raise ConfigError(f"{file}: mae_std and rmse_std must be null for one seed, and numbers for several")
-    return record
+        problems = errors_problems(errors, record)
+        if problems:
+            raise ConfigError(f"{file}: {describe(errors)}: {'; '.join(problems)}")
+
+
+def errors_problems(errors: Errors, record: Record) -> list[str]:
+    """What the errors of a checkpoint contradict: each other, or their record."""
+    several, selected = len(record.seeds) > 1, errors.selected_on != NO_SELECTION
+    problems = []
+    if errors.selected_on not in STATED:
+        problems.append(f"selected_on {errors.selected_on} is none of {', '.join(SPLITS)}, {NO_SELECTION}")
+    if any((std is not None) != several for std in (errors.mae_std, errors.rmse_std)):
+        problems.append("mae_std and rmse_std must be null for one seed, and numbers for several")
+    if errors.rmse < errors.mae:
+        problems.append("the RMSE cannot be below the MAE")
+    if bool(errors.selection_datasets) != selected or (errors.selection_images is not None and not selected):
+        problems.append(f"selection_datasets and selection_images must be empty and null only for {NO_SELECTION}")
+    alone = selects_itself(errors, record) and len(errors.selection_datasets) == 1
+    if alone and errors.selection_images not in (None, record.images):
+        problems.append(f"selection_images is {errors.selection_images}, but these images are {record.images}")
+    if errors.epoch is not None and (several or not 1 <= errors.epoch <= record.epochs):
+        problems.append(f"epoch {errors.epoch}: must be one of the {record.epochs}, and null for several seeds")
+    if not selected and not several and errors.epoch != record.epochs:
+        problems.append(f"epoch {errors.epoch}: selected on {NO_SELECTION} is only the last epoch, {record.epochs}")
+    return problems
+
+
+def selects_itself(errors: Errors, record: Record) -> bool:
+    """Whether images that were evaluated are among those that selected the checkpoint."""
+    return errors.selected_on == record.split and record.dataset in errors.selection_datasets
 
 
 def add(root: Path, folders: Sequence[Path], *, name: str | None, network: str | None, section: str | None) -> str:
@@ -189,14 +250,14 @@ def add(root: Path, folders: Sequence[Path], *, name: str | None, network: str |
 
     Args:
         root: of the project.
-        folders: that eval.py wrote into the run's folder, for its best_mae.pt or last.pt.
+        folders: that eval.py wrote into the run's folder, for its best checkpoint or that of the last epoch.
         name, network, section: of the record.
 
     Returns:
         What to do next.
 
     Raises:
-        ConfigError: if an argument is missing, a file cannot be read, or the record exists.
+        ConfigError: if an argument is missing, a file cannot be read, the record exists, or would not be accepted.
     """
     if not name or not network or not section:
         raise ConfigError("--add needs --name, --network and --section")
@@ -211,46 +272,74 @@ def add(root: Path, folders: Sequence[Path], *, name: str | None, network: str |
     for folder, evaluation in zip(folders, evaluations, strict=True):
         if folder.resolve().parent.parent != run.folder or not facts.items() <= evaluation.items():
             raise ConfigError(f"{folder}: is not an evaluation of the same run and images as {folders[0]}")
-    trained_on = DATASETS[facts["trained_on"]].title if facts["trained_on"] in DATASETS else facts["trained_on"]
+    commits = ", ".join(run.commits) or facts["commit"]
     seconds, command = run.provenance.get("seconds"), run.provenance.get("command")
     record = Record(
-        **{key: facts[key] for key in ("dataset", "split", "images", "mode", "commit")},
-        trained_on=f"{trained_on} ({run.images[0]} images)" if run.images else trained_on,
+        **{key: facts[key] for key in ("dataset", "split", "images", "mode")},
+        trained_on=training_images(run),
         network=network,
         parameters=None,
         epochs=run.epochs,
         crop_size=run.config.augment.crop_size,
-        crops=None,
+        crops=training_crops(run),
         hardware=", ".join(run.provenance[key] for key in ("device", "precision") if key in run.provenance) or None,
         minutes=None if seconds is None else round(seconds / 60, 1),
         seeds=[facts["seed"]],
+        commit=None if "unknown" in commits else commits,
         command=None if command is None else re.sub(r"^\S*train\.py", "python train.py", command),
         section=section,
         expected=None,
         in_readme=False,
         results=[errors_of(evaluation, run) for evaluation in evaluations],
     )
+    check_record(file, record)
     write_json(file, asdict(record))
     return f"{file}: fill in what is null, describe the run in {EXPERIMENTS}#{section}, and run this script again"
 
 
+def parts(config: TrainConfig) -> dict[str, DatasetConfig]:
+    """The datasets that a run was trained on, by name."""
+    dataset = config.dataset
+    return dataset.datasets if isinstance(dataset, MixedConfig) else {dataset.name: dataset}
+
+
+def training_images(run: RunRecord) -> str:
+    """The training images, for readers: all parts of a mixed dataset."""
+    names = [
+        name if isinstance(part, CustomConfig) or part.name not in DATASETS else DATASETS[part.name].title
+        for name, part in parts(run.config).items()
+    ]
+    return f"{' and '.join(names)}{f' ({run.images[0]} images)' if run.images else ''}"
+
+
+def training_crops(run: RunRecord) -> int | None:
+    """Number of training crops of all epochs; None where the files of the run do not say it."""
+    from headcount.data.loading import step_images  # imports torch, which only this needs
+
+    config, dataset = run.config, run.config.dataset
+    drawn = isinstance(dataset, MixedConfig) and dataset.weights is not None
+    if run.images is None or drawn or not isinstance(config.method, SupervisedConfig):
+        return None
+    images = run.images[0]
+    step = step_images(images, config.batch_size, config.runtime.processes * config.accumulate)
+    return run.epochs * (images // step) * step
+
+
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """Read what eval.py wrote about a checkpoint whose selection is known.
+    """Read what eval.py wrote about a checkpoint.
 
     Raises:
-        ConfigError: if it cannot be read, is about another checkpoint than best_mae.pt and last.pt, or was not made
-            with the settings of the training.
+        ConfigError: if it cannot be read, or was not made with the settings of the training.
     """
     file = folder / METRICS_FILE
     try:
         metrics = json.loads(read_text(file))
         keys = (*FACTS, "checkpoint", "selected_on", "epoch", "settings", "mae", "rmse")
-        evaluation = {key: metrics[key] for key in keys}
-        checkpoint = Path(evaluation["checkpoint"]).name
+        evaluation = {"file": file, **{key: metrics[key] for key in keys}}
+        path = Path(evaluation["checkpoint"])
+        evaluation["checkpoint"] = f"{path.stem.removesuffix(CALIBRATED)}{path.suffix}"
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{file}: is not a file that eval.py wrote ({error})") from error
-    if checkpoint not in ("best_mae.pt", "last.pt"):
-        raise ConfigError(f"{file}: is about {checkpoint}; only best_mae.pt and last.pt say what selected them")
     if evaluation["settings"]:
         raise ConfigError(
             f"{file}: was made with {evaluation['settings']}; a record is of whole splits, counted as in training"
@@ -259,10 +348,21 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def errors_of(evaluation: dict[str, Any], run: RunRecord) -> Errors:
-    """The errors of an evaluation, rounded as they are quoted."""
-    selected = Path(evaluation["checkpoint"]).name == "best_mae.pt"
+    """The errors of an evaluation, rounded as they are quoted.
+
+    Raises:
+        ConfigError: if it is of another checkpoint than the best one and the averaged weights of the last epoch.
+    """
+    selected = evaluation["checkpoint"] == "best_mae.pt"
+    if not selected:
+        refuse_unless_last(evaluation, run)
+    names = [part.name for part in parts(run.config).values()]
+    elsewhere = isinstance(run.config.dataset, CustomConfig)  # then trained_on names the folder if it is another one
     return Errors(
         selected_on=evaluation["selected_on"] if selected else NO_SELECTION,
+        selection_datasets=([evaluation["trained_on"]] if elsewhere else list(dict.fromkeys(names)))
+        if selected
+        else [],
         selection_images=run.images[1] if selected and run.images else None,
         epoch=evaluation["epoch"],
         mae=round(evaluation["mae"], 1),
@@ -270,6 +370,35 @@ def errors_of(evaluation: dict[str, Any], run: RunRecord) -> Errors:
         mae_std=None,
         rmse_std=None,
     )
+
+
+def refuse_unless_last(evaluation: dict[str, Any], run: RunRecord) -> None:
+    """Refuse an evaluation that is not of the evaluated weights of a last epoch that nothing selected.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    file, checkpoint, config = evaluation["file"], evaluation["checkpoint"], run.config
+    last = epoch_file(config.epochs)
+    if run.epochs < config.epochs or "stopped_early" in run.provenance:
+        raise ConfigError(
+            f"{file}: the run ended after epoch {run.epochs} of {config.epochs}, so that its last epoch was not fixed "
+            "before; record only its best_mae.pt"
+        )
+    if checkpoint == "last.pt" and config.optim.ema_decay is not None:
+        raise ConfigError(
+            f"{file}: last.pt stores the weights in training; errors are those of their average "
+            f"(optim.ema_decay={config.optim.ema_decay:g}): evaluate {last}, which train.py writes with keep=1 or more"
+        )
+    if checkpoint not in ("last.pt", last):
+        raise ConfigError(
+            f"{file}: is about {checkpoint}; a record is of best_mae.pt, which a split selected, or of {last}, the "
+            "last epoch"
+        )
+    if evaluation["epoch"] != config.epochs:
+        raise ConfigError(
+            f"{file}: is about epoch {evaluation['epoch']}, not the last, {config.epochs}; evaluate it again"
+        )
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -308,19 +437,92 @@ def update(root: Path, *, check: bool) -> list[str]:
 
 
 def disagreements(file: str, record: Record, experiments: str) -> list[str]:
-    """What a record states that the section of EXPERIMENTS.md does not: errors and commit."""
-    section = find_section(experiments, record.section)
+    """What a record states that the section of EXPERIMENTS.md does not: errors, crops, minutes and commit."""
+    section, place = find_section(experiments, record.section), f"{EXPERIMENTS}#{record.section}"
     if section is None:
         return [f"{file}: {EXPERIMENTS} has no section #{record.section}"]
     problems = []
     for errors in record.results:
-        numbers = [errors.mae, errors.rmse, errors.mae_std, errors.rmse_std]
-        stated = [rf"(?<![\d.]){re.escape(str(number))}(?![\d.]*\d)" for number in numbers if number is not None]
-        if not any(all(re.search(number, line) for number in stated) for line in section.splitlines()):
-            problems.append(f"{file}: no line of {EXPERIMENTS}#{record.section} has {describe(errors)}")
-    if record.commit is not None and record.commit not in section:
-        problems.append(f"{file}: commit {record.commit} is not in {EXPERIMENTS}#{record.section}")
+        found = statements(errors, section)
+        if not found:
+            problems.append(f"{file}: no line of {place} has {describe(errors)}")
+        elif not any(agrees(one, errors, record, section) for one in found):
+            number = "" if errors.selection_images is None else f", {errors.selection_images} images"
+            epoch = "" if errors.epoch is None else f", epoch {errors.epoch}"
+            wanted = f"selected on {errors.selected_on}{number}{epoch}, {record.epochs} epochs"
+            problems.append(f"{file}: {place} does not say of {describe(errors)}: {wanted}")
+    body = re.sub(r"\[[^]]*\]\(", "(", section.partition("\n")[2])  # headings and links may round
+    for amount, name in ((record.crops, "crops"), (record.minutes, "minutes")):
+        text = "" if amount is None else f"{amount:,}".removesuffix(".0")
+        if text and not re.search(rf"(?<![\d.,]){re.escape(text)}(\.0)?(\s+{name}\b| \|)", body):
+            problems.append(f"{file}: {text} {name} are not in {place}")
+    for commit in record.commit.split(", ") if record.commit else []:
+        if not re.search(rf"\b{commit[:COMMIT_DIGITS]}", section):
+            problems.append(f"{file}: commit {commit} is not in {place}")
     return problems
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Where a section states a pair of errors."""
+
+    line: str
+    heading: str
+    """Of the column; empty outside a table."""
+    cells: dict[str, str]
+    """The cells of the line by the headings of their columns."""
+    following: str
+    """The rest of the line."""
+
+
+def statements(errors: Errors, section: str) -> list[Statement]:
+    """Where a section states MAE and RMSE, in this order: ``MAE / RMSE``, neighboring cells, or ``MAE (RMSE ...)``."""
+    pairs = ((errors.mae, errors.mae_std), (errors.rmse, errors.rmse_std))
+    mae, rmse = (re.escape(f"{mean}" if std is None else f"{mean} +- {std}") + r"(?![\d.]*\d)" for mean, std in pairs)
+    pattern = re.compile(rf"(?<![\d.]){mae}\**(?: / | \| | \(RMSE )\**{rmse}\**")
+    found: list[Statement] = []
+    headings: list[str] = []
+    for line in map(str.strip, section.splitlines()):
+        cells = [cell.strip() for cell in line.split("|")]
+        headings = [] if not line.startswith("|") else headings or cells
+        for match in pattern.finditer(line):
+            column = line[: match.start()].count("|")
+            heading = headings[column] if column < len(headings) else ""
+            found.append(Statement(line, heading, dict(zip(headings, cells, strict=False)), line[match.end() :]))
+    return found
+
+
+def agrees(stated: Statement, errors: Errors, record: Record, section: str) -> bool:
+    """Whether a statement has the selection, the epoch and the length of the training of a record.
+
+    The heading of the column decides what selected; if it does not say it, the line; otherwise, the whole section.
+    """
+    prose = " ".join(section.split())
+    deciding = next((text for text in (stated.heading, stated.line, prose) if selections(text)), "")
+    if errors.selected_on not in selections(deciding):
+        return False
+    lengths = r"\b(\d+) epochs\b(?!=)|\bepochs=(\d+)"
+    found = re.findall(lengths, stated.line) or re.findall(lengths, prose)
+    if str(record.epochs) not in {number for numbers in found for number in numbers}:
+        return False
+    minutes = stated.cells.get("minutes", "").strip("*")
+    if minutes and record.minutes is not None and minutes.removesuffix(".0") != f"{record.minutes:g}":
+        return False
+    if errors.selected_on in ("val", "holdout") and errors.selection_images is not None:
+        numbers = re.findall(r"\bselected on (?:the )?(\d+) ", deciding) or re.findall(
+            r"\b(\d+) (?:held-out|validation)\b", prose
+        )
+        if str(errors.selection_images) not in numbers:
+            return False
+    if errors.epoch is None or (errors.epoch == record.epochs and NO_SELECTION in selections(deciding)):
+        return True
+    epochs = re.findall(r"^ \((\d+)\)", stated.following) or re.findall(r"\bepoch (\d+)", stated.line)
+    return str(errors.epoch) in (epochs or re.findall(r"\bepoch (\d+)", prose))
+
+
+def selections(text: str) -> set[str]:
+    """What a text names as having selected a checkpoint."""
+    return {selected_on for selected_on, words in STATED.items() if re.search(words, text, re.IGNORECASE)}
 
 
 def find_section(text: str, anchor: str) -> str | None:
@@ -336,23 +538,23 @@ def readme_table(records: Sequence[Record]) -> list[str]:
     """The table of README.md."""
     rows = [
         [
-            counted(r),
+            evaluated_on(r),
             f"{network(r)}, {parameters(r)} parameters",
-            f"{plain(r.trained_on)}; {training(r)}",
+            f"{plain(r.trained_on)}; {length(r)}",
             *by_selection(r),
             f"[section]({EXPERIMENTS}#{r.section})",
         ]
         for r in records
     ]
-    return table([["counted", "network", "training", *SELECTIONS, "command and details"], *rows])
+    return table([["evaluated on", "network", "training", *SELECTIONS, "command and details"], *rows])
 
 
 def experiments_table(records: Sequence[Record]) -> list[str]:
     """The table of EXPERIMENTS.md."""
-    headings = ["counted", "network", "parameters", "trained on", "training", *SELECTIONS, "seeds", "commit"]
+    headings = ["evaluated on", "network", "parameters", "trained on", "training", *SELECTIONS, "seeds", "commit"]
     rows = [
         [
-            *(counted(r), network(r), parameters(r), plain(r.trained_on), training(r), *by_selection(r)),
+            *(evaluated_on(r), network(r), parameters(r), plain(r.trained_on), training(r), *by_selection(r)),
             ", ".join(map(str, r.seeds)),
             r.commit or UNKNOWN,
             f"[section](#{r.section})",
@@ -374,12 +576,20 @@ def by_selection(record: Record) -> list[str]:
     for errors in record.results:
         if errors.selected_on == NO_SELECTION:
             cells[2].append(describe(errors))
-        elif errors.selected_on == record.split:
-            cells[0].append(describe(errors))
+        elif selects_itself(errors, record):
+            among = f" (among {selection(errors)})" if len(errors.selection_datasets) > 1 else ""
+            cells[0].append(f"{describe(errors)}{among}")
         else:
-            number = "" if errors.selection_images is None else f"{errors.selection_images} "
-            cells[1].append(f"{describe(errors)} ({number}{SPLITS[errors.selected_on]})")
+            names = [DATASETS[name].title if name in DATASETS else name for name in errors.selection_datasets]
+            place = "" if record.dataset in errors.selection_datasets else f" of {' and '.join(names)}"
+            cells[1].append(f"{describe(errors)} ({selection(errors)}{plain(place)})")
     return ["; ".join(cell) or "-" for cell in cells]
+
+
+def selection(errors: Errors) -> str:
+    """The images that selected a checkpoint."""
+    number = "" if errors.selection_images is None else f"{errors.selection_images} "
+    return f"{number}{SPLITS[errors.selected_on]}"
 
 
 def describe(errors: Errors) -> str:
@@ -388,8 +598,8 @@ def describe(errors: Errors) -> str:
     return " / ".join(f"{mean}" if std is None else f"{mean} +- {std}" for mean, std in pairs)
 
 
-def counted(record: Record) -> str:
-    """The images that were counted."""
+def evaluated_on(record: Record) -> str:
+    """The images that were evaluated."""
     return plain(f"{DATASETS[record.dataset].title}, {record.images} {SPLITS[record.split]}")
 
 
@@ -408,11 +618,15 @@ def parameters(record: Record) -> str:
 
 def training(record: Record) -> str:
     """Length, duration and hardware of the training."""
-    number = "" if record.crops is None else f"{record.crops:,} "
-    duration = None if record.minutes is None else f"{record.minutes:g} minutes"
+    duration = None if record.minutes is None else f"{record.minutes:g} minute{'' if record.minutes == 1 else 's'}"
     cost = ", ".join(text for text in (duration, record.hardware) if text)
-    length = f"{record.epochs} epochs, {number}crops of {record.crop_size} px"
-    return plain(f"{length}; {cost}" if cost else length)
+    return f"{length(record)}; {plain(cost)}" if cost else length(record)
+
+
+def length(record: Record) -> str:
+    """Length of the training."""
+    number = "" if record.crops is None else f"{record.crops:,} "
+    return f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}, {number}crops of {record.crop_size} px"
 
 
 if __name__ == "__main__":

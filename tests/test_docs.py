@@ -302,6 +302,15 @@ def test_claims_of_the_paper_have_a_state_and_a_section() -> None:
         assert ("](#" in here) != (state.strip() == "not tried"), here
 
 
+def test_errors_beside_the_claims_are_those_of_their_sections() -> None:
+    experiments = read(ROOT / "EXPERIMENTS.md")
+    links = re.findall(r"\[([^]]*)\]\(#([^)]*)\) \|$", section(experiments, "the-papers-claims"), re.M)
+    assert len(links) >= 8
+    for here, anchor in links:
+        for number in re.findall(r"\b\d+\.\d\b", re.sub(r"scale \S+ to \S+,", "", here)):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", section(experiments, anchor)), (number, here)
+
+
 @functools.cache
 def read(path: Path) -> str:
     return path.read_text()
