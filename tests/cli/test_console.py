@@ -58,7 +58,7 @@ def test_every_script_is_a_command() -> None:
     in_a_checkout = ("quickstart", "draw_banner", "benchmark", "results_table")
     assert files - set(commands.SCRIPTS) == {f"scripts/{name}.py" for name in in_a_checkout}
     for script, command in commands.SCRIPTS.items():
-        assert f"from headcount.cli.{commands.COMMANDS[command].module} import main" in (ROOT / script).read_text()
+        assert f'run("{commands.COMMANDS[command].module}")' in (ROOT / script).read_text()
 
 
 def test_an_unknown_command_and_a_version(headcount: Callable[..., Ran]) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.predict import refuse_uncountable
 from headcount.cli.publish_counter import store
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.data.picture_files import find_pictures
@@ -92,8 +93,9 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     make_folder(output.parent, "--output")
 
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint, export, predict
-    from headcount.engine.card import usual_license
+    with deferred_interrupt():
+        from headcount.engine import checkpoint, export, predict
+        from headcount.engine.card import usual_license
 
     if output.suffix == ".onnx":
         export.import_onnx()

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, FolderDatasetConfig
 from headcount.errors import DataError
@@ -53,9 +54,10 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
 
-    from headcount.data.layouts import nwpu_ids
-    from headcount.data.open import list_split
-    from headcount.report.nwpu import read_submission, score, scores_table, write_scores
+    with deferred_interrupt():
+        from headcount.data.layouts import nwpu_ids
+        from headcount.data.open import list_split
+        from headcount.report.nwpu import read_submission, score, scores_table, write_scores
 
     root, listed = list_split(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
     true: dict[int, float] = {}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, checkpoint_error
 from headcount.files import make_folder, read_text, write_text
@@ -64,9 +65,10 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
     measured = [read_metrics(file.expanduser()) for file in options.metrics]
 
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint
-    from headcount.engine.card import usual_license
-    from headcount.engine.hub import checked_repository
+    with deferred_interrupt():
+        from headcount.engine import checkpoint
+        from headcount.engine.card import usual_license
+        from headcount.engine.hub import checked_repository
 
     if options.push is not None:
         checked_repository(options.push)

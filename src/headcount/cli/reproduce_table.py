@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.overrides import parse, show_typed
-from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.commands import to_start
 from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
@@ -78,7 +79,8 @@ class TableArguments:
 
     def fill(self) -> "ReproducedTable":
         """The table with the existing runs."""
-        from headcount.report.tables import fill_table
+        with deferred_interrupt():
+            from headcount.report.tables import fill_table
 
         return fill_table(
             self.table, self.overrides, compose=lambda o: composed(tuple(o)), runs=self.runs, seeds=self.seeds

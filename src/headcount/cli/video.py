@@ -43,7 +43,8 @@ from headcount.cli.predict import (
     load_counter,
 )
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
-from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
+from headcount.cli.status import FAILED, REFUSED, exit_on_error
 from headcount.config import ConfigError
 from headcount.engine.signals import stop_event
 from headcount.files import make_folder
@@ -108,8 +109,9 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
     Raises:
         ConfigError, DataError: if nothing can be done.
     """
-    from headcount.report.predictions import check_output
-    from headcount.report.video import VideoResults, earlier_video
+    with deferred_interrupt():
+        from headcount.report.predictions import check_output
+        from headcount.report.video import VideoResults, earlier_video
 
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}: no frame would be used")
@@ -122,7 +124,8 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
     check_output(output, earlier, [Path(source_name).expanduser()], results.files())
 
     # Heavy imports after the checks.
-    from headcount.engine.frames import import_av, open_source
+    with deferred_interrupt():
+        from headcount.engine.frames import import_av, open_source
 
     if options.draw:
         import_av("an annotated video")
