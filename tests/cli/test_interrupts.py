@@ -73,11 +73,16 @@ def test_ctrl_c_at_several_moments(command: list[str], tmp_path: Path) -> None:
 
 def test_a_deferred_interrupt_comes_at_the_end_and_a_second_one_at_once() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        signal.raise_signal(signal.SIGINT)
-        reached.append("after the first")
-        signal.raise_signal(signal.SIGINT)
-        reached.append("after the second")
+
+    def press_twice() -> None:
+        with deferred_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("after the first")
+            signal.raise_signal(signal.SIGINT)
+            reached.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
     assert reached == ["after the first"]
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
         signal.raise_signal(signal.SIGINT)

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from headcount import __version__
+import headcount
 from headcount.cli.start import deferred_interrupt, ends_at_interrupt, run
 
 _PIPE_CLOSED = 141
@@ -37,7 +37,7 @@ def _run() -> None:
     if name in ("--help", "-h", "help"):
         print(_help_page({name: command.summary for name, command in COMMANDS.items()}))
     elif name in ("--version", "-V"):
-        print(f"headcount {__version__}")
+        print(f"headcount {headcount.__version__}")
     elif name in COMMANDS:
         enter(name)
         sys.argv = [sys.argv[0], *rest]

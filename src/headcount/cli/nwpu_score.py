@@ -17,6 +17,8 @@ from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.data.catalogue import dataset_info
+from headcount.data.locate import DATA_ROOT_VARIABLE, default_data_root
 from headcount.errors import DataError
 from headcount.files import short_name
 from headcount.wording import printable
@@ -53,6 +55,12 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    if not data_root and not default_data_root():
+        info = dataset_info("nwpu")
+        raise ConfigError(
+            f"no folder given; type data_root=FOLDER, or set the environment variable {DATA_ROOT_VARIABLE}. "
+            f"{info.title} is distributed at {info.source} ({info.license})"
+        )
 
     with deferred_interrupt():
         from headcount.data.layouts import nwpu_ids

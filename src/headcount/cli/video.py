@@ -77,9 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--start", type=seconds, default=0.0, help="seconds of the video to skip (default: 0)")
     parser.add_argument("--end", type=seconds, help="time in seconds at which to stop (default: the end)")
-    parser.add_argument(
-        "--rate", type=positive, default=25.0, help="frames per second of images, which have no times (default: 25)"
-    )
+    parser.add_argument("--rate", type=positive, help="frames per second of images, which have no times (default: 25)")
     parser.add_argument(
         "--batch", type=whole_number, help="frames counted together (default: 8; 1 for cameras and streams)"
     )
@@ -125,11 +123,13 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
 
     # Heavy imports after the checks.
     with deferred_interrupt():
-        from headcount.engine.frames import import_av, open_source
+        from headcount.engine.frames import DEFAULT_RATE, ImageSequence, import_av, open_source
 
     if options.draw:
         import_av("an annotated video")
-    with closing(open_source(source_name, rate=options.rate)) as source:
+    with closing(open_source(source_name, rate=options.rate or DEFAULT_RATE)) as source:
+        if options.rate is not None and not isinstance(source, ImageSequence):
+            raise ConfigError(f"--rate {options.rate:g}: {source.name} has times of its own; --rate is for images only")
         results.source = source.name
         counter = load_counter(checkpoints, options)
         if wrong := regions_error(options, counter.predicts):
