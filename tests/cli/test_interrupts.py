@@ -54,7 +54,7 @@ def test_an_interrupted_import_ends_with_one_line(module: str, tmp_path: Path) -
 def test_ctrl_c_at_several_moments(command: list[str], tmp_path: Path) -> None:
     program = [str(ROOT / word) if word.endswith(".py") else word for word in command]
     (tmp_path / "a.png").write_bytes(b"not empty")
-    for delay in (0.2, 0.4, 0.8, 1.6):
+    for delay in (0.3, 0.5, 0.8, 1.6):
         process = subprocess.Popen(
             [sys.executable, *program],
             cwd=tmp_path,
@@ -68,7 +68,8 @@ def test_ctrl_c_at_several_moments(command: list[str], tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
         assert "Traceback" not in err, delay
-        assert has_ended or process.returncode == 130, (delay, err)
+        # One that has done its work, and is ending, may die by the signal, without a word.
+        assert has_ended or process.returncode in (130, -signal.SIGINT), (delay, err)
 
 
 def test_a_deferred_interrupt_comes_at_the_end_and_a_second_one_at_once() -> None:
