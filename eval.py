@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: ``python eval.py ckpt=.../best_mae.pt``; ``--help`` lists the choices."""
 
-from headcount.cli.evaluate import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("evaluate")

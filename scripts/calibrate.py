@@ -1,6 +1,6 @@
 """Calibrate the intervals of a counter; ``--help`` explains it."""
 
-from headcount.cli.calibrate import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("calibrate")

@@ -1,6 +1,6 @@
 """Audit a dataset before training on it; ``--help`` explains it."""
 
-from headcount.cli.check_dataset import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("check_dataset")

@@ -1,6 +1,6 @@
 """Compare training runs; ``--help`` explains it."""
 
-from headcount.cli.compare_runs import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("compare_runs")

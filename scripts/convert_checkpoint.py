@@ -1,6 +1,6 @@
 """Convert a checkpoint of the released code; ``--help`` explains it."""
 
-from headcount.cli.convert_checkpoint import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("convert_checkpoint")

@@ -1,6 +1,6 @@
 """Evaluate several counters on several datasets; ``--help`` explains it."""
 
-from headcount.cli.cross_evaluate import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("cross_evaluate")

@@ -1,6 +1,6 @@
 """Show a page on which pictures can be dropped and counted; ``--help`` explains it."""
 
-from headcount.cli.demo import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("demo")

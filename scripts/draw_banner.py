@@ -1,6 +1,6 @@
 """Draw the README's picture; ``--help`` explains it."""
 
-from headcount.cli.draw_banner import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("draw_banner")

@@ -1,6 +1,6 @@
 """Draw images with their true and predicted density; ``--help`` explains it."""
 
-from headcount.cli.draw_figure import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("draw_figure")

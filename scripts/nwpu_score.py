@@ -1,6 +1,6 @@
 """Score a file for NWPU-Crowd's benchmark offline; ``--help`` explains it."""
 
-from headcount.cli.nwpu_score import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("nwpu_score")

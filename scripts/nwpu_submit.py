@@ -1,6 +1,6 @@
 """Write or check a file for NWPU-Crowd's benchmark; ``--help`` explains it."""
 
-from headcount.cli.nwpu_submit import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("nwpu_submit")

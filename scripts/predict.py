@@ -1,6 +1,6 @@
 """Count the people in pictures; ``--help`` explains it."""
 
-from headcount.cli.predict import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("predict")

@@ -1,6 +1,6 @@
 """Store a counter for other people, with its model card; ``--help`` explains it."""
 
-from headcount.cli.publish_counter import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("publish_counter")

@@ -1,6 +1,6 @@
 """Run the quickstart: train, evaluate and compare on generated crowds."""
 
-from headcount.cli.quickstart import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("quickstart")

@@ -1,6 +1,6 @@
 """Make a table of the paper from our runs; ``--help`` explains it."""
 
-from headcount.cli.reproduce_table import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("reproduce_table")

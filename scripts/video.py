@@ -1,6 +1,6 @@
 """Count the people in a video; ``--help`` explains it."""
 
-from headcount.cli.video import main
+from headcount.cli.start import run
 
 if __name__ == "__main__":
-    main()
+    run("video")

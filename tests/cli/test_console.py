@@ -58,7 +58,7 @@ def test_every_script_is_a_command() -> None:
     in_a_checkout = ("quickstart", "draw_banner", "benchmark", "results_table")
     assert files - set(commands.SCRIPTS) == {f"scripts/{name}.py" for name in in_a_checkout}
     for script, command in commands.SCRIPTS.items():
-        assert f"from headcount.cli.{commands.COMMANDS[command].module} import main" in (ROOT / script).read_text()
+        assert f'run("{commands.COMMANDS[command].module}")' in (ROOT / script).read_text()
 
 
 def test_an_unknown_command_and_a_version(headcount: Callable[..., Ran]) -> None:
@@ -184,6 +184,15 @@ def test_the_environment_names_the_packages_of_extras(
         (["eval"], "--h", ["--help"]),
         (["predict"], "", ["ckpt="]),
         (["nwpu-score"], "s", ["split="]),
+        (["table"], "ta", ["table="]),
+        (["table"], "table=c", ["table=count_loss"]),
+        (["table"], "dataset=sh", ["dataset=sha", "dataset=shb"]),
+        (["table"], "see", []),
+        (["table"], "exp", []),
+        (["convert"], "b", []),
+        (["convert", "best.pth", "model=csrnet"], "b", []),
+        (["convert"], "dataset=sh", ["dataset=sha", "dataset=shb"]),
+        (["convert", "best.pth", "out.pt"], "batch_s", ["batch_size="]),
         (["calibrate"], "split=v", []),
         (["completion"], "z", ["zsh"]),
         (["env"], "", []),

@@ -117,8 +117,12 @@ def test_a_safetensors_file_is_what_publish_writes(
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
     for name in names:
         assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
-    assert "those of the dataset synthetic" in (tmp_path / "exported" / "a.md").read_text()
+    card = (tmp_path / "exported" / "a.md").read_text()
+    assert "License of the weights: MIT, as the dataset synthetic" in card
     assert export("--output", "exported/a.safetensors")[0] == 2  # exists
+    monkeypatch.chdir(tmp_path / "exported")
+    code = card.split("```python\n")[1].split("```")[0].replace("photo.jpg", str(file))
+    exec(code)  # what the card says loads the files beside it
 
 
 @pytest.mark.slow
@@ -142,7 +146,12 @@ def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tm
         ([], "--output"),
         (["--output", "a.pt2", "--int8"], "--int8: only ONNX files are quantized; name a file.onnx instead of a.pt2"),
         (["--output", "a.onnx", "--calibrate", "p.png"], "--calibrate needs --int8"),
-        (["--output", "a.safetensors", "--float32"], "--float32"),
+        (
+            ["--output", "b/a.safetensors", "--float32"],
+            "type python scripts/publish_counter.py ckpt=... --output b/a --float32",
+        ),
+        (["--output", "a.onnx", "--check", "half.png"], "half.png"),
+        (["--output", "a.onnx", "--int8", "--calibrate", "half.png"], "half.png"),
         (["--output", "a.onnx", "--check", "gone"], "there is nothing to count: gone: no such file"),
         (["--output", "a.onnx", "--check", "there.onnx"], "there.onnx cannot be read as an image"),
         (["--output", "a.onnx", "--int8", "--calibrate", "gone"], "there is nothing to count: gone: no such file"),
@@ -153,11 +162,14 @@ def test_the_counter_in_the_box_counts_photos_as_predict_does(export: Export, tm
 )
 def test_what_cannot_be_done_is_refused(typed: list[str], message: str, export: Export, tmp_path: Path) -> None:
     (tmp_path / "there.onnx").write_text("mine")
+    whole = photo(tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     status, out, err = export(*typed)
     assert (status, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
+    assert "recording the operations" not in err  # before the work
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.png", "there.onnx"]
 
 
 def test_without_a_checkpoint_the_default_counter_is_exported(

@@ -172,3 +172,11 @@ def test_a_split_without_annotations_is_refused(script: Script, data: Path, tmp_
     status, _, err = script("scripts/nwpu_score.py", "val.txt", "dataset=sha")
     assert status == 2
     assert "there is no setting dataset; allowed are data_root, split" in err
+
+
+def test_without_a_folder_only_what_can_be_typed_is_suggested(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("4 3\n")
+    status, _, err = script("scripts/nwpu_score.py", "val.txt")
+    assert status == 2
+    assert "no folder given; type data_root=FOLDER, or set the environment variable HEADCOUNT_DATA" in err
+    assert "dataset.root" not in err

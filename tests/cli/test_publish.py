@@ -81,7 +81,7 @@ def test_a_counter_is_stored_with_its_figures_and_card(publish: Any, tmp_path: P
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "part.json"], "evaluated with max_images"),
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "bad.json"], "a figure is"),
         (["ckpt=best_mae.pt", "--output", "a", "--metrics", "foreign.json"], "of another training (seed)"),
-        (["ckpt=best_mae.pt", "--push", "name"], "must be owner/name"),
+        (["ckpt=best_mae.pt", "--push", "name"], "--push 'name': must be owner/name"),
         (["ckpt=best_mae.pt", "--push", "name", "--output", "a"], "must be owner/name"),
         (["ckpt=best_mae.pt", "--output", "best"], "best.md: exists; name another file"),
     ],
@@ -111,3 +111,17 @@ def test_it_is_uploaded(publish: Any, uploaded: dict[str, Any]) -> None:
     assert publish("ckpt=best_mae.pt", "--push", "owner/name")[0] == 2
     assert publish("ckpt=best_mae.pt", "--push", "owner/name", "--replace")[0] == 0
     assert json.loads(uploaded["files"]["model.json"])["weights"]["half"]
+    assert 'headcount.load("hf-hub:owner/name")' in uploaded["files"]["README.md"].decode()
+
+
+def test_images_of_ones_own_need_a_license(publish: Any, tmp_path: Path, uploaded: dict[str, Any]) -> None:
+    write_checkpoint(tmp_path, "model.width=8", "dataset=custom")
+    for typed in (["--push", "owner/name"], ["--output", "a"]):
+        status, _, err = publish("ckpt=best_mae.pt", *typed)
+        assert status == 2
+        assert "was trained on dataset=custom, whose terms are not known" in err
+        assert "--license" in err
+    assert not uploaded
+    assert not (tmp_path / "a.json").exists()
+    assert publish("ckpt=best_mae.pt", "--output", "a", "--license", "mine")[0] == 0
+    assert publish("ckpt=a.safetensors", "--push", "owner/name")[0] == 0  # which states one

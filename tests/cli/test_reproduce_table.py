@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from headcount.cli import reproduce_table
+from headcount.report.tables import paper
 from test_runs import write_run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,7 +58,7 @@ def test_what_misses_is_run_and_then_there(
 def test_wrong_settings_are_refused(script: Callable[..., tuple[int, str, str]]) -> None:
     for typed, words in (
         (["table=9"], "table=9: no such table"),
-        ([], "table is not set: type table=1"),
+        ([], "table is not set: type table=1, or 2, 3, 4, tokens"),
         (["optim.lr=1"], "table is not set: type table=1"),
         (["table=3", "seed=1"], "a table takes --seeds 1,2,3"),
         (["table=3", "--seeds=-1"], "--seeds -1: must be at least 0"),
@@ -91,3 +93,7 @@ def test_weights_that_lie_elsewhere_do_not_keep_a_table_from_being_looked_at(
     status, _, err = script("scripts/reproduce_table.py", *typed, "--run")
     assert status == 2
     assert "model.weights=gone.pth: no such file" in err
+
+
+def test_the_names_of_the_tables_are_those_of_the_tables() -> None:
+    assert set(paper.TABLES) == set(reproduce_table.TABLES)

@@ -287,6 +287,7 @@ def test_the_annotated_video_of_an_earlier_run_is_no_source(count: Count, crowd:
         (["crowd.mp4", "--every", "0.5"], "0.5: must be a number of frames"),
         (["crowd.mp4", "--start", "x"], "x: must be a number of seconds, at least 0"),
         (["crowd.mp4", "--rate", "0"], "0: must be a number above 0"),
+        (["crowd.mp4", "--rate", "5"], "--rate 5: crowd.mp4 has times of its own"),
         (["crowd.mp4", "--start", "5", "--end", "5"], "--end 5 is not after --start 5: no frame would be used"),
         (["crowd.mp4", "--region", "a=1,2,3"], "region a: has 3 numbers"),
         (["crowd.mp4", *LEFT, *LEFT], "region left: is given 2 times"),

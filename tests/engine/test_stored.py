@@ -16,9 +16,10 @@ from engine.test_checkpoint import write_checkpoint
 from headcount.cli.compose import compose, to_config
 from headcount.config import MixedConfig, TrainConfig, to_plain
 from headcount.engine import checkpoint
-from headcount.engine.card import model_card
+from headcount.engine.card import lacks_terms, model_card, usual_license
 from headcount.engine.stored import save_counter, without_folders
 from headcount.errors import CheckpointError, ConfigError
+from headcount.published import DEFAULT
 
 LAST = "nothing: the last epoch"
 
@@ -98,6 +99,40 @@ def test_the_card_names_the_license_in_short(tmp_path: Path, stated: str, line: 
         "license: other",
         *([line] if line else []),
     ]
+
+
+def test_the_terms_that_follow_from_a_training(tmp_path: Path) -> None:
+    def terms(*overrides: str, **stated: Any) -> str:
+        content = checkpoint.read(write_checkpoint(tmp_path, "model.width=8", *overrides)) | stated
+        text = usual_license(content)
+        assert text.startswith("MIT") == ("license_name: mit" in model_card(content | {"license": text}, "a"))
+        assert text.startswith("MIT") or "license_name" not in model_card(content | {"license": text}, "a")
+        return text
+
+    assert terms() == "MIT, as the dataset synthetic that it was trained on"
+    assert terms("dataset=sha") == "those of the dataset sha (research use; Zhang et al., CVPR 2016)"
+    for start in (terms("init_from=last.pt"), terms(converted_from="released.pth")):
+        assert start == (
+            "those of the dataset synthetic (MIT, as this code) and of the weights that the training started from"
+        )
+    content = checkpoint.read(tmp_path / "best_mae.pt")
+    for weights, is_named in (("none", False), (None, False), ("imagenet", True), ("a.pth", True)):
+        content["config"]["model"]["weights"] = weights
+        assert ("of the weights that the training started from" in usual_license(content)) == is_named
+    assert usual_license(content | {"license": "mine"}) == "mine"
+    assert not lacks_terms(content)
+    content["config"]["dataset"] = {"name": "mixed", "datasets": {"sha": {"name": "sha"}, "plaza": {"name": "custom"}}}
+    assert lacks_terms(content)
+    assert not lacks_terms(content | {"license": "mine"})
+    assert "and custom (of the owner of its images)" in usual_license(content)
+
+
+def test_the_card_loads_what_it_describes(tmp_path: Path) -> None:
+    content = checkpoint.read(stored_pair(tmp_path, license="MIT"))
+    for name, loaded in {"tiny": "tiny.safetensors", DEFAULT: DEFAULT, "hf-hub:o/tiny": "hf-hub:o/tiny"}.items():
+        card = model_card(content, name)
+        assert f'headcount.load("{loaded}")' in card
+        assert f"\n# {name.removeprefix('hf-hub:')}\n" in card
 
 
 @pytest.mark.parametrize(

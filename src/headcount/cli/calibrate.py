@@ -17,6 +17,7 @@ from pathlib import Path
 from headcount import published
 from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.commands import as_typed
 from headcount.config import ConfigError, EvalCommandConfig, check_evaluation
@@ -87,8 +88,9 @@ def calibrate(config: EvalCommandConfig, output: Path) -> None:
     check_output(output)
 
     # Heavy imports after the checks.
-    from headcount.engine.calibrate import calibrate_checkpoint
-    from headcount.report.intervals import describe_calibration
+    with deferred_interrupt():
+        from headcount.engine.calibrate import calibrate_checkpoint
+        from headcount.report.intervals import describe_calibration
 
     done = calibrate_checkpoint(config, output)
     calibration = done.calibration

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.compose import checked_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import CustomConfig, DatasetConfig, TrainConfig
 from headcount.files import make_folder, short_name
@@ -48,9 +49,10 @@ def audit(overrides: Sequence[str], output: Path | None) -> bool:
     config: TrainConfig = checked_config(overrides, config_name="train")
 
     # Heavy imports after the checks.
-    from headcount.data.audit import audit_dataset
-    from headcount.engine.setup import build_count_bins
-    from headcount.report.audit import write_audit
+    with deferred_interrupt():
+        from headcount.data.audit import audit_dataset
+        from headcount.engine.setup import build_count_bins
+        from headcount.report.audit import write_audit
 
     folder = output.expanduser() if output else Path("audit") / _report_name(config.dataset)
     make_folder(folder, "--output")

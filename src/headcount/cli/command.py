@@ -20,9 +20,9 @@ from headcount.cli.cross_validation import expand_folds
 from headcount.cli.help import help_page
 from headcount.cli.name import run_name
 from headcount.cli.overrides import unknown_flag, written_out
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
 from headcount.cli.status import (
     FAILED,
-    INTERRUPTED,
     REFUSED,
     HeadcountError,
     exit_on_error,
@@ -98,14 +98,15 @@ def run_command(task: Task, config_name: str) -> None:
 def importing() -> Iterator[None]:
     """Context for the imports of torch and what needs it: without garbage collection, they take a fifth less time.
 
-    What they create stays, so that it is not searched for garbage later either.
+    What they create stays, so that it is not searched for garbage later either. Ctrl-C waits until they are done.
     """
     if "torch" in sys.modules:  # an earlier job of a sweep, whose garbage must not stay
         yield
         return
     gc.disable()
     try:
-        yield
+        with deferred_interrupt():
+            yield
     finally:
         gc.freeze()
         gc.enable()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError
 from headcount.wording import printable
@@ -37,7 +38,8 @@ def compare_runs(folders: list[Path], output: Path) -> bool:
     Raises:
         ConfigError: if none could, or nothing can be written.
     """
-    from headcount.report.compare import MARKDOWN_FILE, PICTURE_FILE, compare, write_comparison
+    with deferred_interrupt():
+        from headcount.report.compare import MARKDOWN_FILE, PICTURE_FILE, compare, write_comparison
 
     comparison = compare(folders)
     if not comparison.experiments:

@@ -30,6 +30,8 @@ _FEW_SETTINGS = {
     **dict.fromkeys(("predict", "video", "demo", "export", "publish"), ("ckpt=",)),
     "nwpu-score": ("data_root=", "split="),
 }
+_FILES_FIRST = {"convert": 2}
+"""How many files a command takes before its settings."""
 
 # bash splits words at "=", so the part before it must not be in the candidates. The bash of macOS has no compopt.
 _BASH = """
@@ -94,7 +96,11 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
         return [shell for shell in _SCRIPTS if shell.startswith(word)]
     if command not in _SETTINGS_OF:
         return [name for name in _FEW_SETTINGS.get(command, ()) if name.startswith(word)]
-    return _settings(_SETTINGS_OF[command], word)
+    files = [text for text in before[1:] if "=" not in text and not text.startswith("-")]
+    if "=" not in word and len(files) < _FILES_FIRST.get(command, 0):
+        return []  # the shell completes files
+    found = _settings(_SETTINGS_OF[command], word)
+    return _with_table(found, word) if command == "table" else found
 
 
 def _flags(command: str) -> list[str]:
@@ -107,6 +113,14 @@ def _flags(command: str) -> list[str]:
         importlib.import_module(f"headcount.cli.{COMMANDS[command].module}").main()
     page.seek(0)
     return sorted({"--help", *re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read())})
+
+
+def _with_table(found: list[str], word: str) -> list[str]:
+    """The settings that begin with a word without those that a table sets, and with ``table=`` or its values."""
+    from headcount.cli.reproduce_table import TABLES, sets_table
+
+    own = [f"table={name}" for name in TABLES] if "=" in word else ["table="]
+    return [name for name in own if name.startswith(word)] + [name for name in found if not sets_table(name)]
 
 
 def _settings(command: str, word: str) -> list[str]:

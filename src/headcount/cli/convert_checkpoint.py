@@ -16,6 +16,7 @@ from typing import Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.commands import as_typed
 from headcount.config import BinsConfig, ConfigError, PretrainedConfig, TrainConfig, check, to_plain
@@ -56,10 +57,11 @@ def convert(released: Path, out: Path, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{out}: its folder cannot be created ({error}); name a file elsewhere") from error
 
     # Heavy imports after the checks.
-    from headcount.bins import build_bins
-    from headcount.data.catalogue import selection_split
-    from headcount.engine import checkpoint
-    from headcount.models.released import convert_released, released_config
+    with deferred_interrupt():
+        from headcount.bins import build_bins
+        from headcount.data.catalogue import selection_split
+        from headcount.engine import checkpoint
+        from headcount.models.released import convert_released, released_config
 
     content = checkpoint.read_plain(released, setting="released")
     if isinstance(config.bins, BinsConfig) and config.bins.representative_counts is None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.choices import schemas
 from headcount.cli.compose import compose, refuse, to_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import (
     DEFAULT_LEVEL,
@@ -149,8 +150,9 @@ def own_dataset(config: EvalCommandConfig, trained: "TrainConfig", overrides: Se
 
 def evaluate_cell(config: EvalCommandConfig, cell: "CrossCell") -> None:
     """Evaluate one counter on one dataset, and write the errors, or the reason of a failure, into ``cell``."""
-    from headcount.engine.evaluate import evaluate_checkpoint
-    from headcount.report.evaluation import write_evaluation
+    with deferred_interrupt():
+        from headcount.engine.evaluate import evaluate_checkpoint
+        from headcount.report.evaluation import write_evaluation
 
     try:
         result = evaluate_checkpoint(config)
@@ -205,8 +207,9 @@ def cross_evaluate(
 
 def _read_row(configs: Sequence[EvalCommandConfig], overrides: Sequence[str]) -> "CrossRow":
     """The row of a checkpoint, with its own dataset marked; nothing is evaluated yet."""
-    from headcount.engine import checkpoint
-    from headcount.report.cross import CrossCell, CrossRow
+    with deferred_interrupt():
+        from headcount.engine import checkpoint
+        from headcount.report.cross import CrossCell, CrossRow
 
     ckpt = configs[0].checkpoint
     cells = [CrossCell(error="not evaluated yet") for _ in configs]

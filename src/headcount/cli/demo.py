@@ -21,6 +21,7 @@ from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path, whole_number
 from headcount.cli.predict import choose_windows, chosen_checkpoint, device
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError
 
@@ -52,12 +53,13 @@ def show_page(ckpt: Path, options: argparse.Namespace) -> None:
         ConfigError, DataError, CheckpointError: if it cannot be shown.
     """
     # Heavy imports after the checks.
-    from PIL import Image
+    with deferred_interrupt():
+        from PIL import Image
 
-    from headcount.engine.load import load
-    from headcount.page.counting import PageCounter
-    from headcount.page.limits import Limits
-    from headcount.page.server import open_port, page_app, web_server
+        from headcount.engine.load import load
+        from headcount.page.counting import PageCounter
+        from headcount.page.limits import Limits
+        from headcount.page.server import open_port, page_app, web_server
 
     if options.examples and not options.examples.expanduser().is_dir():
         raise ConfigError(f"--examples {options.examples}: is no folder")

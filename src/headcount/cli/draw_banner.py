@@ -10,6 +10,7 @@ could be drawn.
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, SyntheticConfig, missing_checkpoint
 from headcount.files import make_folder
@@ -53,9 +54,10 @@ def count_and_draw(ckpt: Path, index: int, output: Path) -> str:
         raise ConfigError(missing_checkpoint(ckpt))
 
     # Heavy imports after the checks.
-    from headcount.data.synthetic import draw_crowd
-    from headcount.engine.load import load
-    from headcount.report.banner import draw_banner
+    with deferred_interrupt():
+        from headcount.data.synthetic import draw_crowd
+        from headcount.engine.load import load
+        from headcount.report.banner import draw_banner
 
     make_folder(output.parent, "--output")
     crowd = draw_crowd(index, config=CROWD, split="test")

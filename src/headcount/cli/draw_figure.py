@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from headcount.cli.arguments import read_arguments, refuse_set, script_parser, single_process_errors, to_path
 from headcount.cli.compose import compose, refuse, to_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, DatasetConfig, EvalCommandConfig, check_evaluation
 from headcount.errors import CheckpointError
@@ -85,11 +86,12 @@ def draw(config: EvalCommandConfig, options: argparse.Namespace) -> None:
         ConfigError: if nothing can be drawn.
     """
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint
-    from headcount.engine.evaluate import open_evaluated
-    from headcount.engine.runtime import Runtime
-    from headcount.report.figure import check_format, density_figure
-    from headcount.report.pictures import ComparisonRow
+    with deferred_interrupt():
+        from headcount.engine import checkpoint
+        from headcount.engine.evaluate import open_evaluated
+        from headcount.engine.runtime import Runtime
+        from headcount.report.figure import check_format, density_figure
+        from headcount.report.pictures import ComparisonRow
 
     output = options.output.expanduser()
     check_format(output)

@@ -14,6 +14,7 @@ import headcount
 from headcount import published
 from headcount.cli.arguments import script_parser
 from headcount.cli.choices import config_dirs, default_dataset
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import FolderDatasetConfig, HeadcountError, register_schemas
 from headcount.wording import printable
@@ -37,10 +38,11 @@ def main() -> None:
 
 def facts() -> Iterator[tuple[str, str]]:
     """Name and value of each fact."""
-    import torch
+    with deferred_interrupt():
+        import torch
 
-    from headcount.engine.checkpoint import commit
-    from headcount.engine.runtime import cpu_name
+        from headcount.engine.checkpoint import commit
+        from headcount.engine.runtime import cpu_name
 
     yield "headcount", f"{headcount.__version__}, commit {commit()}"
     yield "installed in", str(Path(headcount.__file__).parent)

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 from headcount.cli.arguments import read_arguments, script_parser, to_path
 from headcount.cli.predict import refuse_uncountable
 from headcount.cli.publish_counter import store
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
+from headcount.commands import as_typed
 from headcount.config import ConfigError, EvalConfig, checkpoint_error
 from headcount.data.picture_files import find_pictures
 from headcount.files import make_folder
@@ -65,6 +67,7 @@ def main() -> None:
         "file faster than float32; without, it is smaller but, for convolutions, slower",
     )
     parser.add_argument("--check", metavar="PICTURES", help="count these photos with the checkpoint and with the file")
+    parser.add_argument("--float32", action="store_true", help=argparse.SUPPRESS)  # of publish_counter.py
     parser.add_argument(
         "--license", help="terms of the weights (default: those that the checkpoint states, or those of the dataset)"
     )
@@ -92,8 +95,9 @@ def export_checkpoint(ckpt: str, options: argparse.Namespace) -> None:
     make_folder(output.parent, "--output")
 
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint, export, predict
-    from headcount.engine.card import usual_license
+    with deferred_interrupt():
+        from headcount.engine import checkpoint, export, predict
+        from headcount.engine.card import usual_license
 
     if output.suffix == ".onnx":
         export.import_onnx()
@@ -156,6 +160,11 @@ def _refuse_options(output: Path, options: argparse.Namespace) -> None:
         raise ConfigError(f"--output {output}: the name must end in {' or '.join(_SUFFIXES)}, which chooses the format")
     if output.exists():
         raise ConfigError(f"{output}: exists; name another file, or remove it")
+    if options.float32:
+        raise ConfigError(
+            "--float32: ONNX and .pt2 files hold 32 bits without it; for a .safetensors file of 32 bits, type "
+            f"{as_typed('python scripts/publish_counter.py')} ckpt=... --output {output.with_suffix('')} --float32"
+        )
     if options.int8 and output.suffix != ".onnx":
         raise ConfigError(f"--int8: only ONNX files are quantized; name a file.onnx instead of {output}")
     if options.calibrate and not options.int8:
@@ -166,16 +175,17 @@ def _pictures(typed: str | None) -> list[Path]:
     """The pictures of an option; none if it is not used.
 
     Raises:
-        ConfigError, DataError: if none of them can be opened, or one is no picture.
+        ConfigError, DataError: if none of them can be opened, or one is damaged or no picture.
     """
     if typed is None:
         return []
-    from headcount.data.images import image_size
+    with deferred_interrupt():
+        from headcount.data.images import read_image
 
     files = find_pictures([typed], leave_out=set()).files
     refuse_uncountable(files)
     for file in files:
-        image_size(file, upright=True)
+        read_image(file, upright=True)  # also damage below the header, before the work rather than after it
     return files
 
 

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, FolderDatasetConfig
+from headcount.data.catalogue import dataset_info
+from headcount.data.locate import DATA_ROOT_VARIABLE, default_data_root
 from headcount.errors import DataError
 from headcount.files import short_name
 from headcount.wording import printable
@@ -52,10 +55,17 @@ def score_file(path: Path, data_root: str | None, split: str, output: Path) -> b
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    if not data_root and not default_data_root():
+        info = dataset_info("nwpu")
+        raise ConfigError(
+            f"no folder given; type data_root=FOLDER, or set the environment variable {DATA_ROOT_VARIABLE}. "
+            f"{info.title} is distributed at {info.source} ({info.license})"
+        )
 
-    from headcount.data.layouts import nwpu_ids
-    from headcount.data.open import list_split
-    from headcount.report.nwpu import read_submission, score, scores_table, write_scores
+    with deferred_interrupt():
+        from headcount.data.layouts import nwpu_ids
+        from headcount.data.open import list_split
+        from headcount.report.nwpu import read_submission, score, scores_table, write_scores
 
     root, listed = list_split(FolderDatasetConfig(name="nwpu"), split, data_root=data_root)
     true: dict[int, float] = {}

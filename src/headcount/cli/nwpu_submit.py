@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from headcount.cli.arguments import Arguments, read_arguments, refuse_set, script_parser, to_path
 from headcount.cli.compose import compose, refuse, to_config
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, EvalCommandConfig, FolderDatasetConfig, check_evaluation
 from headcount.errors import HeadcountError
@@ -74,8 +75,9 @@ def submit(arguments: Arguments) -> None:
     config = evaluation_config(arguments.settings)
 
     # Heavy imports after the checks.
-    from headcount.engine.submission import count_split
-    from headcount.report.nwpu import read_submission, write_submission
+    with deferred_interrupt():
+        from headcount.engine.submission import count_split
+        from headcount.report.nwpu import read_submission, write_submission
 
     counted = count_split(config, arguments.settings, output)
     if counted is None:

@@ -45,7 +45,8 @@ from typing import TYPE_CHECKING
 from headcount import published
 from headcount.cli.arguments import interval_level, read_arguments, script_parser, to_path, whole_number
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
-from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.config import ConfigError, checkpoint_error, checkpoint_errors
 from headcount.counting import failure_message, predict_one
 from headcount.data.picture_files import check_file, find_pictures
@@ -235,8 +236,9 @@ def load_counter(checkpoints: Sequence[Path], options: argparse.Namespace) -> "P
         ConfigError: if these do not fit a counter.
         CheckpointError: if a checkpoint cannot be used.
     """
-    from headcount.data.prepare import resize_note
-    from headcount.engine.load import load
+    with deferred_interrupt():
+        from headcount.data.prepare import resize_note
+        from headcount.engine.load import load
 
     averaging = {"device": options.device, "tta": options.tta, "scales": options.scales}
     if len(checkpoints) == 1:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.cli.arguments import read_arguments, script_parser, to_path
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import ConfigError, checkpoint_error
 from headcount.files import make_folder, read_text, write_text
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--output", type=to_path, help="where the files are written, without an ending")
     parser.add_argument("--metrics", type=to_path, nargs="+", default=[], help="files metrics.json of eval.py")
     parser.add_argument(
-        "--license", help="terms of the weights (default: those that the checkpoint states, or those of the dataset)"
+        "--license",
+        help="terms of the weights (default: those that the checkpoint states, or those of the "
+        "dataset; needed after training on dataset=custom)",
     )
     parser.add_argument("--limit", action="append", default=[], help="what it is bad at; repeat it for more")
     parser.add_argument("--float32", action="store_true", help="store the weights in 32 bits, twice as large")
@@ -64,13 +67,19 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
     measured = [read_metrics(file.expanduser()) for file in options.metrics]
 
     # Heavy imports after the checks.
-    from headcount.engine import checkpoint
-    from headcount.engine.card import usual_license
-    from headcount.engine.hub import checked_repository
+    with deferred_interrupt():
+        from headcount.engine import checkpoint
+        from headcount.engine.card import lacks_terms, usual_license
+        from headcount.engine.hub import checked_repository
 
     if options.push is not None:
-        checked_repository(options.push)
+        checked_repository(options.push, setting="--push")
     content = checkpoint.load(ckpt).content  # also refuses what does not load
+    if not options.license and lacks_terms(content):
+        raise ConfigError(
+            f"ckpt={ckpt}: was trained on dataset=custom, whose terms are not known; state those of the weights, as in "
+            "--license MIT"
+        )
     content |= {"license": options.license or usual_license(content)}
     content |= {"limits": options.limit} if options.limit else {}
     content |= {"figures": [figure(metrics, content) for metrics in measured]} if measured else {}
@@ -80,7 +89,7 @@ def publish(ckpt: str, options: argparse.Namespace) -> None:
         from headcount.engine.hub import push
 
         stored = {"int16": not options.float32, "replace": options.replace}
-        address = push(content, options.push, private=options.private, token=None, **stored)
+        address = push(content, options.push, private=options.private, token=None, setting="--push", **stored)
         print(f"{address}: count with ckpt={HUB}{options.push.removeprefix(HUB)}")
 
 

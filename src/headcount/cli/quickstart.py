@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headcount.cli.arguments import read_arguments, script_parser
 from headcount.cli.compose import config_dir
+from headcount.cli.start import deferred_interrupt
 from headcount.cli.status import exit_on_error
 from headcount.config import SyntheticConfig
 
@@ -49,9 +50,10 @@ def main() -> None:
 
 def reference_errors(config: SyntheticConfig) -> "tuple[CountErrors, CountErrors]":
     """Errors on the test split of always predicting the training mean, and of counting blobs."""
-    from headcount.data.open import open_split
-    from headcount.data.references import BlobCounter
-    from headcount.types import CountErrors
+    with deferred_interrupt():
+        from headcount.data.open import open_split
+        from headcount.data.references import BlobCounter
+        from headcount.types import CountErrors
 
     train = open_split(config, "train", data_root=None)
     test = open_split(config, "test", data_root=None)

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from headcount.cli.arguments import to_path
+from headcount.cli.start import deferred_interrupt
 
 if TYPE_CHECKING:
     from headcount.data.regions import Region
@@ -35,7 +36,8 @@ def typed_regions(options: argparse.Namespace) -> "list[Region]":
         ConfigError: if one is invalid, or two have the same name.
         DataError: if the file cannot be read.
     """
-    from headcount.data.region_files import read_regions
+    with deferred_interrupt():
+        from headcount.data.region_files import read_regions
     from headcount.data.regions import distinct, parse_region
 
     typed = [parse_region(text) for text in options.region]

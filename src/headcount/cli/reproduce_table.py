@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from headcount.cli.arguments import Arguments, read_arguments, script_parser, to_path
 from headcount.cli.compose import compose, config_dir, to_config
 from headcount.cli.overrides import parse, show_typed
-from headcount.cli.status import FAILED, INTERRUPTED, exit_on_error
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
+from headcount.cli.status import FAILED, exit_on_error
 from headcount.commands import to_start
 from headcount.config import ConfigError, TrainConfig, TrainedDatasetConfig, check
 from headcount.files import make_folder, quoted, write_text
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from headcount.report.tables import ReproducedTable
     from headcount.runs import RunRecord
 
+TABLES = ("1", "2", "3", "4", "tokens", "count_loss", "zip", "heads", "unsupervised")
+"""The names of the tables, known without the slow imports of ``headcount.report.tables``."""
+
 
 def main() -> None:
     """Read the command line and make the table."""
@@ -42,7 +46,7 @@ def main() -> None:
         "settings",
         nargs="*",
         metavar="key=value",
-        help="table=1, 2, 3, 4, tokens, count_loss, zip, heads or unsupervised; and as for train.py",
+        help=f"table={', '.join(TABLES)}; and as for train.py",
     )
     parser.add_argument("--run", action="store_true", help="train and evaluate what is missing")
     parser.add_argument("--seeds", default="1", help="seeds that every cell needs, such as 1,2,3; default 1")
@@ -78,7 +82,8 @@ class TableArguments:
 
     def fill(self) -> "ReproducedTable":
         """The table with the existing runs."""
-        from headcount.report.tables import fill_table
+        with deferred_interrupt():
+            from headcount.report.tables import fill_table
 
         return fill_table(
             self.table, self.overrides, compose=lambda o: composed(tuple(o)), runs=self.runs, seeds=self.seeds
@@ -99,14 +104,14 @@ def read_table_arguments(arguments: Arguments) -> TableArguments:
             own[key] = value
         elif key == "seed":
             raise ConfigError(f"{text}: a table takes --seeds 1,2,3")
-        elif key in ("experiment", "run_name", "resume", "dry_run") or key.startswith("expected"):
+        elif sets_table(text):
             raise ConfigError(f"{text}: is set by the table; leave it out")
         else:
             overrides.append(text)
     options = arguments.options
     seeds = read_seeds(options.seeds)
     if not own["table"]:
-        raise ConfigError("table is not set: type table=1, or 2, 3, 4, tokens, count_loss, zip, heads, unsupervised")
+        raise ConfigError(f"table is not set: type table={TABLES[0]}, or {', '.join(TABLES[1:])}")
     output_dir = own["output_dir"].strip("'\"")
     if not output_dir.strip():
         raise ConfigError("output_dir=: must not be empty; name the folder of the runs")
@@ -114,6 +119,12 @@ def read_table_arguments(arguments: Arguments) -> TableArguments:
     if runs.exists() and not runs.is_dir():
         raise ConfigError(f"output_dir={runs}: is a file; name the folder of the runs")
     return TableArguments(own["table"], overrides, runs, seeds, options.output.expanduser(), options.run)
+
+
+def sets_table(setting: str) -> bool:
+    """Whether a setting of train.py, ``key=value``, is refused, because the table itself sets it."""
+    key = setting.partition("=")[0].rstrip(".")
+    return key in ("experiment", "seed", "run_name", "resume", "dry_run") or key.startswith("expected")
 
 
 def read_seeds(text: str) -> list[int]:

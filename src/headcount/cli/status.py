@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from headcount.cli.start import INTERRUPTED
 from headcount.errors import HeadcountError
 from headcount.files import NO_ROOM, READ_ONLY
 from headcount.wording import printable
@@ -12,8 +13,6 @@ FAILED = 1
 """Part of the work failed; the rest was done."""
 REFUSED = 2
 """A setting is invalid, or a file is missing, damaged or cannot be written: what to do is in the message."""
-INTERRUPTED = 130
-"""Stopped by Ctrl-C, as shells report it."""
 
 
 @contextmanager

@@ -43,7 +43,8 @@ from headcount.cli.predict import (
     load_counter,
 )
 from headcount.cli.regions import REGIONS_HELP, add_region_options, regions_error, typed_regions
-from headcount.cli.status import FAILED, INTERRUPTED, REFUSED, exit_on_error
+from headcount.cli.start import INTERRUPTED, deferred_interrupt
+from headcount.cli.status import FAILED, REFUSED, exit_on_error
 from headcount.config import ConfigError
 from headcount.engine.signals import stop_event
 from headcount.files import make_folder
@@ -76,9 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--start", type=seconds, default=0.0, help="seconds of the video to skip (default: 0)")
     parser.add_argument("--end", type=seconds, help="time in seconds at which to stop (default: the end)")
-    parser.add_argument(
-        "--rate", type=positive, default=25.0, help="frames per second of images, which have no times (default: 25)"
-    )
+    parser.add_argument("--rate", type=positive, help="frames per second of images, which have no times (default: 25)")
     parser.add_argument(
         "--batch", type=whole_number, help="frames counted together (default: 8; 1 for cameras and streams)"
     )
@@ -108,8 +107,9 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
     Raises:
         ConfigError, DataError: if nothing can be done.
     """
-    from headcount.report.predictions import check_output
-    from headcount.report.video import VideoResults, earlier_video
+    with deferred_interrupt():
+        from headcount.report.predictions import check_output
+        from headcount.report.video import VideoResults, earlier_video
 
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}: no frame would be used")
@@ -122,11 +122,14 @@ def count_video(source_name: str, checkpoints: Sequence[Path], options: argparse
     check_output(output, earlier, [Path(source_name).expanduser()], results.files())
 
     # Heavy imports after the checks.
-    from headcount.engine.frames import import_av, open_source
+    with deferred_interrupt():
+        from headcount.engine.frames import DEFAULT_RATE, ImageSequence, import_av, open_source
 
     if options.draw:
         import_av("an annotated video")
-    with closing(open_source(source_name, rate=options.rate)) as source:
+    with closing(open_source(source_name, rate=options.rate or DEFAULT_RATE)) as source:
+        if options.rate is not None and not isinstance(source, ImageSequence):
+            raise ConfigError(f"--rate {options.rate:g}: {source.name} has times of its own; --rate is for images only")
         results.source = source.name
         counter = load_counter(checkpoints, options)
         if wrong := regions_error(options, counter.predicts):

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from headcount.data.catalogue import DATASETS, dataset_info
 from headcount.engine.stored import without_folders
-from headcount.published import UNSELECTED, Figure, figures_of, license_of
+from headcount.published import UNSELECTED, WEIGHTS, Figure, figures_of, is_on_hub, license_of, names
 from headcount.runs import flatten
 from headcount.wording import printable
 
@@ -18,6 +18,8 @@ _RECIPE = (
     *("bins.strategy", "bins.block_size", "augment.crop_size", "loss", "optim.algorithm", "optim.lr"),
     *("optim.weight_decay", "optim.schedule", "optim.ema_decay"),
 )
+_FOLLOWING = "those of the dataset"
+"""The first words of terms that follow from others; they name no license."""
 _LIMITS = (
     "Scenes unlike those of its training images: much sparser ones, other camera heights and angles, night, haze, "
     "heads of another size in pixels. `headcount predict` notes pictures whose size or count lies far outside them.",
@@ -46,18 +48,20 @@ def model_card(content: Mapping[str, Any], name: str) -> str:
 
     Args:
         content: of its checkpoint or description: settings, commit, figures, license, limits.
-        name: what ``headcount.load`` takes.
+        name: of a counter that comes with headcount, or of one on the hub, which ``headcount.load`` takes; or of its
+            files, without an ending.
 
     Raises:
         ValueError: if its figures are damaged.
     """
     config = without_folders(content["config"])
     trained_on = _trained_on(config)
+    loaded = name if is_on_hub(name) or name in names() else f"{name}{WEIGHTS}"
     parts = [
         *_front_matter(license_of(content)),
         f"# {_text(name.rpartition(':')[2])}",
         "Counts the people in pictures of crowds; made with headcount.",
-        f'```python\nimport headcount\n\nprint(headcount.load("{name}").count("photo.jpg"))\n```',
+        f'```python\nimport headcount\n\nprint(headcount.load("{loaded}").count("photo.jpg"))\n```',
         f"License of the weights: {_text(license_of(content)) or 'not stated'}.",
         "## Training data and its terms",
         *map(_data, trained_on),
@@ -82,12 +86,30 @@ def usual_license(content: Mapping[str, Any]) -> str:
     """
     if stated := license_of(content):
         return stated
-    terms = " and ".join(f"{name} ({dataset_info(name).license})" for name in _trained_on(content["config"]))
-    return f"those of the dataset {terms} and of the weights that the training started from"
+    config = content["config"]
+    trained_on = _trained_on(config)
+    started = config["model"].get("weights") not in (None, "none") or config.get("init_from")
+    started = started or content.get("converted_from")  # a released checkpoint, of pretrained weights
+    if trained_on == ["synthetic"] and not started:
+        return "MIT, as the dataset synthetic that it was trained on"
+    terms = " and ".join(
+        f"{name} ({'of the owner of its images' if name == 'custom' else dataset_info(name).license})"
+        for name in trained_on
+    )
+    return f"{_FOLLOWING} {terms}" + (" and of the weights that the training started from" if started else "")
+
+
+def lacks_terms(content: Mapping[str, Any]) -> bool:
+    """Whether a counter states no license, and none follows from its datasets: images of one's own are among them.
+
+    Args:
+        content: of its checkpoint or description.
+    """
+    return not license_of(content) and "custom" in _trained_on(content["config"])
 
 
 def _trained_on(config: Mapping[str, Any]) -> list[str]:
-    """The names of the datasets of a training."""
+    """The names of the datasets of a training, as those of :data:`DATASETS`."""
     dataset = config["dataset"]
     return [str(part["name"]) for part in dataset.get("datasets", {}).values()] or [str(dataset["name"])]
 
@@ -97,8 +119,9 @@ def _front_matter(license_text: str) -> list[str]:
     lines = ["library_name: headcount", "tags: [crowd-counting]"]
     if license_text:
         lines.append("license: other")
-        # A short identifier; the page states the license in full.
-        words = re.findall(r"[a-z0-9.]+", re.split(r"[,;:(]", license_text.lower())[0])
+        # A short identifier, if it has one; the page states the license in full.
+        name = "" if license_text.startswith(_FOLLOWING) else re.split(r"[,;:(]", license_text.lower())[0]
+        words = re.findall(r"[a-z0-9.]+", name)
         lines += [f"license_name: {'-'.join(words[:5])}"] if words else []
     return ["\n".join(["---", *lines, "---"])]
 

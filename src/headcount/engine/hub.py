@@ -48,7 +48,14 @@ def download(ckpt: str) -> Path:
 
 
 def push(
-    content: Mapping[str, Any], repository: str, *, private: bool, token: str | None, int16: bool, replace: bool
+    content: Mapping[str, Any],
+    repository: str,
+    *,
+    private: bool,
+    token: str | None,
+    int16: bool,
+    replace: bool,
+    setting: str = "push_to_hub",
 ) -> str:
     """Upload a counter with its model card; the repository is created if it does not exist.
 
@@ -59,6 +66,7 @@ def push(
         token: of the hub; None uses the one of ``hf auth login`` or of HF_TOKEN.
         int16: whether to store the weights as 16-bit integers.
         replace: whether a counter that the repository holds is replaced by a new commit.
+        setting: what an error calls the repository.
 
     Returns:
         The address of the repository.
@@ -66,35 +74,39 @@ def push(
     Raises:
         ConfigError: if the name is invalid, the repository holds a counter, or the hub refuses or cannot be reached.
     """
-    repository = checked_repository(repository)
+    repository = checked_repository(repository, setting=setting)
     from huggingface_hub import HfApi
 
     api, stored = HfApi(token=token), f"{_STEM}{published.WEIGHTS}"
-    with quick_hub(), _naming_errors(f"push_to_hub {repository!r}"):
+    with quick_hub(), _naming_errors(f"{setting} {repository!r}"):
         is_used = not replace and api.file_exists(repository, stored)
     if is_used:
         raise ConfigError(
-            f"push_to_hub {repository!r}: the repository already holds {stored}; choose another name, or replace it "
+            f"{setting} {repository!r}: the repository already holds {stored}; choose another name, or replace it "
             "with --replace (in Python, replace=True)"
         )
     with tempfile.TemporaryDirectory() as folder:
         save_counter(Path(folder, stored), content, int16=int16)
         write_text(Path(folder, "README.md"), model_card(content, f"{published.HUB}{repository}"))
-        with quick_hub(), _naming_errors(f"push_to_hub {repository!r}"):
+        with quick_hub(), _naming_errors(f"{setting} {repository!r}"):
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a counter of headcount")
     return str(address)
 
 
-def checked_repository(repository: str) -> str:
+def checked_repository(repository: str, *, setting: str = "push_to_hub") -> str:
     """The name of a repository to upload to, without ``hf-hub:``.
+
+    Args:
+        repository: as typed.
+        setting: what an error calls it.
 
     Raises:
         ConfigError: if it is not ``owner/name``.
     """
     repository = repository.removeprefix(published.HUB)
     if not _NAME.fullmatch(f"{published.HUB}{repository}") or "@" in repository:
-        raise ConfigError(f"push_to_hub {cut(repository)!r}: must be owner/name, each {_RULE}")
+        raise ConfigError(f"{setting} {cut(repository)!r}: must be owner/name, each {_RULE}")
     return repository
 
 
