@@ -283,6 +283,7 @@ def evaluation_of(run: FinishedRun, folder: Path) -> CheckpointEvaluation:
     return evaluated
 
 
+@pytest.mark.slow
 def test_a_head_with_two_maps_and_its_own_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, monkeypatch, "model.head=hurdle", "loss=hurdle", "loss.weight=0.5")
     assert run.metrics[-1]["train/occupation"] > 0

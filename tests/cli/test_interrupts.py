@@ -31,6 +31,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["headcount.commands", "hydra", "numpy._core.multiarray"])
 def test_an_interrupted_import_ends_with_one_line(module: str, tmp_path: Path) -> None:
     code = DURING_IMPORT.format(module=module, arguments=["headcount", "env"])

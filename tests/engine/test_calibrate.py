@@ -236,6 +236,7 @@ def best_of(epoch: int) -> dict[str, float]:
     return {"mae": 5.0 - epoch, "rmse": 5.0, "nae": 1.0, "images": 9, "epoch": epoch}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_the_best_when_it_was_written_may_not_be_selected(tmp_path: Path) -> None:
     """Epochs 1 to 3 of a run whose error falls: what lies beside tells."""
     best = write_checkpoint(tmp_path, *SMALL, "dataset.val_images=9")

@@ -120,6 +120,7 @@ def files(tiny: LoadedCheckpoint) -> tuple[torch.export.ExportedProgram, onnx.Mo
     return exported(tiny)
 
 
+@pytest.mark.slow
 def test_tiny_in_both_formats(tiny: LoadedCheckpoint, files: tuple, tmp_path: Path) -> None:
     program, proto = files
     description = describe(tiny, mode_of(tiny), "mine")

@@ -107,6 +107,7 @@ def test_a_run_counts_by_its_settings_whatever_its_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_run_of_the_name_is_refused_with_the_difference(tmp_path: Path) -> None:
     run_of(tmp_path, "table3/lambda_1", *SHORT, "optim.lr=0.1", name="table3-lambda_1_optim.lr-0.1")
     run_of(tmp_path, "table3/lambda_1", *SHORT, name="table3-lambda_1", epochs=39)
