@@ -65,9 +65,10 @@ def test_processes_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return draw_crowd(index, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(drawing, "draw_crowd", counted)
+    before = multiprocessing.active_children()  # another test may have left some
     assert_drawn(draw())
     assert here == INDICES[::3]
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.usefixtures("three_processes")
@@ -91,9 +92,10 @@ def test_an_interrupted_drawing_leaves_no_process(monkeypatch: pytest.MonkeyPatc
         return draw_crowd(index, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(drawing, "draw_crowd", interrupted)
+    before = multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
         draw()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.usefixtures("three_processes")
