@@ -236,27 +236,55 @@ def build_clip(config: ClipConfig, *, block_size: int, pretrained: bool = True) 
         CheckpointError: if the file of weights is damaged.
     """
     config = settle_activation(config, pretrained=pretrained)
-    sizes = encoder_sizes(config)
-    image = image_encoder(config, sizes)
-    text = text_tower(config) if pretrained else None
-    if text is not None and config.weights != "none":
-        load_encoders(image, text, read_weights(config), config)
-    backbone = _backbone(config, image, block_size=block_size)
+    encoders = build_encoders(config, pretrained=pretrained)
+    backbone = _backbone(config, encoders.image, block_size=block_size)
     channels = backbone.channels
     decoder = None
     if config.decoder is Decoder.released:
         widths = config.decoder_channels or _RELEASED_DECODERS.get(config.name, [channels])
         decoder = residual_decoder(channels, widths, bottleneck=isinstance(config, ClipResNetConfig))
         channels = widths[-1]
-    tag = get_pretrained_cfg(architecture(config), config.weights) or {}
     return ClipParts(
         backbone,
         decoder,
         channels,
-        mean=tag.get("mean") or OPENAI_DATASET_MEAN,
-        std=tag.get("std") or OPENAI_DATASET_STD,
-        texts=ClipTexts(config.prompts, embed_dim=sizes["embed_dim"], tower=text),
+        mean=encoders.mean,
+        std=encoders.std,
+        texts=ClipTexts(config.prompts, embed_dim=encoders.embed_dim, tower=encoders.text),
     )
+
+
+@dataclass(frozen=True)
+class ClipEncoders:
+    """CLIP's two encoders, with their weights."""
+
+    image: Any
+    text: TextTransformer | None
+    """None if a checkpoint will fill the weights: it has the features of the texts."""
+    embed_dim: int
+    mean: tuple[float, ...]
+    """Of the images that the weights were trained on; likewise ``std``."""
+    std: tuple[float, ...]
+
+
+def build_encoders(config: ClipEncodersConfig, *, pretrained: bool, pooled: bool = False) -> ClipEncoders:
+    """Build the encoders of a config whose activation is settled.
+
+    Args:
+        pretrained: False builds the image encoder without weights and no text encoder.
+        pooled: also load the weights of the image encoder's pooling.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`build_clip`.
+    """
+    sizes = encoder_sizes(config)
+    image = image_encoder(config, sizes)
+    text = text_tower(config) if pretrained else None
+    if text is not None and config.weights != "none":
+        load_encoders(image, text, read_weights(config), config, pooled=pooled)
+    tag = get_pretrained_cfg(architecture(config), config.weights) or {}
+    mean, std = tag.get("mean") or OPENAI_DATASET_MEAN, tag.get("std") or OPENAI_DATASET_STD
+    return ClipEncoders(image, text, sizes["embed_dim"], mean, std)
 
 
 def _backbone(config: ClipConfig, image: Any, *, block_size: int) -> ClipResNet | ClipViT | TimmTower:

@@ -6,13 +6,10 @@ Implements CrowdCLIP (arXiv:2304.04231). The nested crops are made by ``data.loa
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor, nn
 
 from headcount.bins import CountBins
@@ -28,9 +25,7 @@ from headcount.config import (
     scaled_numbers,
 )
 from headcount.crops import cut_resized, patch_boxes
-from headcount.models.clip import ClipTexts, encoder_sizes, image_encoder, settle_activation, text_tower
-from headcount.models.clip_towers import architecture
-from headcount.models.clip_weights import load_encoders, read_weights
+from headcount.models.clip import ClipTexts, build_encoders, settle_activation
 from headcount.models.counter import WHOLE_IMAGE, Counter
 from headcount.models.heads import PredictionHead, TextEncoder, build_head
 from headcount.types import BlockGrid, Counted, SimilarityPrediction
@@ -299,19 +294,14 @@ def build_ranking(config: ClipRankingConfig, grid: BlockGrid, *, pretrained: boo
         CheckpointError: if the file of weights is damaged.
     """
     config = settle_activation(config, pretrained=pretrained)
-    sizes = encoder_sizes(config)
-    image = image_encoder(config, sizes)
-    text = text_tower(config) if pretrained else None
-    if text is not None and config.weights != "none":
-        load_encoders(image, text, read_weights(config), config, pooled=True)
-    backbone = PooledEncoder(image, sizes["embed_dim"])
-    texts = ClipTexts(PromptsConfig(), embed_dim=sizes["embed_dim"], tower=text)
+    encoders = build_encoders(config, pretrained=pretrained, pooled=True)
+    backbone = PooledEncoder(encoders.image, encoders.embed_dim)
+    texts = ClipTexts(PromptsConfig(), embed_dim=encoders.embed_dim, tower=encoders.text)
     head = build_head(config.head, backbone.channels, grid, None, texts)
     assert isinstance(head, RankingHead)
     adapter = None
     if config.adapter is not None:
         adapter = Adapter(backbone.channels, config.adapter, ratio=config.adapter_ratio)
-    tag: Any = get_pretrained_cfg(architecture(config), config.weights) or {}
     return RankingCounter(
         backbone,
         head,
@@ -319,6 +309,6 @@ def build_ranking(config: ClipRankingConfig, grid: BlockGrid, *, pretrained: boo
         adapter=adapter,
         input_size=config.input_size,
         grid=grid,
-        mean=tuple(config.mean or tag.get("mean") or OPENAI_DATASET_MEAN),
-        std=tuple(config.std or tag.get("std") or OPENAI_DATASET_STD),
+        mean=tuple(config.mean or encoders.mean),
+        std=tuple(config.std or encoders.std),
     )
