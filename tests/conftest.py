@@ -1,8 +1,10 @@
 """What every test may use: the folders of golden numbers and of real data, and a way to run commands."""
 
+import dataclasses
 import gc
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 
 # Libraries and tests are imported without garbage collection: what they create stays.
 gc.disable()
+# A job in the background of a shell ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # No property is about time, and a test may wait for a busy machine.
 settings.register_profile("headcount", deadline=None)
 settings.load_profile("headcount")
@@ -56,7 +60,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A test that has what it needs and skips all the same has failed."""
     report = yield
     for mark, variable in (("golden", "HEADCOUNT_GOLDEN"), ("data", "HEADCOUNT_DATA")):
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not _has_gpu():
             continue
         if report.skipped and item.get_closest_marker(mark) and os.environ.get(variable):
             report.outcome = "failed"
@@ -72,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+            item.add_marker(pytest.mark.skipif(not _has_gpu(), reason="no GPU"))
         for fixture, mark in (("golden_dir", "golden"), ("data_dir", "data")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
@@ -82,6 +86,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (_place(item.path), -numbers[item.path], item.path))
 
 
+def _has_gpu() -> bool:
+    import torch  # not at the top: the process that hands out the tests does without, and starts sooner
+
+    return torch.cuda.is_available()
+
+
 def _place(module: Path) -> int:
     """Of a module among the longest; all others come after them, those with many tests first."""
     name = module.relative_to(ROOT / "tests").as_posix()
@@ -89,8 +99,9 @@ def _place(module: Path) -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage from here on, but never search what was imported."""
+    """Collect garbage from here on, seldom, and never search what was imported."""
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
@@ -113,10 +124,35 @@ def _choices_of_others_are_forgotten() -> Iterator[None]:
                 nodes.pop(f"{kind}.yaml", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _a_crowd_is_drawn_once() -> Iterator[None]:
+    """Many tests open the same generated crowds: an image that a process of the tests drew is copied from then on."""
+    from headcount.config import DatasetConfig
+    from headcount.data import drawing
+
+    draw = drawing.draw_crowd
+    drawn: dict[str, Any] = {}
+
+    def draw_once(index: int, *, config: Any, split: str) -> Any:
+        own = {name: value for name, value in vars(config).items() if not hasattr(DatasetConfig, name)}
+        key = f"{index} {split} {[item for item in own.items() if not item[0].endswith('_images')]}"
+        if key not in drawn:
+            if len(drawn) == 1000:  # a third of a GB
+                drawn.clear()
+            drawn[key] = draw(index, config=config, split=split)
+        return dataclasses.replace(drawn[key], points=drawn[key].points.clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "draw_crowd", draw_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _float32_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions of the tests for a GPU compute in float32; torch's default is TF32, with 11 significant bits."""
     if request.node.get_closest_marker("gpu"):
+        import torch
+
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -127,7 +163,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run train.py, eval.py or a script as a user would; outputs go below ``tmp_path``."""
 
     def run(script: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -139,6 +175,22 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_command(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``run_process``, but for how a process starts: as a copy of one that has imported torch."""
+    from forked import run_forked
+
+    output = tmp_path_factory.mktemp("output")
+
+    def run(script: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return run_forked(ROOT / script, [*arguments], cwd=tmp_path, env=env, output=output, timeout=timeout)
 
     return run
 

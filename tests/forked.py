@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +14,48 @@ PRELOADED = ["headcount.engine.train", "headcount.engine.evaluate", "headcount.c
 PRELOADED += ["headcount.models.torchvision_networks", "tensorboard.summary", "matplotlib.figure"]
 
 
+class Forked:
+    """A command in a forked process; as ``subprocess.Popen([sys.executable, script, *arguments])``.
+
+    Args:
+        env: read by what the command itself does; torch has been imported before.
+        streams: files for what the command writes to its standard output and error.
+        first: statements to run before it.
+    """
+
+    def __init__(
+        self,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        streams: tuple[Path, Path],
+        first: str = "",
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.args = [str(script), *arguments]
+        self._process = context.Process(target=_run, args=(self.args, cwd, env, streams, first))
+        self._process.start()
+
+    def wait(self, timeout: float) -> int:
+        """The exit status, negative for a signal.
+
+        Raises:
+            subprocess.TimeoutExpired: if it still runs after so many seconds; it is killed.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self._process.exitcode
+
+
 def run_forked(
     script: Path,
-    arguments: list[str],
+    arguments: Sequence[str],
     *,
     cwd: Path,
     env: dict[str, str],
@@ -23,30 +63,19 @@ def run_forked(
     timeout: float,
     first: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """As ``subprocess.run([sys.executable, script, *arguments])``, but for how the process starts.
+    """As ``subprocess.run``: see ``Forked``.
 
     Args:
-        env: read by what the command itself does; torch has been imported before.
         output: folder for what the command writes to its standard output and error.
-        first: statements to run before it.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     streams = (output / "out", output / "err")
-    process = context.Process(target=_run, args=(script, arguments, cwd, env, streams, first))
-    process.start()
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise subprocess.TimeoutExpired([str(script), *arguments], timeout)
+    process = Forked(script, arguments, cwd=cwd, env=env, streams=streams, first=first)
+    status = process.wait(timeout)
     out, err = (stream.read_text() for stream in streams)
-    return subprocess.CompletedProcess([str(script), *arguments], process.exitcode, out, err)
+    return subprocess.CompletedProcess(process.args, status, out, err)
 
 
-def _run(
-    script: Path, arguments: list[str], cwd: Path, env: dict[str, str], streams: tuple[Path, Path], first: str
-) -> None:
+def _run(command: list[str], cwd: Path, env: dict[str, str], streams: tuple[Path, Path], first: str) -> None:
     for number, stream in enumerate(streams, start=1):
         with stream.open("wb") as file:
             os.dup2(file.fileno(), number)
@@ -55,7 +84,7 @@ def _run(
     os.chdir(cwd)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     multiprocessing.set_start_method(None, force=True)  # that of a command
-    sys.argv = [str(script), *arguments]
-    sys.path.insert(0, str(script.parent))
+    sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent))
     exec(first, {})
-    runpy.run_path(str(script), run_name="__main__")
+    runpy.run_path(command[0], run_name="__main__")

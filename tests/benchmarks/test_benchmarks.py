@@ -209,8 +209,8 @@ def test_evaluate(run_command: Callable[..., Any]) -> None:
     assert all(float(row["ours ms"]) > 0 and float(row["ours/bare"]) > 0 for row in rows)
 
 
-def test_startup(run_command: Callable[..., Any]) -> None:
-    done = run_command("benchmarks/startup.py", "scale=smoke", "--repeats", "1")
+def test_startup(run_process: Callable[..., Any]) -> None:
+    done = run_process("benchmarks/startup.py", "scale=smoke", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     (rows,) = tables(done.stdout)
     torch_alone, help_page, config_error, first_step = (float(row["median s"]) for row in rows)

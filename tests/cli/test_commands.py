@@ -2,20 +2,14 @@
 
 import csv
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 import headcount
-from headcount.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -152,34 +146,6 @@ def test_any_fault_of_a_job_leaves_the_rest_of_a_sweep_running(script: Script, t
     assert "optim.lr=1e+30" in told.split("failed:")[1]
     assert "optim.lr=0.001" not in told.split("failed:")[1]
     assert len(list(tmp_path.rglob("best_mae.pt"))) == 1
-
-
-@pytest.mark.slow
-def test_killed_anywhere_and_resumed_gives_the_same_weights(run_command: Run, tmp_path: Path) -> None:
-    settings = [*SMALL, "epochs=12"]
-    assert run_command("train.py", *settings, "output_dir=whole").returncode == 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *settings, "output_dir=killed", "resume=true"],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 60
-        before = len(list(tmp_path.glob("killed/**/metrics.jsonl")))
-        while time.monotonic() < deadline and process.poll() is None and not list(tmp_path.glob("killed/**/last.pt")):
-            time.sleep(0.05)
-        time.sleep(0.3 + 0.1 * before)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert run_command("train.py", *settings, "output_dir=killed", "resume=true").returncode == 0
-    whole, killed = (next(tmp_path.glob(f"{name}/**/last.pt")) for name in ("whole", "killed"))
-    for key, value in checkpoint.read(whole)["model"].items():
-        assert torch.equal(value, checkpoint.read(killed)["model"][key]), key
-    epochs = [json.loads(line)["epoch"] for line in (killed.parent / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 13))
 
 
 @pytest.mark.slow

@@ -178,9 +178,9 @@ def test_what_cannot_be_done_is_refused_at_once(
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 
-def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_command: Run, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused_before_torch_is_loaded(run_process: Run, tmp_path: Path) -> None:
     picture(tmp_path / "p.png")
-    done = run_command("scripts/predict.py", "p.png", "ckpt=gone.pt", PYTHONPROFILEIMPORTTIME="1")
+    done = run_process("scripts/predict.py", "p.png", "ckpt=gone.pt", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 2
     assert "gone.pt: no such file" in done.stderr
     assert "| torch" not in done.stderr

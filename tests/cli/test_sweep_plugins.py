@@ -54,8 +54,8 @@ def test_a_trial_that_fails_is_listed(run_command: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_joblib_runs_the_jobs_of_a_sweep(run_command: Run, tmp_path: Path) -> None:
-    run = run_command("train.py", "-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2")
+def test_joblib_runs_the_jobs_of_a_sweep(run_process: Run, tmp_path: Path) -> None:
+    run = run_process("train.py", "-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2")
     assert run.returncode == 0, run.stderr
     assert [row["settings"] for row in rows_of(tmp_path)] == ["seed=1", "seed=2", "mean of 2"]
 

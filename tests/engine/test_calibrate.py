@@ -50,6 +50,7 @@ from test_intervals import calibration
 
 STORED = Path(__file__).parent.parent / "stored" / "format_2"
 SMALL = ["dataset.train_images=30", "dataset.test_images=12", "dataset.width=64", "dataset.height=64", "model.width=8"]
+SMALL += ["dataset.max_people=30"]
 
 
 def evaluation(ckpt: Path, split: str, dataset: DatasetConfig | None = None, **settings: object) -> EvalCommandConfig:
@@ -142,7 +143,7 @@ def test_a_calibrated_checkpoint_counts_as_before(untrained: Path, calibrated: P
 def test_it_holds_nothing_to_resume_from(tmp_path: Path) -> None:
     """Of a run of format 2, as users have it; its four images do not suffice, but eight more drawn ones do."""
     shutil.copy(STORED / "last.pt", tmp_path / "last.pt")
-    drawn = SyntheticConfig(seed=5, test_images=12, width=96, height=96)
+    drawn = SyntheticConfig(seed=5, test_images=12, width=96, height=96, max_people=30)
     done = calibrate_checkpoint(evaluation(tmp_path / "last.pt", "test", drawn), tmp_path / "out.pt")
     assert done.has_variance
     assert done.notes == []
@@ -187,11 +188,15 @@ def test_a_damaged_calibration_is_a_damaged_checkpoint(calibrated: Path, tmp_pat
         ),
         (
             "train",
-            SyntheticConfig(width=64, height=64),
-            "split=train: the counter was trained on 20 of these 160 images",
+            SyntheticConfig(width=64, height=64, max_people=30, train_images=40),
+            "split=train: the counter was trained on 20 of these 40 images",
         ),
         ("holdout", SyntheticConfig(holdout=0.5), "split=holdout: is a part of the counter's own dataset; leave out"),
-        ("val", SyntheticConfig(val_images=8, seed=3), "split=val: has 8 images; a calibration needs at least 9"),
+        (
+            "val",
+            SyntheticConfig(width=64, height=64, max_people=30, val_images=8, seed=3),
+            "split=val: has 8 images; a calibration needs at least 9",
+        ),
         ("valid", None, "split=valid: synthetic has train, val, test, holdout"),
     ],
 )
@@ -212,7 +217,7 @@ def test_held_out_images_must_have_been_held_out(tmp_path: Path) -> None:
 
 
 def test_other_drawn_crowds_are_not_those_of_the_training(untrained: Path, tmp_path: Path) -> None:
-    other = SyntheticConfig(seed=9, train_images=10, width=64, height=64)
+    other = SyntheticConfig(seed=9, train_images=10, width=64, height=64, max_people=30)
     done = calibrate_checkpoint(evaluation(untrained, "train", other), tmp_path / "out.pt")
     assert len(done.calibration) == 10
 
@@ -457,7 +462,7 @@ def test_images_of_the_calibration_are_not_judged(calibrated: Path, untrained: P
     assert (others.overlapping, len(others.calibrated)) == (0, 12)
     assert [of.level for of in others.calibrated[0].intervals] == [0.5, 0.8, 0.9]
     # All training images: those that were held out are among them.
-    both = SyntheticConfig(train_images=30, width=64, height=64)
+    both = SyntheticConfig(train_images=30, width=64, height=64, max_people=30)
     part = evaluated(calibrated, "train", both).intervals
     assert (part.overlapping, len(part.calibrated)) == (10, 20)
     before = evaluated(untrained, "test").intervals

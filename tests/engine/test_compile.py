@@ -34,13 +34,13 @@ def test_compiling_is_no_part_of_a_run_s_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler")
-def test_two_steps_agree_and_checkpoints_have_the_same_keys(tmp_path: Path, run_command) -> None:
+def test_two_steps_agree_and_checkpoints_have_the_same_keys(tmp_path: Path, run_process) -> None:
     # In processes of their own: the shape checks of the tests cannot be traced. Warnings are errors there too.
     environment = {"PYTHONWARNINGS": "error", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     runs = {}
     for compiled in (False, True):
         settings = [f"output_dir={tmp_path / str(compiled)}", "run_name=run", f"runtime.compile={compiled}"]
-        done = run_command("train.py", *SMALL, "runtime=cpu", *settings, **environment)
+        done = run_process("train.py", *SMALL, "runtime=cpu", *settings, **environment)
         assert done.returncode == 0, done.stderr
         folder = tmp_path / str(compiled) / "synthetic" / "run" / "seed1"
         runs[compiled] = (read_metrics(folder)[0], checkpoint.read(folder / checkpoint.LAST)["model"])
@@ -53,5 +53,5 @@ def test_two_steps_agree_and_checkpoints_have_the_same_keys(tmp_path: Path, run_
         torch.testing.assert_close(compiled_weights[key], value, rtol=1e-3, atol=1e-4)
 
     # A run may go on without it.
-    done = run_command("train.py", *SMALL, "runtime=cpu", "resume=true", *settings[:2], **environment)
+    done = run_process("train.py", *SMALL, "runtime=cpu", "resume=true", *settings[:2], **environment)
     assert done.returncode == 0, done.stderr

@@ -1,13 +1,12 @@
 """Runs of two processes: resumed on another number, in parts, stopped early."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.test_processes import TRAIN, finish, start
+from engine.test_processes import ROOT, finish, port, start_forked
 from headcount.engine import checkpoint
 from two_processes import SMALL
 
@@ -30,17 +29,27 @@ main()
 """
 
 
+def run(folder: Path, *settings: str, script: Path = ROOT / "train.py", processes: int = 1, status: int = 0) -> str:
+    """Train on a number of processes, started as by a launcher; what they printed as errors."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "WORLD_SIZE": str(processes), "NODE_RANK": "0"}
+    typed = [*settings, f"runtime.devices={processes}"]
+    started = []
+    for rank in range(processes):
+        launched = {**common, "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        started.append(start_forked(typed, folder, str(rank), script=script, **launched))
+    return finish(started, folder, status=status)
+
+
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
 def test_a_run_is_resumed_on_another_number_of_processes(tmp_path: Path, first: int, then: int) -> None:
     (tmp_path / "stop.py").write_text(STOP)
     settings = [*SMALL, "epochs=4", "optim.warmup_epochs=1", "optim.lr=1e-4"]
     for name in ("whole", "halves"):
         (tmp_path / name).mkdir()
-    finish([start([*TRAIN, *settings], tmp_path / "whole")], tmp_path / "whole")
+    run(tmp_path / "whole", *settings)
     halves = tmp_path / "halves"
-    stopped = start([sys.executable, str(tmp_path / "stop.py"), *settings, f"runtime.devices={first}"], halves)
-    finish([stopped], halves, status=130)
-    told = finish([start([*TRAIN, *settings, f"runtime.devices={then}", "resume=true"], halves)], halves)
+    run(halves, *settings, script=tmp_path / "stop.py", processes=first, status=130)
+    told = run(halves, *settings, "resume=true", processes=then)
     assert (
         f"resuming with runtime.devices={then} a run of runtime.devices={first}: each step has the same 4 crops" in told
     )
@@ -52,8 +61,7 @@ def test_a_run_is_resumed_on_another_number_of_processes(tmp_path: Path, first: 
     epochs = [json.loads(line) for line in next(halves.rglob("metrics.jsonl")).read_text().splitlines()]
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
     if then == 2:  # both processes refuse other settings, and one prints it
-        again = start([*TRAIN, *settings, "runtime.devices=2", "optim.lr=1e-3", "resume=true"], halves)
-        told = finish([again], halves, status=2)
+        told = run(halves, *settings, "optim.lr=1e-3", "resume=true", processes=2, status=2)
         assert told.count("train.py: resume=true with settings that differ") == told.count("resume=true") == 1, told
     before = [json.loads(line) for line in next((tmp_path / "whole").rglob("metrics.jsonl")).read_text().splitlines()]
     for record, expected in zip(epochs, before, strict=True):
@@ -66,15 +74,15 @@ def test_two_processes_accumulate_stop_early_and_log_once(tmp_path: Path) -> Non
     nothing = ["optim.schedule=constant", "optim.lr=1e-12", "optim.weight_decay=0", "model.freeze=batch_norm"]
     settings = [*nothing, "epochs=4", "eval_every_epochs=1", "early_stopping=1", "logger=csv", "keep=all"]
     small = [text for text in SMALL if not text.startswith("optim.lr")]
-    command = [*TRAIN, *small, *settings, "accumulate=2", "runtime.devices=2"]
-    told = finish([start(command, tmp_path)], tmp_path)
+    typed = [*small, *settings, "accumulate=2"]
+    told = run(tmp_path, *typed, processes=2)
     assert told.count("stopped early after epoch 2 of 4") == 1
     (folder,) = (file.parent for file in tmp_path.rglob("last.pt"))
     assert {file.name for file in folder.glob("*.pt")} == {"last.pt", "best_mae.pt", "epoch_0001.pt", "epoch_0002.pt"}
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
-    fewer = ["epochs=3" if text == "epochs=4" else text for text in command]
-    again = finish([start([*fewer, "resume=true"], tmp_path)], tmp_path, status=2)
+    fewer = ["epochs=3" if text == "epochs=4" else text for text in typed]
+    again = run(tmp_path, *fewer, "resume=true", processes=2, status=2)
     assert "planned for epochs=4 (2 are trained), and can only be extended" in again
-    more = [text for text in command if not text.startswith("early_stopping")]
-    finish([start([*more, "resume=true"], tmp_path)], tmp_path)
+    more = [text for text in typed if not text.startswith("early_stopping")]
+    run(tmp_path, *more, "resume=true", processes=2)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 5

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from forked import Forked
 from headcount.engine import checkpoint
 from two_processes import CASES, SMALL, everything
 
@@ -39,7 +40,16 @@ def start(command: Sequence[str], folder: Path, name: str = "log", **environment
         )
 
 
-def finish(processes: Sequence[subprocess.Popen[bytes]], folder: Path, *, status: int = 0) -> str:
+def start_forked(
+    typed: Sequence[str], folder: Path, name: str, *, script: Path = ROOT / "train.py", **environment: str
+) -> Forked:
+    """As ``start``, of a script that runs in a copy of a process that has imported torch."""
+    clean = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    streams = (folder / f"{name}.out", folder / f"{name}.err")
+    return Forked(script, typed, cwd=folder, env={**clean, "OMP_NUM_THREADS": "1", **environment}, streams=streams)
+
+
+def finish(processes: Sequence[subprocess.Popen[bytes] | Forked], folder: Path, *, status: int = 0) -> str:
     """Wait for processes; return what they printed as errors."""
     found = [process.wait(timeout=300) for process in processes]
     text = "\n".join(file.read_text() for file in sorted(folder.glob("*.err")))
@@ -97,7 +107,7 @@ def test_an_evaluation_on_two_processes_counts_each_image_once(one: dict[str, An
 def run_twice(folder: Path, settings: Sequence[str], variables: Callable[[int], dict[str, str]]) -> None:
     """Start the same command with the variables of each rank, as a launcher does."""
     folder.mkdir()
-    finish([start([*TRAIN, *SMALL, *settings], folder, f"rank{rank}", **variables(rank)) for rank in (0, 1)], folder)
+    finish([start_forked([*SMALL, *settings], folder, f"rank{rank}", **variables(rank)) for rank in (0, 1)], folder)
 
 
 def port() -> str:

@@ -121,6 +121,7 @@ def test_another_run_of_the_name_is_refused_with_the_difference(tmp_path: Path) 
     assert filled.cells["lambda 2", "MAE"].refused == []
 
 
+@pytest.mark.slow
 def test_a_shrunk_run_is_never_taken_for_the_papers(tmp_path: Path) -> None:
     run_of(tmp_path, "table3/lambda_1", *SHORT, name="table3-lambda_1_short")
     paper = fill("3", [], tmp_path).cells["lambda 1", "MAE"]

@@ -58,7 +58,11 @@ def _refuse_other_program(folder: Path) -> None:
 
 def find_file(name: str) -> Path | None:
     """The file of a choice, such as ``dataset/sha.yaml``, in the first folder that has it; None if none has."""
-    return next((folder / name for folder in config_dirs() if (folder / name).is_file()), None)
+    return _find_in(tuple(config_dirs()), name)
+
+
+def _find_in(folders: tuple[Path, ...], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def dotted(group: str) -> str:
@@ -73,14 +77,13 @@ def nested_groups() -> set[str]:
 
 def all_choices() -> dict[str, list[str]]:
     """Every group with its choices, a nested one after the group that it lies in."""
-    nested = nested_groups()
+    folders = tuple(config_dirs())
     found: dict[str, list[str]] = {}
-    for file in _yaml_files(tuple(config_dirs())):
-        group = _group_of(file, nested)
-        found.setdefault(group, []).append(file.relative_to(group).with_suffix("").as_posix())
+    for group, choice in _choices_in(folders, frozenset(nested_groups())):
+        found.setdefault(group, []).append(choice)
     for group, kinds in SCHEMAS.items():
         # A kind without a YAML file was registered from Python and is chosen by its own name.
-        named = {_kind_in(group, choice) for choice in found.get(group, [])}
+        named = {_kind_in(folders, group, choice) for choice in found.get(group, [])}
         found.setdefault(group, []).extend(kind for kind in kinds if kind not in named)
     return {group: found[group] for group in sorted(found)}
 
@@ -105,10 +108,10 @@ def _defaults_of(file: Path) -> dict[str, str]:
 
 def schemas(group: str) -> dict[str, type]:
     """The schema of each choice of a group."""
-    kinds = SCHEMAS.get(group, {})
+    kinds, folders = SCHEMAS.get(group, {}), tuple(config_dirs())
     found = {}
     for choice in all_choices().get(group, []) if kinds else []:
-        kind = _kind_in(group, choice) or choice
+        kind = _kind_in(folders, group, choice) or choice
         if kind in kinds:
             found[choice] = kinds[kind]
     return found
@@ -151,10 +154,11 @@ def no_choice(typed: str, choices: Sequence[str]) -> str:
 
 
 @cache
-def _yaml_files(folders: tuple[Path, ...]) -> list[Path]:
-    """The files of all choices, each relative to its folder; a choice that two folders have once."""
-    found = {file.relative_to(folder) for folder in folders for file in yaml_files(folder)}
-    return sorted(file for file in found if len(file.parts) > 1)
+def _choices_in(folders: tuple[Path, ...], nested: frozenset[str]) -> list[tuple[str, str]]:
+    """The group and the choice of each file of the folders; what two folders have is listed once."""
+    files = {file.relative_to(folder) for folder in folders for file in yaml_files(folder)}
+    groups = {file: _group_of(file, nested) for file in sorted(files) if len(file.parts) > 1}
+    return [(group, file.relative_to(group).with_suffix("").as_posix()) for file, group in groups.items()]
 
 
 def yaml_files(folder: Path) -> list[Path]:
@@ -174,15 +178,15 @@ def read_config_file(file: Path) -> str:
         raise ConfigError(f"{file}: cannot be read: {error}; correct it, or remove it") from error
 
 
-def _group_of(file: Path, nested: set[str]) -> str:
+def _group_of(file: Path, nested: frozenset[str]) -> str:
     """The innermost group that a file belongs to; other folders are part of the choice's name (experiments)."""
     folders = [parent.as_posix() for parent in file.parents]
     return next((folder for folder in folders if folder in nested), file.parts[0])
 
 
-def _kind_in(group: str, choice: str) -> str | None:
+def _kind_in(folders: tuple[Path, ...], group: str, choice: str) -> str | None:
     """The kind of schema that a choice's file names in its defaults list; None without a file or a schema."""
-    file = find_file(f"{group}/{choice}.yaml")
+    file = _find_in(folders, f"{group}/{choice}.yaml")
     return _kind_of(file, group) if file is not None else None
 
 
