@@ -57,6 +57,7 @@ MODELS = {
     "timm, efficientnet": ["model=timm", "model.name=tf_efficientnet_lite0"],
     "timm, mixnet": ["model=timm", "model.name=tf_mixnet_s", "model.max_stride=32", "bins.block_size=16"],
     "timm, resnet": ["model=timm", "model.name=resnet10t", "model.max_stride=32", "bins.block_size=32"],
+    "timm, pyramid": ["model=timm", "model.name=resnet10t", "model.neck=fpn", "model.max_stride=8"],
     "timm, convnext": ["model=timm", "model.name=convnext_atto"],
     "clip_rn50": ["model=clip_rn50", "model.width=16", "model.layers=[1,1,1,1]", *SMALL_CLIP],
     "clip_vit_b16": [

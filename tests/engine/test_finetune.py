@@ -247,7 +247,7 @@ def test_frozen_parts_stay_in_evaluation_mode_and_get_no_gradient() -> None:
     config = TinyConfig(width=8, freeze=Freeze.backbone)
     counter = build_model(config, BlockGrid(8), build_bins(BinsConfig(), {0: 1}))
     assert counter.train().training
-    assert not any(part.training for part in counter.backbone.modules())
+    assert not any(part.training for part in counter.backbone.features.modules())
     assert counter.head.training
     counter(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).count.sum().backward()
     assert all(p.grad is None for p in counter.backbone.parameters())

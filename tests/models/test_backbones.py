@@ -8,23 +8,32 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
 
+from headcount.bins import build_bins
+from headcount.cli.compose import checked_config
 from headcount.config import (
     MODELS,
+    BinsConfig,
     ClipConfig,
     ClipViTConfig,
     ConfigError,
+    Freeze,
     ImageNetConfig,
     ModelConfig,
+    Neck,
+    OptimConfig,
     PretrainedConfig,
     RegressionHeadConfig,
     TimmConfig,
 )
+from headcount.engine.optim import build_optimizer
 from headcount.models import backbones, timm_networks, torchvision_networks
 from headcount.models.backbones import Backbone, ContextModule
 from headcount.models.build import build_model, follow_weights
 from headcount.models.clip import ClipResNet, ClipViT
-from headcount.models.timm_networks import timm_backbone
+from headcount.models.pyramid import FeaturePyramid, PyramidBackbone
+from headcount.models.timm_networks import timm_backbone, timm_pyramid
 from headcount.types import BlockGrid
 
 STRIDES = {name: stride for name, stride in ImageNetConfig.names.items() if stride is not None}
@@ -400,3 +409,81 @@ def test_pretrained_weights_offline_name_the_ways_out(monkeypatch: pytest.Monkey
         timm_backbone("resnet18", max_stride=16, pretrained=True)
     for words in ("weights of resnet18", "not known)", "model.weights=FILE", "model.weights=none"):
         assert words in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ feature pyramid
+
+
+def test_the_finest_map_of_a_pyramid_is_that_of_torchvision() -> None:
+    torch.manual_seed(0)
+    channels, sizes = [5, 7, 9], [(13, 17), (7, 9), (4, 5)]
+    ours, theirs = FeaturePyramid(channels, 6).eval(), FeaturePyramidNetwork(channels, 6).eval()
+    for lateral, block in zip(ours.lateral, theirs.inner_blocks, strict=True):
+        nn.init.normal_(lateral.bias)
+        block[0].load_state_dict(lateral.state_dict())
+    theirs.layer_blocks[0][0].weight.data.copy_(ours.smooth[0].weight)
+    norm = ours.smooth[1]
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    nn.init.normal_(norm.running_mean)
+    maps = [torch.randn(2, count, *size) for count, size in zip(channels, sizes, strict=True)]
+    with torch.no_grad():
+        finest = theirs({str(k): one for k, one in enumerate(maps)})["0"]
+        torch.testing.assert_close(ours(maps), norm(finest).relu(), rtol=1e-5, atol=1e-5)
+
+
+PYRAMIDS = {  # maximum stride, stride, channels of the maps
+    "resnet18": (8, 8, [128, 256, 512]),
+    "tf_efficientnet_lite0": (8, 8, [40, 112, 320]),
+    "convnext_atto": (5, 4, [40, 80, 160, 320]),
+    "swin_tiny_patch4_window7_224": (15, 8, [192, 384, 768]),
+}
+
+
+@pytest.mark.parametrize("name", quick_first(PYRAMIDS, "resnet18"))
+def test_a_pyramid_gives_one_feature_for_every_whole_stride_of_its_finest_map(name: str) -> None:
+    most, stride, channels = PYRAMIDS[name]
+    backbone = timm_pyramid(name, max_stride=most, channels=24, pretrained=False)
+    assert isinstance(backbone, PyramidBackbone)
+    assert (backbone.channels, backbone.stride) == (24, stride)
+    assert [layer.in_channels for layer in backbone.neck.lateral] == channels
+    for height, width in [(104, 136), (100, 150), (37, 61)]:
+        with torch.no_grad():
+            maps = backbone.eval()(torch.rand(1, 3, height, width))
+        assert maps.shape == (1, 24, height // stride, width // stride)
+    backbone.train()(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())  # several processes wait for each gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "strides"), [("resnet18", 32, "2, 4, 8, 16, 32"), ("vit_tiny_patch16_224", 16, "16, 16, 16")]
+)
+def test_one_map_is_no_pyramid(name: str, most: int, strides: str) -> None:
+    words = rf"model\.max_stride={most}: model\.neck=fpn combines .*those of {name} are at {strides}\."
+    with pytest.raises(ConfigError, match=words):
+        timm_pyramid(name, max_stride=most, channels=24, pretrained=False)
+
+
+def test_a_pyramid_is_chosen_and_trained_where_its_backbone_is_not() -> None:
+    config = TimmConfig(name="resnet10t", weights="none", neck=Neck.fpn, neck_channels=16, max_stride=8)
+    for freeze, frozen in ((Freeze.backbone, "features."), (Freeze.batch_norm, "features.bn1."), (Freeze.none, None)):
+        config.freeze = freeze
+        counter = build_model(config, BlockGrid(8), build_bins(BinsConfig(), {0: 1})).train()
+        assert counter.stride == 8
+        backbone = counter.backbone
+        assert isinstance(backbone, PyramidBackbone)
+        assert backbone.neck.training
+        assert all(p.requires_grad for p in backbone.neck.parameters())
+        if frozen is not None:
+            assert not any(p.requires_grad for name, p in backbone.named_parameters() if name.startswith(frozen))
+        groups = build_optimizer(OptimConfig(backbone_lr_factor=0.1), counter).param_groups
+        fast = {id(p) for group in groups if group["lr"] == groups[0]["lr"] for p in group["params"]}
+        assert all(id(p) in fast for p in [*backbone.neck.parameters(), *counter.head.parameters()])
+        assert not any(id(p) in fast for p in backbone.features.parameters())
+
+
+def test_a_pyramid_keeps_all_strides() -> None:
+    with pytest.raises(ConfigError, match=r"model\.dilate=false: a feature pyramid keeps all strides"):
+        checked_config(
+            ["model=timm", "model.name=resnet18", "model.weights=none", "model.neck=fpn", "model.dilate=false"],
+            config_name="train",
+        )

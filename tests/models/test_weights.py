@@ -16,7 +16,7 @@ from headcount.config import ConfigError, ImageNetConfig
 from headcount.errors import CheckpointError
 from headcount.models import backbones, torchvision_networks
 from headcount.models.backbones import Backbone
-from headcount.models.timm_networks import timm_backbone
+from headcount.models.timm_networks import timm_backbone, timm_pyramid
 from headcount.models.weights import load_backbone, read_state_dict
 
 State = dict[str, Tensor]
@@ -113,11 +113,17 @@ def test_a_classifier_of_timm_fills_its_backbone(name: str, suffix: str, tmp_pat
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.2, 0.2)
     backbone = timm_backbone(name, max_stride=32, pretrained=False).eval()
-    load_backbone(backbone, save(published.state_dict(), tmp_path, f"weights{suffix}"), None)
+    file = save(published.state_dict(), tmp_path, f"weights{suffix}")
+    load_backbone(backbone, file, None)
     images = torch.rand(1, 3, 160, 160)
     with torch.no_grad():
         expected = published.forward_intermediates(images, intermediates_only=True)[-1]
         torch.testing.assert_close(backbone(images), expected, rtol=1e-5, atol=1e-5)
+    if name != "test_vit2":  # whose maps are all of one stride
+        pyramid = timm_pyramid(name, max_stride=8, channels=8, pretrained=False).eval()
+        load_backbone(pyramid, file, None)
+        with torch.no_grad():
+            torch.testing.assert_close(pyramid.features(images)[-1], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_file_of_safetensors_fills_a_backbone(tmp_path: Path) -> None:

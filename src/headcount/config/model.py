@@ -65,6 +65,13 @@ class Freeze(Enum):
     all_but_head = 4
 
 
+class Neck(Enum):
+    """Layers that combine several maps of the backbone: a feature pyramid (``fpn``), or none."""
+
+    none = 1
+    fpn = 2
+
+
 @dataclass
 class ModelConfig:
     """Fields that every model has."""
@@ -144,10 +151,16 @@ class TimmConfig(PretrainedConfig):
     weights: str = "pretrained"
     """``pretrained`` (timm's default for the name), ``none`` (random), or the path of a state dict."""
     max_stride: int = number(16, 1, 64)
-    """Maximum stride, in pixels; the stride is reduced to it if the architecture allows that."""
+    """Maximum stride, in pixels; the stride is reduced to it if the architecture allows that. With ``neck=fpn``, the
+    maximum stride of the pyramid's finest map."""
     dilate: bool = True
     """Dilate the layers after a reduced stride (timm's ``output_stride``). False (released code) removes the stride of
-    the last stage alone and dilates nothing; only for ResNets, MobileNetV2s and DenseNets."""
+    the last stage alone and dilates nothing; only for ResNets, MobileNetV2s and DenseNets. Not with ``neck=fpn``."""
+    neck: Neck = Neck.none
+    """Layers between the backbone and the head: ``fpn``, a feature pyramid over the network's own strides
+    (arXiv:1612.03144), whose finest map the head gets; or ``none``, the last map."""
+    neck_channels: int = number(128, 8, 2048)
+    """Number of channels of the feature pyramid."""
 
 
 @dataclass
@@ -341,6 +354,8 @@ def errors(model: ModelConfig) -> list[str]:
             found.append(
                 f"model.{name}={values}: must be three finite numbers (red, green, blue), {lowest} {_MAX_PIXEL}"
             )
+    if isinstance(model, TimmConfig) and model.neck is Neck.fpn and not model.dilate:
+        found.append("model.dilate=False: a feature pyramid keeps all strides of the network; leave it out")
     if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
         found.append(f"model.stage={model.stage}: must be 160 or 320")
     if isinstance(model, PretrainedConfig):

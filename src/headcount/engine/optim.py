@@ -14,6 +14,8 @@ from headcount.config import Algorithm, OptimConfig, Schedule, ScheduleStep, War
 
 # What the names of the backbone's parameters begin with.
 _BACKBONE = "backbone."
+# Layers that a backbone adds to its pretrained ones.
+_ADDED = ("backbone.context.", "backbone.neck.")
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
@@ -46,8 +48,9 @@ def _by_rate(config: OptimConfig, model: nn.Module) -> list[tuple[list[nn.Parame
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.backbone_lr_factor == 1:
         return [([p for _, p in trained], 1.0)]
-    backbone = [p for name, p in trained if name.startswith(_BACKBONE)]
-    others = [p for name, p in trained if not name.startswith(_BACKBONE)]
+    in_backbone = [name.startswith(_BACKBONE) and not name.startswith(_ADDED) for name, _ in trained]
+    backbone = [p for (_, p), within in zip(trained, in_backbone, strict=True) if within]
+    others = [p for (_, p), within in zip(trained, in_backbone, strict=True) if not within]
     return [(others, 1.0), (backbone, config.backbone_lr_factor)]
 
 

@@ -19,6 +19,7 @@ from headcount.config import (
     ImageNetConfig,
     MobileNetV2Config,
     ModelConfig,
+    Neck,
     TimmConfig,
     TinyConfig,
 )
@@ -26,7 +27,7 @@ from headcount.extensions import BUILDERS, load_extensions
 from headcount.models import backbones
 from headcount.models.counter import Counter
 from headcount.models.heads import build_head
-from headcount.models.timm_networks import check_timm_name, timm_backbone
+from headcount.models.timm_networks import check_timm_name, timm_backbone, timm_pyramid
 from headcount.models.weights import load_backbone
 from headcount.models.zero_inflated import ZipHead  # noqa: F401 (registers its builder)
 from headcount.types import BlockGrid
@@ -155,7 +156,11 @@ def _build_imagenet(config: ImageNetConfig, *, pretrained: bool) -> Encoder:
 @build_backbone.register(TimmConfig)
 def _build_timm(config: TimmConfig, *, pretrained: bool) -> Encoder:
     published = pretrained and config.weights == "pretrained"
-    backbone = timm_backbone(config.name, max_stride=config.max_stride, dilate=config.dilate, pretrained=published)
+    shared = {"max_stride": config.max_stride, "pretrained": published}
+    if config.neck is Neck.fpn:
+        backbone = timm_pyramid(config.name, channels=config.neck_channels, **shared)
+    else:
+        backbone = timm_backbone(config.name, dilate=config.dilate, **shared)
     if pretrained and config.weights not in ("pretrained", "none"):
         load_backbone(backbone, config.weights, None)
     return Encoder(backbone)

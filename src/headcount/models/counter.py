@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from headcount.config import ConfigError, Freeze, SlidingWindowConfig, View, WholeImageConfig
 from headcount.models.averaging import GridPlace, average, show_view
+from headcount.models.backbones import Backbone
 from headcount.models.heads import PredictionHead, resample
 from headcount.models.tiling import count_image, count_whole
 from headcount.types import BlockGrid, Counted, Prediction
@@ -74,11 +75,13 @@ class Counter(nn.Module):
         return self
 
     def _frozen_parts(self) -> list[nn.Module]:
+        # Layers that a backbone adds to its pretrained ones, such as a feature pyramid, are trained.
+        pretrained = self.backbone.features if isinstance(self.backbone, Backbone) else self.backbone
         match self.frozen:
             case Freeze.batch_norm:  # searched each time: others replace them when processes share their statistics
-                return [part for part in self.backbone.modules() if isinstance(part, _BatchNorm)]
+                return [part for part in pretrained.modules() if isinstance(part, _BatchNorm)]
             case Freeze.backbone:
-                return [self.backbone]
+                return [pretrained]
             case Freeze.all_but_head:
                 return [self.backbone, *([] if self.decoder is None else [self.decoder])]
         return []

@@ -1,4 +1,7 @@
-"""Backbones from timm: any network that provides feature maps, with a lower stride where the architecture allows it."""
+"""Backbones from timm: any network that provides feature maps, with a lower stride where the architecture allows it.
+
+Or with a feature pyramid, which brings the maps of all strides to the finest one that is needed.
+"""
 
 import difflib
 from contextlib import nullcontext
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from headcount.config import ConfigError
 from headcount.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from headcount.models.hub import quick_hub
+from headcount.models.pyramid import PyramidBackbone
 
 
 class TimmBackbone(Backbone):
@@ -79,13 +83,45 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool, dilate: bool 
         ConfigError: if timm has no such model, the network does not return such feature maps, or its weights could not
             be downloaded.
     """
-    import timm  # late: takes seconds to load, and most models do not need it
-
     check_timm_name(name)
     options, last = _timm_options(name, max_stride, dilate)
+    features = _create(name, options, pretrained=pretrained)
+    if not dilate and last["stride"] < features.feature_info.reduction()[-1]:
+        _remove_last_stride(features, name)
+    return TimmBackbone(features, **last, prefix="", **_colors(features))
+
+
+def timm_pyramid(name: str, *, max_stride: int, channels: int, pretrained: bool) -> Backbone:
+    """Build a timm network with a feature pyramid, for images of any size.
+
+    The network keeps its own strides.
+
+    Args:
+        name: timm's name of the model, with or without a tag of weights.
+        max_stride: the finest map of the pyramid is the network's coarsest of at most this stride.
+        channels: number of channels of the pyramid.
+        pretrained: whether timm downloads and loads its weights.
+
+    Raises:
+        ConfigError: if timm has no such model, the network has no such maps, or its weights could not be downloaded.
+    """
+    check_timm_name(name)
+    options, maps = _pyramid_options(name, max_stride)
+    features = _create(name, options, pretrained=pretrained)
+    return PyramidBackbone(features, **maps, out_channels=channels, prefix="", **_colors(features))
+
+
+def _create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
+    """A timm network that returns its feature maps.
+
+    Raises:
+        ConfigError: if its weights could not be downloaded.
+    """
+    import timm  # late: takes seconds to load, and most models do not need it
+
     try:
         with quick_hub() if pretrained else nullcontext():
-            features: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+            return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except Exception as error:  # the hub raises many kinds of errors when offline
         if not pretrained:
             raise
@@ -94,16 +130,16 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool, dilate: bool 
             "Without a network connection, set model.weights=FILE (a state dict), or train from scratch with "
             "model.weights=none"
         ) from error
-    if not dilate and last["stride"] < features.feature_info.reduction()[-1]:
-        _remove_last_stride(features, name)
+
+
+def _colors(features: Any) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the input that a timm network was trained with."""
     trained = features.pretrained_cfg
-    return TimmBackbone(
-        features,
-        **last,
-        prefix="",
-        mean=tuple(trained.get("mean") or IMAGENET_MEAN),
-        std=tuple(trained.get("std") or IMAGENET_STD),
-    )
+    return {"mean": tuple(trained.get("mean") or IMAGENET_MEAN), "std": tuple(trained.get("std") or IMAGENET_STD)}
+
+
+# Without one of these options, transformers accept images of only one size.
+_SIZES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 
 
 @cache  # a checkpoint builds its network twice
@@ -112,10 +148,8 @@ def _timm_options(name: str, max_stride: int, dilate: bool) -> tuple[dict[str, A
 
     Found by building on the meta device, which computes shapes but no values.
     """
-    # Without one of these options, transformers accept images of only one size.
-    sizes: list[dict[str, Any]] = [{}, {"dynamic_img_size": True}, {"strict_img_size": False}]
     reasons = []
-    for size in sizes:
+    for size in _SIZES:
         try:
             last = _probe(name, **size)
         except Exception as error:  # timm raises TypeError, AssertionError, RuntimeError, ...
@@ -169,6 +203,52 @@ def _probe(name: str, *, remove_last_stride: bool = False, **options: Any) -> di
             if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
                 raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
     return {"channels": channels, "stride": stride, "channels_last": shape[1] != channels}
+
+
+@cache
+def _pyramid_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for ``timm.create_model``, and the stride, the channels and the layout of the maps of a pyramid.
+
+    Raises:
+        ConfigError: if the network has no maps for a pyramid, or accepts images of only one size.
+    """
+    reasons = []
+    for size in _SIZES:
+        try:
+            return size, _probe_pyramid(name, max_stride, **size)
+        except ConfigError:
+            raise
+        except Exception as error:  # as in _timm_options
+            reasons.append(_first_line(error))
+    raise ConfigError(f"model.name={name}: not usable with model.neck=fpn for images of any size: {reasons[0]}")
+
+
+def _probe_pyramid(name: str, max_stride: int, **options: Any) -> dict[str, Any]:
+    """The finest map and all channels of a pyramid, checked with images that are no multiples of the last stride.
+
+    Raises:
+        ConfigError: if there are not two maps of different strides to combine.
+    """
+    import timm
+
+    with torch.device("meta"), torch.no_grad():
+        network: Any = timm.create_model(name, pretrained=False, features_only=True, **options).eval()
+        strides, channels = network.feature_info.reduction(), network.feature_info.channels()
+        first = max((k for k, stride in enumerate(strides) if stride <= max_stride), default=None)
+        if first is None or len({*strides[first:]}) < max(2, len(strides) - first):
+            raise ConfigError(
+                f"model.max_stride={max_stride}: model.neck=fpn combines the maps of this stride and of coarser ones; "
+                f"those of {name} are at {', '.join(map(str, strides))}. Choose another, or model.neck=none"
+            )
+        stride = strides[first]
+        for height, width in ((64, 96), (160, 224), (72, 136)):
+            rows, cols = height // stride, width // stride
+            maps = network(torch.zeros(1, 3, rows * stride, cols * stride))[first:]
+            shape = tuple(maps[0].shape)
+            if shape not in ((1, channels[first], rows, cols), (1, rows, cols, channels[first])):
+                raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels[first], rows, cols)}")
+    channels_last = shape[1] != channels[first]
+    return {"first": first, "stride": stride, "map_channels": tuple(channels[first:]), "channels_last": channels_last}
 
 
 def _first_line(error: Exception) -> str:
