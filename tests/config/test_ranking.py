@@ -159,3 +159,13 @@ def test_numbers_follow_the_crowd_size() -> None:
 def test_an_encoder_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match=r"model\.encoder=vit_b8"):
         checked_config(["method=ranking", "model.encoder=vit_b8"], config_name="train")
+
+
+def test_numbers_that_end_with_nobody_are_refused(ranking: TrainConfig) -> None:
+    config = changed(ranking, model__head__numbers=[5, 4, 3, 2, 1, 0], model__head__crowd_sizes=[50])
+    assert "model.head.crowd_sizes=[50]: must be ascending" in check(config)[0]
+
+
+def test_a_frozen_encoder_has_no_learning_rate(ranking: TrainConfig) -> None:
+    config = changed(ranking, model__adapter=8, optim__backbone_lr_factor=0.1)
+    assert "model.adapter=8 leaves no backbone to train" in check(config)[0]

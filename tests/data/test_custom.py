@@ -441,6 +441,14 @@ def test_there_must_be_images_to_select_on(config: CustomConfig, tmp_path: Path)
     assert len(open_split(config, "holdout")) == len(open_split(config, "train")) == 1
 
 
+def test_images_are_held_out_of_a_training_folder_of_its_own(config: CustomConfig, tmp_path: Path) -> None:
+    write_many(tmp_path / "mine", ["a", "b", "c", "d"])
+    config.train, config.root, config.holdout = str(tmp_path / "mine"), None, 0.5
+    train, held_out = (open_split(config, split).names for split in ("train", "holdout"))
+    assert sorted([*train, *held_out]) == ["a", "b", "c", "d"]
+    assert len(train) == len(held_out) == 2
+
+
 # ------------------------------------------------------------------------------ what may be wrong
 
 

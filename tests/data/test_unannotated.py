@@ -20,7 +20,7 @@ from headcount.config import (
 from headcount.crops import cut_resized, nested_boxes
 from headcount.data import custom
 from headcount.data.loading import Targets, build_batches, nested_batch
-from headcount.data.open import open_split, open_unannotated
+from headcount.data.open import open_images, open_split, open_unannotated
 from headcount.types import BlockGrid, Sample
 
 
@@ -73,7 +73,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     write_images(tmp_path / "train", 2)
     (tmp_path / "train" / "broken.png").write_bytes(b"no image")
     config = config_of(tmp_path)
-    with pytest.raises(DataError, match=r"1 of 3 train images cannot be read(.|\n)*broken.png"):
+    with pytest.raises(DataError, match=r"1 of 3 images of train cannot be used(.|\n)*broken.png"):
         open_unannotated(config, "train")
 
 
@@ -132,3 +132,23 @@ def test_losses_and_models_that_do_not_fit(needs: set[str], size: int | None, me
 def test_a_batch_of_one_image_is_the_default() -> None:
     batch = nested_batch([sample(60, 60, 0)], config=RankingConfig(), size=32)
     assert len(batch.images) == 6
+
+
+def test_images_that_cannot_be_read_are_left_out_on_request(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", 3)
+    (tmp_path / "train" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 3 images of train cannot be used; .*dataset\.skip_bad=true"):
+        open_unannotated(config_of(tmp_path), "train")
+    dataset = open_unannotated(config_of(tmp_path, skip_bad=True), "train")
+    assert (dataset.names, dataset.left_out) == (["0", "2"], ["1"])
+    with pytest.raises(DataError, match="1 of 3 train images cannot be read"):  # a prediction misses none unsaid
+        open_images(config_of(tmp_path, skip_bad=True), "train")
+
+
+def test_the_seed_draws_the_images_of_weighted_parts() -> None:
+    parts = {name: SyntheticConfig(width=32, height=32, max_people=2, train_images=8) for name in ("a", "b")}
+    config = MixedConfig(parts=["a", "b"], weights=[0.5, 1.0])
+    config.datasets = parts
+    drawn = [open_unannotated(config, "train", seed=seed).drawn(0) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert not drawn[0] == drawn[2] == drawn[3]

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.test_checkpoint import write_checkpoint
 from headcount.bins import build_bins
-from headcount.cli.compose import checked_config
+from headcount.cli.compose import checked_config, compose, to_config
 from headcount.config import (
     Algorithm,
     BinsConfig,
     ClipViTConfig,
     Freeze,
     OptimConfig,
+    RegressionHeadConfig,
     Schedule,
     TimmConfig,
     TinyConfig,
@@ -24,6 +26,7 @@ from headcount.config import (
     check,
 )
 from headcount.engine import checkpoint
+from headcount.engine.finetune import read_start
 from headcount.engine.optim import build_optimizer, build_schedule
 from headcount.engine.runtime import Runtime
 from headcount.engine.setup import Job, build_job
@@ -295,3 +298,42 @@ def test_settings_that_freeze_what_was_never_trained_are_refused() -> None:
     assert "the prompt tokens would stay random; model.frozen=true alone" in check(vit)[0]
     vit.model.prompt_tokens = 0
     assert check(vit) == []
+
+
+# ----------------------------------------------------------------------------------- prompts of a new head
+
+
+def written_with(file: Path, **model: Any) -> Path:
+    """The checkpoint, as if its model had been trained with other settings."""
+    content = checkpoint.read(file)
+    content["config"]["model"] |= model
+    checkpoint.save(content, file)
+    return file
+
+
+def test_prompts_of_a_new_head_are_not_encoded_at_random(tmp_path: Path) -> None:
+    clip = "model=clip_rn50 model.weights=none model.width=16 model.layers=[1,1,1,1] model.embed_dim=16"
+    clip += " model.text_width=16 model.text_heads=2 model.text_layers=1"
+    file = written_with(write_checkpoint(tmp_path, *clip.split()), weights="openai")
+    config: Any = to_config(compose([*clip.split(), f"init_from={file}", "bins=coarse"], config_name="train"))
+    config.model = follow_weights(config.model)
+    bins = build_bins(config.bins, {0: 90, 1: 5, 4: 1})
+    with pytest.raises(ConfigError, match=r"^model\.weights=none: the head starts afresh, because its bins differ"):
+        read_start(config, bins)
+    config.model.head = RegressionHeadConfig()  # has no prompts
+    assert read_start(config, None) is not None
+
+
+def test_filters_cannot_be_added_without_the_untuned_clip(tmp_path: Path) -> None:
+    small = "method=ranking model.weights=none model.encoder=rn50 model.width=8 model.layers=[1,1,1,1]"
+    small += " model.input_size=32 model.head.scenes=[] model.head.parts=[]"
+    file = write_checkpoint(tmp_path, *small.split())
+    config: Any = to_config(compose([*small.split(), f"init_from={file}"], config_name="train"))
+    config.model = follow_weights(config.model)
+    config.model.head.numbers = [1, 2, 3, 4, 5, 6]
+    start = read_start(config, None)
+    assert start is not None
+    assert start.new_head == "its settings differ"
+    config.model.head.scenes = ["crowd", "tree"]
+    with pytest.raises(ConfigError, match=r"was trained without filters and crowd sizes, and holds no untuned CLIP"):
+        read_start(config, None)

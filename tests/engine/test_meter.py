@@ -113,3 +113,15 @@ def test_the_process_whose_loss_it_was_is_quoted(monkeypatch: pytest.MonkeyPatch
         meter_of(GOOD, GOOD).check(runtime)
     with pytest.raises(FloatingPointError, match=r"^epoch 4, step 1: the norm of the gradient became inf"):
         meter_of((3.0, 1.0, 2.0, INF), GOOD).check(runtime)
+
+
+def test_the_predicted_mean_is_that_of_all_counts_also_where_an_image_gives_several() -> None:
+    meter = Meter()
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    counts = [20.0, 55.0, 90.0, 125.0]
+    blocks = torch.tensor(counts).reshape(4, 1, 1, 1)
+    total = torch.tensor(1.0)
+    meter.add(LossTerms(total, {}, {}), predict(blocks), batch_of(images, [torch.zeros(0, 2)], blocks, ["a.jpg"]))
+    found = meter.close(Runtime(RuntimeConfig(accelerator=Accelerator.cpu)))
+    assert found["train/predicted_mean"] == pytest.approx(72.5)
+    assert found["train/predicted_std"] == pytest.approx(1531.25**0.5)

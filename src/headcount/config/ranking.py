@@ -68,7 +68,7 @@ def _sentence_errors(head: RankingHeadConfig, *, crops: int) -> list[str]:
             f"method.crops={crops}: model.head.numbers={head.numbers} has {len(head.numbers)} numbers; every nested "
             "crop needs one of its own"
         )
-    elif not all(map(_is_ascending, [head.numbers, *scaled_numbers(head)])):
+    elif not _is_ascending(head.numbers) or not all(map(_is_ascending, scaled_numbers(head))):
         sizes = f" model.head.crowd_sizes={head.crowd_sizes}" if head.crowd_sizes else ""
         found.append(
             f"model.head.numbers={head.numbers}{sizes}: must be ascending, also when they are multiplied so that the "

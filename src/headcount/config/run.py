@@ -327,10 +327,12 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
             f"model.freeze={freeze.name}: the prompt tokens would stay random; model.frozen=true alone freezes the "
             "image encoder and trains them"
         )
-    if freezes_backbone and config.optim.backbone_lr_factor != 1:
+    adapter = getattr(config.model, "adapter", None)
+    if (freezes_backbone or adapter is not None) and config.optim.backbone_lr_factor != 1:
+        frozen_by = f"model.freeze={freeze.name}" if freezes_backbone else f"model.adapter={adapter}"
         errors.append(
-            f"optim.backbone_lr_factor={config.optim.backbone_lr_factor:g}: model.freeze={freeze.name} leaves no "
-            "backbone to train; leave one of them out"
+            f"optim.backbone_lr_factor={config.optim.backbone_lr_factor:g}: {frozen_by} leaves no backbone to train; "
+            "leave one of them out"
         )
     if weights and not config.resume and config.init_from is not None:
         missing = checkpoint_error(config.init_from, setting="init_from")

@@ -19,6 +19,7 @@ from headcount.data.annotations import (
     read_annotation,
     read_points_table,
 )
+from headcount.data.catalogue import source_split
 from headcount.data.kinds import DataErrorKind
 from headcount.data.listing import (
     IMAGE_ENDINGS,
@@ -152,7 +153,7 @@ def files_left_out(config: CustomConfig, used: Mapping[str, Sequence[Path]]) -> 
     Args:
         used: the image files of each split.
     """
-    roots = {split: custom_folder(config, split) for split in used}
+    roots = {source_split(split): custom_folder(config, source_split(split)) for split in used}
     images_in = {split: _images_in(root, config) or root for split, root in roots.items()}
     # Images of no split are in these folders too, and have their own message.
     images = {name: path for folder in images_in.values() for name, path in _find_images(folder, config).items()}

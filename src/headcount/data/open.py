@@ -211,29 +211,37 @@ def open_images(config: FolderDatasetConfig, split: str, *, data_root: str | Non
     return _open_unannotated(config, split, data_root=data_root)
 
 
-def open_unannotated(config: DatasetConfig, split: str, *, data_root: str | None = None) -> CrowdDataset:
+def open_unannotated(config: DatasetConfig, split: str, *, data_root: str | None = None, seed: int = 0) -> CrowdDataset:
     """Open the images of a split for training without annotations, which need not exist and are not read.
 
     Args:
         split: a split of the dataset, which may be one whose annotations are not public.
         data_root: folder of all datasets; None uses the environment variable HEADCOUNT_DATA.
+        seed: of the images that the parts of a mixed dataset give to an epoch.
 
     Raises:
-        ConfigError, DataError: as :func:`open_images`.
+        ConfigError, DataError: as :func:`open_images`; unreadable images are left out with ``dataset.skip_bad``.
     """
     if isinstance(config, MixedConfig):
         parts = {}
         for name, part in config.datasets.items():
             with naming_part(name):
                 parts[name] = open_unannotated(part, part_split(part, split), data_root=data_root)
-        return MixedCrowd(parts, weights=config.weights)
+        return MixedCrowd(parts, weights=config.weights, seed=seed)
     if isinstance(config, SyntheticConfig):
         return _open_synthetic(config, split, augment=None, seed=0, annotated=False)
     assert isinstance(config, FolderDatasetConfig)
-    return _open_unannotated(config, split, data_root=data_root)
+    return _open_unannotated(config, split, data_root=data_root, skip_bad=config.skip_bad)
 
 
-def _open_unannotated(config: FolderDatasetConfig, split: str, *, data_root: str | None) -> CrowdDataset:
+def _open_unannotated(
+    config: FolderDatasetConfig, split: str, *, data_root: str | None, skip_bad: bool | None = None
+) -> CrowdDataset:
+    """Open images without annotations.
+
+    Args:
+        skip_bad: whether images that cannot be read are left out; None: never, whatever the config says.
+    """
     info = check_split(config, split)
     root, listed = list_split(config, split, data_root=data_root)
     if info.files is not None and info.files.split_order is not None:
@@ -242,20 +250,20 @@ def _open_unannotated(config: FolderDatasetConfig, split: str, *, data_root: str
     cache = _cache(config, root)
     usable, bad = _read_headers(listed, config, split, cache, annotated=False)
     bad |= _prepare(usable, config, split)
-    if bad:
+    if bad and not (skip_bad and len(bad) < len(listed)):
         problems = [bad[item.name] for item in listed if item.name in bad]
-        lines = reason_lines(problems)
-        raise DataError(
-            f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{lines}",
-            kind=DataErrorKind.unusable_images,
-            file=root,
-        )
+        message = f"{root}: {len(problems)} of {len(listed)} {split} images cannot be read:{reason_lines(problems)}"
+        if skip_bad is not None:
+            message = unusable_message(config, split, problems, images=len(listed))
+        raise DataError(message, kind=DataErrorKind.unusable_images, file=root)
+    usable = [item for item in usable if item.name not in bad]
     return CrowdDataset(
         [item.name for item in usable],
         _pixels(usable, config, split, cache),
         [item.heads for item in usable],
         source_sizes=[item.image.source_size for item in usable],
         sizes=[item.image.size for item in usable],
+        left_out=[item.name for item in listed if item.name in bad],
         sources=[item.image.source for item in usable],
         has_annotations=False,
     )

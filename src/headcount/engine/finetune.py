@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from headcount.bins import CountBins
-from headcount.config import ClipEncodersConfig, ConfigError, ModelConfig, TrainConfig
+from headcount.config import ClipEncodersConfig, ConfigError, ModelConfig, RankingHeadConfig, TrainConfig
 from headcount.engine import checkpoint
 from headcount.engine.checkpoint import LoadedCheckpoint
 from headcount.errors import CheckpointError
@@ -88,7 +88,11 @@ def read_start(config: TrainConfig, bins: CountBins | None) -> Start | None:
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("ckpt=", "init_from=", 1)) from error
     _refuse_other_network(config.init_from, source.config.model, config.model)
-    return Start(config.init_from, source, _why_new(source, config, bins))
+    _refuse_untuned(config, source.config.model)
+    new_head = _why_new(source, config, bins)
+    if new_head:
+        _refuse_random_texts(config, source.config.model, new_head)
+    return Start(config.init_from, source, new_head)
 
 
 def _refuse_other_network(file: str, trained: ModelConfig, model: ModelConfig) -> None:
@@ -102,6 +106,31 @@ def _refuse_other_network(file: str, trained: ModelConfig, model: ModelConfig) -
     if differ:
         listed = ", ".join(f"model.{name}={getattr(model, name)} (was {getattr(trained, name)})" for name in differ)
         raise ConfigError(f"init_from={file}: its network differs: {listed}; set what it was trained with")
+
+
+def _refuse_untuned(config: TrainConfig, trained: ModelConfig) -> None:
+    """Refuse what asks the untuned CLIP where the checkpoint does not hold it."""
+    old, new = trained.head, config.model.head
+    if not isinstance(old, RankingHeadConfig) or not isinstance(new, RankingHeadConfig):
+        return
+    if (new.filters or new.crowd_sizes) and not (old.filters or old.crowd_sizes):
+        raise ConfigError(
+            f"init_from={config.init_from}: was trained without filters and crowd sizes, and holds no untuned CLIP, "
+            "which they ask; add 'model.head.scenes=[]' 'model.head.parts=[]' 'model.head.crowd_sizes=[]', or start "
+            "from model.weights without init_from"
+        )
+
+
+def _refuse_random_texts(config: TrainConfig, trained: ModelConfig, why: str) -> None:
+    """Refuse a new head whose prompts a random text encoder would encode."""
+    if not isinstance(config.model, ClipEncodersConfig) or not isinstance(trained, ClipEncodersConfig):
+        return
+    if config.model.weights != "none" or trained.weights == "none" or config.model.head.name == "regression":
+        return
+    raise ConfigError(
+        f"model.weights=none: the head starts afresh, because {why}, and the text encoder that encodes its prompts "
+        f"would be random; set model.weights={trained.weights}, as init_from={config.init_from} was trained with"
+    )
 
 
 def _refuse_other_shapes(file: str, weights: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
@@ -121,7 +150,8 @@ def _why_new(source: LoadedCheckpoint, config: TrainConfig, bins: CountBins | No
     """Why the head of a checkpoint cannot be used; empty if it can."""
     trained = source.config
     if trained.model.head != config.model.head:
-        return f"its kind is {config.model.head.name}, not {trained.model.head.name}"
+        old, new = trained.model.head.name, config.model.head.name
+        return f"its kind is {new}, not {old}" if old != new else "its settings differ"
     if trained.bins.block_size != config.bins.block_size:
         return f"its blocks are {config.bins.block_size} px, not {trained.bins.block_size} px"
     if bins is not None and source.bins is not None:

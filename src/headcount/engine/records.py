@@ -319,15 +319,16 @@ class Meter:
         keys = list(self.sums)
         counts = torch.cat(self.counts).double()
         local = [float(self.sums[k]) for k in keys]
-        *sums, steps, images, first, second = runtime.sum(
-            [*local, self.steps, self.images, float(counts.sum()), float(counts.square().sum())]
+        # A method may make several crops of an image, and so several counts.
+        *sums, steps, images, number, first, second = runtime.sum(
+            [*local, self.steps, self.images, len(counts), float(counts.sum()), float(counts.square().sum())]
         )
         seconds = time.perf_counter() - self.started
-        mean = first / images
+        mean = first / number
         return {
             **{f"train/{key}": value / steps for key, value in zip(keys, sums, strict=True)},
             "train/predicted_mean": mean,
-            "train/predicted_std": max(second / images - mean**2, 0.0) ** 0.5,
+            "train/predicted_std": max(second / number - mean**2, 0.0) ** 0.5,
             "train/images_per_second": images / seconds,
             "train/seconds": seconds,
         }

@@ -222,7 +222,7 @@ def open_data(config: TrainConfig) -> TrainingData:
 def _open_training_images(config: TrainConfig) -> tuple[CrowdDataset, Mapping[int, int]]:
     """The training images, and the histogram of their blocks, which is empty if their annotations are not read."""
     if not config.method.reads_annotations:
-        return open_unannotated(config.dataset, "train", data_root=config.data_root), {}
+        return open_unannotated(config.dataset, "train", data_root=config.data_root, seed=config.seed), {}
     train = open_split(
         config.dataset, "train", data_root=config.data_root, augment=build_augment(config.augment), seed=config.seed
     )

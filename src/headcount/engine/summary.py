@@ -12,8 +12,10 @@ from headcount.config import (
     AutoBinsConfig,
     BinsConfig,
     ClipConfig,
+    ClipRankingConfig,
     Freeze,
     GivenBinsConfig,
+    RankingConfig,
     RankingHeadConfig,
     ZipHeadConfig,
     scaled_numbers,
@@ -22,6 +24,7 @@ from headcount.engine.runtime import has_batch_norm
 from headcount.engine.setup import Job, TrainingData
 from headcount.models.prompts import write_gate_prompts, write_prompts
 from headcount.types import Sample
+from headcount.wording import many
 
 
 def summarize(job: Job) -> str:
@@ -47,11 +50,13 @@ def summarize(job: Job) -> str:
     if config.dry_run:
         macs, saved = step_cost(job, crop=config.augment.crop_size)
         mega = 2**20
-        crops = job.loader.step_images
-        at_once = crops // config.accumulate
+        images = job.loader.step_images
+        at_once = images // config.accumulate
+        crops = f"{images} crops of {config.augment.crop_size} px"
+        if isinstance(config.method, RankingConfig) and isinstance(config.model, ClipRankingConfig):
+            crops = f"{images * config.method.crops} crops of {config.model.input_size} px, of {many(images, 'image')}"
         lines.append(
-            f"step: {crops} crops of {config.augment.crop_size} px: "
-            f"{macs * crops / 1e9:.1f} GMACs forward; "
+            f"step: {crops}: {macs * images / 1e9:.1f} GMACs forward; "
             f"about {saved * at_once / mega:,.0f} MiB of activations kept for backward, "
             f"{4 * 4 * trainable / mega:,.0f} MiB of weights, gradients and Adam's moments"
         )
@@ -108,7 +113,9 @@ def _describe_bins(job: Job) -> list[str]:
     config, bins = job.config, job.bins
     if isinstance(config.model.head, RankingHeadConfig):
         numbers = "; ".join(", ".join(map(str, of_size)) for of_size in scaled_numbers(config.model.head))
-        return [f"prompts: {config.model.head.prompt!r} with {numbers}"]
+        prompts = f"prompts: {config.model.head.prompt!r} with {numbers}"
+        filters = {"scenes": config.model.head.scenes, "parts": config.model.head.parts}
+        return [prompts, *(f"filter by {name}: {', '.join(words)}" for name, words in filters.items() if words)]
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "with given edges" if isinstance(config.bins, GivenBinsConfig) else "intervals of smoothed counts"
@@ -130,7 +137,7 @@ def _describe_bins(job: Job) -> list[str]:
 
 
 def step_cost(job: Job, *, crop: int) -> tuple[int, int]:
-    """Multiply-accumulates of the forward pass of one crop, and bytes kept for its backward pass."""
+    """Multiply-accumulates of the forward pass of one image's crops, and bytes kept for their backward pass."""
     counter = job.counter
     counter.train()
     kept: dict[int, int] = {}

@@ -466,7 +466,5 @@ def encode_texts(tower: TextTransformer, texts: Sequence[str]) -> Float[Tensor, 
     tokenizer = SimpleTokenizer()
     for text in texts:
         if len(tokenizer.encode(text)) + 2 > DEFAULT_CONTEXT_LENGTH:
-            raise ConfigError(
-                f"model.prompts: {text!r} is longer than the {DEFAULT_CONTEXT_LENGTH} tokens that CLIP reads"
-            )
+            raise ConfigError(f"prompt {text!r}: is longer than the {DEFAULT_CONTEXT_LENGTH} tokens that CLIP reads")
     return tower.eval()(tokenizer(list(texts)))

@@ -206,10 +206,10 @@ def summary(metrics: Metrics) -> str:
         *([f"GAME({k})", f"{value:.2f}", ""] for k, value in enumerate(metrics.game, start=1)),
         ["bias", f"{metrics.bias:+.2f}", ""],
         ["R^2", f"{metrics.r2:.4f}", ""],
-        *(
-            []
+        (
+            ["rank correlation", "undefined", "equal counts, or one image"]
             if math.isnan(metrics.rank_correlation)
-            else [["rank correlation", f"{metrics.rank_correlation:.4f}", ""]]
+            else ["rank correlation", f"{metrics.rank_correlation:.4f}", ""]
         ),
         *([name.replace("_", " "), f"{share:.1%}", "of the patches"] for name, share in metrics.dropped.items()),
     ]

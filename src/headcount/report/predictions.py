@@ -152,7 +152,7 @@ class Results:
                 rows.append([name, "-", "", *inside, "failed", ""])
             else:
                 size = f"{picture.width} x {picture.height}"
-                interval = "uncalibrated" if picture.interval is None else str(picture.interval)
+                interval = "none" if picture.interval is None else str(picture.interval)
                 rows.append([name, f"{picture.count:.1f}", interval, *inside, size, picture.note])
         if len(self.pictures) > 1:
             sums = PictureResult("", regions={name: self.total(name) for name in self.regions})
