@@ -113,9 +113,9 @@ def _describe_bins(job: Job) -> list[str]:
     config, bins = job.config, job.bins
     if isinstance(config.model.head, RankingHeadConfig):
         numbers = "; ".join(", ".join(map(str, of_size)) for of_size in scaled_numbers(config.model.head))
-        prompts = f"prompts: {config.model.head.prompt!r} with {numbers}"
+        asked = f"prompts: {config.model.head.prompt!r} with {numbers}"
         filters = {"scenes": config.model.head.scenes, "parts": config.model.head.parts}
-        return [prompts, *(f"filter by {name}: {', '.join(words)}" for name, words in filters.items() if words)]
+        return [asked, *(f"filter by {name}: {', '.join(words)}" for name, words in filters.items() if words)]
     if bins is None:
         return [f"blocks of {config.bins.block_size} px, without bins"]
     kind = "with given edges" if isinstance(config.bins, GivenBinsConfig) else "intervals of smoothed counts"

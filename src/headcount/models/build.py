@@ -156,11 +156,11 @@ def _build_imagenet(config: ImageNetConfig, *, pretrained: bool) -> Encoder:
 @build_backbone.register(TimmConfig)
 def _build_timm(config: TimmConfig, *, pretrained: bool) -> Encoder:
     published = pretrained and config.weights == "pretrained"
-    shared = {"max_stride": config.max_stride, "pretrained": published}
+    name, stride = config.name, config.max_stride
     if config.neck is Neck.fpn:
-        backbone = timm_pyramid(config.name, channels=config.neck_channels, **shared)
+        backbone = timm_pyramid(name, max_stride=stride, channels=config.neck_channels, pretrained=published)
     else:
-        backbone = timm_backbone(config.name, dilate=config.dilate, **shared)
+        backbone = timm_backbone(name, max_stride=stride, dilate=config.dilate, pretrained=published)
     if pretrained and config.weights not in ("pretrained", "none"):
         load_backbone(backbone, config.weights, None)
     return Encoder(backbone)

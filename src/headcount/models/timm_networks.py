@@ -88,7 +88,8 @@ def timm_backbone(name: str, *, max_stride: int, pretrained: bool, dilate: bool 
     features = _create(name, options, pretrained=pretrained)
     if not dilate and last["stride"] < features.feature_info.reduction()[-1]:
         _remove_last_stride(features, name)
-    return TimmBackbone(features, **last, prefix="", **_colors(features))
+    mean, std = _colors(features)
+    return TimmBackbone(features, **last, prefix="", mean=mean, std=std)
 
 
 def timm_pyramid(name: str, *, max_stride: int, channels: int, pretrained: bool) -> Backbone:
@@ -108,7 +109,8 @@ def timm_pyramid(name: str, *, max_stride: int, channels: int, pretrained: bool)
     check_timm_name(name)
     options, maps = _pyramid_options(name, max_stride)
     features = _create(name, options, pretrained=pretrained)
-    return PyramidBackbone(features, **maps, out_channels=channels, prefix="", **_colors(features))
+    mean, std = _colors(features)
+    return PyramidBackbone(features, **maps, out_channels=channels, prefix="", mean=mean, std=std)
 
 
 def _create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
@@ -132,10 +134,10 @@ def _create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
         ) from error
 
 
-def _colors(features: Any) -> dict[str, tuple[float, ...]]:
+def _colors(features: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the input that a timm network was trained with."""
     trained = features.pretrained_cfg
-    return {"mean": tuple(trained.get("mean") or IMAGENET_MEAN), "std": tuple(trained.get("std") or IMAGENET_STD)}
+    return tuple(trained.get("mean") or IMAGENET_MEAN), tuple(trained.get("std") or IMAGENET_STD)
 
 
 # Without one of these options, transformers accept images of only one size.
