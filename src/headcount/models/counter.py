@@ -75,16 +75,18 @@ class Counter(nn.Module):
         return self
 
     def _frozen_parts(self) -> list[nn.Module]:
-        # Layers that a backbone adds to its pretrained ones, such as a feature pyramid, are trained.
-        pretrained = self.backbone.features if isinstance(self.backbone, Backbone) else self.backbone
         match self.frozen:
             case Freeze.batch_norm:  # searched each time: others replace them when processes share their statistics
-                return [part for part in pretrained.modules() if isinstance(part, _BatchNorm)]
+                return [part for part in self._pretrained().modules() if isinstance(part, _BatchNorm)]
             case Freeze.backbone:
-                return [pretrained]
+                return [self._pretrained()]
             case Freeze.all_but_head:
                 return [self.backbone, *([] if self.decoder is None else [self.decoder])]
         return []
+
+    def _pretrained(self) -> nn.Module:
+        """The backbone without layers that it adds to its pretrained ones, such as a feature pyramid."""
+        return self.backbone.features if isinstance(self.backbone, Backbone) else self.backbone
 
     def normalize(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Convert bytes to the range that the weights were trained on."""
