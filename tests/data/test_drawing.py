@@ -50,6 +50,7 @@ print(len(drawing.draw_crowds(range(6), config=SyntheticConfig(), split="train",
 """
 
 
+@pytest.mark.slow
 def test_threads_of_the_first_process_are_not_waited_for() -> None:
     """Images of the default size are large enough for torch to copy each on several threads."""
     ended = subprocess.run([sys.executable, "-c", WITH_THREADS], capture_output=True, text=True, timeout=120)
