@@ -2,16 +2,28 @@
 
 import multiprocessing
 import os
+import random
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 PRELOADED = ["headcount.engine.train", "headcount.engine.evaluate", "headcount.cli.compose"]
 PRELOADED += ["headcount.models.torchvision_networks", "tensorboard.summary", "matplotlib.figure"]
+
+
+def free_port() -> str:
+    """A port below those that the system gives to outgoing connections, one of which could take it at once."""
+    for number in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", number))
+            return str(number)
+    raise OSError("none of 100 ports is free")
 
 
 class Forked:

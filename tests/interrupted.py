@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from forked import free_port
 from headcount.cli.compose import compose, to_config
 from headcount.config import TrainConfig
 from headcount.engine import checkpoint, records
@@ -190,7 +190,7 @@ class Attempt:
         self.steps, sender = context.Pipe(duplex=False)
         self.processes = []
         devices = config.runtime.devices
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(devices)}
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(devices)}
         for rank in range(devices):
             environment = {**common, "NODE_RANK": "0", "LOCAL_RANK": str(rank)} if devices > 1 else {}
             arguments = (config, environment, None if rank else point, sender, log)
@@ -222,9 +222,3 @@ class Attempt:
                 self.processes[rank].join(pause)
             self.processes[rank].kill()
         return self.end()
-
-
-def _free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return int(chosen.getsockname()[1])

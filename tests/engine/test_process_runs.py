@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.test_processes import ROOT, finish, port, start_forked
+from engine.test_processes import ROOT, finish, start_forked
+from forked import free_port
 from headcount.engine import checkpoint
 from two_processes import SMALL
 
@@ -31,7 +32,12 @@ main()
 
 def run(folder: Path, *settings: str, script: Path = ROOT / "train.py", processes: int = 1, status: int = 0) -> str:
     """Train on a number of processes, started as by a launcher; what they printed as errors."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "WORLD_SIZE": str(processes), "NODE_RANK": "0"}
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(processes),
+        "NODE_RANK": "0",
+    }
     typed = [*settings, f"runtime.devices={processes}"]
     started = []
     for rank in range(processes):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from forked import Forked
+from forked import Forked, free_port
 from headcount.engine import checkpoint
 from two_processes import CASES, SMALL, everything
 
@@ -110,12 +110,6 @@ def run_twice(folder: Path, settings: Sequence[str], variables: Callable[[int], 
     finish([start_forked([*SMALL, *settings], folder, f"rank{rank}", **variables(rank)) for rank in (0, 1)], folder)
 
 
-def port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def test_every_way_to_start_two_processes_is_the_same_run(tmp_path: Path) -> None:
     epochs = ["epochs=2", "runtime.devices=2"]
     (tmp_path / "ours").mkdir()
@@ -124,13 +118,13 @@ def test_every_way_to_start_two_processes_is_the_same_run(tmp_path: Path) -> Non
     assert "BatchNorm: synchronized, over all 4 crops of a step" in told
 
     (tmp_path / "torchrun").mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port()}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     finish([start([*launcher, str(ROOT / "train.py"), *SMALL, *epochs], tmp_path / "torchrun")], tmp_path / "torchrun")
 
-    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", **at}
     run_twice(tmp_path / "srun", epochs, lambda rank: {**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
-    at["MASTER_PORT"] = port()
+    at["MASTER_PORT"] = free_port()
     nodes = ["epochs=2", "runtime.num_nodes=2", "output_dir=../nodes/checkpoints"]
     run_twice(tmp_path / "nodes", nodes, lambda rank: {"NODE_RANK": str(rank), **at})
 
@@ -141,6 +135,18 @@ def test_every_way_to_start_two_processes_is_the_same_run(tmp_path: Path) -> Non
             assert torch.equal(value, weights[name][key]), (name, key)
     records = json.loads((runs["nodes"].parent / "run.json").read_text())
     assert records["processes"] == 2
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", int(free_port())))
+        used.listen()
+        number = str(used.getsockname()[1])
+        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": number, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+        process = start_forked([*SMALL, "runtime.devices=2"], tmp_path, "log", LOCAL_RANK="0", **launched)
+        told = finish([process], tmp_path, status=2)
+    assert f"train.py: MASTER_ADDR=127.0.0.1 MASTER_PORT={number}: the processes of this run cannot meet there" in told
+    assert "Traceback" not in told
 
 
 # -------------------------------------------------------------------------------------------- deaths

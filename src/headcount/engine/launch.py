@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from headcount.config import ConfigError, RuntimeConfig
 from headcount.engine.signals import end_at_interrupt, held_interrupts, raise_at_interrupt
+from headcount.errors import ProcessError
 from headcount.wording import one_line
 
 GRACE = 15.0
@@ -38,6 +39,23 @@ _STOPPED = " stopped: "
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def naming_address() -> Iterator[None]:
+    """Report processes that cannot connect with the address where they meet.
+
+    Raises:
+        ProcessError: instead of torch's own error.
+    """
+    try:
+        yield
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        address, port = (os.environ.get(name, "unset") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"MASTER_ADDR={address} MASTER_PORT={port}: the processes of this run cannot meet there "
+            f"({one_line(str(error))}); if another run uses the port, choose another for all processes of this one"
+        ) from error
 
 
 def refuse_other_launch(config: RuntimeConfig) -> None:
