@@ -49,4 +49,4 @@ class DivergedError(HeadcountError, FloatingPointError):
 
 
 class ProcessError(HeadcountError):
-    """Another process of the same run has died; the message says which one, how, and what to do."""
+    """The processes of a run cannot connect, or another one has died; the message says which, how, and what to do."""
