@@ -481,6 +481,13 @@ def test_a_pyramid_is_chosen_and_trained_where_its_backbone_is_not() -> None:
         assert not any(id(p) in fast for p in backbone.features.parameters())
 
 
+def test_channels_without_a_pyramid_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.neck_channels=64: there is no neck to size; add model\.neck=fpn"):
+        checked_config(
+            ["model=timm", "model.name=resnet18", "model.weights=none", "model.neck_channels=64"], config_name="train"
+        )
+
+
 def test_a_pyramid_keeps_all_strides() -> None:
     with pytest.raises(ConfigError, match=r"model\.dilate=false: a feature pyramid keeps all strides"):
         checked_config(

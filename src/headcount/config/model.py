@@ -356,6 +356,8 @@ def errors(model: ModelConfig) -> list[str]:
             )
     if isinstance(model, TimmConfig) and model.neck is Neck.fpn and not model.dilate:
         found.append("model.dilate=False: a feature pyramid keeps all strides of the network; leave it out")
+    if isinstance(model, TimmConfig) and model.neck is Neck.none and model.neck_channels != TimmConfig.neck_channels:
+        found.append(f"model.neck_channels={model.neck_channels}: there is no neck to size; add model.neck=fpn")
     if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
         found.append(f"model.stage={model.stage}: must be 160 or 320")
     if isinstance(model, PretrainedConfig):
