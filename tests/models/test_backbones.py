@@ -32,8 +32,8 @@ from headcount.models import backbones, timm_networks, torchvision_networks
 from headcount.models.backbones import Backbone, ContextModule
 from headcount.models.build import build_model, follow_weights
 from headcount.models.clip import ClipResNet, ClipViT
-from headcount.models.pyramid import FeaturePyramid, PyramidBackbone
-from headcount.models.timm_networks import timm_backbone, timm_pyramid
+from headcount.models.pyramid import FeaturePyramid
+from headcount.models.timm_networks import PyramidBackbone, timm_backbone, timm_pyramid
 from headcount.types import BlockGrid
 
 STRIDES = {name: stride for name, stride in ImageNetConfig.names.items() if stride is not None}

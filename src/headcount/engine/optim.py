@@ -48,10 +48,13 @@ def _by_rate(config: OptimConfig, model: nn.Module) -> list[tuple[list[nn.Parame
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.backbone_lr_factor == 1:
         return [([p for _, p in trained], 1.0)]
-    in_backbone = [name.startswith(_BACKBONE) and not name.startswith(_ADDED) for name, _ in trained]
-    backbone = [p for (_, p), within in zip(trained, in_backbone, strict=True) if within]
-    others = [p for (_, p), within in zip(trained, in_backbone, strict=True) if not within]
+    backbone = [p for name, p in trained if _is_pretrained(name)]
+    others = [p for name, p in trained if not _is_pretrained(name)]
     return [(others, 1.0), (backbone, config.backbone_lr_factor)]
+
+
+def _is_pretrained(name: str) -> bool:
+    return name.startswith(_BACKBONE) and not name.startswith(_ADDED)
 
 
 def learning_rate_factor(config: OptimConfig, epoch: float, *, epochs: int) -> float:

@@ -1,17 +1,16 @@
-"""A feature pyramid: combine the maps of a timm network, from its finest needed stride to its last.
+"""A feature pyramid: combine the maps of a network, from its finest needed stride to its last.
 
 Source: arXiv:1612.03144, figure 3. Only the finest map of the pyramid is computed, because one grid of blocks is
 predicted.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headcount.models.backbones import Backbone, initialize
+from headcount.models.backbones import initialize
 
 
 class FeaturePyramid(nn.Module):
@@ -38,37 +37,3 @@ class FeaturePyramid(nn.Module):
         for lateral, finer in zip(list(self.lateral)[-2::-1], maps[-2::-1], strict=True):
             combined = lateral(finer) + F.interpolate(combined, size=finer.shape[-2:], mode="nearest")
         return self.smooth(combined)
-
-
-class PyramidBackbone(Backbone):
-    """The maps of a timm network at several strides, combined by a feature pyramid.
-
-    Args:
-        features: a timm network created with ``features_only=True``.
-        first: index of its finest map that is used.
-        map_channels: numbers of channels of the maps from there on.
-        out_channels: number of channels of the pyramid.
-        channels_last: whether the network returns (batch, rows, cols, channels).
-        description: the other arguments of :class:`Backbone`.
-    """
-
-    def __init__(
-        self,
-        features: nn.Module,
-        *,
-        first: int,
-        map_channels: Sequence[int],
-        out_channels: int,
-        channels_last: bool,
-        **description: Any,
-    ) -> None:
-        super().__init__(features, channels=out_channels, **description)
-        self.first = first
-        self.channels_last = channels_last
-        self.neck = FeaturePyramid(map_channels, out_channels)
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
-        height, width = (size // self.stride * self.stride for size in images.shape[-2:])
-        maps = self.features(images[..., :height, :width])[self.first :]
-        return self.neck([one.movedim(-1, 1) for one in maps] if self.channels_last else maps)

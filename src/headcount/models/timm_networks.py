@@ -4,6 +4,7 @@ Or with a feature pyramid, which brings the maps of all strides to the finest on
 """
 
 import difflib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from headcount.config import ConfigError
 from headcount.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from headcount.models.hub import quick_hub
-from headcount.models.pyramid import PyramidBackbone
+from headcount.models.pyramid import FeaturePyramid
 
 
 class TimmBackbone(Backbone):
@@ -36,9 +37,36 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
         """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
+        return self._maps(images, -1)[0]
+
+    def _maps(self, images: Float[Tensor, "batch 3 height width"], first: int) -> list[Tensor]:
+        """The maps of the network from number ``first`` on, each (batch, channels, rows, cols)."""
         height, width = (size // self.stride * self.stride for size in images.shape[-2:])
-        maps = self.features(images[..., :height, :width])[-1]
-        return maps.movedim(-1, 1) if self.channels_last else maps
+        maps = self.features(images[..., :height, :width])[first:]
+        return [one.movedim(-1, 1) if self.channels_last else one for one in maps]
+
+
+class PyramidBackbone(TimmBackbone):
+    """The maps of a timm network at several strides, combined by a feature pyramid.
+
+    Args:
+        features: a timm network created with ``features_only=True``.
+        first: index of its finest map that is used.
+        map_channels: numbers of channels of the maps from there on.
+        out_channels: number of channels of the pyramid.
+        description: the other arguments of :class:`TimmBackbone`.
+    """
+
+    def __init__(
+        self, features: nn.Module, *, first: int, map_channels: Sequence[int], out_channels: int, **description: Any
+    ) -> None:
+        super().__init__(features, channels=out_channels, **description)
+        self.first = first
+        self.neck = FeaturePyramid(map_channels, out_channels)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
+        """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
+        return self.neck(self._maps(images, self.first))
 
 
 def check_timm_name(name: str) -> None:
@@ -140,6 +168,8 @@ def _colors(features: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(trained.get("mean") or IMAGENET_MEAN), tuple(trained.get("std") or IMAGENET_STD)
 
 
+# Height and width of an image, in pixels.
+_Size = tuple[int, int]
 # Without one of these options, transformers accept images of only one size.
 _SIZES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 
@@ -198,13 +228,23 @@ def _probe(name: str, *, remove_last_stride: bool = False, **options: Any) -> di
         if remove_last_stride:
             _remove_last_stride(network, name)
             stride //= 2
-        # Two sizes, because some networks attend within windows that happen to divide the first.
-        for height, width in ((64, 96), (160, 224)):
-            rows, cols = height // stride, width // stride
-            shape = tuple(network(torch.zeros(1, 3, rows * stride, cols * stride))[-1].shape)
-            if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
-                raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
-    return {"channels": channels, "stride": stride, "channels_last": shape[1] != channels}
+        channels_last = _is_channels_last(network, -1, channels=channels, stride=stride)
+    return {"channels": channels, "stride": stride, "channels_last": channels_last}
+
+
+def _is_channels_last(network: Any, number: int, *, channels: int, stride: int, more: Sequence[_Size] = ()) -> bool:
+    """Whether a map of a network is (batch, rows, cols, channels), checked with images of several sizes.
+
+    Raises:
+        ValueError: if it is of another shape.
+    """
+    # Two sizes, because some networks attend within windows that happen to divide the first.
+    for height, width in ((64, 96), (160, 224), *more):
+        rows, cols = height // stride, width // stride
+        shape = tuple(network(torch.zeros(1, 3, rows * stride, cols * stride))[number].shape)
+        if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
+            raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
+    return bool(shape[1] != channels)
 
 
 @cache
@@ -243,13 +283,7 @@ def _probe_pyramid(name: str, max_stride: int, **options: Any) -> dict[str, Any]
                 f"those of {name} are at {', '.join(map(str, strides))}. Choose another, or model.neck=none"
             )
         stride = strides[first]
-        for height, width in ((64, 96), (160, 224), (72, 136)):
-            rows, cols = height // stride, width // stride
-            maps = network(torch.zeros(1, 3, rows * stride, cols * stride))[first:]
-            shape = tuple(maps[0].shape)
-            if shape not in ((1, channels[first], rows, cols), (1, rows, cols, channels[first])):
-                raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels[first], rows, cols)}")
-    channels_last = shape[1] != channels[first]
+        channels_last = _is_channels_last(network, first, channels=channels[first], stride=stride, more=[(72, 136)])
     return {"first": first, "stride": stride, "map_channels": tuple(channels[first:]), "channels_last": channels_last}
 
 
