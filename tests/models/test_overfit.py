@@ -180,7 +180,6 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("csrnet", "ebc"): Recipe(1e-4, 300, size=SMALL),
     ("cannet", "ebc"): Recipe(1e-4, 300, size=SMALL),
     ("densenet201", "ebc"): Recipe(3e-4, 120, copies=2),
-    ("timm_resnet18", "regression"): Recipe(1e-4, 200, copies=2),
     ("timm_resnet18", "zip"): Recipe(3e-4, 200, copies=2),
     ("timm_pyramid", "ebc"): Recipe(2e-3, 300, copies=2),
     ("timm_convnext_atto", "ebc"): Recipe(3e-4, 300),
