@@ -61,6 +61,10 @@ MODELS = {
     "timm, mixnet": ["model=timm", "model.name=tf_mixnet_s", "model.max_stride=32", "bins.block_size=16"],
     "timm, resnet": ["model=timm", "model.name=resnet10t", "model.max_stride=32", "bins.block_size=32"],
     "timm, pyramid": ["model=timm", "model.name=resnet10t", "model.neck=fpn", "model.max_stride=8"],
+    # Its padding depends on the size of its maps.
+    "timm, pyramid of EfficientNet": [
+        *("model=timm", "model.name=tf_efficientnet_lite0", "model.neck=fpn", "model.max_stride=8"),
+    ],
     "timm, convnext": ["model=timm", "model.name=convnext_atto"],
     "clip_rn50": ["model=clip_rn50", "model.width=16", "model.layers=[1,1,1,1]", *SMALL_CLIP],
     "clip_vit_b16": [
@@ -258,7 +262,7 @@ def test_a_pt2_file_needs_no_headcount(tiny: LoadedCheckpoint, files: tuple, tmp
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """ResNet-101 and DenseNet-201 with one or two blocks per stage: all kinds of layers, but fewer to record."""
-    resnet = partial(torchvision.models.ResNet, Bottleneck, [1, 1, 1, 1])
+    resnet = partial(torchvision.models.ResNet, Bottleneck, [2, 1, 1, 1])
     densenet = partial(torchvision.models.DenseNet, 480, (2, 2, 2, 2), num_init_features=960, bn_size=1)
     monkeypatch.setattr(torchvision.models, "resnet101", lambda weights: resnet())
     monkeypatch.setattr(torchvision.models, "densenet201", lambda weights: densenet())

@@ -145,7 +145,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": number, "WORLD_SIZE": "2", "NODE_RANK": "0"}
         process = start_forked([*SMALL, "runtime.devices=2"], tmp_path, "log", LOCAL_RANK="0", **launched)
         told = finish([process], tmp_path, status=2)
-    assert f"train.py: MASTER_ADDR=127.0.0.1 MASTER_PORT={number}: the processes of this run cannot meet there" in told
+    assert f"train.py: MASTER_ADDR=127.0.0.1 MASTER_PORT={number}: the processes of this run cannot connect" in told
     assert "Traceback" not in told
 
 

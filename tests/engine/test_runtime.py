@@ -57,6 +57,8 @@ def test_another_number_of_processes_is_refused(
         (1, 2, "", "NODE_RANK, MASTER_ADDR, MASTER_PORT is not set; start every machine with torchrun or srun"),
         (1, 2, "NODE_RANK=1 MASTER_PORT=1234", "MASTER_ADDR is not set"),
         (1, 2, "NODE_RANK=2 MASTER_ADDR=a MASTER_PORT=1234", "NODE_RANK=2 is not from 0 to 1"),
+        (1, 2, "NODE_RANK=1 MASTER_ADDR=a MASTER_PORT=abc", "MASTER_PORT=abc is no port"),
+        (2, 1, "MASTER_PORT=99999", "MASTER_PORT=99999 is no port; choose a number from 1 to 65535"),
         # Launchers that distribute the processes otherwise.
         (
             *(2, 1, "WORLD_SIZE=2 LOCAL_WORLD_SIZE=1 LOCAL_RANK=0 TORCHELASTIC_RUN_ID=x"),

@@ -436,6 +436,7 @@ PYRAMIDS = {  # maximum stride, stride, channels of the maps
     "tf_efficientnet_lite0": (8, 8, [40, 112, 320]),
     "convnext_atto": (5, 4, [40, 80, 160, 320]),
     "swin_tiny_patch4_window7_224": (15, 8, [192, 384, 768]),
+    "dla34": (16, 16, [256, 512]),  # refuses images that are no multiples of its last stride
 }
 
 
@@ -446,7 +447,7 @@ def test_a_pyramid_gives_one_feature_for_every_whole_stride_of_its_finest_map(na
     assert isinstance(backbone, PyramidBackbone)
     assert (backbone.channels, backbone.stride) == (24, stride)
     assert [layer.in_channels for layer in backbone.neck.lateral] == channels
-    for height, width in [(104, 136), (100, 150), (37, 61)]:
+    for height, width in [(104, 136), (100, 150), (37, 61), (24, 40), (16, 16)]:
         with torch.no_grad():
             maps = backbone.eval()(torch.rand(1, 3, height, width))
         assert maps.shape == (1, 24, height // stride, width // stride)
@@ -455,10 +456,14 @@ def test_a_pyramid_gives_one_feature_for_every_whole_stride_of_its_finest_map(na
 
 
 @pytest.mark.parametrize(
-    ("name", "most", "strides"), [("resnet18", 32, "2, 4, 8, 16, 32"), ("vit_tiny_patch16_224", 16, "16, 16, 16")]
+    ("name", "most", "strides", "advice"),
+    [
+        ("resnet18", 32, "2, 4, 8, 16, 32", "Set model.max_stride=16, or model.neck=none"),
+        ("vit_tiny_patch16_224", 16, "16, 16, 16", "Set model.neck=none"),
+    ],
 )
-def test_one_map_is_no_pyramid(name: str, most: int, strides: str) -> None:
-    words = rf"model\.max_stride={most}: model\.neck=fpn combines .*those of {name} are at {strides}\."
+def test_one_map_is_no_pyramid(name: str, most: int, strides: str, advice: str) -> None:
+    words = rf"model\.max_stride={most}: model\.neck=fpn combines .*those of {name} have strides {strides}\. {advice}$"
     with pytest.raises(ConfigError, match=words):
         timm_pyramid(name, max_stride=most, channels=24, pretrained=False)
 
@@ -481,8 +486,25 @@ def test_a_pyramid_is_chosen_and_trained_where_its_backbone_is_not() -> None:
         assert not any(id(p) in fast for p in backbone.features.parameters())
 
 
+def test_a_network_for_images_of_one_size_has_no_pyramid() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.name=hiera_tiny_224: not usable with model\.neck=fpn for images of any"
+    ):
+        timm_pyramid("hiera_tiny_224", max_stride=8, channels=24, pretrained=False)
+
+
+def test_an_untrained_pyramid_is_not_frozen() -> None:
+    typed = ["model=timm", "model.name=resnet18", "model.neck=fpn", "model.max_stride=8", "model.freeze=all_but_head"]
+    with pytest.raises(
+        ConfigError, match=r"model\.freeze=all_but_head: the feature pyramid would keep its random weights"
+    ):
+        checked_config(typed, config_name="train")
+
+
 def test_channels_without_a_pyramid_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.neck_channels=64: there is no neck to size; add model\.neck=fpn"):
+    with pytest.raises(
+        ConfigError, match=r"model\.neck_channels=64: has no effect without a feature pyramid; add model\.neck=fpn"
+    ):
         checked_config(
             ["model=timm", "model.name=resnet18", "model.weights=none", "model.neck_channels=64"], config_name="train"
         )

@@ -155,7 +155,8 @@ class TimmConfig(PretrainedConfig):
     maximum stride of the pyramid's finest map."""
     dilate: bool = True
     """Dilate the layers after a reduced stride (timm's ``output_stride``). False (released code) removes the stride of
-    the last stage alone and dilates nothing; only for ResNets, MobileNetV2s and DenseNets. Not with ``neck=fpn``."""
+    the last stage alone and dilates nothing; for ResNets without average pooling in their shortcuts, MobileNetV2s and
+    DenseNets. Not with ``neck=fpn``."""
     neck: Neck = Neck.none
     """Layers between the backbone and the head: ``fpn``, a feature pyramid over the network's own strides
     (arXiv:1612.03144), whose finest map the head gets; or ``none``, the last map."""
@@ -357,7 +358,9 @@ def errors(model: ModelConfig) -> list[str]:
     if isinstance(model, TimmConfig) and model.neck is Neck.fpn and not model.dilate:
         found.append("model.dilate=False: a feature pyramid keeps all strides of the network; leave it out")
     if isinstance(model, TimmConfig) and model.neck is Neck.none and model.neck_channels != TimmConfig.neck_channels:
-        found.append(f"model.neck_channels={model.neck_channels}: there is no neck to size; add model.neck=fpn")
+        found.append(
+            f"model.neck_channels={model.neck_channels}: has no effect without a feature pyramid; add model.neck=fpn"
+        )
     if isinstance(model, MobileNetV2Config) and model.stage not in (160, 320):
         found.append(f"model.stage={model.stage}: must be 160 or 320")
     if isinstance(model, PretrainedConfig):

@@ -26,6 +26,7 @@ from headcount.config.model import (
     ClipViTConfig,
     Freeze,
     ModelConfig,
+    Neck,
     TinyConfig,
 )
 from headcount.config.optim import OptimConfig
@@ -326,6 +327,11 @@ def _fine_tuning_errors(config: TrainConfig, *, weights: bool) -> list[str]:
         errors.append(
             f"model.freeze={freeze.name}: the prompt tokens would stay random; model.frozen=true alone freezes the "
             "image encoder and trains them"
+        )
+    elif freeze is Freeze.all_but_head and config.init_from is None and getattr(config.model, "neck", None) is Neck.fpn:
+        errors.append(
+            "model.freeze=all_but_head: the feature pyramid would keep its random weights; choose "
+            "model.freeze=backbone, or add init_from=CKPT"
         )
     adapter = getattr(config.model, "adapter", None)
     if (freezes_backbone or adapter is not None) and config.optim.backbone_lr_factor != 1:

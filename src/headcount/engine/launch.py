@@ -42,8 +42,8 @@ _NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def naming_address() -> Iterator[None]:
-    """Report processes that cannot connect with the address where they meet.
+def report_connection_errors() -> Iterator[None]:
+    """Report processes that cannot connect in one line, with their address.
 
     Raises:
         ProcessError: instead of torch's own error.
@@ -53,8 +53,9 @@ def naming_address() -> Iterator[None]:
     except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
         address, port = (os.environ.get(name, "unset") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ProcessError(
-            f"MASTER_ADDR={address} MASTER_PORT={port}: the processes of this run cannot meet there "
-            f"({one_line(str(error))}); if another run uses the port, choose another for all processes of this one"
+            f"MASTER_ADDR={address} MASTER_PORT={port}: the processes of this run cannot connect "
+            f"({one_line(str(error))}); check that all of them were started and that every machine can reach this "
+            "address, or choose another MASTER_PORT for all of them if another program uses it"
         ) from error
 
 
@@ -91,6 +92,9 @@ def refuse_other_launch(config: RuntimeConfig) -> None:
                 f"{_commands(devices, num_nodes)}"
             )
     _refuse_no_node(typed, num_nodes)
+    port = os.environ.get("MASTER_PORT", "")
+    if processes > 1 and port and not (port.isdigit() and 1 <= int(port) <= 65535):
+        raise ConfigError(f"{typed}: MASTER_PORT={port} is no port; choose a number from 1 to 65535")
 
 
 def _refuse_no_node(typed: str, num_nodes: int) -> None:

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from headcount.commands import command_line
 from headcount.config import FP16_ON_CPU, ConfigError, Precision, RuntimeConfig
-from headcount.engine.launch import Children, Starter, Watch, naming_address, refuse_other_launch
+from headcount.engine.launch import Children, Starter, Watch, refuse_other_launch, report_connection_errors
 from headcount.engine.precision import choose_precision, uses_cuda
 from headcount.errors import HeadcountError, ProcessError
 from headcount.types import Batch
@@ -93,7 +93,7 @@ class Runtime:
         children = self._start_others(config.devices)
         self._watch: Watch | None = None
         try:
-            with naming_address():
+            with report_connection_errors():
                 self.fabric.launch()
             self.rank = self.fabric.global_rank
             self.world = self.fabric.world_size

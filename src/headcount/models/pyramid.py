@@ -1,7 +1,7 @@
-"""A feature pyramid: combine the maps of a network, from its finest needed stride to its last.
+"""A feature pyramid network: combine a backbone's maps of several strides at the resolution of the finest.
 
-Source: arXiv:1612.03144, figure 3. Only the finest map of the pyramid is computed, because one grid of blocks is
-predicted.
+Source: arXiv:1612.03144, figure 3. Only the finest output is computed, because one grid of blocks is predicted. The
+paper's 3x3 convolution is linear; here BatchNorm and ReLU follow it, because the head after it is a single layer.
 """
 
 from collections.abc import Sequence

@@ -1,15 +1,17 @@
 """Backbones from timm: any network that provides feature maps, with a lower stride where the architecture allows it.
 
-Or with a feature pyramid, which brings the maps of all strides to the finest one that is needed.
+With a feature pyramid, the network keeps its strides, and its maps are combined at the finest one used.
 """
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,36 +39,53 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
         """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
-        return self._maps(images, -1)[0]
+        return self._maps(self._whole_strides(images), -1)[0]
+
+    def _whole_strides(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        height, width = (size // self.stride * self.stride for size in images.shape[-2:])
+        return images[..., :height, :width]
 
     def _maps(self, images: Float[Tensor, "batch 3 height width"], first: int) -> list[Tensor]:
         """The maps of the network from number ``first`` on, each (batch, channels, rows, cols)."""
-        height, width = (size // self.stride * self.stride for size in images.shape[-2:])
-        maps = self.features(images[..., :height, :width])[first:]
-        return [one.movedim(-1, 1) if self.channels_last else one for one in maps]
+        return [one.movedim(-1, 1) if self.channels_last else one for one in self.features(images)[first:]]
 
 
 class PyramidBackbone(TimmBackbone):
     """The maps of a timm network at several strides, combined by a feature pyramid.
 
+    The network sees images padded to multiples of its coarsest stride, so that each map covers the whole image.
+
     Args:
         features: a timm network created with ``features_only=True``.
         first: index of its finest map that is used.
+        coarsest: its last stride, in pixels.
         map_channels: numbers of channels of the maps from there on.
         out_channels: number of channels of the pyramid.
         description: the other arguments of :class:`TimmBackbone`.
     """
 
     def __init__(
-        self, features: nn.Module, *, first: int, map_channels: Sequence[int], out_channels: int, **description: Any
+        self,
+        features: nn.Module,
+        *,
+        first: int,
+        coarsest: int,
+        map_channels: Sequence[int],
+        out_channels: int,
+        **description: Any,
     ) -> None:
         super().__init__(features, channels=out_channels, **description)
         self.first = first
+        self.coarsest = coarsest
         self.neck = FeaturePyramid(map_channels, out_channels)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
         """Compute one feature per complete ``stride`` x ``stride`` square of the image."""
-        return self.neck(self._maps(images, self.first))
+        images = self._whole_strides(images)
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % self.coarsest, 0, -height % self.coarsest))  # zeros are the mean color
+        finest = self.neck(self._maps(padded, self.first))
+        return finest[..., : height // self.stride, : width // self.stride]
 
 
 def check_timm_name(name: str) -> None:
@@ -168,8 +187,6 @@ def _colors(features: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(trained.get("mean") or IMAGENET_MEAN), tuple(trained.get("std") or IMAGENET_STD)
 
 
-# Height and width of an image, in pixels.
-_Size = tuple[int, int]
 # Without one of these options, transformers accept images of only one size.
 _SIZES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 
@@ -213,8 +230,9 @@ def _probe_without_last_stride(name: str, **options: Any) -> dict[str, Any]:
         return _probe(name, remove_last_stride=True, **options)
     except Exception as error:  # AttributeError, RuntimeError, ...
         raise ConfigError(
-            f"model.dilate=False: the stride of the last stage of {name} cannot be removed; only those of ResNets, "
-            "MobileNetV2s and DenseNets can. Set model.dilate=true, or raise model.max_stride"
+            f"model.dilate=False: the stride of the last stage of {name} cannot be removed; it can for ResNets without "
+            "average pooling in their shortcuts (resnet18, resnet50), MobileNetV2s and DenseNets. Set "
+            "model.dilate=true, or raise model.max_stride"
         ) from error
 
 
@@ -228,20 +246,24 @@ def _probe(name: str, *, remove_last_stride: bool = False, **options: Any) -> di
         if remove_last_stride:
             _remove_last_stride(network, name)
             stride //= 2
-        channels_last = _is_channels_last(network, -1, channels=channels, stride=stride)
+        channels_last = _is_channels_last(network, -1, channels=channels, stride=stride, multiple=stride)
     return {"channels": channels, "stride": stride, "channels_last": channels_last}
 
 
-def _is_channels_last(network: Any, number: int, *, channels: int, stride: int, more: Sequence[_Size] = ()) -> bool:
-    """Whether a map of a network is (batch, rows, cols, channels), checked with images of several sizes.
+def _is_channels_last(network: Any, number: int, *, channels: int, stride: int, multiple: int) -> bool:
+    """Whether a map of a network is (batch, rows, cols, channels), checked with images of two sizes.
+
+    Args:
+        multiple: the sides of the images are multiples of this.
 
     Raises:
         ValueError: if it is of another shape.
     """
     # Two sizes, because some networks attend within windows that happen to divide the first.
-    for height, width in ((64, 96), (160, 224), *more):
+    for sides in ((64, 96), (160, 224)):
+        height, width = (side // multiple * multiple for side in sides)
         rows, cols = height // stride, width // stride
-        shape = tuple(network(torch.zeros(1, 3, rows * stride, cols * stride))[number].shape)
+        shape = tuple(network(torch.zeros(1, 3, height, width))[number].shape)
         if shape not in ((1, channels, rows, cols), (1, rows, cols, channels)):
             raise ValueError(f"{height} x {width} px returned {shape}, not {(1, channels, rows, cols)}")
     return bool(shape[1] != channels)
@@ -266,7 +288,7 @@ def _pyramid_options(name: str, max_stride: int) -> tuple[dict[str, Any], dict[s
 
 
 def _probe_pyramid(name: str, max_stride: int, **options: Any) -> dict[str, Any]:
-    """The finest map and all channels of a pyramid, checked with images that are no multiples of the last stride.
+    """The finest map, the coarsest stride and all channels of a pyramid.
 
     Raises:
         ConfigError: if there are not two maps of different strides to combine.
@@ -277,14 +299,23 @@ def _probe_pyramid(name: str, max_stride: int, **options: Any) -> dict[str, Any]
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options).eval()
         strides, channels = network.feature_info.reduction(), network.feature_info.channels()
         first = max((k for k, stride in enumerate(strides) if stride <= max_stride), default=None)
-        if first is None or len({*strides[first:]}) < max(2, len(strides) - first):
+        allowed = [k for k in range(len(strides) - 1) if all(a < b for a, b in itertools.pairwise(strides[k:]))]
+        if first not in allowed:
+            largest = f"Set model.max_stride={strides[allowed[-1]]}, or model.neck=none" if allowed else ""
             raise ConfigError(
-                f"model.max_stride={max_stride}: model.neck=fpn combines the maps of this stride and of coarser ones; "
-                f"those of {name} are at {', '.join(map(str, strides))}. Choose another, or model.neck=none"
+                f"model.max_stride={max_stride}: model.neck=fpn combines maps of at least two strides, the finest of "
+                f"at most this one; those of {name} have strides {', '.join(map(str, strides))}. "
+                f"{largest or 'Set model.neck=none'}"
             )
-        stride = strides[first]
-        channels_last = _is_channels_last(network, first, channels=channels[first], stride=stride, more=[(72, 136)])
-    return {"first": first, "stride": stride, "map_channels": tuple(channels[first:]), "channels_last": channels_last}
+        stride, coarsest = strides[first], strides[-1]
+        layout = _is_channels_last(network, first, channels=channels[first], stride=stride, multiple=coarsest)
+    return {
+        "first": first,
+        "stride": stride,
+        "coarsest": coarsest,
+        "map_channels": tuple(channels[first:]),
+        "channels_last": layout,
+    }
 
 
 def _first_line(error: Exception) -> str:
