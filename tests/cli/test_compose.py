@@ -1,19 +1,31 @@
 """Settings become a config, or are refused with an explanation."""
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import command_choices, config_dir
+from headcount.cli.choices import all_choices, command_choices, config_dir, schemas
 from headcount.cli.compose import compose
 from headcount.cli.composed import composed as kept_config
 from headcount.cli.name import run_name
 from headcount.cli.sweep import check_jobs
-from headcount.config import SCHEMAS, ConfigError, DaceConfig, HeadConfig, StableTransportConfig, TrainConfig, register
+from headcount.config import (
+    SCHEMAS,
+    ConfigError,
+    DaceConfig,
+    HeadConfig,
+    StableTransportConfig,
+    TimmConfig,
+    TinyConfig,
+    TrainConfig,
+    register,
+)
 
 
 def composed(*overrides: str, name: str = "train") -> TrainConfig:
@@ -128,6 +140,20 @@ def test_values_are_set_as_hydra_sets_them(texts: list[str]) -> None:
     assert OmegaConf.to_container(found, resolve=False) == OmegaConf.to_container(expected, resolve=False)
     assert OmegaConf.to_object(found) == OmegaConf.to_object(expected)
     assert OmegaConf.is_struct(found)
+
+
+def test_files_that_are_written_or_changed_later_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "configs" / "model" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    assert "mine" not in all_choices()["model"]
+    mine.write_text("defaults: [/schema/model/tiny@_here_, head: ebc, _self_]\n")
+    assert "mine" in all_choices()["model"]
+    assert schemas("model")["mine"] is TinyConfig
+    mine.write_text("defaults: [/schema/model/timm@_here_, head: ebc, _self_]\nname: resnet18\n")
+    os.utime(mine, ns=(1, 1))
+    assert schemas("model")["mine"] is TimmConfig
+    assert isinstance(composed("model=mine").model, TimmConfig)
 
 
 def test_a_config_that_is_changed_does_not_change_the_next() -> None:

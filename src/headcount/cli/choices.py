@@ -79,7 +79,7 @@ def all_choices() -> dict[str, list[str]]:
     """Every group with its choices, a nested one after the group that it lies in."""
     folders = tuple(config_dirs())
     found: dict[str, list[str]] = {}
-    for group, choice in _choices_in(folders, frozenset(nested_groups())):
+    for group, choice in _choices_in(folders, user_files(), frozenset(nested_groups())):
         found.setdefault(group, []).append(choice)
     for group, kinds in SCHEMAS.items():
         # A kind without a YAML file was registered from Python and is chosen by its own name.
@@ -97,11 +97,11 @@ def command_choices(config_name: str) -> dict[str, list[str]]:
 def default_choices(config_name: str) -> dict[str, str]:
     """Group -> choice, as in the defaults list of a file of configs/, such as ``train``; empty if there is no file."""
     file = find_file(f"{config_name}.yaml")
-    return _defaults_of(file) if file is not None else {}
+    return _defaults_of(file, file.stat().st_mtime_ns) if file is not None else {}
 
 
 @cache
-def _defaults_of(file: Path) -> dict[str, str]:
+def _defaults_of(file: Path, changed: int) -> dict[str, str]:
     entries: Any = OmegaConf.select(OmegaConf.load(file), "defaults")
     return {str(k): str(v) for e in entries if isinstance(e, DictConfig) for k, v in e.items() if " " not in str(k)}
 
@@ -153,9 +153,17 @@ def no_choice(typed: str, choices: Sequence[str]) -> str:
     return f"{typed}: no such choice; allowed are {', '.join(choices)}{hint}"
 
 
+def user_files() -> tuple[tuple[str, int], ...]:
+    """The files of ``./configs`` and when each was changed, so that what is kept of them is not used after that."""
+    files = [file for folder in config_dirs()[:-1] for file in yaml_files(folder)]
+    return tuple((str(file), file.stat().st_mtime_ns) for file in files)
+
+
 @cache
-def _choices_in(folders: tuple[Path, ...], nested: frozenset[str]) -> list[tuple[str, str]]:
-    """The group and the choice of each file of the folders; what two folders have is listed once."""
+def _choices_in(
+    folders: tuple[Path, ...], own: tuple[tuple[str, int], ...], nested: frozenset[str]
+) -> list[tuple[str, str]]:
+    """The group and the choice of each file of the folders, with the user's ``own``; duplicates are listed once."""
     files = {file.relative_to(folder) for folder in folders for file in yaml_files(folder)}
     groups = {file: _group_of(file, nested) for file in sorted(files) if len(file.parts) > 1}
     return [(group, file.relative_to(group).with_suffix("").as_posix()) for file, group in groups.items()]
@@ -187,10 +195,10 @@ def _group_of(file: Path, nested: frozenset[str]) -> str:
 def _kind_in(folders: tuple[Path, ...], group: str, choice: str) -> str | None:
     """The kind of schema that a choice's file names in its defaults list; None without a file or a schema."""
     file = _find_in(folders, f"{group}/{choice}.yaml")
-    return _kind_of(file, group) if file is not None else None
+    return _kind_of(file, file.stat().st_mtime_ns, group) if file is not None else None
 
 
 @cache
-def _kind_of(file: Path, group: str) -> str | None:
+def _kind_of(file: Path, changed: int, group: str) -> str | None:
     named = re.search(rf"/schema/{group}/(\w+)@", read_config_file(file))
     return named[1] if named else None

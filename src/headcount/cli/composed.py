@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from headcount.cli import hydra_private
-from headcount.cli.choices import all_choices, config_dir, config_dirs, yaml_files
+from headcount.cli.choices import all_choices, config_dir, user_files
 from headcount.cli.search_path import search_own_configs
 from headcount.config import SCHEMAS, register_schemas
 
@@ -40,7 +40,7 @@ def composed(config_name: str, texts: Sequence[str], *, with_hydra: bool = False
         found = [override for _, override in parsed if _is_value(override, groups)]
         if len(choices) + len(found) == len(texts):  # Hydra applies anything else in the order typed
             texts, values = choices, found
-    cfg = copy.deepcopy(_compose(_files_of_the_user(), config_name, tuple(texts), with_hydra, registered))
+    cfg = copy.deepcopy(_compose(user_files(), config_name, tuple(texts), with_hydra, registered))
     for override in values:  # as Hydra does at the end of a composition
         OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     return cfg
@@ -61,12 +61,6 @@ def _is_choice(override: hydra_private.Override, groups: Collection[str]) -> boo
 def _is_plain(override: hydra_private.Override) -> bool:
     added = override.is_add() or override.is_force_add() or override.is_delete()
     return not added and override.package is None and not override.is_sweep_override()
-
-
-def _files_of_the_user() -> tuple[tuple[str, int], ...]:
-    """The files of ``./configs`` and when each was changed."""
-    files = [file for folder in config_dirs()[:-1] for file in yaml_files(folder)]
-    return tuple((str(file), file.stat().st_mtime_ns) for file in files)
 
 
 @lru_cache(_MAX_KEPT)
