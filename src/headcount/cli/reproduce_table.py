@@ -4,10 +4,10 @@
   python scripts/reproduce_table.py table=3 dataset=sha model=mobilenet_v2 recipe=short scale=small --run
   python scripts/reproduce_table.py table=1 dataset=sha --seeds 1,2,3
 
-Tables are 1, 2, 3, 4, tokens, count_loss, zip, heads and unsupervised. Settings are those of train.py, for every cell;
-dataset= and model= pick cells where a table compares them. A run counts only if it was made with exactly a cell's
-settings; other runs of its name are listed with the difference. --run trains and evaluates what is missing, one after
-the other; an interrupted run is resumed, and a run that fails does not stop the others.
+Tables are 1, 2, 3, 4, tokens, count_loss, zip, unsupervised, heads and backbones. Settings are those of train.py,
+for every cell; dataset= and model= pick cells where a table compares them. A run counts only if it was made with
+exactly a cell's settings; other runs of its name are listed with the difference. --run trains and evaluates what is
+missing, one after the other; an interrupted run is resumed, and a run that fails does not stop the others.
 
 Writes table<N>.md, .tex and .png to tables/ (--output FOLDER); runs are read from checkpoints/ (output_dir=FOLDER).
 Exit status: 0; 1 if a run failed; 2 if a setting is invalid.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from headcount.report.tables import ReproducedTable
     from headcount.runs import RunRecord
 
-TABLES = ("1", "2", "3", "4", "tokens", "count_loss", "zip", "heads", "unsupervised")
+TABLES = ("1", "2", "3", "4", "tokens", "count_loss", "zip", "unsupervised", "heads", "backbones")
 """The names of the tables, known without the slow imports of ``headcount.report.tables``."""
 
 

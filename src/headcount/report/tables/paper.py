@@ -1,8 +1,8 @@
 """The paper's tables: their cells, as experiment files, and what the paper prints.
 
 Source: arXiv:2403.09281, version 1; of the tokens: version 2, figure 5; of ZIP: arXiv:2506.19955; without labels: the
-poster "Unsupervised Crowd Counting with CLIP" (Technical University of Denmark), after arXiv:2304.04231. The table of
-heads is this project's own.
+poster "Unsupervised Crowd Counting with CLIP" (Technical University of Denmark), after arXiv:2304.04231. The tables of
+heads and of backbones are this project's own.
 """
 
 from collections.abc import Sequence
@@ -135,6 +135,16 @@ TABLES: dict[str, PaperTable] = {
         ("SHA",),
         tuple(_row(label, "heads", [name]) for label, name in _HEADS.items()),
         judged_on="test",
+    ),
+    "backbones": PaperTable(
+        "Two of the paper's networks with and without EBC, one recipe and budget",
+        ("SHA",),
+        (
+            _row("VGG16, Blockwise", "backbones", ["vgg16_blockwise"]),
+            _row("VGG16, EBC", "backbones", ["vgg16_ebc"], against="VGG16, Blockwise"),
+            _row("CSRNet", "backbones", ["csrnet"]),
+            _row("CSRNet-EBC", "backbones", ["csrnet_ebc"], against="CSRNet"),
+        ),
     ),
 }
 """The tables by the name that ``reproduce_table.py`` takes."""
